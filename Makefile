@@ -1,0 +1,24 @@
+# Four targets; everything else is the `polytrace` command.
+PYTHON ?= python3
+BIN := .venv/bin
+# uv does not read pip's find-links; passing them on lets a local wheel folder serve both.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: demo test lint
+
+demo: .venv/ready
+	$(BIN)/polytrace demo
+
+test: .venv/ready
+	$(BIN)/pytest
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet -e '.[dev]' -c constraints.txt
+	touch $@
