@@ -1,0 +1,16 @@
+"""Whether the answer could be read at all."""
+
+from dataclasses import dataclass
+
+from rewards.score import Comparison
+
+
+@dataclass(frozen=True)
+class Reward:
+    """1 for an answer whose status is `ok` or `empty`, 0 for any other."""
+
+    weight: float = 0.1
+
+    def __call__(self, comparison: Comparison) -> float | None:
+        """1.0 or 0.0, by the answer's status alone."""
+        return float(comparison.answer.status.valid)
