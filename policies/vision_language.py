@@ -1,0 +1,285 @@
+"""Policy over transformers' image-text models: Qwen3-VL and Qwen2.5-VL, from a toy of 1 M parameters to the released sizes.
+
+One row a group (policies/packing.py): the prompt once, then its G responses, each seeing the prompt and itself, at positions
+that restart after the prompt. Exact, and P + G*T tokens of work in place of G*(P + T).
+
+Special tokens other than the end token cannot be sampled (a sampled image token would break the next forward pass); the learner
+takes its log-probabilities under the same restriction, so that both speak of one distribution.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoTokenizer, DynamicCache
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from envs.polygons import Answer, AnswerCodec
+from policies.base import PromptRows, Response, VisionFeatures
+from policies.packing import pack_rows, pad_left, pad_responses
+
+_FAMILIES = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+_LOGIT_CHUNK = 4096
+"""Scored tokens whose logits are held at once: [tokens, vocabulary] of a long batch would not fit."""
+
+
+@dataclass
+class PromptCache:
+    """Keys and values of prompts, forked to N answers that go on from them."""
+
+    keys_values: DynamicCache
+    mask: Tensor
+    """[N, length so far] bool."""
+    next_position: Tensor
+    """[N] int64."""
+
+
+class Policy(nn.Module):
+    """A vision-language model with its tokenizer, its image processor, and the codec that its answers are written in."""
+
+    def __init__(self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32") -> None:
+        """Load a Hugging Face folder.
+
+        question: the user's text, `{phrase}` standing for the example's phrase. dtype: name of a torch dtype. Raises
+        FileNotFoundError without such a folder, ValueError for a model of another family.
+        """
+        super().__init__()
+        if not (checkpoint / "config.json").is_file():
+            raise FileNotFoundError(f"policy.checkpoint is {checkpoint}, which has no config.json; give a Hugging Face model folder.")
+        config = AutoConfig.from_pretrained(checkpoint)
+        if config.model_type not in _FAMILIES:
+            raise ValueError(
+                f"{checkpoint} is a {config.model_type} model, and this file knows {' and '.join(_FAMILIES)}; another family is one more "
+                "file in policies/."
+            )
+        family = _FAMILIES[config.model_type]
+        self.model = family.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
+        self.codec = codec
+        self.question = question
+        self.end_token: int = self.tokenizer.eos_token_id
+        self._image_token: int = config.image_token_id
+        self._vision_end: int = config.vision_end_token_id
+        self._merge: int = config.vision_config.spatial_merge_size
+        unsampled = sorted(set(self.tokenizer.all_special_ids) - {self.end_token})
+        self.register_buffer("_unsampled", torch.tensor(unsampled), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.model.device
+
+    # Text and images in.
+
+    def _question_tokens(self, phrase: str, image_tokens: int) -> tuple[list[int], list[int]]:
+        """Prompt token ids, cut behind the image: what all questions about one image share, and the rest."""
+        content = [{"type": "image"}, {"type": "text", "text": self.question.format(phrase=phrase)}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        image = ids.index(self._image_token)
+        ids = ids[:image] + [self._image_token] * image_tokens + ids[image + 1 :]
+        end = ids.index(self._vision_end) + 1
+        return ids[:end], ids[end:]
+
+    def _image_inputs(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor, list[int]]:
+        """(pixel_values, image_grid [B, 3], tokens an image) of B images [H, W, 3]."""
+        inputs = self.image_processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
+        grid = inputs["image_grid_thw"]
+        return inputs["pixel_values"], grid, (grid.prod(-1) // self._merge**2).tolist()
+
+    def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
+        """[P] token ids of the question about an image [H, W, 3]."""
+        _, _, (image_tokens,) = self._image_inputs([image])
+        shared, rest = self._question_tokens(phrase, image_tokens)
+        return np.array(shared + rest, np.int64)
+
+    def answer_tokens(self, text: str) -> NDArray[np.int64]:
+        """[T] token ids of an answer's text, end token included."""
+        return np.array([*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_token], np.int64)
+
+    def rows(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        phrases: Sequence[str],
+        responses: Sequence[Sequence[NDArray[np.int64]]],
+    ) -> PromptRows:
+        """Rows for B questions (image [H, W, 3], phrase) with the token ids of up to G responses each, all of them scored."""
+        pixel_values, grid, counts = self._image_inputs(images)
+        prompts = [sum(self._question_tokens(phrase, n), []) for phrase, n in zip(phrases, counts, strict=True)]
+        prompt_tokens, prompt_mask = pad_left([np.array(p, np.int64) for p in prompts], self.end_token)
+        tokens, mask = pad_responses(responses, self.end_token)
+        return self._on_device(PromptRows(prompt_tokens, prompt_mask, pixel_values, grid, tokens, mask, mask))
+
+    def supervised_rows(
+        self, images: Sequence[NDArray[np.uint8]], pairs: Sequence[Sequence[tuple[str, NDArray[np.int64]]]]
+    ) -> PromptRows:
+        """Rows of B images with several (phrase, answer token ids) each: only the image is shared, only answers are scored."""
+        pixel_values, grid, counts = self._image_inputs(images)
+        prompt_tokens, prompt_mask = pad_left(
+            [np.array(self._question_tokens("", n)[0], np.int64) for n in counts], self.end_token
+        )
+        questions = [[np.array(self._question_tokens(phrase, 1)[1], np.int64) for phrase, _ in row] for row in pairs]
+        whole = [
+            [np.concatenate([q, answer]) for q, (_, answer) in zip(qs, row, strict=True)]
+            for qs, row in zip(questions, pairs, strict=True)
+        ]
+        tokens, mask = pad_responses(whole, self.end_token)
+        _, asked = pad_responses(questions, self.end_token)
+        scored = mask.clone()
+        scored[:, :, : asked.shape[2]] &= ~asked
+        return self._on_device(PromptRows(prompt_tokens, prompt_mask, pixel_values, grid, tokens, mask, scored))
+
+    def _on_device(self, rows: PromptRows) -> PromptRows:
+        return PromptRows(*(part.to(self.device) for part in vars(rows).values()))
+
+    # Learning.
+
+    def _prompt_positions(self, rows: PromptRows) -> tuple[Tensor, Tensor]:
+        """Three-axis positions [3, B, P] of the prompts, and the position [B] at which text goes on."""
+        positions, _ = self.model.model.get_rope_index(
+            rows.prompt_tokens,
+            mm_token_type_ids=(rows.prompt_tokens == self._image_token).int(),
+            image_grid_thw=rows.image_grid,
+            attention_mask=rows.prompt_mask,
+        )
+        last = positions.masked_fill(~rows.prompt_mask, 0).amax(dim=(0, 2))
+        return positions, last + 1
+
+    def _scored_states(self, rows: PromptRows) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states [S, width] that predict the scored tokens, those tokens [S], and their places in [B*G*T]."""
+        packed = pack_rows(rows)
+        prompt_positions, following = self._prompt_positions(rows)
+        response_positions = (following[:, None] + packed.steps).expand(3, -1, -1)
+        states = self.model.model(
+            input_ids=packed.tokens,
+            attention_mask=packed.attends,
+            position_ids=torch.cat([prompt_positions, response_positions], dim=2),
+            pixel_values=rows.pixel_values,
+            image_grid_thw=rows.image_grid,
+            use_cache=False,
+        ).last_hidden_state
+        return states.flatten(0, 1)[packed.predictors], packed.targets, packed.places
+
+    def _token_logprobs(self, states: Tensor, temperature: float) -> Tensor:
+        """[S, V] float32 log-probabilities over what can be sampled."""
+        logits = self.model.lm_head(states).float().index_fill(-1, self._unsampled, -torch.inf)
+        return torch.log_softmax(logits / temperature, dim=-1)
+
+    def forward(self, rows: PromptRows, temperature: float = 1.0) -> Tensor:
+        """[B, G, T] float32 log-probabilities of the response tokens at a temperature; 0 outside scored_mask."""
+        states, targets, places = self._scored_states(rows)
+        chosen = [
+            self._token_logprobs(part, temperature).gather(1, token[:, None])[:, 0]
+            for part, token in zip(states.split(_LOGIT_CHUNK), targets.split(_LOGIT_CHUNK), strict=True)
+        ]
+        flat = torch.zeros(rows.scored_mask.numel(), device=self.device).index_put((places,), torch.cat(chosen))
+        return flat.view(rows.scored_mask.shape)
+
+    def sft_loss(self, rows: PromptRows, number_spread: float = 0.0) -> Tensor:
+        """Mean cross-entropy (nats a scored token), a scalar.
+
+        number_spread: where above 0, a number's target is a Gaussian of that many numbers' width over its neighbours.
+        """
+        states, targets, _ = self._scored_states(rows)
+        logprobs = self._token_logprobs(states, 1.0)
+        if number_spread <= 0:
+            return functional.nll_loss(logprobs, targets)
+        numbers = torch.tensor(list(self._number_tokens()), device=self.device)
+        value = (targets[:, None] == numbers).float() @ torch.arange(len(numbers), device=self.device).float()
+        distance = torch.arange(len(numbers), device=self.device) - value[:, None]
+        weights = torch.softmax(-0.5 * (distance / number_spread) ** 2, dim=1)
+        spread = -(weights * logprobs[:, numbers]).sum(1)
+        exact = -logprobs.gather(1, targets[:, None])[:, 0]
+        return torch.where(torch.isin(targets, numbers), spread, exact).mean()
+
+    def _number_tokens(self) -> Iterator[int]:
+        """Ids of "0", "1", ... as far as each is one token."""
+        vocabulary = self.tokenizer.get_vocab()
+        value = 0
+        while str(value) in vocabulary:
+            yield vocabulary[str(value)]
+            value += 1
+
+    # Sampling.
+
+    @torch.no_grad()
+    def prefill(self, rows: PromptRows, group_size: int, temperature: float) -> tuple[PromptCache, Tensor]:
+        """Encode B prompts once and fork each to G answers: the cache, and log-probabilities [B*G, V] of the first token."""
+        positions, following = self._prompt_positions(rows)
+        length = rows.prompt_mask.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        diagonal = torch.eye(length, dtype=torch.bool, device=self.device)
+        output = self.model.model(
+            input_ids=rows.prompt_tokens,
+            attention_mask=((causal & rows.prompt_mask[:, None, :]) | diagonal)[:, None],
+            position_ids=positions,
+            pixel_values=rows.pixel_values,
+            image_grid_thw=rows.image_grid,
+            use_cache=True,
+        )
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(group_size)
+        logprobs = self._token_logprobs(output.last_hidden_state[:, -1], temperature)
+        forked = PromptCache(
+            cache, rows.prompt_mask.repeat_interleave(group_size, 0), following.repeat_interleave(group_size)
+        )
+        return forked, logprobs.repeat_interleave(group_size, 0)
+
+    @torch.no_grad()
+    def decode(self, cache: PromptCache, tokens: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities [N, V] of the token after `tokens` [N]; the cache grows by one."""
+        cache.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
+        states = self.model.model(
+            input_ids=tokens[:, None],
+            attention_mask=cache.mask[:, None, None, :],
+            position_ids=cache.next_position.expand(3, -1)[:, :, None],
+            past_key_values=cache.keys_values,
+            use_cache=True,
+        ).last_hidden_state[:, 0]
+        cache.next_position = cache.next_position + 1
+        return self._token_logprobs(states, temperature)
+
+    def keep(self, cache: PromptCache, indices: Tensor) -> None:
+        """Drop all answers of the cache but `indices` [M], so that finished ones cost nothing."""
+        cache.keys_values.batch_select_indices(indices)
+        cache.mask, cache.next_position = cache.mask[indices], cache.next_position[indices]
+
+    def text(self, response: Response) -> str:
+        """The response's text without its end token."""
+        tokens = response.tokens[:-1] if response.finish == "stop" else response.tokens
+        return self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+
+    def read(self, response: Response, height: int, width: int) -> Answer:
+        """The response as polygons in pixels of a height x width image; never raises on model output."""
+        return self.codec.read(self.text(response), height, width, truncated=response.finish == "length")
+
+    # For the refiner.
+
+    @torch.no_grad()
+    def vision_features(self, images: Sequence[NDArray[np.uint8]]) -> VisionFeatures:
+        """Features of B images [H, W, 3] of one size: tower output, and patch embeddings (before any block) as early ones."""
+        pixel_values, grid, _ = self._image_inputs(images)
+        pixel_values, grid = pixel_values.to(self.device, self.model.dtype), grid.to(self.device)
+        visual = self.model.model.visual
+        final = visual(pixel_values, grid_thw=grid).pooler_output
+        early = visual.patch_embed(pixel_values).view(len(pixel_values), -1)
+        rows, columns = (grid[0, 1:] // self._merge).tolist()
+        final = final.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
+        # Patches come merge block by merge block; a block's patches become channels of its place.
+        early = early.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
+        return VisionFeatures(final.float().contiguous(), early.float().contiguous())
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary Hugging Face folder (safetensors, tokenizer, image processor)."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)

@@ -1,0 +1,77 @@
+"""Weights in flight: parameters cut into buckets, each with its checksum, so that no one ever holds two full copies.
+
+The checksum of a policy is the hash of its buckets' hashes. A receiver computes it from the parameters it then has, not from
+what it was sent: a delivery that did not arrive cannot agree.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+BUCKET_BYTES = 32 * 2**20
+"""A bucket is closed when it has this many bytes."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Some parameters, one after the other."""
+
+    names: tuple[str, ...]
+    data: NDArray[np.uint8]
+    """Bytes of the parameters in the order of `names`, each contiguous."""
+    sha256: str
+    """Of `data`, 64 hex digits."""
+
+
+def make_bucket(parameters: Sequence[tuple[str, Tensor]]) -> Bucket:
+    """A bucket of named tensors."""
+    data = np.concatenate([_bytes(tensor) for _, tensor in parameters])
+    return Bucket(tuple(name for name, _ in parameters), data, hashlib.sha256(data).hexdigest())
+
+
+def bucket_names(module: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Named parameters of `module`, in order, cut so that each part has about BUCKET_BYTES. Sharded ones count their full size."""
+    part: list[tuple[str, nn.Parameter]] = []
+    size = 0
+    for name, parameter in module.named_parameters():
+        part.append((name, parameter))
+        # Under ZeRO-3 a parameter is empty until gathered; ds_numel is its full size.
+        size += vars(parameter).get("ds_numel", parameter.numel()) * parameter.element_size()
+        if size >= BUCKET_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+@torch.no_grad()
+def load_bucket(module: nn.Module, bucket: Bucket) -> None:
+    """Copy a bucket into the parameters it names; shapes and dtypes are those of `module`."""
+    parameters = dict(module.named_parameters())
+    start = 0
+    for name in bucket.names:
+        parameter = parameters[name]
+        size = parameter.numel() * parameter.element_size()
+        # A copy, since what arrives through shared memory is read-only.
+        flat = torch.from_numpy(bucket.data[start : start + size].copy()).view(parameter.dtype)
+        parameter.copy_(flat.view(parameter.shape))
+        start += size
+
+
+def checksum(hashes: Iterable[str]) -> str:
+    """SHA-256 over the buckets' hashes, in order: the checksum of the whole policy."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def held_checksum(module: nn.Module) -> str:
+    """Checksum of the weights that `module` holds now (not sharded)."""
+    return checksum(make_bucket(part).sha256 for part in bucket_names(module))
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
