@@ -1,0 +1,235 @@
+"""What a step collects (Rollout, Group), and the rows that the archive keeps of it.
+
+The columns are described in docs/archive.md. Vertices and boxes are pixels (x right, y down), masks COCO's RLE.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from envs.example import Example, Truth
+from envs.polygons import Answer, AnswerStatus, Instance, flatten_rings
+from envs.raster import mask_from_rle, rle_from_mask
+from policies.base import Response
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer of a group, scored."""
+
+    index: int
+    """Place in its group, 0 .. G - 1."""
+    response: Response
+    """What was sampled: T tokens with their log-probabilities."""
+    text: str
+    """The tokens as text, end token left out."""
+    answer: Answer
+    """The text read: polygons in pixels, or the status that says why not."""
+    intersection_px: int
+    """Pixels of both answer and truth; ignored pixels count nowhere, here and below."""
+    answer_area_px: int
+    """Pixels of the answer."""
+    iou: float
+    """Intersection over union, 0..1; 1 where both are empty."""
+    terms: dict[str, float | None]
+    """Each reward before weighting, by file name; in [0, 1], None where it does not apply."""
+    policy_version: int
+    """Version of the weights that sampled it."""
+    seed: int
+    """Key of its random stream, 0 .. 2**64 - 1."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """G answers to one example; run, step and position name it (one example may be asked many times)."""
+
+    run: str
+    """Name of the run."""
+    step: int
+    """Step of the main loop that asked."""
+    position: int
+    """Place among the groups of its step, 0 .. B - 1."""
+    example: Example
+    """What was asked, with its truth."""
+    prompt_tokens: NDArray[np.int64]
+    """[P] token ids of the prompt, image placeholders included."""
+    policy_checksum: str
+    """SHA-256 of the weights that sampled it (64 hex digits)."""
+    temperature: float
+    """The logits were divided by it."""
+    rollouts: tuple[Rollout, ...]
+    """[G] answers, in order of index."""
+    totals: tuple[float, ...] = ()
+    """[G] one total reward a rollout, made on the driver; () until then."""
+
+
+_INTS = pa.list_(pa.int32())
+_FLOATS = pa.list_(pa.float64())
+_ROLLOUT_COLUMNS = {
+    "run": pa.string(),
+    "step": pa.int64(),
+    "position": pa.int32(),
+    "index": pa.int32(),
+    "example_id": pa.string(),
+    "prompt": pa.string(),
+    "tokens": _INTS,
+    "text": pa.string(),
+    "logprobs": pa.list_(pa.float32()),
+    "finish": pa.string(),
+    "policy_version": pa.int64(),
+    "policy_checksum": pa.string(),
+    "seed": pa.uint64(),
+    "temperature": pa.float64(),
+    "status": pa.string(),
+    "vertices_px": _FLOATS,
+    "ring_offsets": _INTS,
+    "instance_offsets": _INTS,
+    "boxes_px": _FLOATS,
+    "labels": pa.list_(pa.string()),
+    "scores": _FLOATS,
+    "intersection_px": pa.int64(),
+    "answer_area_px": pa.int64(),
+    "iou": pa.float64(),
+    "total": pa.float64(),
+}
+_NULLABLE = {"boxes_px", "labels", "scores", "ignore"}
+
+ANSWER_COLUMNS = ("status", "vertices_px", "ring_offsets", "instance_offsets", "boxes_px", "labels", "scores")
+"""The columns that `answer_from_row` needs."""
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field(name, kind, nullable=name in _NULLABLE)
+        for name, kind in {
+            "example_id": pa.string(),
+            "split": pa.string(),
+            "source": pa.string(),
+            "licence": pa.string(),
+            "prompt": pa.string(),
+            "image_key": pa.string(),
+            "image_sha256": pa.string(),
+            "height": pa.int32(),
+            "width": pa.int32(),
+            "masks": pa.list_(pa.string()),
+            "ignore": pa.string(),
+        }.items()
+    ]
+)
+
+
+def rollout_schema(reward_names: Sequence[str]) -> pa.Schema:
+    """Schema of the rollouts table: the fixed columns, then a nullable float64 column `reward_<name>` a reward."""
+    fixed = [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _ROLLOUT_COLUMNS.items()]
+    return pa.schema(fixed + [pa.field(f"reward_{name}", pa.float64()) for name in reward_names])
+
+
+def reward_names(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Names of all reward terms in these groups, sorted."""
+    return tuple(sorted({name for group in groups for rollout in group.rollouts for name in rollout.terms}))
+
+
+def rollout_table(groups: Sequence[Group]) -> pa.Table:
+    """One row an answer, in the order of the groups; every group needs its totals."""
+    rows = [
+        _rollout_row(group, rollout, total)
+        for group in groups
+        for rollout, total in zip(group.rollouts, group.totals, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=rollout_schema(reward_names(groups)))
+
+
+def example_table(examples: Sequence[Example]) -> pa.Table:
+    """One row an example, its true masks as COCO RLE."""
+    return pa.Table.from_pylist([_example_row(example) for example in examples], schema=EXAMPLE_SCHEMA)
+
+
+def _rollout_row(group: Group, rollout: Rollout, total: float) -> dict[str, object]:
+    return {
+        "run": group.run,
+        "step": group.step,
+        "position": group.position,
+        "index": rollout.index,
+        "example_id": group.example.id,
+        "prompt": group.example.prompt.text,
+        "tokens": rollout.response.tokens.astype(np.int32),
+        # A lone surrogate is legal in a str but not in UTF-8, and model output must never be an error.
+        "text": rollout.text.encode("utf-8", "replace").decode("utf-8"),
+        "logprobs": rollout.response.logprobs.astype(np.float32),
+        "finish": rollout.response.finish,
+        "policy_version": rollout.policy_version,
+        "policy_checksum": group.policy_checksum,
+        "seed": rollout.seed,
+        "temperature": group.temperature,
+        **_answer_columns(rollout.answer),
+        "intersection_px": rollout.intersection_px,
+        "answer_area_px": rollout.answer_area_px,
+        "iou": rollout.iou,
+        "total": total,
+        **{f"reward_{name}": value for name, value in rollout.terms.items()},
+    }
+
+
+def _answer_columns(answer: Answer) -> dict[str, object]:
+    vertices, ring_offsets = flatten_rings(answer.rings_px)
+    num_rings = [len(instance.ring_offsets) - 1 for instance in answer.instances]
+    boxes = [instance.box_px or (None,) * 4 for instance in answer.instances]
+    return {
+        "status": answer.status.value,
+        "vertices_px": vertices.ravel(),
+        "ring_offsets": ring_offsets.astype(np.int32),
+        "instance_offsets": np.cumsum([0, *num_rings], dtype=np.int32),
+        "boxes_px": _null_if_none([edge for box in boxes for edge in box]),
+        "labels": _null_if_none([instance.label for instance in answer.instances]),
+        "scores": _null_if_none([instance.score for instance in answer.instances]),
+    }
+
+
+def _null_if_none(values: Sequence[object]) -> Sequence[object] | None:
+    return values if any(value is not None for value in values) else None
+
+
+def _example_row(example: Example) -> dict[str, object]:
+    ignore = example.truth.ignore
+    return {
+        "example_id": example.id,
+        "split": example.split,
+        "source": example.source,
+        "licence": example.licence,
+        "prompt": example.prompt.text,
+        "image_key": example.image.key,
+        "image_sha256": example.image.sha256,
+        "height": example.image.height,
+        "width": example.image.width,
+        "masks": [rle_from_mask(mask) for mask in example.truth.masks],
+        "ignore": None if ignore is None else rle_from_mask(ignore),
+    }
+
+
+def answer_from_row(row: Mapping[str, Any]) -> Answer:
+    """The Answer of a row of the rollouts table, exactly as archived; the row has at least ANSWER_COLUMNS."""
+    vertices_px = np.asarray(row["vertices_px"], np.float64).reshape(-1, 2)
+    ring_offsets = np.asarray(row["ring_offsets"], np.int64)
+    num_instances = len(row["instance_offsets"]) - 1
+    boxes = row["boxes_px"] or [None] * (4 * num_instances)
+    labels = row["labels"] or [None] * num_instances
+    scores = row["scores"] or [None] * num_instances
+    instances = []
+    for k, (first, end) in enumerate(pairwise(row["instance_offsets"])):
+        offsets = ring_offsets[first : end + 1]
+        vertices = vertices_px[offsets[0] : offsets[-1]]
+        box = None if boxes[4 * k] is None else tuple(boxes[4 * k : 4 * k + 4])
+        instances.append(Instance(vertices, offsets - offsets[0], box, labels[k], scores[k]))
+    return Answer(AnswerStatus(row["status"]), tuple(instances))
+
+
+def truth_from_row(row: Mapping[str, Any]) -> Truth:
+    """The Truth of a row of the examples table: masks [K, H, W] and, where there is one, ignore [H, W]."""
+    height, width = row["height"], row["width"]
+    masks = [mask_from_rle(counts, height, width) for counts in row["masks"]]
+    ignore = None if row["ignore"] is None else mask_from_rle(row["ignore"], height, width)
+    return Truth(np.array(masks, np.bool_).reshape(-1, height, width), ignore)

@@ -1,0 +1,163 @@
+"""One rollout worker: answers prompts in groups, reads the answers as polygons, scores them. A plain class; Ray only wraps it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from envs.example import Env, Example
+from envs.plugin import Plugin
+from policies.base import Response
+from policies.weights import Bucket, bucket_names, held_checksum, load_bucket, make_bucket
+from rewards.score import Comparison, RewardBreakdown, Target, compare, score
+from rollout.engine_shared import Sampling, sample, uniforms
+from rollout.records import Group, Rollout
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A fixed piece of a step: the groups that are sampled in one batch, whoever samples them."""
+
+    split: str
+    step: int
+    positions: tuple[int, ...]
+    """Places of the groups in the step."""
+    indices: tuple[int, ...]
+    """Example of each, by index in the split."""
+    group_size: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker builds itself from; small, since it travels."""
+
+    run: str
+    """Name of the run."""
+    seed: int
+    env: Plugin
+    policy: Plugin
+    rewards: Mapping[str, Plugin] = field(default_factory=dict)
+    threads: int = 1
+    """Torch threads of one worker."""
+
+
+def answer_seed(seed: int, step: int, position: int, index: int) -> int:
+    """Key of the random stream of one answer, 0 .. 2**64 - 1."""
+    return int(np.random.SeedSequence([seed, step, position, index]).generate_state(1, np.uint64)[0])
+
+
+class RolloutWorker:
+    """A policy, the data, and the rewards, in one process."""
+
+    def __init__(self, settings: WorkerSettings, name: str) -> None:
+        torch.set_num_threads(settings.threads)
+        self.name = name
+        self._settings = settings
+        self._policy: Any = settings.policy.build()
+        self._policy.eval()
+        self._rewards = {key: plugin.build() for key, plugin in settings.rewards.items()}
+        self._envs: dict[str, Env] = {}
+        self._version = -1
+        self._checksum = ""
+
+    def set_weights(self, version: int, buckets: Iterable[Bucket]) -> str:
+        """Take over weights; returns the checksum of what this worker now holds, computed from its own parameters."""
+        self._version = -1
+        for bucket in buckets:
+            load_bucket(self._policy.model, bucket)
+        self._checksum = held_checksum(self._policy.model)
+        self._version = version
+        return self._checksum
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        """Replace the weights by those of a Hugging Face folder; they have no version until `set_weights` gives them one."""
+        self._version = -1
+        self._policy = self._settings.policy.with_settings(checkpoint=checkpoint).build()
+        self._policy.eval()
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The weights that this worker holds, cut into buckets."""
+        return (make_bucket(part) for part in bucket_names(self._policy.model))
+
+    def answer(self, unit: Unit, version: int) -> list[Group]:
+        """Sample and score a unit's groups with the weights of `version`.
+
+        Raises RuntimeError where this worker holds other weights: a stale answer must never pass for a fresh one.
+        """
+        if version != self._version:
+            raise RuntimeError(
+                f"worker {self.name} holds weights of version {self._version}, the unit of step {unit.step} wants {version}; "
+                "set_weights first."
+            )
+        env = self._env(unit.split)
+        examples = [env[index] for index in unit.indices]
+        images = [env.image(example.image) for example in examples]
+        seeds = [
+            [answer_seed(self._settings.seed, unit.step, position, k) for k in range(unit.group_size)]
+            for position in unit.positions
+        ]
+        responses = self._sample(unit, examples, images, seeds)
+        return [
+            self._group(unit, n, example, image, responses[n], seeds[n])
+            for n, (example, image) in enumerate(zip(examples, images, strict=True))
+        ]
+
+    def _env(self, split: str) -> Env:
+        if split not in self._envs:
+            self._envs[split] = self._settings.env.build(split=split)
+        return self._envs[split]
+
+    def _sample(
+        self, unit: Unit, examples: list[Example], images: list[NDArray[np.uint8]], seeds: list[list[int]]
+    ) -> list[list[Response]]:
+        """[B][G] responses."""
+        no_response = [[np.array([self._policy.end_token])]] * len(examples)
+        rows = self._policy.rows(images, [example.prompt.text for example in examples], no_response)
+        draws = np.array([[uniforms((s,), unit.sampling.max_tokens) for s in row] for row in seeds])
+        flat = sample(self._policy, rows, unit.sampling, draws)
+        return [flat[first : first + unit.group_size] for first in range(0, len(flat), unit.group_size)]
+
+    def _group(
+        self,
+        unit: Unit,
+        n: int,
+        example: Example,
+        image: NDArray[np.uint8],
+        responses: list[Response],
+        seeds: list[int],
+    ) -> Group:
+        height, width = example.image.height, example.image.width
+        answers = [self._policy.read(response, height, width) for response in responses]
+        comparisons = compare(answers, Target.from_truth(example.truth))
+        scored = zip(responses, comparisons, score(comparisons, self._rewards), seeds, strict=True)
+        return Group(
+            run=self._settings.run,
+            step=unit.step,
+            position=unit.positions[n],
+            example=example,
+            prompt_tokens=self._policy.prompt_tokens(image, example.prompt.text),
+            policy_checksum=self._checksum,
+            temperature=unit.sampling.temperature,
+            rollouts=tuple(self._rollout(k, *parts) for k, parts in enumerate(scored)),
+        )
+
+    def _rollout(
+        self, index: int, response: Response, comparison: Comparison, breakdown: RewardBreakdown, seed: int
+    ) -> Rollout:
+        return Rollout(
+            index=index,
+            response=response,
+            text=self._policy.text(response),
+            answer=comparison.answer,
+            intersection_px=comparison.intersection_px,
+            answer_area_px=comparison.answer_area_px,
+            iou=comparison.iou,
+            terms=breakdown.terms,
+            policy_version=self._version,
+            seed=seed,
+        )
