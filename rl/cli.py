@@ -1,0 +1,145 @@
+"""The `polytrace` command. Each command's module is imported when it runs, so that --help is quick."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Reinforcement-learning fine-tuning for vision-language models that answer with polygons.",
+)
+archive_app = typer.Typer(no_args_is_help=True, help="Look into the archive of a run.")
+export_app = typer.Typer(no_args_is_help=True, help="Take something out of a run.")
+app.add_typer(archive_app, name="archive")
+app.add_typer(export_app, name="export")
+console = Console()
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as dotted.key=value.", show_default=False)]
+Config = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped one (demo, sft_tiny, coco28, ...).")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from its last checkpoint.")]
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Run the whole job on the CPU: embedded SFT checkpoint, RL, archive, refiner, report. Same as `make demo`.
+
+    Writes to runs/demo. A demo that was stopped goes on; a finished one is kept as runs/demo.previous.
+    """
+    from rl.config import RunConfig
+    from rl.demo import run_job
+    from rl.settings import load_settings
+
+    config = load_settings(RunConfig, Path("demo"), overrides or [])
+    run_job(config, _make_way(Path(config.run)), console)
+
+
+@app.command()
+def sft(config: Config, overrides: Overrides = None) -> None:
+    """Fine-tune by supervision, or train the tiny model from nothing; goes on by itself where it was stopped."""
+    from rl.config import SftConfig
+    from rl.settings import load_settings
+    from rl.train_sft import run_sft
+
+    run_sft(load_settings(SftConfig, config, overrides or []), console)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Train a policy by reinforcement learning: sample, score, archive, learn. Ends with the best checkpoint's path."""
+    from rl.checkpoints import Checkpoints
+    from rl.config import RunConfig
+    from rl.settings import load_settings
+    from rl.train import train as train_run
+
+    settings = load_settings(RunConfig, config, overrides or [])
+    folder = train_run(settings, resume, console)
+    best = Checkpoints(folder, settings.keep_checkpoints).best
+    if best is not None:
+        console.print(f"best policy: step {best.step}, greedy gIoU {best.giou:.3f} on validation, {best.folder}")
+    console.print(f"run: {folder}   next: polytrace evaluate {folder}, polytrace export pairs {folder} --out PAIRS")
+
+
+@app.command()
+def evaluate(run: RunFolder) -> None:
+    """Train the refiner of a finished run and compare SFT, RL and RL + refiner on held-out scenes."""
+    from rl.demo import finish_run
+
+    finish_run(_run_config(run), console)
+
+
+@archive_app.command("verify")
+def archive_verify(run: RunFolder) -> None:
+    """Check every shard of a run's archive: torn, altered, missing or left over. Exit status 1 where something is wrong."""
+    from rollout.archive import RolloutArchive
+
+    findings = RolloutArchive(_folder(run) / "archive").verify()
+    for finding in findings:
+        console.print(f"{finding.path}: {finding.problem}; {finding.savable}", soft_wrap=True)
+    if findings:
+        raise typer.Exit(1)
+    console.print(f"{run / 'archive'} is whole")
+
+
+@export_app.command("pairs")
+def export_pairs(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="New folder for pairs.parquet and its data card.")],
+    min_iou: Annotated[float, typer.Option(help="Lowest IoU kept: below it, another object was drawn.")] = 0.3,
+    per_example: Annotated[int, typer.Option(help="Most pairs of one example.")] = 4,
+    limit: Annotated[int | None, typer.Option(help="Most pairs in all.")] = None,
+    seed: Annotated[int, typer.Option(help="Key of every random choice.")] = 0,
+) -> None:
+    """Write (coarse mask, true mask) pairs of a run's training answers, for a refiner."""
+    from rl.export import PairRule
+    from rl.export import export_pairs as write_pairs
+
+    report = write_pairs(_folder(run), out, PairRule(min_iou=min_iou, per_example=per_example, limit=limit, seed=seed))
+    for reason, count in report.left_out.items():
+        console.print(f"left out, {reason}: {count}")
+    console.print(f"kept {report.kept} of {report.answers} answers: {out / 'pairs.parquet'}")
+
+
+def _folder(run: Path) -> Path:
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is not a folder; give the folder of a run, such as runs/demo.")
+    return run
+
+
+def _run_config(run: Path):  # type: ignore[no-untyped-def]
+    from rl.config import RunConfig
+    from rl.settings import load_settings
+
+    return load_settings(RunConfig, _folder(run) / "config.yaml", [f"run={run}"])
+
+
+def _make_way(folder: Path) -> bool:
+    """Whether to resume the demo in `folder`; a finished one is moved aside first."""
+    if (folder / "summary.json").exists():
+        previous = folder.with_name(folder.name + ".previous")
+        if previous.exists():
+            import shutil
+
+            shutil.rmtree(previous)
+        folder.rename(previous)
+        console.print(f"the finished demo is kept as {previous}")
+    return any((folder / "checkpoints").glob("step-??????"))
+
+
+def main() -> None:
+    """Entry point: what a user got wrong is one line, not a traceback."""
+    # Read before torch and transformers load: one thread pool is enough for tokenizers, and no bars for loading 5 MB.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        console.print(f"[red]polytrace:[/red] {error}", soft_wrap=True)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        console.print("stopped; go on with --resume (polytrace demo goes on by itself)")
+        raise SystemExit(130) from None

@@ -1,0 +1,182 @@
+"""The settings of a run, and the checks that need several of them at once."""
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from envs.plugin import Plugin
+from rl.rank_settings import LearnerSettings, RankSettings
+from rl.settings import plugin_from_settings, plugins_from_settings
+from rl.train_refiner import RefinerTraining
+from rl.train_sft import SftSettings
+from rollout.engine_shared import Sampling
+from rollout.pool_settings import PoolSettings
+from rollout.worker import WorkerSettings
+
+EMBEDDED = "tiny"
+"""What policy.checkpoint says for the checkpoint that comes with Polytrace."""
+
+
+@dataclass
+class EvaluationSettings:
+    """Greedy answers on scenes that are not trained on."""
+
+    every: int = 20
+    """Steps between evaluations on the split `validation`, which also chooses the best checkpoint."""
+    num_scenes: int = 128
+    """Scenes of each of them."""
+    final_split: str = "test"
+    final_scenes: int = 512
+    """Scenes of the table at the end, of a split that chose nothing."""
+
+
+@dataclass
+class RefinerRun:
+    """The refiner that is trained on pairs from the run's archive."""
+
+    min_iou: float = 0.3
+    """Answers below it drew another object: a refiner must not learn to paper over that."""
+    per_example: int = 2
+    max_pairs: int = 6000
+    crop_px: int = 48
+    widths: list[int] = field(default_factory=lambda: [12, 24, 48, 96])
+    passes: int = 3
+    training: RefinerTraining = field(default_factory=RefinerTraining)
+
+
+@dataclass
+class RunConfig:
+    """Everything needed to repeat a run."""
+
+    run: str
+    """Folder of the run; its last part is the run's name."""
+    steps: int
+    seed: int = 0
+    groups_per_step: int = 32
+    group_size: int = 8
+    """Answers to one example that are compared with each other."""
+    groups_per_unit: int = 8
+    """Groups sampled in one batch. Part of the result's identity to the last bit, unlike the number of workers."""
+    save_every: int = 20
+    keep_checkpoints: int = 2
+    ray_address: str | None = None
+    """Address of a running Ray cluster; null starts Ray on this machine."""
+    env: dict[str, Any] = field(default_factory=dict)
+    codec: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    rewards: dict[str, Any] = field(default_factory=dict)
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    refiner: RefinerRun = field(default_factory=RefinerRun)
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size is {self.group_size}, but GSPO compares answers to the same example; set it to 2 or more."
+            )
+        counts = {"steps": self.steps, "groups_per_step": self.groups_per_step, "groups_per_unit": self.groups_per_unit}
+        counts |= {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}
+        counts |= {"evaluation.every": self.evaluation.every, "evaluation.num_scenes": self.evaluation.num_scenes}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; set it to 1 or more.")
+        learner = self.learner
+        pass_groups = learner.minibatches * learner.micro_groups * learner.ranks
+        if self.groups_per_step % pass_groups:
+            raise ValueError(
+                f"groups_per_step is {self.groups_per_step}, but learner.minibatches {learner.minibatches} x learner.micro_groups "
+                f"{learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide it, so that every rank does the same "
+                f"passes; set learner.micro_groups to a divisor of {max(1, self.groups_per_step // (learner.minibatches * learner.ranks))}."
+            )
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """A checked config: the plugins it names, ready to travel."""
+
+    env: Plugin
+    codec: Plugin
+    policy: Plugin
+    rewards: dict[str, Plugin]
+    weights: dict[str, float]
+    """Of each reward."""
+    algorithm: Plugin
+
+
+def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
+    """The policy that a config's `policy` entry means, with its codec; raises ValueError or FileNotFoundError for a wrong one."""
+    entry = {"name": "vision_language"} | policy
+    if "checkpoint" not in entry:
+        raise ValueError(f"policy.checkpoint is not set; give a Hugging Face model folder, or {EMBEDDED} for the embedded one.")
+    plugin = plugin_from_settings("policies", "Policy", entry | {"checkpoint": str(entry["checkpoint"])}, "policy", ["codec"])
+    folder = Path(str(files("policies") / "tiny")) if entry["checkpoint"] == EMBEDDED else Path(entry["checkpoint"])
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"policy.checkpoint is {entry['checkpoint']}, but {folder} holds no config.json; give a Hugging Face model folder, or {EMBEDDED} "
+            "for the embedded one."
+        )
+    settings = plugin.settings | {"checkpoint": folder.resolve(), "codec": codec.build()}
+    return Plugin(plugin.package, plugin.class_name, plugin.name, settings, plugin.module)
+
+
+def run_parts(config: RunConfig) -> RunParts:
+    """Build every part of a run once, here, so that a mistake shows before anything expensive starts.
+
+    Raises ValueError or FileNotFoundError that names the setting.
+    """
+    env = plugin_from_settings("envs", "Env", config.env, "env", ["split"])
+    for split in ("train", "validation", config.evaluation.final_split):
+        if not len(env.build(split=split)):
+            raise ValueError(f"env has no example in the split {split}; change the env's settings or evaluation.final_split.")
+    codec = plugin_from_settings("envs", "Codec", config.codec, "codec")
+    rewards = plugins_from_settings("rewards", "Reward", config.rewards, "rewards")
+    weights = {name: float(plugin.build().weight) for name, plugin in rewards.items()}
+    if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+        raise ValueError(f"rewards have the weights {weights}; give at least one reward, no weight below 0, and one above.")
+    algorithm = plugin_from_settings("rl", "Algorithm", {"name": "gspo"} | config.algorithm, "algorithm")
+    algorithm.build()
+    return RunParts(env, codec, policy_plugin(config.policy, codec), rewards, weights, algorithm)
+
+
+def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:
+    """What the rollout workers build themselves from."""
+    return WorkerSettings(
+        run=Path(config.run).name,
+        seed=config.seed,
+        env=parts.env,
+        policy=parts.policy,
+        rewards=parts.rewards,
+        threads=config.pool.threads,
+    )
+
+
+def rank_settings(config: RunConfig, parts: RunParts) -> RankSettings:
+    """What the learner's ranks build themselves from."""
+    return RankSettings(
+        learner=config.learner,
+        policy=parts.policy,
+        env=parts.env,
+        algorithm=parts.algorithm,
+        temperature=config.sampling.temperature,
+        groups_per_step=config.groups_per_step,
+        seed=config.seed,
+    )
+
+
+@dataclass
+class SftConfig:
+    """A supervised run; `tiny` sizes a new model, unless `policy.checkpoint` names one to go on from."""
+
+    run: str
+    seed: int = 0
+    env: dict[str, Any] = field(default_factory=dict)
+    codec: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    threads: int = 2
+    max_tokens: int = 64
+    """Longest answer in evaluations, tokens."""
+    sft: SftSettings = field(default_factory=SftSettings)

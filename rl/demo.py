@@ -1,0 +1,157 @@
+"""The whole job: SFT checkpoint, RL, archive, refiner, and what each of them is worth on held-out scenes."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from envs.contours import rings_from_mask
+from envs.example import Env
+from rl.checkpoints import Checkpoints
+from rl.config import RunConfig, RunParts, run_parts, worker_settings
+from rl.evaluate import greedy_groups, score_groups
+from rl.memory import PeakMemory
+from rl.metrics import read_curves
+from rl.refine import refine_run, refined_masks, score_refined
+from rl.report import PAIR_TITLES, Drawn, Report, SceneRow, chart, choose_scenes, write_report
+from rl.scores import Interval, SceneScore, StageScores, paired_difference, stage_table, summarise, summary_dict
+from rl.train import train
+from rollout import cluster
+from rollout.pool import WorkerPool
+from rollout.records import Group
+
+
+@dataclass(frozen=True)
+class StageAnswers:
+    """What one stage answered on the held-out scenes."""
+
+    groups: Sequence[Group]
+    """One greedy answer each; for the refined stage, the answers that were refined."""
+    scores: Sequence[SceneScore]
+    masks: NDArray[np.bool_] | None = None
+    """[S, H, W] refined masks, where the stage has them."""
+
+    def drawn(self, k: int) -> Drawn:
+        """The answer to scene `k` as rings."""
+        answer = self.groups[k].rollouts[0].answer
+        rings = answer.rings_px if self.masks is None else rings_from_mask(self.masks[k])
+        return Drawn(rings, self.scores[k].iou, answer.status)
+
+
+def run_job(config: RunConfig, resume: bool, console: Console) -> Path:
+    """Train, refine and evaluate; returns the run's folder, which then holds report.html and summary.json."""
+    with PeakMemory() as memory:
+        started = time.monotonic()
+        train(config, resume, console)
+        return _finish(config, console, memory, started)
+
+
+def finish_run(config: RunConfig, console: Console) -> Path:
+    """Refine and evaluate a run that is trained; writes report.html and summary.json into its folder and returns it."""
+    with PeakMemory() as memory:
+        return _finish(config, console, memory, time.monotonic())
+
+
+def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: float) -> Path:
+    folder, parts = Path(config.run), run_parts(config)
+    stages = evaluate_stages(config, parts, console)
+    cluster.stop()
+    scores = {name: summarise(stage.scores) for name, stage in stages.items()}
+    paired = {
+        "rl_minus_sft": paired_difference(stages["sft"].scores, stages["rl"].scores),
+        "refined_minus_rl": paired_difference(stages["rl"].scores, stages["refined"].scores),
+    }
+    seconds, num_scenes = time.monotonic() - started, len(stages["rl"].scores)
+    summary = summary_dict(scores, paired, num_scenes, seconds, memory.gib, _extras(config))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    facts = [("seconds", f"{seconds:.0f}"), ("peak memory", f"{memory.gib:.2f} GiB"), ("polytrace", version("polytrace"))]
+    facts.append(("config", (folder / "config.yaml").read_text()))
+    write_report(folder / "report.html", _report(config, parts, stages, scores, paired, facts))
+    console.print(stage_table(scores))
+    for name, interval in paired.items():
+        console.print(f"{PAIR_TITLES[name]}: gIoU {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
+    console.print(f"{num_scenes} scenes of split {config.evaluation.final_split}, {seconds:.0f} s, peak memory {memory.gib:.2f} GiB")
+    for name in ("report.html", "summary.json", "archive"):
+        console.print(f"wrote {folder / name}")
+    return folder
+
+
+def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dict[str, StageAnswers]:
+    """Answers of the SFT checkpoint, of the best policy of the run, and of that policy with the refiner."""
+    best = Checkpoints(Path(config.run), config.keep_checkpoints).best
+    if best is None:
+        raise FileNotFoundError(f"{config.run} holds no best checkpoint; train it first (polytrace train).")
+    split = config.evaluation.final_split
+    env: Env = parts.env.build(split=split)
+    num_scenes = min(config.evaluation.final_scenes, len(env))
+    cluster.start(config.ray_address, num_cpus=config.pool.workers + config.learner.ranks)
+    pool = WorkerPool(config.pool, worker_settings(config, parts))
+    stages = {}
+    checkpoints = {"sft": Path(parts.policy.settings["checkpoint"]), "rl": best.folder.resolve()}
+    for name, checkpoint in checkpoints.items():
+        with console.status(f"evaluating {name} on {num_scenes} scenes of split {split}"):
+            groups = greedy_groups(pool, config, split, num_scenes, checkpoint)
+        stages[name] = StageAnswers(groups, score_groups(groups))
+    pool.close()
+    policy = parts.policy.with_settings(checkpoint=best.folder).build()
+    refiner = refine_run(config, parts, policy, console)
+    masks = refined_masks(refiner, policy, env, stages["rl"].groups)
+    stages["refined"] = StageAnswers(stages["rl"].groups, score_refined(masks, stages["rl"].groups), masks)
+    return stages
+
+
+def _extras(config: RunConfig) -> dict[str, object]:
+    best = Checkpoints(Path(config.run), config.keep_checkpoints).best
+    return {
+        "split": config.evaluation.final_split,
+        "best_step": best.step if best else None,
+        "steps": config.steps,
+        "seed": config.seed,
+        "version": version("polytrace"),
+    }
+
+
+def _report(
+    config: RunConfig,
+    parts: RunParts,
+    stages: Mapping[str, StageAnswers],
+    scores: Mapping[str, StageScores],
+    paired: Mapping[str, Interval],
+    facts: Sequence[tuple[str, str]],
+) -> Report:
+    env: Env = parts.env.build(split=config.evaluation.final_split)
+    rows = []
+    for choice, k in choose_scenes(stages["refined"].scores):
+        example = stages["rl"].groups[k].example
+        truth_rings = [ring for mask in example.truth.masks for ring in rings_from_mask(mask)]
+        drawn = {name: stage.drawn(k) for name, stage in stages.items()}
+        rows.append(SceneRow(example.id, example.prompt.text, choice, env.image(example.image), truth_rings, drawn))
+    curves = read_curves(Path(config.run))
+    charts = [
+        chart("Reward of sampled answers", "reward", curves, {"mean": "reward/mean"}),
+        chart(
+            "gIoU",
+            "gIoU",
+            curves,
+            {"sampled": "sampled/giou", "best of group": "sampled/best_giou", "greedy, validation": "greedy/giou"},
+        ),
+        chart("Valid answers", "share", curves, {"sampled": "answer/valid", "greedy, validation": "greedy/valid"}),
+        chart("Clipped sequences", "share", curves, {"clip fraction": "learner/clip_fraction"}),
+        chart("Vertices an answer", "vertices", curves, {"sampled": "answer/vertices"}),
+    ]
+    return Report(
+        title=f"Polytrace: {Path(config.run).name}",
+        stages=scores,
+        paired=paired,
+        num_scenes=len(stages["rl"].scores),
+        split=config.evaluation.final_split,
+        scenes=rows,
+        charts=charts,
+        facts=facts,
+    )

@@ -1,0 +1,68 @@
+"""Greedy answers on scenes that nobody trained on, scored by the same raster rule as everything else."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from envs.contours import mask_from_rings
+from envs.example import Env
+from rl.config import RunConfig
+from rl.metrics import MetricsWriter
+from rl.pictures import COLOURS, overlay
+from rl.scores import SceneScore, score_mask
+from rollout.engine_shared import Sampling
+from rollout.pool import WorkerPool
+from rollout.records import Group
+from rollout.worker import Unit
+
+_GROUPS_PER_UNIT = 64
+"""Scenes answered in one batch."""
+
+
+def greedy_units(config: RunConfig, split: str, num_scenes: int) -> Iterator[Unit]:
+    """The first `num_scenes` examples of a split, one greedy answer each."""
+    sampling = Sampling(temperature=0.0, max_tokens=config.sampling.max_tokens)
+    for first in range(0, num_scenes, _GROUPS_PER_UNIT):
+        places = tuple(range(first, min(first + _GROUPS_PER_UNIT, num_scenes)))
+        yield Unit(split, step=0, positions=places, indices=places, group_size=1, sampling=sampling)
+
+
+def greedy_groups(pool: WorkerPool, config: RunConfig, split: str, num_scenes: int, checkpoint: Path) -> list[Group]:
+    """Greedy answers of a checkpoint (a Hugging Face folder) to the first `num_scenes` examples of a split."""
+    pool.set_weights(pool.checkpoint_weights(checkpoint), version=0)
+    return pool.answer(greedy_units(config, split, num_scenes))
+
+
+def score_groups(groups: Sequence[Group]) -> list[SceneScore]:
+    """A score for the first answer of each group."""
+    scores = []
+    for group in groups:
+        answer, ref = group.rollouts[0].answer, group.example.image
+        mask = mask_from_rings(answer.rings_px, ref.height, ref.width)
+        scores.append(score_mask(mask, group.example.truth, answer.status, group.example.id))
+    return scores
+
+
+def record_evaluation(
+    metrics: MetricsWriter, step: int, groups: Sequence[Group], scores: Sequence[SceneScore], env: Env
+) -> float:
+    """Write an evaluation's numbers and its first eight pictures; returns the greedy gIoU."""
+    giou = float(np.mean([score.iou for score in scores]))
+    metrics.scalars(
+        step,
+        {
+            "greedy/giou": giou,
+            "greedy/boundary_iou": float(np.mean([score.boundary_iou for score in scores])),
+            "greedy/valid": float(np.mean([score.valid for score in scores])),
+        },
+    )
+    pictures = {
+        f"greedy/{k}_{group.example.prompt.text.replace(' ', '_')}": overlay(
+            env.image(group.example.image), group.rollouts[0].answer.rings_px, COLOURS["rl"]
+        )
+        for k, group in enumerate(groups[:8])
+    }
+    metrics.pictures(step, pictures)
+    metrics.flush()
+    return giou

@@ -1,0 +1,168 @@
+"""One learner rank: a policy in a DeepSpeed engine. A plain class that runs without Ray, alone or as one of several ranks."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.example import Env
+from policies.base import PromptRows
+from policies.weights import Bucket, bucket_names, make_bucket
+from rl.batch import Batch
+from rl.gspo import Algorithm, SequenceTerms
+from rl.rank_settings import RankPlace, RankSettings
+
+
+class LearnerRank:
+    """A DeepSpeed engine around the policy, and the GSPO step on it."""
+
+    def __init__(self, settings: RankSettings, place: RankPlace) -> None:
+        torch.set_num_threads(settings.learner.threads)
+        torch.manual_seed(settings.seed)
+        self._settings, self._place = settings, place
+        self._algorithm: Algorithm = settings.algorithm.build()
+        self._env: Env = settings.env.build(split="train")
+        policy = settings.policy.build()
+        policy.train()
+        optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=settings.learner.lr, betas=(0.9, 0.95), weight_decay=settings.learner.weight_decay
+        )
+        _join(place)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=policy, optimizer=optimizer, config=self._deepspeed_config()
+        )
+        self._steps_done = 0
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        learner = self._settings.learner
+        return {
+            "train_micro_batch_size_per_gpu": learner.micro_groups,
+            "gradient_accumulation_steps": self._micro_steps,
+            "gradient_clipping": learner.grad_clip,
+            "zero_optimization": {"stage": learner.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": learner.dtype == "bfloat16"},
+            "steps_per_print": 2**31,
+            "wall_clock_breakdown": False,
+        }
+
+    @property
+    def _micro_steps(self) -> int:
+        """Forward and backward passes of this rank between two updates."""
+        learner = self._settings.learner
+        return self._settings.groups_per_step // (learner.minibatches * learner.micro_groups * self._place.world_size)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Learn from one rollout batch (all ranks get the same one and take their share); returns what to log.
+
+        Mini-batches are stretches of the batch. Every rank does the same number of passes, with or without signal in its groups.
+        """
+        learner, world = self._settings.learner, self._place.world_size
+        for group in self._optimizer.param_groups:
+            group["lr"] = learner.lr * min(1.0, (self._steps_done + 1) / max(1, learner.warmup_steps))
+        minibatches = np.array_split(np.arange(len(batch)), learner.minibatches)
+        shares = [part[self._place.rank :: world].reshape(-1, learner.micro_groups) for part in minibatches]
+        parts = [[batch.part(micro.tolist()) for micro in share] for share in shares]
+        rows = [[self._rows(part) for part in share] for share in parts]
+        old = [[self._logprobs(r) for r in share] for share in rows]
+        logs: list[dict[str, float]] = []
+        for m, minibatch in enumerate(minibatches):
+            sequences = int(batch.counts[minibatch].sum()) * batch.advantages.shape[1]
+            for part, row, before in zip(parts[m], rows[m], old[m], strict=True):
+                logs.append(self._micro_step(part, row, before, max(1, sequences)))
+            logs[-1]["grad_norm"] = float(self._engine.get_global_grad_norm() or 0.0)
+        self._steps_done += 1
+        stats = {name: float(np.mean([log[name] for log in logs if name in log])) for name in logs[-1]}
+        drift = [_sampler_drift(p, r, o) for ps, rs, os_ in zip(parts, rows, old, strict=True) for p, r, o in zip(ps, rs, os_, strict=True)]
+        stats["sampler_logprob_difference"] = float(np.mean([d[0] for d in drift]))
+        stats["sampler_logprob_difference_max"] = float(np.max([d[1] for d in drift]))
+        return stats | {"lr": self._optimizer.param_groups[0]["lr"]}
+
+    def _rows(self, part: Batch) -> PromptRows:
+        images = [self._env.image(ref) for ref in part.images]
+        return self._engine.module.rows(images, part.phrases, part.tokens)
+
+    @torch.no_grad()
+    def _logprobs(self, rows: PromptRows) -> Tensor:
+        return self._engine(rows, self._settings.temperature)
+
+    def _micro_step(self, part: Batch, rows: PromptRows, old: Tensor, sequences: int) -> dict[str, float]:
+        """One forward and backward pass, and the update if it is the last one of its mini-batch."""
+        device = self._engine.module.device
+        advantages = torch.from_numpy(part.advantages).to(device)
+        counts = torch.from_numpy(part.counts).to(device)[:, None].expand_as(advantages)
+        new = self._engine(rows, self._settings.temperature)
+        terms = self._algorithm.terms(new, old, rows.scored_mask, advantages)
+        loss = self._algorithm.loss(terms, counts.float() / sequences)
+        # DeepSpeed averages over passes and ranks; the weights above already make the mean over the mini-batch.
+        self._engine.backward(loss * (self._micro_steps * self._place.world_size))
+        self._engine.step()
+        return _term_stats(terms, counts) | {"loss": float(loss.detach()) * self._micro_steps * self._place.world_size}
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The weights, gathered bucket by bucket. All ranks must walk through it; under ZeRO-3 each bucket is a collective."""
+        for part in bucket_names(self._engine.module.model):
+            parameters = [parameter for _, parameter in part]
+            with deepspeed.zero.GatheredParameters(parameters, enabled=self._settings.learner.zero_stage == 3):
+                yield make_bucket(part)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write engine and optimizer state below folder/tag. All ranks call it."""
+        self._engine.save_checkpoint(str(folder), tag=tag, client_state={"steps_done": self._steps_done}, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Go on from `save`, with the same number of ranks. Reads DeepSpeed's own files: only from the run's own folder."""
+        path, state = self._engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise FileNotFoundError(f"no DeepSpeed checkpoint {folder}/{tag}; start the run anew or name another one.")
+        self._steps_done = state["steps_done"]
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder; rank 0 writes, all ranks call."""
+        module = self._engine.module
+        sharded = self._settings.learner.zero_stage == 3
+        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=sharded):
+            if self._place.rank == 0:
+                module.save(folder)
+
+
+def _join(place: RankPlace) -> None:
+    """Join the process group of the ranks."""
+    os.environ |= {
+        "RANK": str(place.rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(place.world_size),
+        "MASTER_ADDR": place.host,
+        "MASTER_PORT": str(place.port),
+    }
+    # A lock left in the shared cache by a killed build makes every later run wait without a word; and this op takes minutes to
+    # compile for nothing that gloo does not do.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", tempfile.mkdtemp(prefix="polytrace-torch-extensions-"))
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def _term_stats(terms: SequenceTerms, counts: Tensor) -> dict[str, float]:
+    """What to log of the sequences that count: ratio, spread of the mean log ratio, share clipped."""
+    if not bool(counts.any()):
+        return {"ratio_mean": 1.0, "ratio_max": 1.0, "clip_fraction": 0.0}
+    ratio = terms.ratio.detach()[counts]
+    return {
+        "ratio_mean": float(ratio.mean()),
+        "ratio_max": float(ratio.max()),
+        "clip_fraction": float(terms.clipped[counts].float().mean()),
+    }
+
+
+def _sampler_drift(part: Batch, rows: PromptRows, old: Tensor) -> tuple[float, float]:
+    """Mean and largest difference between the learner's and the sampler's log-probabilities of the same tokens."""
+    sampled = np.concatenate([tokens for row in part.sampler_logprobs for tokens in row])
+    difference = np.abs(old[rows.scored_mask].cpu().numpy() - sampled)
+    return float(difference.mean()), float(difference.max())

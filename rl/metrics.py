@@ -1,0 +1,178 @@
+"""Numbers of a run as it goes: TensorBoard events for people, metrics.jsonl beside them for the report and for tests.
+
+metrics.jsonl holds no clock, so equal runs write equal files. One line a call: {"step": 3, "reward/mean": 0.41, ...};
+several lines may share a step (a step and its evaluation).
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from envs.polygons import AnswerStatus
+from rollout.records import Group, Rollout
+
+FILE_NAME = "metrics.jsonl"
+SIGNAL_FLOOR = 1e-8
+"""A group whose totals have a standard deviation below this teaches nothing."""
+
+Curve = tuple[list[int], list[float]]
+"""Steps and the value at each, both of one length."""
+
+
+class MetricsWriter:
+    """Writes the numbers, histograms and pictures of a run into its folder, which is made where it is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open `folder` for appending."""
+        self._path = folder / FILE_NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        _rewrite(self._path, _whole_lines(self._path))  # a line torn by a kill would swallow the next one
+        self._events = SummaryWriter(str(folder))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line of numbers by name; one that is not finite becomes null, as JSON has no word for it."""
+        row = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | row) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def histograms(self, step: int, values: Mapping[str, NDArray[np.float64]]) -> None:
+        """Write one histogram a name, of arrays of any shape; empty ones are left out."""
+        for name, array in values.items():
+            if array.size:
+                self._events.add_histogram(name, array, step)
+
+    def pictures(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Write uint8 RGB images [H, W, 3] by name."""
+        for name, image in images.items():
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def drop_after(self, step: int) -> None:
+        """Forget everything written for steps after `step`, as a run does that resumes from that step's checkpoint."""
+        self._events.close()
+        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= step]
+        _rewrite(self._path, kept)
+        self._events = SummaryWriter(str(self._path.parent), purge_step=step + 1)
+
+    def flush(self) -> None:
+        """Bring the TensorBoard events to disk; lines of metrics.jsonl are there already."""
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._events.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines of `path` that end in a line feed; none where the file is missing."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _rewrite(path: Path, lines: Sequence[str]) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """Every number of the run in `folder` by name, in the order of writing; steps without a finite value are left out.
+
+    Raises FileNotFoundError where the folder has no metrics.jsonl, ValueError naming a line that is not JSON.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give the folder of a run that has made at least one step.")
+    curves: dict[str, Curve] = {}
+    for number, line in enumerate(_whole_lines(path), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} line {number} is not JSON ({error}); delete that line and run again.") from error
+        step = row.pop("step")
+        for name, value in row.items():
+            if value is not None:
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
+    return curves
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What a batch of answered groups shows, as plain numbers by name; the groups must have their totals.
+
+    reward/mean, reward/std (over all answers), reward/group_std (mean over groups: what the advantages are made of),
+    term/NAME (mean where it applies), sampled/giou, sampled/best_giou (of each group's best answer), answer/valid and
+    answer/status_NAME (shares), answer/vertices (mean over answers that drew), answer/tokens, answer/cut_short (share
+    that met the length limit), group/without_signal (share of groups whose totals do not differ).
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    totals = np.concatenate([np.asarray(group.totals, np.float64) for group in groups])
+    group_stds = np.array([np.std(group.totals) for group in groups])
+    best = [max(_valid_iou(rollout) for rollout in group.rollouts) for group in groups]
+    return (
+        {
+            "reward/mean": float(totals.mean()),
+            "reward/std": float(totals.std()),
+            "reward/group_std": float(group_stds.mean()),
+        }
+        | {f"term/{name}": float(values.mean()) for name, values in _terms(rollouts).items()}
+        | {
+            "sampled/giou": float(np.mean([_valid_iou(rollout) for rollout in rollouts])),
+            "sampled/best_giou": float(np.mean(best)),
+        }
+        | _answer_metrics(rollouts)
+        | {"group/without_signal": float((group_stds < SIGNAL_FLOOR).mean())}
+    )
+
+
+def _answer_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    statuses = Counter(rollout.answer.status for rollout in rollouts)
+    drawn = [rollout.answer.num_vertices for rollout in rollouts if rollout.answer.status is AnswerStatus.OK]
+    share = 1 / len(rollouts)
+    return (
+        {"answer/valid": share * sum(rollout.answer.status.valid for rollout in rollouts)}
+        | {f"answer/status_{status}": share * statuses[status] for status in AnswerStatus}
+        | {
+            "answer/vertices": float(np.mean(drawn)) if drawn else 0.0,
+            "answer/tokens": share * sum(len(rollout.response.tokens) for rollout in rollouts),
+            "answer/cut_short": share * sum(rollout.response.finish == "length" for rollout in rollouts),
+        }
+    )
+
+
+def group_histograms(groups: Sequence[Group]) -> dict[str, NDArray[np.float64]]:
+    """The values behind `group_metrics`: each reward term where it applies, and totals, IoU and tokens of every answer.
+
+    The names differ from those of the numbers, because TensorBoard shows only one kind of data a name.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    return {f"histogram/term_{name}": values for name, values in _terms(rollouts).items()} | {
+        "histogram/total": np.concatenate([np.asarray(group.totals, np.float64) for group in groups]),
+        "histogram/iou": np.array([_valid_iou(rollout) for rollout in rollouts]),
+        "histogram/tokens": np.array([len(rollout.response.tokens) for rollout in rollouts], np.float64),
+    }
+
+
+def _terms(rollouts: Sequence[Rollout]) -> dict[str, NDArray[np.float64]]:
+    """Values of each reward term by name, of the answers that it applies to; one that applies to none is left out."""
+    values: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, value in rollout.terms.items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return {name: np.array(numbers) for name, numbers in values.items()}
+
+
+def _valid_iou(rollout: Rollout) -> float:
+    # An unreadable answer on an empty truth overlaps it perfectly, and is worth nothing all the same.
+    return rollout.iou if rollout.answer.status.valid else 0.0

@@ -1,0 +1,65 @@
+"""What a learner rank is built from; apart from the rank itself, so that a config is checked without loading DeepSpeed."""
+
+from dataclasses import dataclass
+
+from envs.plugin import Plugin
+
+
+@dataclass
+class LearnerSettings:
+    """How the policy is updated."""
+
+    ranks: int = 1
+    zero_stage: int = 0
+    """DeepSpeed ZeRO stage, 0 to 3."""
+    dtype: str = "float32"
+    """float32 or bfloat16."""
+    lr: float = 1e-5
+    warmup_steps: int = 10
+    """Steps over which the rate rises from 0; Adam's first steps have full size whatever the gradient says."""
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    minibatches: int = 2
+    """Updates a step; from the second one on the policy has moved and clipping acts."""
+    micro_groups: int = 16
+    """Groups in one forward and backward pass of one rank."""
+    threads: int = 2
+    """Torch threads of one rank."""
+    gpus_per_rank: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3) or self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"learner.zero_stage is {self.zero_stage} and learner.dtype {self.dtype!r}; they must be 0, 1, 2 or 3, and float32 or "
+                "bfloat16."
+            )
+        if min(self.ranks, self.minibatches, self.micro_groups, self.threads) < 1 or self.lr <= 0:
+            raise ValueError(
+                f"learner.ranks is {self.ranks}, minibatches {self.minibatches}, micro_groups {self.micro_groups}, threads {self.threads}, "
+                f"lr {self.lr}; all must be positive."
+            )
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Where a rank stands among the others."""
+
+    rank: int = 0
+    world_size: int = 1
+    host: str = "127.0.0.1"
+    """Address of rank 0."""
+    port: int = 29500
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """What a rank builds itself from; small, since it travels."""
+
+    learner: LearnerSettings
+    policy: Plugin
+    env: Plugin
+    algorithm: Plugin
+    temperature: float
+    """Divides the logits, as in sampling."""
+    groups_per_step: int
+    seed: int

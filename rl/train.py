@@ -1,0 +1,147 @@
+"""The main loop: weights to the workers, answers from them, totals, archive, one learner step. Start reading here.
+
+One driver process with no rank in it: all that is distributed is behind WorkerPool and Learner. A run is a folder; stopped after
+any step, it goes on from its last checkpoint as if nothing had happened, to the last bit on the CPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from envs.example import Env
+from rewards.shaping import totals
+from rl.batch import pack
+from rl.checkpoints import Checkpoints
+from rl.config import RunConfig, RunParts, rank_settings, run_parts, worker_settings
+from rl.evaluate import greedy_units, record_evaluation, score_groups
+from rl.gspo import Algorithm
+from rl.learner import Learner
+from rl.metrics import MetricsWriter, group_histograms, group_metrics
+from rl.settings import save_settings
+from rollout import cluster
+from rollout.archive import RolloutArchive
+from rollout.pool import WorkerPool
+from rollout.records import Group
+from rollout.worker import Unit
+
+
+def example_indices(seed: int, num_examples: int, step: int, num: int) -> list[int]:
+    """The examples of a step: stretches of a fresh permutation an epoch, a function of its arguments alone."""
+    places = range(step * num, (step + 1) * num)
+    epochs = {place // num_examples for place in places}
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(num_examples) for epoch in epochs}
+    return [int(orders[place // num_examples][place % num_examples]) for place in places]
+
+
+def step_units(config: RunConfig, step: int, num_examples: int) -> Iterator[Unit]:
+    """A step's groups, cut into the fixed units that are sampled together."""
+    indices = example_indices(config.seed, num_examples, step, config.groups_per_step)
+    for first in range(0, config.groups_per_step, config.groups_per_unit):
+        positions = tuple(range(first, min(first + config.groups_per_unit, config.groups_per_step)))
+        yield Unit(
+            split="train",
+            step=step,
+            positions=positions,
+            indices=tuple(indices[position] for position in positions),
+            group_size=config.group_size,
+            sampling=config.sampling,
+        )
+
+
+def with_totals(groups: Sequence[Group], weights: dict[str, float]) -> list[Group]:
+    """The groups with the total reward of each rollout: the weighted mean of the terms that apply."""
+    return [
+        replace(group, totals=tuple(totals([rollout.terms for rollout in group.rollouts], weights).tolist()))
+        for group in groups
+    ]
+
+
+class Run:
+    """Everything that one training run holds open."""
+
+    def __init__(self, config: RunConfig, parts: RunParts, resume: bool) -> None:
+        self.config, self.parts = config, parts
+        self.folder = Path(config.run)
+        self.algorithm: Algorithm = parts.algorithm.build()
+        self.train: Env = parts.env.build(split="train")
+        self.validation: Env = parts.env.build(split="validation")
+        cluster.start(config.ray_address, num_cpus=config.pool.workers + config.learner.ranks)
+        self.learner = Learner(rank_settings(config, parts))
+        self.pool = WorkerPool(config.pool, worker_settings(config, parts))
+        self.checkpoints = Checkpoints(self.folder, config.keep_checkpoints)
+        self.archive = RolloutArchive(self.folder / "archive")
+        self.metrics = MetricsWriter(self.folder)
+        self.first_step = self.checkpoints.load_last(self.learner) if resume else 0
+        if resume:
+            self.archive.set_aside_after(self.first_step - 1)
+            # The numbers of an evaluation at a checkpoint's step are written again when the run goes on from it.
+            self.metrics.drop_after(self.first_step - 1)
+            self.checkpoints.forget_after(self.first_step)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step: sample, total, archive, learn, record."""
+        config = self.config
+        groups = self.pool.answer(step_units(config, step, len(self.train)))
+        groups = with_totals(groups, self.parts.weights)
+        self.archive.append(step, groups)
+        learned = self.learner.step(pack(groups, self.algorithm))
+        numbers = group_metrics(groups) | {f"learner/{name}": value for name, value in learned.items()}
+        self.metrics.scalars(step, numbers)
+        self.metrics.histograms(step, group_histograms(groups))
+        return numbers
+
+    def evaluate(self, step: int) -> float:
+        """Greedy gIoU on validation with the weights that the pool holds; keeps the policy if it is the best so far."""
+        num_scenes = min(self.config.evaluation.num_scenes, len(self.validation))
+        groups = self.pool.answer(greedy_units(self.config, "validation", num_scenes))
+        giou = record_evaluation(self.metrics, step, groups, score_groups(groups), self.validation)
+        self.checkpoints.save_best(self.learner, step, giou)
+        return giou
+
+    def close(self) -> None:
+        """End workers and ranks; Ray itself stays."""
+        self.metrics.close()
+        self.pool.close()
+        self.learner.close()
+
+
+def prepare_folder(config: RunConfig, resume: bool) -> None:
+    """Make the run's folder and write config.yaml into it; refuses to mix a new run with an old one."""
+    folder = Path(config.run)
+    if not resume and (folder / "archive").exists():
+        raise FileExistsError(
+            f"{folder} holds a run already; go on with it by --resume, or give this one another folder by run=NAME."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_settings(config, folder / "config.yaml")
+
+
+def train(config: RunConfig, resume: bool, console: Console) -> Path:
+    """Run the job that `config` describes; returns the folder of the run.
+
+    Raises ValueError, FileNotFoundError or FileExistsError for what is wrong with the config before Ray starts.
+    """
+    parts = run_parts(config)
+    prepare_folder(config, resume)
+    with console.status("starting Ray, workers and learner"):
+        run = Run(config, parts, resume)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("RL", total=config.steps, completed=run.first_step)
+        for step in range(run.first_step, config.steps):
+            run.pool.set_weights(run.learner.weights(), version=step)
+            if step % config.evaluation.every == 0:
+                progress.console.print(f"step {step:>5}  greedy gIoU on validation {run.evaluate(step):.3f}")
+            if step % config.save_every == 0:
+                run.checkpoints.save(run.learner, step)
+            numbers = run.step(step)
+            progress.update(bar, completed=step + 1, description=f"RL  reward {numbers['reward/mean']:.3f}")
+        run.pool.set_weights(run.learner.weights(), version=config.steps)
+        progress.console.print(f"step {config.steps:>5}  greedy gIoU on validation {run.evaluate(config.steps):.3f}")
+        run.checkpoints.save(run.learner, config.steps)
+    run.close()
+    return run.folder
