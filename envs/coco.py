@@ -93,7 +93,7 @@ class Env:
     decode_all: bool = True
     """Decode every photo at the start. False reads only the headers, for sets too large to decode; a photo that is cut
     off after its header is then found when its turn comes."""
-    name: str = "coco"
+    data_set: str = "coco"
     """First part of the examples' ids; another name for another data set keeps them unique."""
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ class Env:
                 self._scenes.setdefault(question.image_id, []).append(len(self._questions))
                 self._questions.append(question)
             else:
-                self.left_out.append(f"{self.name}/{question.id}")
+                self.left_out.append(f"{self.data_set}/{question.id}")
         if not self._questions:
             raise ValueError(
                 f'{self.annotations}: split "{self.split}" has no question ({len(self._photos)} photos at train_share '
@@ -175,7 +175,7 @@ class Env:
         for k, ann_id in enumerate(question.ann_ids):
             masks[k] = self._mask(self._regions[ann_id])
         truth = Truth(masks, self._ignored(question, masks))
-        example_id = f"{self.name}/{question.id}"
+        example_id = f"{self.data_set}/{question.id}"
         return Example(example_id, image, Prompt((question.phrase,)), truth, self.split, photo.source, photo.licence)
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:

@@ -1,7 +1,8 @@
 """From masks to rings: canonical order, and simplification to a budget of vertices or of IoU.
 
 All rings are in pixels, traced along pixel edges (envs/raster.py): mask -> rings_from_mask -> fill gives the mask back
-exactly. Canonical order is that of the tracer: outer rings clockwise on screen, holes the other way, each from its topmost,
+exactly. Canonical order is that of the tracer: outer rings clockwise on screen, holes the other way, each from its
+topmost,
 then leftmost vertex, rings by first vertex. Simplification keeps that order.
 """
 
@@ -30,11 +31,13 @@ def canonical_start(ring: Ring) -> Ring:
 def simplify(rings: list[Ring], num_vertices: int) -> list[Ring]:
     """At most `num_vertices` vertices over all rings, dropped by Visvalingam and Whyatt's triangle areas.
 
-    Every ring keeps three or more; the rest of the budget is shared by perimeter. Raises ValueError where three a ring do not fit.
+    Every ring keeps three or more; the rest of the budget is shared by perimeter. Raises ValueError where three a
+    ring do not fit.
     """
     if 3 * len(rings) > num_vertices:
         raise ValueError(
-            f"num_vertices is {num_vertices}, but {len(rings)} rings need 3 each; keep fewer rings or raise the budget to "
+            f"num_vertices is {num_vertices}, but {len(rings)} rings need 3 each; keep fewer rings or raise the "
+            "budget to "
             f"{3 * len(rings)}."
         )
     perimeters = [np.abs(np.diff(ring, axis=0, append=ring[:1])).sum() for ring in rings]
@@ -55,10 +58,9 @@ def largest_rings(rings: list[Ring], max_rings: int, min_share: float) -> list[R
     return [rings[k] for k in kept if areas[k] >= min_share * max(areas)]
 
 
-def outline(
-    mask: NDArray[np.bool_], max_vertices: int, max_rings: int = 4, min_share: float = 0.02
-) -> list[Ring]:
-    """Rings of `mask` [H, W] within a budget: largest rings first, holes included, then simplified to `max_vertices`."""
+def outline(mask: NDArray[np.bool_], max_vertices: int, max_rings: int = 4, min_share: float = 0.02) -> list[Ring]:
+    """Rings of `mask` [H, W] within a budget: largest rings first, holes included, then simplified to
+    `max_vertices`."""
     return simplify(largest_rings(rings_from_mask(mask), max_rings, min_share), max_vertices)
 
 

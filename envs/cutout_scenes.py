@@ -1,7 +1,9 @@
 """Env: scenes composed from named cut-outs, with the visible mask of each object as truth.
 
-One to four objects over a gradient, noise or clutter; they overlap, differ in size and are flipped; the target is what can be
-seen of the object. The phrase is its name or, with two of a kind, a spatial one ("the left apple"). A scene is a function
+One to four objects over a gradient, noise or clutter; they overlap, differ in size and are flipped; the target is
+what can be
+seen of the object. The phrase is its name or, with two of a kind, a spatial one ("the left apple"). A scene is a
+function
 of (seed, split, index) alone.
 """
 
@@ -16,6 +18,9 @@ from PIL import Image
 
 from envs.cutouts import Cutout, load_cutouts, opaque, split_names
 from envs.example import SPLITS, Example, ImageRef, Prompt, Truth, image_sha256
+
+SPATIAL_WORDS = {"the", "left", "right", "upper", "lower"}
+"""Words of phrases beside the names."""
 
 _MIRRORED = {"left": "right", "right": "left"}
 
@@ -79,7 +84,7 @@ class Env:
     twin_share: float = 0.15
     """Share of the scenes with two of a kind."""
     absent_share: float = 0.0
-    """Share of the examples that ask for something that is not there."""
+    """Share of the questions about something that is not there."""
     names: tuple[str, ...] = field(init=False, repr=False)
     """The names that this split shows."""
 
@@ -88,14 +93,17 @@ class Env:
             raise ValueError(f"env split is {self.split!r}; it must be one of {', '.join(SPLITS)}.")
         if self.image_size < 32 or not 0 < self.min_scale <= self.max_scale <= 1 or self.max_objects < 1:
             raise ValueError(
-                f"env.image_size is {self.image_size}, env.min_scale {self.min_scale}, env.max_scale {self.max_scale}, env.max_objects "
-                f"{self.max_objects}; set image_size to 32 or more, 0 < min_scale <= max_scale <= 1, max_objects to 1 or more."
+                f"env.image_size is {self.image_size}, env.min_scale {self.min_scale}, env.max_scale "
+                f"{self.max_scale}, env.max_objects "
+                f"{self.max_objects}; set image_size to 32 or more, 0 < min_scale <= max_scale <= 1, max_objects to "
+                "1 or more."
             )
         seen, held_out = split_names(tuple(c.name for c in load_cutouts(self.folder)), self.held_out_share)
         names = held_out if self.split == "held_out_names" else seen
         if len(names) < 2:
             raise ValueError(
-                f"split {self.split} has {len(names)} names with env.held_out_share {self.held_out_share}; it needs 2 or more: "
+                f"split {self.split} has {len(names)} names with env.held_out_share {self.held_out_share}; it needs "
+                "2 or more: "
                 "add cut-outs or change the share."
             )
         object.__setattr__(self, "names", names)
@@ -113,21 +121,24 @@ class Env:
         return self._example(index, scene, scene.phrases[k], k)
 
     def scene(self, index: int) -> list[Example]:
-        """One example for every object of scene `index`, back to front, and for one that is absent where absent_share > 0."""
+        """One example for every object of scene `index`, back to front, then perhaps one that asks for something
+        absent."""
         scene = self._scene(index)
         examples = [self._example(index, scene, phrase, k) for k, phrase in enumerate(scene.phrases)]
-        if self.absent_share > 0:
+        rng = self._rng(index, stream=2)
+        if rng.random() < self.absent_share * (len(examples) + 1):
             absent = sorted(set(self.names) - set(scene.names))
-            rng = self._rng(index, stream=2)
             examples.append(self._example(index, scene, absent[rng.integers(len(absent))], None))
         return examples
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
-        """Pixels [H, W, 3] of a scene by its key; raises ValueError where they differ from when the reference was made."""
+        """Pixels [H, W, 3] of a scene by its key; raises ValueError where they differ from when the reference was
+        made."""
         image = self._scene(int(ref.key.rsplit("/", 1)[1])).image
         if self._key(int(ref.key.rsplit("/", 1)[1])) != ref.key or image_sha256(image) != ref.sha256:
             raise ValueError(
-                f"scene {ref.key} no longer has the pixels that its reference names ({ref.sha256[:12]}); it was composed with other "
+                f"scene {ref.key} no longer has the pixels that its reference names ({ref.sha256[:12]}); it was "
+                "composed with other "
                 "env settings or another version of the cut-outs."
             )
         return image
@@ -141,7 +152,9 @@ class Env:
 
     def _scene(self, index: int) -> Scene:
         if not 0 <= index < self.num_scenes:
-            raise IndexError(f"example {index} is outside 0..{self.num_scenes - 1} (env.num_scenes is {self.num_scenes})")
+            raise IndexError(
+                f"example {index} is outside 0..{self.num_scenes - 1} (env.num_scenes is {self.num_scenes})"
+            )
         return _compose(self, index)
 
     def _example(self, index: int, scene: Scene, phrase: str, k: int | None) -> Example:
@@ -188,7 +201,8 @@ def _compose(env: Env, index: int) -> Scene:
 def _place(
     rng: Generator, rgba: NDArray[np.uint8], masks: list[NDArray[np.bool_]], env: Env
 ) -> tuple[NDArray[np.uint8], int, int, NDArray[np.bool_]] | None:
-    """A size, a flip and a place that hide no earlier object too much: (rgba, top, left, mask), or None after twenty tries."""
+    """A size, a flip and a place that hide no earlier object too much: (rgba, top, left, mask), or None after twenty
+    tries."""
     size = env.image_size
     for _ in range(20):
         longer = rng.uniform(env.min_scale, env.max_scale) * size
@@ -206,7 +220,9 @@ def _scaled(rgba: NDArray[np.uint8], longer: float) -> NDArray[np.uint8]:
     height, width = rgba.shape[:2]
     ratio = longer / max(height, width)
     size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return np.asarray(Image.fromarray(rgba).resize(size, Image.Resampling.BOX if ratio < 0.5 else Image.Resampling.BILINEAR))
+    return np.asarray(
+        Image.fromarray(rgba).resize(size, Image.Resampling.BOX if ratio < 0.5 else Image.Resampling.BILINEAR)
+    )
 
 
 def _paste(image: NDArray[np.float64], rgba: NDArray[np.uint8], top: int, left: int, strength: float = 1.0) -> None:

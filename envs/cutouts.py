@@ -36,7 +36,8 @@ class Cutout:
 
 @lru_cache(maxsize=4)
 def load_cutouts(folder: str | None) -> tuple[Cutout, ...]:
-    """Cut-outs of a folder (see `read_folder`), or OpenMoji's where `folder` is None; ordered by name, cached in the process."""
+    """Cut-outs of a folder (see `read_folder`), or OpenMoji's where `folder` is None; ordered by name, cached in the
+    process."""
     cutouts = openmoji_cutouts() if folder is None else read_folder(Path(folder))
     return tuple(sorted(cutouts, key=lambda cutout: cutout.name))
 
@@ -60,7 +61,9 @@ def read_folder(folder: Path) -> list[Cutout]:
     FileNotFoundError without such a folder or picture, ValueError for a file that is no picture or has no opaque pixel.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"env.folder is {folder}, which is not a folder; give one with RGBA pictures and a .txt for each.")
+        raise FileNotFoundError(
+            f"env.folder is {folder}, which is not a folder; give one with RGBA pictures and a .txt for each."
+        )
     cutouts, names = [], set()
     for path in sorted(p for suffix in ("png", "webp") for p in folder.rglob(f"*.{suffix}")):
         name_file = path.with_suffix(".txt")
@@ -79,7 +82,8 @@ def read_folder(folder: Path) -> list[Cutout]:
 
 
 def split_names(names: tuple[str, ...], held_out_share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(names to train on, names held out): a share chosen by a hash of the name, so that adding names moves few others."""
+    """(names to train on, names held out): a share chosen by a hash of the name, so that adding names moves few
+    others."""
     by_hash = sorted(names, key=lambda name: sha256(name.encode()).hexdigest())
     held_out = set(by_hash[: round(held_out_share * len(names))])
     return tuple(n for n in names if n not in held_out), tuple(n for n in names if n in held_out)

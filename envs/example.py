@@ -52,7 +52,7 @@ class Truth:
     @property
     def union(self) -> NDArray[np.bool_]:
         """[H, W] pixels of any instance."""
-        return self.masks.any(axis=0)
+        return np.asarray(self.masks.any(axis=0))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class Env(Protocol):
         ...
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
-        """Pixels of an image of this Env, [H, W, 3] uint8 RGB; raises ValueError where they no longer have `ref.sha256`."""
+        """Pixels of an image of this Env, [H, W, 3] uint8 RGB; raises ValueError where they no longer have
+        `ref.sha256`."""
         ...
 
     def scene(self, index: int) -> list[Example]:

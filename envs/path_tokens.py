@@ -4,7 +4,8 @@
     instance = x0 y0 x1 y1 ring ("M" ring)*        box on the image's grid, 0..box_bins
     ring     = x y x y x y ...                     three or more points on the box's grid, 0..path_bins
 
-After Moondream Segmentation (arXiv 2604.02593): the box first settles which object is meant, and a box-relative grid gives
+After Moondream Segmentation (arXiv 2604.02593): the box first settles which object is meant, and a box-relative grid
+gives
 more precision a token than points of the whole image. Direction says outer ring or hole, as everywhere.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.polygons import (
     Answer,
@@ -55,7 +57,8 @@ class Codec:
         num_vertices = sum(len(ring) for rings in instances for ring in rings)
         if num_rings > self.max_rings or num_vertices > self.max_vertices:
             raise ValueError(
-                f"{num_rings} rings with {num_vertices} vertices exceed the codec's max_rings {self.max_rings} and max_vertices "
+                f"{num_rings} rings with {num_vertices} vertices exceed the codec's max_rings {self.max_rings} and "
+                "max_vertices "
                 f"{self.max_vertices}; simplify the outline or raise the limits."
             )
         texts = [self._encode_instance(rings, height, width) for rings in instances if rings]
@@ -142,6 +145,6 @@ def _numbers(words: list[str]) -> list[int] | None:
     return [int(word) for word in words]
 
 
-def _without_repeats(grid: Ring) -> Ring:
+def _without_repeats(grid: NDArray[np.int64]) -> NDArray[np.int64]:
     """The ring [N, 2] without vertices equal to the one before them."""
     return grid[(grid != np.roll(grid, 1, axis=0)).any(axis=1)]

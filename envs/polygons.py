@@ -12,6 +12,7 @@ holes the other way. Rings of one shape are stored flat: vertices [N, 2] and off
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -80,10 +81,12 @@ class Answer:
 
 
 class AnswerCodec(Protocol):
-    """Text <-> polygons; a codec is one file of this folder whose class `Codec` is a frozen dataclass of its settings."""
+    """Text <-> polygons; a codec is one file of this folder whose class `Codec` is a frozen dataclass of its
+    settings."""
 
     def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
-        """Text of instances, each a list of pixel rings; no instance is the empty answer. ValueError beyond the codec's limits."""
+        """Text of instances, each a list of pixel rings; no instance is the empty answer. ValueError beyond the
+        codec's limits."""
         ...
 
     def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:
@@ -103,7 +106,7 @@ def flatten_rings(rings: Sequence[Ring]) -> tuple[NDArray[np.float64], NDArray[n
 
 def split_rings(vertices: NDArray[np.float64], offsets: NDArray[np.int64]) -> list[Ring]:
     """The inverse of `flatten_rings`; the rings are views."""
-    return [vertices[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [vertices[start:end] for start, end in pairwise(offsets)]
 
 
 def instance_from_rings(rings_px: Sequence[Ring], box_px: Box | None = None) -> Instance:
@@ -119,7 +122,7 @@ def answer_from_rings(rings_px: Sequence[Ring]) -> Answer:
     return Answer(AnswerStatus.OK, (instance_from_rings(rings_px),))
 
 
-def signed_area_px(ring: Ring) -> float:
+def signed_area_px(ring: Ring | NDArray[np.int64]) -> float:
     """Shoelace area of [N, 2] `ring` in square pixels, positive where it runs clockwise on screen."""
     x, y = ring[:, 0], ring[:, 1]
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2

@@ -1,6 +1,7 @@
 """One row a group: responses packed behind their prompt, each seeing the prompt and itself. Pure functions on tensors.
 
-Letters: B rows, G responses a row, T tokens a response, P prompt tokens, K packed response tokens, L = P + K, S scored tokens.
+Letters: B rows, G responses a row, T tokens a response, P prompt tokens, K packed response tokens, L = P + K, S
+scored tokens.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class PackedRows:
 
 def pack_rows(rows: PromptRows) -> PackedRows:
     """Pack responses behind prompts. Each response's real tokens must come first in its T (padding on the right)."""
-    b, p = rows.prompt_tokens.shape
+    p = rows.prompt_tokens.shape[1]
     t = rows.response_tokens.shape[2]
     real_flat = rows.response_mask.flatten(1)
     packed = int(real_flat.sum(1).max())
@@ -55,7 +56,8 @@ def pack_rows(rows: PromptRows) -> PackedRows:
 
 
 def _attends(prompt_mask: Tensor, response: Tensor, real: Tensor) -> Tensor:
-    """[B, 1, L, L] bool from prompt_mask [B, P], the response that each packed token belongs to [B, K], and which are real."""
+    """[B, 1, L, L] bool from prompt_mask [B, P], the response that each packed token belongs to [B, K], and which
+    are real."""
     in_prompt = torch.full_like(prompt_mask, -1, dtype=torch.int64)
     owner = torch.cat([in_prompt, response], dim=1)
     exists = torch.cat([prompt_mask, real], dim=1)

@@ -1,6 +1,8 @@
-"""A new, untrained checkpoint small enough for two CPU cores: the very classes of Qwen3-VL, with a word-level tokenizer.
+"""A new, untrained checkpoint small enough for two CPU cores: the very classes of Qwen3-VL, with a word-level
+tokenizer.
 
-What made so small a model learn: weights N(0, 1 / fan-in) with residual outputs scaled down, and two-dimensional sine positions in
+What made so small a model learn: weights N(0, 1 / fan-in) with residual outputs scaled down, and two-dimensional
+sine positions in
 the vision tower (transformers' default of 0.02 for all barely trains at this width).
 """
 
@@ -61,7 +63,10 @@ def write_untrained(folder: Path, words: Sequence[str], sizes: TinySizes, seed: 
     tokenizer.save_pretrained(folder)
     pixels = sizes.image_size**2
     Qwen2VLImageProcessorPil(
-        patch_size=sizes.patch_size, merge_size=1, temporal_patch_size=1, size={"shortest_edge": pixels, "longest_edge": pixels}
+        patch_size=sizes.patch_size,
+        merge_size=1,
+        temporal_patch_size=1,
+        size={"shortest_edge": pixels, "longest_edge": pixels},
     ).save_pretrained(folder)
 
 
@@ -83,7 +88,7 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def _config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     head = sizes.text_width // sizes.text_heads
-    token = tokenizer.convert_tokens_to_ids
+    vocabulary = tokenizer.get_vocab()
     return Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -101,8 +106,8 @@ def _config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConf
                 "mrope_interleaved": True,
             },
             "tie_word_embeddings": True,
-            "pad_token_id": token(_SPECIAL["pad"]),
-            "eos_token_id": token(_SPECIAL["end"]),
+            "pad_token_id": vocabulary[_SPECIAL["pad"]],
+            "eos_token_id": vocabulary[_SPECIAL["end"]],
         },
         vision_config={
             "depth": sizes.vision_layers,
@@ -116,10 +121,10 @@ def _config(sizes: TinySizes, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConf
             "num_position_embeddings": (sizes.image_size // sizes.patch_size) ** 2,
             "deepstack_visual_indexes": [0],
         },
-        image_token_id=token(_SPECIAL["image"]),
-        video_token_id=token(_SPECIAL["video"]),
-        vision_start_token_id=token(_SPECIAL["vision_start"]),
-        vision_end_token_id=token(_SPECIAL["vision_end"]),
+        image_token_id=vocabulary[_SPECIAL["image"]],
+        video_token_id=vocabulary[_SPECIAL["video"]],
+        vision_start_token_id=vocabulary[_SPECIAL["vision_start"]],
+        vision_end_token_id=vocabulary[_SPECIAL["vision_end"]],
         tie_word_embeddings=True,
     )
 

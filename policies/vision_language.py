@@ -1,30 +1,41 @@
-"""Policy over transformers' image-text models: Qwen3-VL and Qwen2.5-VL, from a toy of 1 M parameters to the released sizes.
+"""Policy over transformers' image-text models: Qwen3-VL and Qwen2.5-VL, from a toy of 1 M parameters to the released
+sizes.
 
-One row a group (policies/packing.py): the prompt once, then its G responses, each seeing the prompt and itself, at positions
+One row a group (policies/packing.py): the prompt once, then its G responses, each seeing the prompt and itself, at
+positions
 that restart after the prompt. Exact, and P + G*T tokens of work in place of G*(P + T).
 
-Special tokens other than the end token cannot be sampled (a sampled image token would break the next forward pass); the learner
+Special tokens other than the end token cannot be sampled (a sampled image token would break the next forward pass);
+the learner
 takes its log-probabilities under the same restriction, so that both speak of one distribution.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoTokenizer, DynamicCache
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DynamicCache,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from envs.polygons import Answer, AnswerCodec
 from policies.base import PromptRows, Response, VisionFeatures
 from policies.packing import pack_rows, pad_left, pad_responses
+from policies.weights import held_checksum
 
-_FAMILIES = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+_FAMILIES: dict[str, Any] = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 _LOGIT_CHUNK = 4096
 """Scored tokens whose logits are held at once: [tokens, vocabulary] of a long batch would not fit."""
 
@@ -41,9 +52,12 @@ class PromptCache:
 
 
 class Policy(nn.Module):
-    """A vision-language model with its tokenizer, its image processor, and the codec that its answers are written in."""
+    """A vision-language model with its tokenizer, its image processor, and the codec that its answers are written
+    in."""
 
-    def __init__(self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32") -> None:
+    def __init__(
+        self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32"
+    ) -> None:
         """Load a Hugging Face folder.
 
         question: the user's text, `{phrase}` standing for the example's phrase. dtype: name of a torch dtype. Raises
@@ -51,16 +65,18 @@ class Policy(nn.Module):
         """
         super().__init__()
         if not (checkpoint / "config.json").is_file():
-            raise FileNotFoundError(f"policy.checkpoint is {checkpoint}, which has no config.json; give a Hugging Face model folder.")
+            raise FileNotFoundError(
+                f"policy.checkpoint is {checkpoint}, which has no config.json; give a Hugging Face model folder."
+            )
         config = AutoConfig.from_pretrained(checkpoint)
         if config.model_type not in _FAMILIES:
             raise ValueError(
-                f"{checkpoint} is a {config.model_type} model, and this file knows {' and '.join(_FAMILIES)}; another family is one more "
+                f"{checkpoint} is a {config.model_type} model, and this file knows {' and '.join(_FAMILIES)}; "
+                "another family is one more "
                 "file in policies/."
             )
-        family = _FAMILIES[config.model_type]
-        self.model = family.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.model: Any = _FAMILIES[config.model_type].from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.codec = codec
         self.question = question
@@ -112,9 +128,10 @@ class Policy(nn.Module):
         phrases: Sequence[str],
         responses: Sequence[Sequence[NDArray[np.int64]]],
     ) -> PromptRows:
-        """Rows for B questions (image [H, W, 3], phrase) with the token ids of up to G responses each, all of them scored."""
+        """Rows for B questions (image [H, W, 3], phrase) with the token ids of up to G responses each, all of them
+        scored."""
         pixel_values, grid, counts = self._image_inputs(images)
-        prompts = [sum(self._question_tokens(phrase, n), []) for phrase, n in zip(phrases, counts, strict=True)]
+        prompts = [list(chain(*self._question_tokens(phrase, n))) for phrase, n in zip(phrases, counts, strict=True)]
         prompt_tokens, prompt_mask = pad_left([np.array(p, np.int64) for p in prompts], self.end_token)
         tokens, mask = pad_responses(responses, self.end_token)
         return self._on_device(PromptRows(prompt_tokens, prompt_mask, pixel_values, grid, tokens, mask, mask))
@@ -122,7 +139,8 @@ class Policy(nn.Module):
     def supervised_rows(
         self, images: Sequence[NDArray[np.uint8]], pairs: Sequence[Sequence[tuple[str, NDArray[np.int64]]]]
     ) -> PromptRows:
-        """Rows of B images with several (phrase, answer token ids) each: only the image is shared, only answers are scored."""
+        """Rows of B images with several (phrase, answer token ids) each: only the image is shared, only answers are
+        scored."""
         pixel_values, grid, counts = self._image_inputs(images)
         prompt_tokens, prompt_mask = pad_left(
             [np.array(self._question_tokens("", n)[0], np.int64) for n in counts], self.end_token
@@ -213,7 +231,8 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def prefill(self, rows: PromptRows, group_size: int, temperature: float) -> tuple[PromptCache, Tensor]:
-        """Encode B prompts once and fork each to G answers: the cache, and log-probabilities [B*G, V] of the first token."""
+        """Encode B prompts once and fork each to G answers: the cache, and log-probabilities [B*G, V] of the first
+        token."""
         positions, following = self._prompt_positions(rows)
         length = rows.prompt_mask.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
@@ -256,7 +275,7 @@ class Policy(nn.Module):
     def text(self, response: Response) -> str:
         """The response's text without its end token."""
         tokens = response.tokens[:-1] if response.finish == "stop" else response.tokens
-        return self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def read(self, response: Response, height: int, width: int) -> Answer:
         """The response as polygons in pixels of a height x width image; never raises on model output."""
@@ -266,7 +285,8 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def vision_features(self, images: Sequence[NDArray[np.uint8]]) -> VisionFeatures:
-        """Features of B images [H, W, 3] of one size: tower output, and patch embeddings (before any block) as early ones."""
+        """Features of B images [H, W, 3] of one size: tower output, and patch embeddings (before any block) as early
+        ones."""
         pixel_values, grid, _ = self._image_inputs(images)
         pixel_values, grid = pixel_values.to(self.device, self.model.dtype), grid.to(self.device)
         visual = self.model.model.visual
@@ -277,6 +297,10 @@ class Policy(nn.Module):
         # Patches come merge block by merge block; a block's patches become channels of its place.
         early = early.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
         return VisionFeatures(final.float().contiguous(), early.float().contiguous())
+
+    def vision_checksum(self) -> str:
+        """Checksum of the vision tower alone: what a refiner was trained on."""
+        return held_checksum(self.model.model.visual)
 
     def save(self, folder: Path) -> None:
         """Write an ordinary Hugging Face folder (safetensors, tokenizer, image processor)."""

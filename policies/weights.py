@@ -1,6 +1,7 @@
 """Weights in flight: parameters cut into buckets, each with its checksum, so that no one ever holds two full copies.
 
-The checksum of a policy is the hash of its buckets' hashes. A receiver computes it from the parameters it then has, not from
+The checksum of a policy is the hash of its buckets' hashes. A receiver computes it from the parameters it then has,
+not from
 what it was sent: a delivery that did not arrive cannot agree.
 """
 
@@ -31,11 +32,12 @@ class Bucket:
 def make_bucket(parameters: Sequence[tuple[str, Tensor]]) -> Bucket:
     """A bucket of named tensors."""
     data = np.concatenate([_bytes(tensor) for _, tensor in parameters])
-    return Bucket(tuple(name for name, _ in parameters), data, hashlib.sha256(data).hexdigest())
+    return Bucket(tuple(name for name, _ in parameters), data, hashlib.sha256(data.tobytes()).hexdigest())
 
 
 def bucket_names(module: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Named parameters of `module`, in order, cut so that each part has about BUCKET_BYTES. Sharded ones count their full size."""
+    """Named parameters of `module`, in order, cut so that each part has about BUCKET_BYTES. Sharded ones count their
+    full size."""
     part: list[tuple[str, nn.Parameter]] = []
     size = 0
     for name, parameter in module.named_parameters():

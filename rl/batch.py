@@ -1,6 +1,7 @@
 """From scored groups to what the learner computes on.
 
-A Batch names images instead of holding them: learner ranks read images themselves, and old log-probabilities are theirs too
+A Batch names images instead of holding them: learner ranks read images themselves, and old log-probabilities are
+theirs too
 (recomputed before the first update, never taken from the sampler).
 """
 
@@ -30,7 +31,8 @@ class Batch:
     advantages: NDArray[np.float32]
     """[B, G]"""
     counts: NDArray[np.bool_]
-    """[B] False for a group without signal: it keeps its place, so that no rank waits for another, but weighs nothing."""
+    """[B] False for a group without signal: it keeps its place, so that no rank waits for another, but weighs
+    nothing."""
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,7 +1,7 @@
 """A run's checkpoints: written under a temporary name and renamed when whole, old ones dropped only then.
 
-    checkpoints/step-000040/   learner/ (DeepSpeed's files, of all ranks), state.json
-    checkpoints/best-000020/   policy/ (a Hugging Face folder), state.json: the best greedy gIoU on validation so far
+checkpoints/step-000040/   learner/ (DeepSpeed's files, of all ranks), state.json
+checkpoints/best-000020/   policy/ (a Hugging Face folder), state.json: the best greedy gIoU on validation so far
 """
 
 import json
@@ -42,7 +42,9 @@ class Checkpoints:
         """Bring the learner to the last checkpoint; returns its step. Raises FileNotFoundError where there is none."""
         step = self.last_step
         if step is None:
-            raise FileNotFoundError(f"{self._folder} holds no checkpoint to resume from; start the run without --resume.")
+            raise FileNotFoundError(
+                f"{self._folder} holds no checkpoint to resume from; start the run without --resume."
+            )
         learner.load(self._folder / f"step-{step:06d}", "learner")
         return step
 
@@ -58,7 +60,8 @@ class Checkpoints:
         return True
 
     def forget_after(self, step: int) -> None:
-        """Drop what was kept after `step`, so that a resumed run chooses its best policy as an uninterrupted one would."""
+        """Drop what was kept after `step`, so that a resumed run chooses its best policy as an uninterrupted one
+        would."""
         for kind in ("step", "best"):
             for path in self._whole(kind):
                 if _state(path)["step"] > step:

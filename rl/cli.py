@@ -1,11 +1,15 @@
 """The `polytrace` command. Each command's module is imported when it runs, so that --help is quick."""
 
 import os
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rl.config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +22,9 @@ app.add_typer(archive_app, name="archive")
 app.add_typer(export_app, name="export")
 console = Console()
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, as dotted.key=value.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, as dotted.key=value.", show_default=False)
+]
 Config = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped one (demo, sft_tiny, coco28, ...).")]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from its last checkpoint.")]
@@ -41,8 +47,8 @@ def demo(overrides: Overrides = None) -> None:
 @app.command()
 def sft(config: Config, overrides: Overrides = None) -> None:
     """Fine-tune by supervision, or train the tiny model from nothing; goes on by itself where it was stopped."""
-    from rl.config import SftConfig
     from rl.settings import load_settings
+    from rl.sft_settings import SftConfig
     from rl.train_sft import run_sft
 
     run_sft(load_settings(SftConfig, config, overrides or []), console)
@@ -65,8 +71,18 @@ def train(config: Config, overrides: Overrides = None, resume: Resume = False) -
 
 
 @app.command()
+def refine(run: RunFolder) -> None:
+    """Train a refiner on pairs from a run's archive, over the vision tower of its best policy. Writes to
+    RUN/refiner."""
+    from rl.refine import refine_best
+
+    refine_best(_run_config(run), console)
+    console.print(f"refiner: {run / 'refiner'}   next: polytrace evaluate {run}")
+
+
+@app.command()
 def evaluate(run: RunFolder) -> None:
-    """Train the refiner of a finished run and compare SFT, RL and RL + refiner on held-out scenes."""
+    """Compare SFT, RL and RL + refiner of a run on held-out scenes; trains the refiner where there is none."""
     from rl.demo import finish_run
 
     finish_run(_run_config(run), console)
@@ -74,7 +90,8 @@ def evaluate(run: RunFolder) -> None:
 
 @archive_app.command("verify")
 def archive_verify(run: RunFolder) -> None:
-    """Check every shard of a run's archive: torn, altered, missing or left over. Exit status 1 where something is wrong."""
+    """Check every shard of a run's archive: torn, altered, missing or left over. Exit status 1 where something is
+    wrong."""
     from rollout.archive import RolloutArchive
 
     findings = RolloutArchive(_folder(run) / "archive").verify()
@@ -110,7 +127,7 @@ def _folder(run: Path) -> Path:
     return run
 
 
-def _run_config(run: Path):  # type: ignore[no-untyped-def]
+def _run_config(run: Path) -> "RunConfig":
     from rl.config import RunConfig
     from rl.settings import load_settings
 
@@ -122,8 +139,6 @@ def _make_way(folder: Path) -> bool:
     if (folder / "summary.json").exists():
         previous = folder.with_name(folder.name + ".previous")
         if previous.exists():
-            import shutil
-
             shutil.rmtree(previous)
         folder.rename(previous)
         console.print(f"the finished demo is kept as {previous}")

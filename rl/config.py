@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from envs.plugin import Plugin
+from policies.mask_refiner import RefinerSettings
 from rl.rank_settings import LearnerSettings, RankSettings
 from rl.settings import plugin_from_settings, plugins_from_settings
 from rl.train_refiner import RefinerTraining
-from rl.train_sft import SftSettings
 from rollout.engine_shared import Sampling
 from rollout.pool_settings import PoolSettings
 from rollout.worker import WorkerSettings
@@ -39,9 +39,7 @@ class RefinerRun:
     """Answers below it drew another object: a refiner must not learn to paper over that."""
     per_example: int = 2
     max_pairs: int = 6000
-    crop_px: int = 48
-    widths: list[int] = field(default_factory=lambda: [12, 24, 48, 96])
-    passes: int = 3
+    network: RefinerSettings = field(default_factory=RefinerSettings)
     training: RefinerTraining = field(default_factory=RefinerTraining)
 
 
@@ -88,9 +86,12 @@ class RunConfig:
         pass_groups = learner.minibatches * learner.micro_groups * learner.ranks
         if self.groups_per_step % pass_groups:
             raise ValueError(
-                f"groups_per_step is {self.groups_per_step}, but learner.minibatches {learner.minibatches} x learner.micro_groups "
-                f"{learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide it, so that every rank does the same "
-                f"passes; set learner.micro_groups to a divisor of {max(1, self.groups_per_step // (learner.minibatches * learner.ranks))}."
+                f"groups_per_step is {self.groups_per_step}, but learner.minibatches {learner.minibatches} x "
+                "learner.micro_groups "
+                f"{learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide it, so that "
+                "every rank does the same "
+                "passes; set learner.micro_groups to a divisor of "
+                f"{max(1, self.groups_per_step // (learner.minibatches * learner.ranks))}."
             )
 
 
@@ -108,15 +109,21 @@ class RunParts:
 
 
 def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
-    """The policy that a config's `policy` entry means, with its codec; raises ValueError or FileNotFoundError for a wrong one."""
+    """The policy that a config's `policy` entry means, with its codec; raises ValueError or FileNotFoundError for a
+    wrong one."""
     entry = {"name": "vision_language"} | policy
     if "checkpoint" not in entry:
-        raise ValueError(f"policy.checkpoint is not set; give a Hugging Face model folder, or {EMBEDDED} for the embedded one.")
-    plugin = plugin_from_settings("policies", "Policy", entry | {"checkpoint": str(entry["checkpoint"])}, "policy", ["codec"])
+        raise ValueError(
+            f"policy.checkpoint is not set; give a Hugging Face model folder, or {EMBEDDED} for the embedded one."
+        )
+    plugin = plugin_from_settings(
+        "policies", "Policy", entry | {"checkpoint": str(entry["checkpoint"])}, "policy", ["codec"]
+    )
     folder = Path(str(files("policies") / "tiny")) if entry["checkpoint"] == EMBEDDED else Path(entry["checkpoint"])
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"policy.checkpoint is {entry['checkpoint']}, but {folder} holds no config.json; give a Hugging Face model folder, or {EMBEDDED} "
+            f"policy.checkpoint is {entry['checkpoint']}, but {folder} holds no config.json; give a Hugging Face "
+            f"model folder, or {EMBEDDED} "
             "for the embedded one."
         )
     settings = plugin.settings | {"checkpoint": folder.resolve(), "codec": codec.build()}
@@ -131,12 +138,16 @@ def run_parts(config: RunConfig) -> RunParts:
     env = plugin_from_settings("envs", "Env", config.env, "env", ["split"])
     for split in ("train", "validation", config.evaluation.final_split):
         if not len(env.build(split=split)):
-            raise ValueError(f"env has no example in the split {split}; change the env's settings or evaluation.final_split.")
+            raise ValueError(
+                f"env has no example in the split {split}; change the env's settings or evaluation.final_split."
+            )
     codec = plugin_from_settings("envs", "Codec", config.codec, "codec")
     rewards = plugins_from_settings("rewards", "Reward", config.rewards, "rewards")
     weights = {name: float(plugin.build().weight) for name, plugin in rewards.items()}
     if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-        raise ValueError(f"rewards have the weights {weights}; give at least one reward, no weight below 0, and one above.")
+        raise ValueError(
+            f"rewards have the weights {weights}; give at least one reward, no weight below 0, and one above."
+        )
     algorithm = plugin_from_settings("rl", "Algorithm", {"name": "gspo"} | config.algorithm, "algorithm")
     algorithm.build()
     return RunParts(env, codec, policy_plugin(config.policy, codec), rewards, weights, algorithm)
@@ -165,18 +176,3 @@ def rank_settings(config: RunConfig, parts: RunParts) -> RankSettings:
         groups_per_step=config.groups_per_step,
         seed=config.seed,
     )
-
-
-@dataclass
-class SftConfig:
-    """A supervised run; `tiny` sizes a new model, unless `policy.checkpoint` names one to go on from."""
-
-    run: str
-    seed: int = 0
-    env: dict[str, Any] = field(default_factory=dict)
-    codec: dict[str, Any] = field(default_factory=dict)
-    policy: dict[str, Any] = field(default_factory=dict)
-    threads: int = 2
-    max_tokens: int = 64
-    """Longest answer in evaluations, tokens."""
-    sft: SftSettings = field(default_factory=SftSettings)

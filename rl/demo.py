@@ -1,6 +1,7 @@
 """The whole job: SFT checkpoint, RL, archive, refiner, and what each of them is worth on held-out scenes."""
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ from rich.console import Console
 
 from envs.contours import rings_from_mask
 from envs.example import Env
+from policies.mask_refiner import MaskRefiner
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, run_parts, worker_settings
 from rl.evaluate import greedy_groups, score_groups
 from rl.memory import PeakMemory
 from rl.metrics import read_curves
-from rl.refine import refine_run, refined_masks, score_refined
+from rl.refine import best_policy, refine_run, refined_masks, score_refined
 from rl.report import PAIR_TITLES, Drawn, Report, SceneRow, chart, choose_scenes, write_report
 from rl.scores import Interval, SceneScore, StageScores, paired_difference, stage_table, summarise, summary_dict
 from rl.train import train
@@ -49,11 +51,13 @@ def run_job(config: RunConfig, resume: bool, console: Console) -> Path:
     with PeakMemory() as memory:
         started = time.monotonic()
         train(config, resume, console)
+        shutil.rmtree(Path(config.run) / "refiner", ignore_errors=True)  # one of an earlier best policy
         return _finish(config, console, memory, started)
 
 
 def finish_run(config: RunConfig, console: Console) -> Path:
-    """Refine and evaluate a run that is trained; writes report.html and summary.json into its folder and returns it."""
+    """Evaluate a trained run, training its refiner where there is none; writes report.html and summary.json into its
+    folder and returns it."""
     with PeakMemory() as memory:
         return _finish(config, console, memory, time.monotonic())
 
@@ -70,13 +74,20 @@ def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: fl
     seconds, num_scenes = time.monotonic() - started, len(stages["rl"].scores)
     summary = summary_dict(scores, paired, num_scenes, seconds, memory.gib, _extras(config))
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    facts = [("seconds", f"{seconds:.0f}"), ("peak memory", f"{memory.gib:.2f} GiB"), ("polytrace", version("polytrace"))]
+    facts = [
+        ("seconds", f"{seconds:.0f}"),
+        ("peak memory", f"{memory.gib:.2f} GiB"),
+        ("polytrace", version("polytrace")),
+    ]
     facts.append(("config", (folder / "config.yaml").read_text()))
     write_report(folder / "report.html", _report(config, parts, stages, scores, paired, facts))
     console.print(stage_table(scores))
     for name, interval in paired.items():
         console.print(f"{PAIR_TITLES[name]}: gIoU {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
-    console.print(f"{num_scenes} scenes of split {config.evaluation.final_split}, {seconds:.0f} s, peak memory {memory.gib:.2f} GiB")
+    console.print(
+        f"{num_scenes} scenes of split {config.evaluation.final_split}, {seconds:.0f} s, peak memory "
+        f"{memory.gib:.2f} GiB"
+    )
     for name in ("report.html", "summary.json", "archive"):
         console.print(f"wrote {folder / name}")
     return folder
@@ -99,8 +110,12 @@ def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dic
             groups = greedy_groups(pool, config, split, num_scenes, checkpoint)
         stages[name] = StageAnswers(groups, score_groups(groups))
     pool.close()
-    policy = parts.policy.with_settings(checkpoint=best.folder).build()
-    refiner = refine_run(config, parts, policy, console)
+    policy = best_policy(config, parts)
+    folder = Path(config.run) / "refiner"
+    trained = (folder / "refiner.json").is_file()
+    refiner = (
+        MaskRefiner.load(folder, policy.vision_checksum()) if trained else refine_run(config, parts, policy, console)
+    )
     masks = refined_masks(refiner, policy, env, stages["rl"].groups)
     stages["refined"] = StageAnswers(stages["rl"].groups, score_refined(masks, stages["rl"].groups), masks)
     return stages

@@ -4,8 +4,10 @@
     A_i  = (r_i - mean(r)) / (std(r) + floor)                      within the group
     loss = -mean_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)
 
-Departures from the paper: the floor under the standard deviation (rewards of polygons are continuous: in a group of near-equal
-answers, dividing by the bare std would make noise as loud as signal), and groups whose rewards do not differ are left out of
+Departures from the paper: the floor under the standard deviation (rewards of polygons are continuous: in a group of
+near-equal
+answers, dividing by the bare std would make noise as loud as signal), and groups whose rewards do not differ are
+left out of
 the mean. No KL term. Letters: B groups, G answers a group, T tokens.
 """
 
@@ -46,7 +48,8 @@ def groups_with_signal(totals: NDArray[np.float64], min_std: float) -> NDArray[n
 def sequence_log_ratio(new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Mean log-probability ratio over the tokens of each response.
 
-    new_logprobs, old_logprobs, mask (bool, True on response tokens): [B, G, T]. Returns [B, G], clamped to MAX_LOG_RATIO either way;
+    new_logprobs, old_logprobs, mask (bool, True on response tokens): [B, G, T]. Returns [B, G], clamped to
+    MAX_LOG_RATIO either way;
     exactly 0 where the policy has not moved, and for a response without tokens.
     """
     difference = torch.where(mask, new_logprobs - old_logprobs, 0.0)
@@ -66,7 +69,8 @@ class Algorithm:
     """Settings of GSPO."""
 
     clip_low: float = 3e-3
-    """How far the mean log-probability ratio may fall before a sequence stops counting; the paper's 3e-4 is for long texts."""
+    """How far the mean log-probability ratio may fall before a sequence stops counting; the paper's 3e-4 is for long
+    texts."""
     clip_high: float = 4e-3
     std_floor: float = 0.01
     """Added to a group's standard deviation of rewards."""
@@ -76,7 +80,8 @@ class Algorithm:
     def __post_init__(self) -> None:
         if not 0 < self.clip_low < 1 or self.clip_high <= 0 or self.std_floor < 0 or self.min_std < 0:
             raise ValueError(
-                f"algorithm.clip_low is {self.clip_low}, clip_high {self.clip_high}, std_floor {self.std_floor}, min_std {self.min_std}; "
+                f"algorithm.clip_low is {self.clip_low}, clip_high {self.clip_high}, std_floor {self.std_floor}, "
+                f"min_std {self.min_std}; "
                 "clips must be above 0 (clip_low below 1), the others 0 or more."
             )
 
@@ -90,5 +95,6 @@ class Algorithm:
         return sequence_terms(log_ratio, advantages, self.clip_low, self.clip_high)
 
     def loss(self, terms: SequenceTerms, weights: Tensor) -> Tensor:
-        """Minus the weighted sum of the objectives; weights [B, G] that add up to 1 over a mini-batch make it their mean."""
+        """Minus the weighted sum of the objectives; weights [B, G] that add up to 1 over a mini-batch make it their
+        mean."""
         return -(terms.objective * weights).sum()

@@ -17,7 +17,8 @@ class _Actor(LearnerRank):
     """LearnerRank as Ray calls it."""
 
     def put_buckets(self) -> list[tuple[Any, str]]:
-        """(reference, SHA-256) of each bucket of weights; rank 0 puts them into the object store, the others only take part."""
+        """(reference, SHA-256) of each bucket of weights; rank 0 puts them into the object store, the others only
+        take part."""
         return [(self._put(bucket), bucket.sha256) for bucket in self.buckets()]
 
     def _put(self, bucket: Bucket) -> Any:
@@ -32,7 +33,7 @@ class Learner:
         remote = ray.remote(num_cpus=1, num_gpus=learner.gpus_per_rank)(_Actor)
         port = _free_port()
         places = [RankPlace(rank, learner.ranks, _this_host(), port) for rank in range(learner.ranks)]
-        self._ranks = [remote.remote(settings, place) for place in places]
+        self._ranks: list[Any] = [remote.remote(settings, place) for place in places]
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Learn from a rollout batch; returns the statistics of rank 0."""

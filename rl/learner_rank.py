@@ -1,4 +1,5 @@
-"""One learner rank: a policy in a DeepSpeed engine. A plain class that runs without Ray, alone or as one of several ranks."""
+"""One learner rank: a policy in a DeepSpeed engine. A plain class that runs without Ray, alone or as one of several
+ranks."""
 
 import os
 import tempfile
@@ -62,7 +63,8 @@ class LearnerRank:
     def step(self, batch: Batch) -> dict[str, float]:
         """Learn from one rollout batch (all ranks get the same one and take their share); returns what to log.
 
-        Mini-batches are stretches of the batch. Every rank does the same number of passes, with or without signal in its groups.
+        Mini-batches are stretches of the batch. Every rank does the same number of passes, with or without signal in
+        its groups.
         """
         learner, world = self._settings.learner, self._place.world_size
         for group in self._optimizer.param_groups:
@@ -80,7 +82,11 @@ class LearnerRank:
             logs[-1]["grad_norm"] = float(self._engine.get_global_grad_norm() or 0.0)
         self._steps_done += 1
         stats = {name: float(np.mean([log[name] for log in logs if name in log])) for name in logs[-1]}
-        drift = [_sampler_drift(p, r, o) for ps, rs, os_ in zip(parts, rows, old, strict=True) for p, r, o in zip(ps, rs, os_, strict=True)]
+        drift = [
+            _sampler_drift(p, r, o)
+            for ps, rs, os_ in zip(parts, rows, old, strict=True)
+            for p, r, o in zip(ps, rs, os_, strict=True)
+        ]
         stats["sampler_logprob_difference"] = float(np.mean([d[0] for d in drift]))
         stats["sampler_logprob_difference_max"] = float(np.max([d[1] for d in drift]))
         return stats | {"lr": self._optimizer.param_groups[0]["lr"]}
@@ -107,7 +113,8 @@ class LearnerRank:
         return _term_stats(terms, counts) | {"loss": float(loss.detach()) * self._micro_steps * self._place.world_size}
 
     def buckets(self) -> Iterator[Bucket]:
-        """The weights, gathered bucket by bucket. All ranks must walk through it; under ZeRO-3 each bucket is a collective."""
+        """The weights, gathered bucket by bucket. All ranks must walk through it; under ZeRO-3 each bucket is a
+        collective."""
         for part in bucket_names(self._engine.module.model):
             parameters = [parameter for _, parameter in part]
             with deepspeed.zero.GatheredParameters(parameters, enabled=self._settings.learner.zero_stage == 3):
@@ -115,10 +122,13 @@ class LearnerRank:
 
     def save(self, folder: Path, tag: str) -> None:
         """Write engine and optimizer state below folder/tag. All ranks call it."""
-        self._engine.save_checkpoint(str(folder), tag=tag, client_state={"steps_done": self._steps_done}, save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder), tag=tag, client_state={"steps_done": self._steps_done}, save_latest=False
+        )
 
     def load(self, folder: Path, tag: str) -> None:
-        """Go on from `save`, with the same number of ranks. Reads DeepSpeed's own files: only from the run's own folder."""
+        """Go on from `save`, with the same number of ranks. Reads DeepSpeed's own files: only from the run's own
+        folder."""
         path, state = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint {folder}/{tag}; start the run anew or name another one.")
@@ -142,7 +152,8 @@ def _join(place: RankPlace) -> None:
         "MASTER_ADDR": place.host,
         "MASTER_PORT": str(place.port),
     }
-    # A lock left in the shared cache by a killed build makes every later run wait without a word; and this op takes minutes to
+    # A lock left in the shared cache by a killed build makes every later run wait without a word; and this op takes
+    # minutes to
     # compile for nothing that gloo does not do.
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", tempfile.mkdtemp(prefix="polytrace-torch-extensions-"))
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -8,7 +8,8 @@ _INTERVAL_SECONDS = 1.0
 
 
 class PeakMemory:
-    """A context that watches; `gib` is the highest sum so far of the resident memory of this process and its descendants.
+    """A context that watches; `gib` is the highest sum so far of the resident memory of this process and its
+    descendants.
 
     Memory that processes share is counted once in each of them, so the figure is an upper bound.
     """

@@ -1,4 +1,5 @@
-"""What a learner rank is built from; apart from the rank itself, so that a config is checked without loading DeepSpeed."""
+"""What a learner rank is built from; apart from the rank itself, so that a config is checked without loading
+DeepSpeed."""
 
 from dataclasses import dataclass
 
@@ -30,12 +31,14 @@ class LearnerSettings:
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3) or self.dtype not in ("float32", "bfloat16"):
             raise ValueError(
-                f"learner.zero_stage is {self.zero_stage} and learner.dtype {self.dtype!r}; they must be 0, 1, 2 or 3, and float32 or "
+                f"learner.zero_stage is {self.zero_stage} and learner.dtype {self.dtype!r}; they must be 0, 1, 2 or "
+                "3, and float32 or "
                 "bfloat16."
             )
         if min(self.ranks, self.minibatches, self.micro_groups, self.threads) < 1 or self.lr <= 0:
             raise ValueError(
-                f"learner.ranks is {self.ranks}, minibatches {self.minibatches}, micro_groups {self.micro_groups}, threads {self.threads}, "
+                f"learner.ranks is {self.ranks}, minibatches {self.minibatches}, micro_groups {self.micro_groups}, "
+                f"threads {self.threads}, "
                 f"lr {self.lr}; all must be positive."
             )
 

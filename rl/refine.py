@@ -13,9 +13,10 @@ from envs.contours import mask_from_rings
 from envs.example import Env, ImageRef
 from envs.raster import mask_from_rle
 from policies.base import VisionFeatures
-from policies.mask_refiner import MaskRefiner, RefinerSettings
+from policies.mask_refiner import MaskRefiner
 from policies.vision_language import Policy
-from rl.config import RunConfig, RunParts
+from rl.checkpoints import Checkpoints
+from rl.config import RunConfig, RunParts, run_parts
 from rl.export import Pair, select_pairs
 from rl.scores import SceneScore, score_mask
 from rl.train_refiner import TrainingPairs, predict_masks, train_refiner
@@ -59,22 +60,32 @@ def refine_run(config: RunConfig, parts: RunParts, policy: Policy, console: Cons
         )
         if not pairs:
             raise ValueError(
-                f"no answer in {folder}/archive has an IoU of refiner.min_iou {wanted.min_iou} or more; train longer, or lower it."
+                f"no answer in {folder}/archive has an IoU of refiner.min_iou {wanted.min_iou} or more; train "
+                "longer, or lower it."
             )
         arrays = training_pairs(pairs, env, policy)
     console.print(f"refiner: {len(pairs)} pairs over {len(arrays.images)} images from the archive")
-    settings = RefinerSettings(
-        final_channels=arrays.features.final.shape[1],
-        early_channels=arrays.features.early.shape[1],
-        crop_px=wanted.crop_px,
-        widths=tuple(wanted.widths),
-        passes=wanted.passes,
-    )
     writer = SummaryWriter(str(folder / "refiner"))
-    refiner = train_refiner(arrays, settings, wanted.training, policy.vision_checksum(), writer)
+    refiner = train_refiner(arrays, wanted.network, wanted.training, policy.vision_checksum(), writer)
     writer.close()
     refiner.save(folder / "refiner")
     return refiner
+
+
+def best_policy(config: RunConfig, parts: RunParts) -> Policy:
+    """The best policy of a run; raises FileNotFoundError where it has none."""
+    best = Checkpoints(Path(config.run), config.keep_checkpoints).best
+    if best is None:
+        raise FileNotFoundError(f"{config.run} holds no best checkpoint; train it first (polytrace train).")
+    policy: Policy = parts.policy.with_settings(checkpoint=best.folder).build()
+    policy.eval()
+    return policy
+
+
+def refine_best(config: RunConfig, console: Console) -> MaskRefiner:
+    """Train the refiner of a run over its best policy."""
+    parts = run_parts(config)
+    return refine_run(config, parts, best_policy(config, parts), console)
 
 
 def refined_masks(refiner: MaskRefiner, policy: Policy, env: Env, groups: Sequence[Group]) -> NDArray[np.bool_]:

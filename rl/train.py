@@ -1,6 +1,7 @@
 """The main loop: weights to the workers, answers from them, totals, archive, one learner step. Start reading here.
 
-One driver process with no rank in it: all that is distributed is behind WorkerPool and Learner. A run is a folder; stopped after
+One driver process with no rank in it: all that is distributed is behind WorkerPool and Learner. A run is a folder;
+stopped after
 any step, it goes on from its last checkpoint as if nothing had happened, to the last bit on the CPU.
 """
 
@@ -129,7 +130,13 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     prepare_folder(config, resume)
     with console.status("starting Ray, workers and learner"):
         run = Run(config, parts, resume)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("RL", total=config.steps, completed=run.first_step)
         for step in range(run.first_step, config.steps):

@@ -33,7 +33,7 @@ class RefinerTraining:
     """AdamW's highest rate (see `lr_at`)."""
     weight_decay: float = 0.01
     seconds: float | None = None
-    """Wall-clock limit towards which the rate falls; a run that it cuts can't be repeated to the bit. None: no limit."""
+    """Wall-clock limit towards which the rate falls; a run that it cuts cannot be repeated exactly. None: no limit."""
     seed: int = 0
     box_jitter: float = 0.1
     """Each edge of a box moves by at most this part of the box's side."""

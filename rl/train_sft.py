@@ -1,61 +1,33 @@
 """Supervised fine-tuning: phrases to outlines, all objects of a scene asked about in one row.
 
-Stages, because a polygon's loss hardly rewards finding the right object (one number in thirty says which it is): first boxes
+Stages, because a polygon's loss hardly rewards finding the right object (one number in thirty says which it is):
+first boxes
 alone, then whole answers. Matrices are trained by Muon, the rest by AdamW. Resumes from its last checkpoint by itself.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.ndimage import distance_transform_edt
 
 from envs.contours import mask_from_rings, outline
+from envs.cutout_scenes import SPATIAL_WORDS
 from envs.example import Env, Example
+from envs.plugin import Plugin
 from envs.polygons import AnswerCodec, Ring
 from policies.base import PromptRows
+from policies.tiny_model import write_untrained
 from policies.vision_language import Policy
+from rl.config import policy_plugin
+from rl.settings import plugin_from_settings, save_settings
+from rl.sft_settings import SftConfig, SftSettings, SftStage
 from rollout.engine_shared import Sampling, sample
-
-
-@dataclass
-class SftStage:
-    """One stretch of training."""
-
-    name: str
-    steps: int
-    answer: str = "outline"
-    """"box" scores the first four words of an answer, "outline" all of it."""
-    lr: float = 3e-3
-    """Muon's rate at the start, falling to last_lr along a cosine; AdamW takes a third of it."""
-    last_lr: float = 3e-4
-    number_spread: float = 0.0
-    """Width of a number's target over its neighbours; 0 is the usual cross-entropy."""
-
-    def __post_init__(self) -> None:
-        if self.answer not in ("box", "outline"):
-            raise ValueError(f"stage {self.name}: answer is {self.answer!r}; it must be box or outline.")
-
-
-@dataclass
-class SftSettings:
-    """How the supervised outlines are made and learned."""
-
-    stages: list[SftStage] = field(default_factory=list)
-    scenes_per_step: int = 32
-    max_vertices: int = 12
-    """Vertices of an annotated outline."""
-    max_rings: int = 3
-    outline_margin: float = 0.0
-    """How far annotators draw outside the object, as a share of the square root of its area; 0 is an exact outline."""
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
-    evaluate_every: int = 250
-    evaluate_scenes: int = 256
 
 
 @dataclass(frozen=True)
@@ -85,17 +57,18 @@ def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> 
     return codec.encode(outlines, example.image.height, example.image.width)
 
 
-def scene_rows(policy: Policy, env: Env, indices: list[int], settings: SftSettings, answer: str) -> PromptRows:
-    """Supervised rows of the scenes at `indices`."""
-    scenes = [env.scene(index) for index in indices]
+def scene_rows(policy: Policy, env: Env, indices: list[int], settings: SftSettings, stage: SftStage) -> PromptRows:
+    """Supervised rows of the scenes at `indices`, as a stage asks about them."""
+    scenes = [[e for e in env.scene(index) if stage.with_absent or len(e.truth.masks)] for index in indices]
+    scenes = [scene for scene in scenes if scene]
     pairs = []
     for scene in scenes:
         texts = [answer_text(example, policy.codec, settings) for example in scene]
-        if answer == "box":
+        if stage.answer == "box":
             texts = [" ".join(text.split()[:4]) for text in texts]
         tokens = [policy.answer_tokens(text) for text in texts]
         # A box is only the beginning of an answer: its end is not to be learned.
-        tokens = [t[:-1] for t in tokens] if answer == "box" else tokens
+        tokens = [t[:-1] for t in tokens] if stage.answer == "box" else tokens
         pairs.append([(example.prompt.text, t) for example, t in zip(scene, tokens, strict=True)])
     return policy.supervised_rows([env.image(scene[0].image) for scene in scenes], pairs)
 
@@ -103,8 +76,8 @@ def scene_rows(policy: Policy, env: Env, indices: list[int], settings: SftSettin
 class SftTrainer:
     """A policy, its optimizers, and where training stands."""
 
-    def __init__(self, policy: Policy, env: Env, settings: SftSettings, seed: int) -> None:
-        self.policy, self.env, self.settings, self.seed = policy, env, settings, seed
+    def __init__(self, policy: Policy, env: Env, settings: SftSettings) -> None:
+        self.policy, self.env, self.settings = policy, env, settings
         matrices = [p for n, p in policy.named_parameters() if p.ndim == 2 and "embed" not in n]
         others = [p for n, p in policy.named_parameters() if p.ndim != 2 or "embed" in n]
         self.muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", weight_decay=settings.weight_decay)
@@ -130,7 +103,7 @@ class SftTrainer:
         stage, progress = self.stage_at(self.step_number)
         first = self.step_number * self.settings.scenes_per_step
         indices = [(first + k) % len(self.env) for k in range(self.settings.scenes_per_step)]
-        rows = scene_rows(self.policy, self.env, indices, self.settings, stage.answer)
+        rows = scene_rows(self.policy, self.env, indices, self.settings, stage)
         loss = self.policy.sft_loss(rows, stage.number_spread)
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
@@ -186,7 +159,7 @@ def greedy_scores(policy: Policy, env: Env, num_scenes: int, max_tokens: int) ->
     return float(np.mean(ious)), float(np.mean(valid))
 
 
-def train_sft(trainer: SftTrainer, validation: Env, folder: Path, max_tokens: int) -> list[SftPoint]:
+def train_sft(trainer: SftTrainer, validation: Env, folder: Path, max_tokens: int, console: Console) -> list[SftPoint]:
     """Train to the end, with a bar and a checkpoint at every evaluation; returns the learning curve.
 
     Starts from folder/state.pt where there is one. `folder` receives policy/ (a Hugging Face folder) and state.pt.
@@ -196,7 +169,7 @@ def train_sft(trainer: SftTrainer, validation: Env, folder: Path, max_tokens: in
         trainer.load(folder)
     settings, losses = trainer.settings, []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("SFT", total=trainer.num_steps, completed=trainer.step_number)
         while trainer.step_number < trainer.num_steps:
             stage, _ = trainer.stage_at(trainer.step_number)
@@ -207,8 +180,45 @@ def train_sft(trainer: SftTrainer, validation: Env, folder: Path, max_tokens: in
                 point = SftPoint(trainer.step_number, stage.name, float(np.mean(losses)), giou, valid)
                 trainer.curve.append(point)
                 progress.console.print(
-                    f"step {point.step:>5} {stage.name:>9}  loss {point.loss:.3f}  greedy gIoU {giou:.3f}  valid {valid:.1%}"
+                    f"step {point.step:>5} {stage.name:>9}  loss {point.loss:.3f}  greedy gIoU {giou:.3f}  valid "
+                    f"{valid:.1%}"
                 )
                 losses = []
                 trainer.save(folder)
     return trainer.curve
+
+
+def run_sft(config: SftConfig, console: Console) -> Path:
+    """Train as `config` says; returns the folder of the policy. Goes on where an earlier call was stopped.
+
+    Raises ValueError or FileNotFoundError for what is wrong with the config before training starts.
+    """
+    if not config.sft.stages:
+        raise ValueError("sft.stages is empty; give at least one stage, such as {name: outlines, steps: 1000}.")
+    folder = Path(config.run)
+    torch.set_num_threads(config.threads)
+    env_plugin = plugin_from_settings("envs", "Env", config.env, "env", ["split"])
+    env, validation = env_plugin.build(split="train"), env_plugin.build(split="validation")
+    codec = plugin_from_settings("envs", "Codec", config.codec, "codec")
+    policy = dict(config.policy)
+    if "checkpoint" not in policy:
+        policy["checkpoint"] = str(folder / "untrained")
+        _write_untrained(folder / "untrained", config, env_plugin, codec)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_settings(config, folder / "config.yaml")
+    trainer = SftTrainer(policy_plugin(policy, codec).build(), env, config.sft)
+    curve = train_sft(trainer, validation, folder, config.max_tokens, console)
+    lines = ["step\tstage\tloss\tgreedy_giou\tvalid"]
+    lines += [f"{p.step}\t{p.stage}\t{p.loss:.4f}\t{p.greedy_giou:.4f}\t{p.valid:.4f}" for p in curve]
+    (folder / "curve.tsv").write_text("\n".join(lines) + "\n")
+    console.print(f"policy: {folder / 'policy'}   curve: {folder / 'curve.tsv'}")
+    return folder / "policy"
+
+
+def _write_untrained(folder: Path, config: SftConfig, env: Plugin, codec: Plugin) -> None:
+    """A new tiny model whose words are the codec's and those of all phrases, of held-out names too."""
+    words = codec.build().words
+    phrase_words = {
+        word for split in ("train", "held_out_names") for name in env.build(split=split).names for word in name.split()
+    }
+    write_untrained(folder, words + sorted(phrase_words | SPATIAL_WORDS), config.tiny, config.seed)

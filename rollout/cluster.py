@@ -8,7 +8,8 @@ import ray
 def start(address: str | None, num_cpus: int) -> None:
     """Join the cluster at `address`, or start Ray in this machine's own memory with `num_cpus` places for actors.
 
-    Does nothing where Ray runs in this process already. The places are ours to count: they need not be the machine's cores.
+    Does nothing where Ray runs in this process already. The places are ours to count: they need not be the machine's
+    cores.
     """
     if ray.is_initialized():
         return

@@ -1,6 +1,7 @@
 """Our sampler: each prompt is encoded once, its cache forked to G answers, and finished answers leave the batch.
 
-Every random number is keyed by (seed, step, position of the group, index in the group, token): which worker samples a group, and
+Every random number is keyed by (seed, step, position of the group, index in the group, token): which worker samples
+a group, and
 how often it is retried, changes nothing.
 """
 
@@ -27,7 +28,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_tokens < 1:
             raise ValueError(
-                f"sampling.temperature is {self.temperature} and sampling.max_tokens {self.max_tokens}; they must be 0 or more and 1 or "
+                f"sampling.temperature is {self.temperature} and sampling.max_tokens {self.max_tokens}; they must be "
+                "0 or more and 1 or "
                 "more."
             )
 
@@ -39,7 +41,8 @@ def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
 
 @torch.no_grad()
 def sample(policy: Policy, rows: PromptRows, sampling: Sampling, draws: NDArray[np.float64]) -> list[Response]:
-    """B*G responses to B prompts, in order. draws: [B, G, max_tokens] uniform numbers; rows' own responses are not looked at."""
+    """B*G responses to B prompts, in order. draws: [B, G, max_tokens] uniform numbers; rows' own responses are not
+    looked at."""
     b, g, most = draws.shape
     temperature = sampling.temperature or 1.0
     tokens = np.zeros((b * g, most), np.int64)

@@ -1,7 +1,9 @@
 """Rollout workers as Ray actors: work handed out in fixed units, weights checked on arrival, deaths survived.
 
-A worker that dies is restarted by Ray and comes back empty. It is stale until it has taken the current weights and proved it by
-its checksum; only then does it get a unit again. The unit that it was on is answered by whoever is free, with the same result,
+A worker that dies is restarted by Ray and comes back empty. It is stale until it has taken the current weights and
+proved it by
+its checksum; only then does it get a unit again. The unit that it was on is answered by whoever is free, with the
+same result,
 since random numbers belong to answers and not to workers.
 """
 
@@ -47,13 +49,18 @@ class _Actor(RolloutWorker):
         return self.set_weights(version, (ray.get(ref) for ref in refs))
 
     def offer(self, checkpoint: Path) -> list[tuple[Any, str]]:
-        """(reference, SHA-256) of each bucket of a checkpoint's weights, loaded and put into the object store by this worker."""
+        """(reference, SHA-256) of each bucket of a checkpoint's weights, loaded and put into the object store by
+        this worker."""
         self.load_checkpoint(checkpoint)
         return [(ray.put(bucket), bucket.sha256) for bucket in self.buckets()]
 
     def process_id(self) -> int:
         """Of this actor."""
         return os.getpid()
+
+    def version(self) -> int:
+        """Version of the weights that this worker holds; -1 for none."""
+        return self._version
 
 
 class WorkerPool:
@@ -62,15 +69,22 @@ class WorkerPool:
     def __init__(self, settings: PoolSettings, worker: WorkerSettings) -> None:
         self._settings = settings
         remote = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=1, num_gpus=settings.gpus_per_worker)(_Actor)
-        self._workers = [remote.remote(worker, f"{k}") for k in range(settings.workers)]
+        self.actors: list[Any] = [remote.remote(worker, f"{k}") for k in range(settings.workers)]
         self._fresh: set[int] = set()
         self._weights: WeightRefs | None = None
         self._version = -1
 
+    @property
+    def weights(self) -> WeightRefs:
+        """The weights that workers hold or must take; raises RuntimeError before the first `set_weights`."""
+        if self._weights is None:
+            raise RuntimeError("the pool has no weights yet; call set_weights first.")
+        return self._weights
+
     def set_weights(self, weights: WeightRefs, version: int) -> None:
         """Deliver `version` to every worker; raises RuntimeError where one then holds other weights than were sent."""
         self._weights, self._version, self._fresh = weights, version, set()
-        refs = {self._send_weights(k): k for k in range(len(self._workers))}
+        refs = {self._send_weights(k): k for k in range(len(self.actors))}
         deaths = 0
         while refs:
             (ref,), _ = ray.wait(list(refs), num_returns=1)
@@ -82,14 +96,15 @@ class WorkerPool:
                 refs[self._send_weights(k)] = k
 
     def answer(self, units: Iterable[Unit]) -> list[Group]:
-        """All groups of all units, in order of units. Units go to whoever is free; a unit lost with its worker is asked again."""
+        """All groups of all units, in order of units. Units go to whoever is free; a unit lost with its worker is
+        asked again."""
         work = list(units)
         waiting = deque(range(len(work)))
         results: dict[int, list[Group]] = {}
         running: dict[
             Any, tuple[int, int | None]
         ] = {}  # reference -> (worker, unit; None while weights are on their way)
-        idle = set(range(len(self._workers)))
+        idle = set(range(len(self.actors)))
         deaths = 0
         while len(results) < len(work):
             for k in sorted(idle):
@@ -98,7 +113,7 @@ class WorkerPool:
                     idle.discard(k)
                 elif waiting:
                     unit = waiting.popleft()
-                    running[self._workers[k].answer.remote(work[unit], self._version)] = (k, unit)
+                    running[self.actors[k].answer.remote(work[unit], self._version)] = (k, unit)
                     idle.discard(k)
             (ref,), _ = ray.wait(list(running), num_returns=1)
             k, done = running.pop(ref)
@@ -116,30 +131,32 @@ class WorkerPool:
 
     def checkpoint_weights(self, checkpoint: Path) -> WeightRefs:
         """The weights of a Hugging Face folder by reference, for `set_weights`; worker 0 reads them."""
-        buckets = ray.get(self._workers[0].offer.remote(checkpoint))
+        buckets = ray.get(self.actors[0].offer.remote(checkpoint))
         return WeightRefs(tuple(ref for ref, _ in buckets), tuple(sha256 for _, sha256 in buckets))
 
     def process_ids(self) -> list[int]:
         """Process of each worker, for people and for tests of faults."""
-        return ray.get([worker.process_id.remote() for worker in self._workers])
+        return ray.get([worker.process_id.remote() for worker in self.actors])
+
+    def versions(self) -> list[int]:
+        """Version of the weights that each worker holds; -1 for none."""
+        return ray.get([worker.version.remote() for worker in self.actors])
 
     def close(self) -> None:
         """End the workers."""
-        for worker in self._workers:
+        for worker in self.actors:
             ray.kill(worker)
 
     def _send_weights(self, k: int) -> Any:
-        if self._weights is None:
-            raise RuntimeError("the pool has no weights yet; call set_weights before answer.")
         # In a list, so that Ray passes references and the worker fetches one bucket at a time.
-        return self._workers[k].take.remote(self._version, list(self._weights.refs))
+        return self.actors[k].take.remote(self._version, list(self.weights.refs))
 
     def _accept(self, k: int, held: str) -> None:
-        assert self._weights is not None
-        if held != self._weights.checksum:
+        if held != self.weights.checksum:
             raise RuntimeError(
                 f"worker {k} reports checksum {held[:12]} after taking version {self._version}, the learner's is "
-                f"{self._weights.checksum[:12]}; its answers would be another policy's. Check that both load the same checkpoint."
+                f"{self.weights.checksum[:12]}; its answers would be another policy's. Check that both load the same "
+                "checkpoint."
             )
         self._fresh.add(k)
 
@@ -148,7 +165,8 @@ class WorkerPool:
         log.warning("rollout worker %d died (%s); it restarts and takes version %d first", k, error, self._version)
         if deaths >= self._settings.max_deaths:
             raise RuntimeError(
-                f"rollout workers died {deaths + 1} times in one call, the last one being worker {k}: {error}. Look for lack of memory, "
+                f"rollout workers died {deaths + 1} times in one call, the last one being worker {k}: {error}. Look "
+                "for lack of memory, "
                 "or raise pool.max_deaths."
             ) from error
         return deaths + 1

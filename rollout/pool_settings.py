@@ -1,4 +1,5 @@
-"""How many rollout workers, and how they are restarted; apart from the pool, so that a config is checked without loading Ray."""
+"""How many rollout workers, and how they are restarted; apart from the pool, so that a config is checked without
+loading Ray."""
 
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ class PoolSettings:
     def __post_init__(self) -> None:
         if self.workers < 1 or self.threads < 1 or self.max_deaths < 0 or self.gpus_per_worker < 0:
             raise ValueError(
-                f"pool.workers is {self.workers}, pool.threads {self.threads}, pool.max_deaths {self.max_deaths}, pool.gpus_per_worker "
+                f"pool.workers is {self.workers}, pool.threads {self.threads}, pool.max_deaths {self.max_deaths}, "
+                "pool.gpus_per_worker "
                 f"{self.gpus_per_worker}; set workers and threads to 1 or more, the others to 0 or more."
             )

@@ -1,0 +1,22 @@
+"""What several test files need: an untrained tiny checkpoint, written once a session."""
+
+from pathlib import Path
+
+import pytest
+
+from envs.cutout_scenes import SPATIAL_WORDS, Env
+from envs.path_tokens import Codec
+from policies.tiny_model import TinySizes, write_untrained
+
+
+@pytest.fixture(scope="session")
+def tiny_untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of random weights: images of 32 px in patches of 8, words of the codec and of all phrases."""
+    folder = tmp_path_factory.mktemp("tiny_untrained")
+    names = Env("train").names + Env("held_out_names").names
+    phrase_words = {word for name in names for word in name.split()} | SPATIAL_WORDS
+    sizes = TinySizes(
+        image_size=32, text_width=32, text_layers=2, text_heads=2, vision_width=16, vision_layers=2, vision_heads=2
+    )
+    write_untrained(folder, Codec().words + sorted(phrase_words), sizes, seed=0)
+    return folder

@@ -1,0 +1,97 @@
+"""The main loop in real processes: equal runs are equal files, and a run that was stopped or killed goes on bit for
+bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rl.train import example_indices
+
+SMALL = [
+    "groups_per_step=4",
+    "group_size=4",
+    "groups_per_unit=2",
+    "save_every=2",
+    "sampling.max_tokens=40",
+    "learner.micro_groups=2",
+    "learner.threads=1",
+    "evaluation.every=2",
+    "evaluation.num_scenes=8",
+]
+
+
+def polytrace(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from rl.cli import main; main()", *arguments]
+
+
+def train(folder: Path, *arguments: str) -> None:
+    command = polytrace("train", "demo", f"run={folder}", *SMALL, *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("archive/*/step-*.parquet"))
+    }
+
+
+def numbers(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_example_is_asked_once_an_epoch() -> None:
+    asked = [index for step in range(5) for index in example_indices(3, 20, step, 4)]
+    assert sorted(asked) == list(range(20))
+    assert asked != list(range(20))
+    assert example_indices(3, 20, 2, 4) == asked[8:12]
+
+
+def test_a_step_may_span_two_epochs() -> None:
+    assert sorted(example_indices(0, 3, 0, 6)) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(folder, "steps=4", "pool.workers=2")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_stopped_after_step_2_and_resumed_in_a_new_process_is_the_uninterrupted_run(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(folder, "steps=2", "pool.workers=1")  # and the number of workers changes nothing
+    train(folder, "steps=4", "pool.workers=1", "--resume")
+    assert shards(folder) == shards(uninterrupted)
+    resumed, expected = numbers(folder), numbers(uninterrupted)
+    assert [row for row in resumed if row["step"] >= 2] == [row for row in expected if row["step"] >= 2]
+    assert any("learner/loss" in row and row["learner/grad_norm"] > 0 for row in resumed if row["step"] == 3)
+
+
+@pytest.mark.slow
+def test_a_run_killed_after_its_last_checkpoint_sets_aside_what_came_later_and_goes_on(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = polytrace("train", "demo", f"run={folder}", *SMALL, "steps=1000")
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (folder / "archive/rollouts/step-00000003.parquet").exists():
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    train(folder, "steps=4", "--resume")
+    assert shards(folder) == shards(uninterrupted)
+    assert [row for row in numbers(folder) if row["step"] >= 2] == [
+        row for row in numbers(uninterrupted) if row["step"] >= 2
+    ]
