@@ -37,8 +37,7 @@ def simplify(rings: list[Ring], num_vertices: int) -> list[Ring]:
     if 3 * len(rings) > num_vertices:
         raise ValueError(
             f"num_vertices is {num_vertices}, but {len(rings)} rings need 3 each; keep fewer rings or raise the "
-            "budget to "
-            f"{3 * len(rings)}."
+            f"budget to {3 * len(rings)}."
         )
     perimeters = [np.abs(np.diff(ring, axis=0, append=ring[:1])).sum() for ring in rings]
     spare = num_vertices - 3 * len(rings)

@@ -103,8 +103,7 @@ class Env:
         if len(names) < 2:
             raise ValueError(
                 f"split {self.split} has {len(names)} names with env.held_out_share {self.held_out_share}; it needs "
-                "2 or more: "
-                "add cut-outs or change the share."
+                "2 or more: add cut-outs or change the share."
             )
         object.__setattr__(self, "names", names)
 
@@ -138,8 +137,7 @@ class Env:
         if self._key(int(ref.key.rsplit("/", 1)[1])) != ref.key or image_sha256(image) != ref.sha256:
             raise ValueError(
                 f"scene {ref.key} no longer has the pixels that its reference names ({ref.sha256[:12]}); it was "
-                "composed with other "
-                "env settings or another version of the cut-outs."
+                "composed with other env settings or another version of the cut-outs."
             )
         return image
 

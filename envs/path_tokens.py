@@ -58,8 +58,7 @@ class Codec:
         if num_rings > self.max_rings or num_vertices > self.max_vertices:
             raise ValueError(
                 f"{num_rings} rings with {num_vertices} vertices exceed the codec's max_rings {self.max_rings} and "
-                "max_vertices "
-                f"{self.max_vertices}; simplify the outline or raise the limits."
+                f"max_vertices {self.max_vertices}; simplify the outline or raise the limits."
             )
         texts = [self._encode_instance(rings, height, width) for rings in instances if rings]
         return f" {INSTANCE_WORD} ".join(texts) or EMPTY_WORD

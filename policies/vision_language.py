@@ -35,7 +35,10 @@ from policies.base import PromptRows, Response, VisionFeatures
 from policies.packing import pack_rows, pad_left, pad_responses
 from policies.weights import held_checksum
 
-_FAMILIES: dict[str, Any] = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
+_FAMILIES: dict[str, Any] = {
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+}
 _LOGIT_CHUNK = 4096
 """Scored tokens whose logits are held at once: [tokens, vocabulary] of a long batch would not fit."""
 
@@ -52,8 +55,7 @@ class PromptCache:
 
 
 class Policy(nn.Module):
-    """A vision-language model with its tokenizer, its image processor, and the codec that its answers are written
-    in."""
+    """A vision-language model with its tokenizer, its image processor, and the codec of its answers."""
 
     def __init__(
         self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32"
@@ -72,10 +74,10 @@ class Policy(nn.Module):
         if config.model_type not in _FAMILIES:
             raise ValueError(
                 f"{checkpoint} is a {config.model_type} model, and this file knows {' and '.join(_FAMILIES)}; "
-                "another family is one more "
-                "file in policies/."
+                "another family is one more file in policies/."
             )
-        self.model: Any = _FAMILIES[config.model_type].from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
+        family = _FAMILIES[config.model_type]
+        self.model: Any = family.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.codec = codec

@@ -89,8 +89,7 @@ class RunConfig:
                 f"groups_per_step is {self.groups_per_step}, but learner.minibatches {learner.minibatches} x "
                 "learner.micro_groups "
                 f"{learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide it, so that "
-                "every rank does the same "
-                "passes; set learner.micro_groups to a divisor of "
+                "every rank does the same passes; set learner.micro_groups to a divisor of "
                 f"{max(1, self.groups_per_step // (learner.minibatches * learner.ranks))}."
             )
 
@@ -123,8 +122,7 @@ def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"policy.checkpoint is {entry['checkpoint']}, but {folder} holds no config.json; give a Hugging Face "
-            f"model folder, or {EMBEDDED} "
-            "for the embedded one."
+            f"model folder, or {EMBEDDED} for the embedded one."
         )
     settings = plugin.settings | {"checkpoint": folder.resolve(), "codec": codec.build()}
     return Plugin(plugin.package, plugin.class_name, plugin.name, settings, plugin.module)

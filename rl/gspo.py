@@ -81,8 +81,7 @@ class Algorithm:
         if not 0 < self.clip_low < 1 or self.clip_high <= 0 or self.std_floor < 0 or self.min_std < 0:
             raise ValueError(
                 f"algorithm.clip_low is {self.clip_low}, clip_high {self.clip_high}, std_floor {self.std_floor}, "
-                f"min_std {self.min_std}; "
-                "clips must be above 0 (clip_low below 1), the others 0 or more."
+                f"min_std {self.min_std}; clips must be above 0 (clip_low below 1), the others 0 or more."
             )
 
     def advantages(self, totals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

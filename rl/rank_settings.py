@@ -32,14 +32,12 @@ class LearnerSettings:
         if self.zero_stage not in (0, 1, 2, 3) or self.dtype not in ("float32", "bfloat16"):
             raise ValueError(
                 f"learner.zero_stage is {self.zero_stage} and learner.dtype {self.dtype!r}; they must be 0, 1, 2 or "
-                "3, and float32 or "
-                "bfloat16."
+                "3, and float32 or bfloat16."
             )
         if min(self.ranks, self.minibatches, self.micro_groups, self.threads) < 1 or self.lr <= 0:
             raise ValueError(
                 f"learner.ranks is {self.ranks}, minibatches {self.minibatches}, micro_groups {self.micro_groups}, "
-                f"threads {self.threads}, "
-                f"lr {self.lr}; all must be positive."
+                f"threads {self.threads}, lr {self.lr}; all must be positive."
             )
 
 

@@ -47,15 +47,15 @@ class RefinerTraining:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.lr <= 0:
             raise ValueError(
-                f"steps is {self.steps}, batch_size {self.batch_size}, lr {self.lr}; the first two must be 1 or more, "
-                "the last above 0."
+                f"steps is {self.steps}, batch_size {self.batch_size}, lr {self.lr}; the first two must be 1 or "
+                "more, the last above 0."
             )
         if self.seconds is not None and self.seconds <= 0:
             raise ValueError(f"seconds is {self.seconds}; set it above 0, or to None for no limit.")
         if not 0 <= self.synthetic_share <= 1 or not 0 <= self.box_jitter < 0.5:
             raise ValueError(
-                f"synthetic_share is {self.synthetic_share}, box_jitter {self.box_jitter}; the first must lie in 0..1, "
-                "the second in 0..0.5."
+                f"synthetic_share is {self.synthetic_share}, box_jitter {self.box_jitter}; the first must lie in "
+                "0..1, the second in 0..0.5."
             )
 
     def done(self, step: int, elapsed_seconds: float) -> float:
@@ -252,17 +252,13 @@ def predict_masks(
 ) -> RefinedMasks:
     """Refined masks of images [B, H, W, 3], their features and coarse masks [B, H, W], in batches; on the CPU."""
     device = refiner.device
-    results = []
+    masks, predicted_iou = torch.empty(coarse.shape, dtype=torch.bool), torch.empty(len(coarse))
     for start in range(0, len(coarse), batch_size):
         part = slice(start, start + batch_size)
-        results.append(
-            refiner.refine(
-                torch.from_numpy(images[part]).to(device),
-                VisionFeatures(features.final[part].to(device), features.early[part].to(device)),
-                torch.from_numpy(coarse[part]).to(device),
-            )
+        refined = refiner.refine(
+            torch.from_numpy(images[part]).to(device),
+            VisionFeatures(features.final[part].to(device), features.early[part].to(device)),
+            torch.from_numpy(coarse[part]).to(device),
         )
-    return RefinedMasks(
-        torch.cat([result.masks for result in results]).cpu(),
-        torch.cat([result.predicted_iou for result in results]).cpu(),
-    )
+        masks[part], predicted_iou[part] = refined.masks.cpu(), refined.predicted_iou.cpu()
+    return RefinedMasks(masks, predicted_iou)

@@ -28,9 +28,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_tokens < 1:
             raise ValueError(
-                f"sampling.temperature is {self.temperature} and sampling.max_tokens {self.max_tokens}; they must be "
-                "0 or more and 1 or "
-                "more."
+                f"sampling.temperature is {self.temperature} and sampling.max_tokens {self.max_tokens}; they must "
+                "be 0 or more and 1 or more."
             )
 
 

@@ -155,8 +155,8 @@ class WorkerPool:
         if held != self.weights.checksum:
             raise RuntimeError(
                 f"worker {k} reports checksum {held[:12]} after taking version {self._version}, the learner's is "
-                f"{self.weights.checksum[:12]}; its answers would be another policy's. Check that both load the same "
-                "checkpoint."
+                f"{self.weights.checksum[:12]}; its answers would be another policy's. Check that both load the "
+                "same checkpoint."
             )
         self._fresh.add(k)
 
@@ -166,7 +166,6 @@ class WorkerPool:
         if deaths >= self._settings.max_deaths:
             raise RuntimeError(
                 f"rollout workers died {deaths + 1} times in one call, the last one being worker {k}: {error}. Look "
-                "for lack of memory, "
-                "or raise pool.max_deaths."
+                "for lack of memory, or raise pool.max_deaths."
             ) from error
         return deaths + 1

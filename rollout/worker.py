@@ -94,8 +94,7 @@ class RolloutWorker:
         if version != self._version:
             raise RuntimeError(
                 f"worker {self.name} holds weights of version {self._version}, the unit of step {unit.step} wants "
-                f"{version}; "
-                "set_weights first."
+                f"{version}; set_weights first."
             )
         env = self._env(unit.split)
         examples = [env[index] for index in unit.indices]

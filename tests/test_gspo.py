@@ -227,7 +227,8 @@ def test_weights_of_one_over_the_answers_that_count_leave_the_other_groups_out_o
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("clip_low", 0.0), ("clip_low", 1.0), ("clip_high", 0.0), ("std_floor", -0.1), ("min_std", -1.0)]
+    ("setting", "value"),
+    [("clip_low", 0.0), ("clip_low", 1.0), ("clip_high", 0.0), ("std_floor", -0.1), ("min_std", -1.0)],
 )
 def test_impossible_settings_are_refused_with_their_value(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{setting}.* {value}"):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -58,6 +58,7 @@ def test_an_empty_mask_gets_the_whole_image():
     assert grown_boxes_px(torch.zeros(1, 5, 7, dtype=torch.bool), 0.25, 2.0).tolist() == [[0.0, 0.0, 7.0, 5.0]]
 
 
+@settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40), size=st.integers(1, 40))
 def test_cutting_the_whole_image_equals_torchs_antialiased_resize(rows, columns, size):
     maps = torch.randn(2, 3, rows, columns, generator=torch.Generator().manual_seed(rows))
@@ -66,6 +67,7 @@ def test_cutting_the_whole_image_equals_torchs_antialiased_resize(rows, columns,
     torch.testing.assert_close(cut(maps, box, rows, columns, size), resized, atol=1e-4, rtol=1e-4)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     x0=st.floats(0, 20),
     y0=st.floats(0, 20),
@@ -82,6 +84,7 @@ def test_cutting_a_box_finely_equals_grid_sample_at_the_same_points(x0, y0, widt
     torch.testing.assert_close(cut(maps, box, 32, 32, 16), sampled, atol=1e-4, rtol=1e-4)
 
 
+@settings(max_examples=40, deadline=None)
 @given(x0=st.integers(0, 16), y0=st.integers(0, 16), seed=st.integers(0, 99))
 def test_a_mask_whose_crop_falls_on_the_pixels_is_pasted_back_exactly(x0, y0, seed):
     mask = torch.zeros(1, 64, 64, dtype=torch.bool)
@@ -143,7 +146,7 @@ def test_expected_iou_of_a_cell_at_three_quarters_and_one_at_a_quarter_is_0_6():
 
 def test_the_default_refiner_over_features_of_128_and_96_channels_has_480_thousand_parameters():
     network = MaskRefiner(RefinerSettings(), 128, 96, "tower-a")
-    assert sum(parameter.numel() for parameter in network.parameters()) == 480_643
+    assert sum(parameter.numel() for parameter in network.parameters()) == 480_579
 
 
 def test_a_saved_refiner_comes_back_to_the_bit(tmp_path):
