@@ -64,17 +64,16 @@ def outline(mask: NDArray[np.bool_], max_vertices: int, max_rings: int = 4, min_
 
 
 def outline_to_iou(mask: NDArray[np.bool_], min_iou: float, max_vertices: int = 1024) -> list[Ring]:
-    """The outline of `mask` with the fewest vertices whose filled IoU is `min_iou` or more, found by bisection.
+    """The outline of `mask` within the smallest budget of vertices whose filled IoU is `min_iou` or more.
 
     Where even `max_vertices` do not reach it, the outline at `max_vertices`. Specks under 0.1 % of the largest ring go.
     """
     rings = largest_rings(rings_from_mask(mask), max_vertices // 3, 0.001)
-    low, high = 3 * len(rings), min(max_vertices, sum(map(len, rings)))
-    while low < high:
-        middle = (low + high) // 2
-        filled = mask_from_rings(simplify(rings, middle), *mask.shape)
-        if (filled & mask).sum() >= min_iou * (filled | mask).sum():
-            high = middle
-        else:
-            low = middle + 1
-    return simplify(rings, low)
+    # One budget after the other: a vertex more may lower the IoU, so bisection would miss the smallest.
+    for num_vertices in range(3 * len(rings), max_vertices):
+        simplified = simplify(rings, num_vertices)
+        filled = mask_from_rings(simplified, *mask.shape)
+        reached = (filled & mask).sum() >= min_iou * (filled | mask).sum()
+        if reached or sum(map(len, simplified)) == sum(map(len, rings)):
+            return simplified
+    return simplify(rings, max_vertices)

@@ -46,7 +46,8 @@ class Scene:
         if not twins:
             return self.names[k]
         here, there = _centre(self.masks[k]), _centre(self.masks[twins[0]])
-        across, down = here - there
+        # Rounded, so that a tie is a tie: rounding errors would break it one way here and another way in the mirror.
+        across, down = (here - there).round(9)
         if abs(across) >= abs(down):
             return f"the {'left' if across < 0 else 'right'} {self.names[k]}"
         return f"the {'upper' if down < 0 else 'lower'} {self.names[k]}"
@@ -98,6 +99,7 @@ class Env:
                 f"{self.max_objects}; set image_size to 32 or more, 0 < min_scale <= max_scale <= 1, max_objects to "
                 "1 or more."
             )
+        self._check_shares()
         seen, held_out = split_names(tuple(c.name for c in load_cutouts(self.folder)), self.held_out_share)
         names = held_out if self.split == "held_out_names" else seen
         if len(names) < 2:
@@ -105,7 +107,27 @@ class Env:
                 f"split {self.split} has {len(names)} names with env.held_out_share {self.held_out_share}; it needs "
                 "2 or more: add cut-outs or change the share."
             )
+        if self.absent_share > 0 and len(names) <= self.max_objects:
+            raise ValueError(
+                f"env.absent_share is {self.absent_share}, but split {self.split} has {len(names)} names and a scene "
+                f"may show all of them (env.max_objects {self.max_objects}); set absent_share to 0 or add cut-outs."
+            )
         object.__setattr__(self, "names", names)
+
+    def _check_shares(self) -> None:
+        shares = {
+            "held_out_share": self.held_out_share,
+            "twin_share": self.twin_share,
+            "absent_share": self.absent_share,
+        }
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"env.{name} is {share}; a share is 0 to 1.")
+        if not 0 <= self.max_overlap < 1 or self.num_scenes < 1 or self.seed < 0:
+            raise ValueError(
+                f"env.max_overlap is {self.max_overlap}, env.num_scenes {self.num_scenes}, env.seed {self.seed}; set "
+                "0 <= max_overlap < 1 (1 would hide objects whole), num_scenes to 1 or more, seed to 0 or more."
+            )
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -133,13 +155,15 @@ class Env:
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
         """Pixels [H, W, 3] of a scene by its key; raises ValueError where they differ from when the reference was
         made."""
-        image = self._scene(int(ref.key.rsplit("/", 1)[1])).image
-        if self._key(int(ref.key.rsplit("/", 1)[1])) != ref.key or image_sha256(image) != ref.sha256:
+        tail = ref.key.rpartition("/")[2]
+        index = int(tail) if tail.isascii() and tail.isdigit() else -1
+        ours = 0 <= index < self.num_scenes and self._key(index) == ref.key
+        if not ours or image_sha256(self._scene(index).image) != ref.sha256:
             raise ValueError(
                 f"scene {ref.key} no longer has the pixels that its reference names ({ref.sha256[:12]}); it was "
                 "composed with other env settings or another version of the cut-outs."
             )
-        return image
+        return self._scene(index).image
 
     def _key(self, index: int) -> str:
         source = "openmoji" if self.folder is None else "folder"
@@ -192,6 +216,11 @@ def _compose(env: Env, index: int) -> Scene:
         _paste(image, rgba, top, left)
         masks = [other & ~mask for other in masks] + [mask]
         shown.append(str(name))
+    if not masks:
+        raise ValueError(
+            f"nothing could be placed in scene {index} of split {env.split}: no pixel of {', '.join(names)} is opaque "
+            "at this size; raise env.min_scale or env.image_size, or remove these cut-outs."
+        )
     scene = Scene(image.round().astype(np.uint8), tuple(shown), np.stack(masks))
     return mirrored(scene) if rng.random() < 0.5 else scene
 

@@ -72,8 +72,9 @@ def read_folder(folder: Path) -> list[Cutout]:
         if not name or name in names:  # mirrored or recoloured variants share a name: the first one stands for it
             continue
         try:
-            cutouts.append(Cutout(name, _cropped(Image.open(path))))
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+            with Image.open(path) as picture:
+                cutouts.append(Cutout(name, _cropped(picture)))
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be used as a cut-out: {error}; remove or replace it.") from error
         names.add(name)
     if not cutouts:
@@ -97,7 +98,10 @@ def _cropped(picture: Image.Image) -> NDArray[np.uint8]:
         raise ValueError("it has no opaque pixel")
     picture = picture.crop(box)
     picture.thumbnail((RENDER_PX, RENDER_PX), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    rgba = np.asarray(picture)
+    if not opaque(rgba).any():
+        raise ValueError(f"no opaque pixel is left of it at {RENDER_PX} px")
+    return rgba
 
 
 def opaque(rgba: NDArray[np.uint8]) -> NDArray[np.bool_]:

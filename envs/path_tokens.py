@@ -28,6 +28,7 @@ from envs.polygons import (
 )
 
 EMPTY_WORD, RING_WORD, INSTANCE_WORD = "none", "M", ";"
+_MAX_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,19 @@ class Codec:
     """Limit over the whole answer; more reads as out of range."""
     max_vertices: int = 64
     """Limit over the whole answer; more reads as out of range."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that no text can meet."""
+        if not (1 <= self.box_bins < 10**_MAX_DIGITS and 1 <= self.path_bins < 10**_MAX_DIGITS):
+            raise ValueError(
+                f"box_bins is {self.box_bins}, path_bins {self.path_bins}; set both to 1 or more, of at most "
+                f"{_MAX_DIGITS} digits."
+            )
+        if self.max_rings < 1 or self.max_vertices < 3:
+            raise ValueError(
+                f"max_rings {self.max_rings}, max_vertices {self.max_vertices} leave no room for a single triangle; "
+                "raise them."
+            )
 
     @property
     def words(self) -> list[str]:
@@ -139,7 +153,7 @@ def _split(words: list[str], separator: str) -> list[list[str]]:
 
 def _numbers(words: list[str]) -> list[int] | None:
     """The words as whole numbers of at most six ASCII digits, or None; longer ones are no numbers of any grid."""
-    if not all(word.isascii() and word.isdigit() and len(word) <= 6 for word in words):
+    if not all(word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS for word in words):
         return None
     return [int(word) for word in words]
 

@@ -198,9 +198,8 @@ class PixelHead(nn.Module):
         self.mask_gain = nn.Parameter(torch.tensor(2.0))
         self.iou_hidden = nn.Linear(narrow + 2 * widths[0], 64)
         self.iou_out = nn.Linear(64, 1)
-        for layer in (self.mask_out, self.iou_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.mask_out.parameters(), *self.iou_out.parameters()):
+            nn.init.zeros_(parameter)
 
     def context(self, crops: RefinerCrops) -> Tensor:
         """What all passes share: [B, widths[-1], f, f]."""

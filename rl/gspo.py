@@ -35,9 +35,13 @@ class SequenceTerms:
 
 
 def group_advantages(totals: NDArray[np.float64], std_floor: float) -> NDArray[np.float64]:
-    """Advantages [B, G] of rewards [B, G]: deviation from the group's mean over its standard deviation plus a floor."""
+    """Advantages [B, G] of rewards [B, G]: deviation from the group's mean over its standard deviation plus a floor.
+
+    0 where both of them are 0.
+    """
     deviation = totals - totals.mean(axis=1, keepdims=True)
-    return deviation / (totals.std(axis=1, keepdims=True) + std_floor)
+    spread = totals.std(axis=1, keepdims=True) + std_floor
+    return np.divide(deviation, spread, out=np.zeros_like(deviation), where=spread > 0)
 
 
 def groups_with_signal(totals: NDArray[np.float64], min_std: float) -> NDArray[np.bool_]:
@@ -85,8 +89,10 @@ class Algorithm:
             )
 
     def advantages(self, totals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Advantages [B, G] of total rewards [B, G], and which groups [B] carry a signal."""
-        return group_advantages(totals, self.std_floor), groups_with_signal(totals, self.min_std)
+        """Advantages [B, G] of total rewards [B, G], 0 in groups without signal, and which groups [B] carry one."""
+        counts = groups_with_signal(totals, self.min_std)
+        # Equal rewards differ from their mean by a rounding error, which without a floor would be divided by itself.
+        return np.where(counts[:, None], group_advantages(totals, self.std_floor), 0.0), counts
 
     def terms(self, new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, advantages: Tensor) -> SequenceTerms:
         """Terms of each sequence from token log-probabilities [B, G, T] and advantages [B, G]."""

@@ -79,7 +79,6 @@ class LearnerRank:
             sequences = int(batch.counts[minibatch].sum()) * batch.advantages.shape[1]
             for part, row, before in zip(parts[m], rows[m], old[m], strict=True):
                 logs.append(self._micro_step(part, row, before, max(1, sequences)))
-            logs[-1]["grad_norm"] = float(self._engine.get_global_grad_norm() or 0.0)
         self._steps_done += 1
         stats = {name: float(np.mean([log[name] for log in logs if name in log])) for name in logs[-1]}
         drift = [
@@ -109,8 +108,13 @@ class LearnerRank:
         loss = self._algorithm.loss(terms, counts.float() / sequences)
         # DeepSpeed averages over passes and ranks; the weights above already make the mean over the mini-batch.
         self._engine.backward(loss * (self._micro_steps * self._place.world_size))
+        # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        last_pass = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
-        return _term_stats(terms, counts) | {"loss": float(loss.detach()) * self._micro_steps * self._place.world_size}
+        stats = _term_stats(terms, counts) | {"loss": float(loss.detach()) * self._micro_steps * self._place.world_size}
+        return stats | ({"grad_norm": float(self._engine.get_global_grad_norm() or norm)} if last_pass else {})
 
     def buckets(self) -> Iterator[Bucket]:
         """The weights, gathered bucket by bucket. All ranks must walk through it; under ZeRO-3 each bucket is a

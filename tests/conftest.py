@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from envs.cutout_scenes import SPATIAL_WORDS, Env
 from envs.path_tokens import Codec
 from policies.tiny_model import TinySizes, write_untrained
+
+# On a busy machine a first call can take any time.
+settings.register_profile("polytrace", deadline=None)
+settings.load_profile("polytrace")
 
 
 @pytest.fixture(scope="session")

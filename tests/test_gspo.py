@@ -168,14 +168,14 @@ def test_advantages_of_rewards_0_and_1_by_hand() -> None:
 
 def test_a_group_counts_from_a_spread_above_the_least_one() -> None:
     totals = np.array([[0.5, 0.5], [0.5, 0.52], [0.0, 1.0]])
-    assert groups_with_signal(totals, 0.01).tolist() == [False, False, True]
-    assert groups_with_signal(totals, 0.009).tolist() == [False, True, True]
+    assert groups_with_signal(totals, 0.0101).tolist() == [False, False, True]
+    assert groups_with_signal(totals, 0.0099).tolist() == [False, True, True]
 
 
 def test_gradient_agrees_with_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     old = -torch.rand(3, 4, 5, dtype=torch.float64, generator=generator)
-    new = (old + 0.3 * torch.randn(3, 4, 5, dtype=torch.float64, generator=generator)).requires_grad_()
+    new = (old + torch.randn(3, 4, 5, dtype=torch.float64, generator=generator)).requires_grad_()
     mask = torch.arange(5) < torch.randint(1, 6, (3, 4, 1), generator=generator)
     advantages = torch.randn(3, 4, dtype=torch.float64, generator=generator)
     terms = WIDE.terms(new, old, mask, advantages)

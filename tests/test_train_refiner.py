@@ -37,14 +37,14 @@ def mean_iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a & b).sum((1, 2)) / (a | b).sum((1, 2))).mean())
 
 
-def test_after_40_small_steps_unseen_masks_are_0_1_better_than_their_coarse_ones_and_their_iou_is_foretold():
+def test_after_40_small_steps_unseen_masks_are_0_2_better_than_their_coarse_ones_and_their_iou_is_foretold():
     training = RefinerTraining(steps=40, batch_size=16, lr=5e-3)
     refiner = train_refiner(ellipses(200, seed=1), SMALL, training, "tower-a")
     unseen = ellipses(100, seed=2)
     refined = predict_masks(refiner, unseen.images, unseen.features, unseen.coarse)
     before, after = mean_iou(unseen.coarse, unseen.true), mean_iou(refined.masks.numpy(), unseen.true)
     assert 0.6 < before < 0.8
-    assert after > before + 0.1
+    assert after > before + 0.2
     assert refined.predicted_iou.mean().item() == pytest.approx(after, abs=0.1)
 
 
@@ -107,10 +107,10 @@ def test_loss_of_an_undecided_pass_over_a_half_true_crop_is_ln_2_plus_0_4_plus_a
     assert loss.item() == pytest.approx(math.log(2) + 0.4 + 0.25)
 
 
-def test_damaged_masks_overlap_the_true_ones_by_about_two_thirds_and_none_vanishes():
+def test_damaged_masks_overlap_the_true_ones_by_about_three_quarters_and_none_vanishes():
     true = torch.from_numpy(ellipses(200, seed=3).true)
     damaged = damage(true, torch.Generator().manual_seed(0))
-    assert 0.55 < mean_iou(damaged.numpy(), true.numpy()) < 0.8
+    assert 0.7 < mean_iou(damaged.numpy(), true.numpy()) < 0.85
     assert damaged.flatten(1).any(dim=1).all()
     assert torch.equal(damaged, damage(true, torch.Generator().manual_seed(0)))
 

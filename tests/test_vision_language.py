@@ -1,0 +1,315 @@
+"""Two families by the same file: a tiny Qwen3-VL and a tiny Qwen2.5-VL (grouped queries, windows, merged patches)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from envs.path_tokens import Codec
+from envs.polygons import AnswerStatus
+from policies.base import PromptRows, Response
+from policies.tiny_model import word_tokenizer
+from policies.vision_language import Policy
+from rollout.engine_shared import Sampling, sample
+
+PHRASES = ["dog", "the upper left banana"]
+ANSWERS = [["1 2 30 40 0 0 5 5 0 5", "none", "3 4"], ["7 8 9", "none ; none ; M", "64 0 0 0 0 0 0"]]
+
+
+def write_qwen2_5_vl(folder: Path) -> None:
+    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
+    token = tokenizer.convert_tokens_to_ids
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": 4,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": 32,
+    }
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{key}_token_id": token(f"<|{name}|>") for key, name in names.items()}
+    torch.manual_seed(1)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # transformers' 0.02 would make every answer equally likely whatever the prompt.
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
+    Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=size).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def policy(request: pytest.FixtureRequest, tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    if request.param == "qwen3_vl":
+        return Policy(tiny_untrained, Codec(), question="find {phrase}")
+    folder = tmp_path_factory.mktemp("qwen2_5_vl")
+    write_qwen2_5_vl(folder)
+    return Policy(folder, Codec(), question="find {phrase}")
+
+
+def images(num: int, seed: int = 0, height: int = 32, width: int = 32) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (num, height, width, 3), dtype=np.uint8))
+
+
+def tokens_of(policy: Policy, texts: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+    return [[policy.answer_tokens(text) for text in row] for row in texts]
+
+
+def shared_rows(policy: Policy) -> PromptRows:
+    """Two groups of three answers, every length different."""
+    return policy.rows(images(2), PHRASES, tokens_of(policy, ANSWERS))
+
+
+def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndarray) -> Tensor:
+    """[T, V] by transformers' own forward pass over prompt and answer, nothing of ours but the prompt's tokens."""
+    prompt = policy.prompt_tokens(image, phrase)
+    ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
+    inputs = policy.image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")
+    image_tokens = (ids == policy.model.config.image_token_id).int()
+    logits = policy.model(input_ids=ids, mm_token_type_ids=image_tokens, **inputs).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+def sampleable(policy: Policy, logits: Tensor) -> Tensor:
+    """Logits with all special tokens but the end token at minus infinity, by a slow loop."""
+    logits = logits.clone()
+    for token in policy.tokenizer.all_special_ids:
+        if token != policy.end_token:
+            logits[..., token] = -torch.inf
+    return logits
+
+
+def gradients(policy: Policy, objective: Tensor) -> dict[str, Tensor]:
+    policy.zero_grad()
+    objective.backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def test_shared_row_equals_transformers_own_forward_an_answer_at_a_time(policy: Policy) -> None:
+    rows = shared_rows(policy)
+    logprobs = policy(rows)
+    assert logprobs.shape == (2, 3, 11)
+    assert logprobs.dtype == torch.float32
+    assert (logprobs[~rows.response_mask] == 0).all()
+    for b, image in enumerate(images(2)):
+        for g, answer in enumerate(tokens_of(policy, ANSWERS)[b]):
+            logits = sampleable(policy, plain_logits(policy, image, PHRASES[b], answer))
+            expected = torch.log_softmax(logits, -1)[range(len(answer)), answer]
+            torch.testing.assert_close(logprobs[b, g, : len(answer)], expected, atol=1e-5, rtol=0)
+
+
+def test_gradients_of_a_shared_row_equal_those_of_a_row_an_answer(policy: Policy) -> None:
+    weights = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
+    shared = gradients(policy, (policy(shared_rows(policy)) * weights).sum())
+    alone = 0
+    for b, image in enumerate(images(2)):
+        for g, answer in enumerate(tokens_of(policy, ANSWERS)[b]):
+            row = policy(policy.rows([image], [PHRASES[b]], [[answer]]))
+            alone = alone + (row[0, 0] * weights[b, g, : len(answer)]).sum()
+    separate = gradients(policy, alone)
+    assert shared.keys() == separate.keys() == {name for name, _ in policy.named_parameters()}
+    largest = max(gradient.norm() for gradient in separate.values())
+    for name, gradient in separate.items():
+        assert (shared[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7 * largest, name
+
+
+def test_image_and_phrase_move_the_log_probabilities_far_more_than_those_tolerances(policy: Policy) -> None:
+    rows, answers = shared_rows(policy), tokens_of(policy, ANSWERS)
+    other_image = policy.rows(images(2, seed=1), PHRASES, answers)
+    other_phrase = policy.rows(images(2), PHRASES[::-1], answers)
+    for other in (other_image, other_phrase):
+        assert (policy(rows) - policy(other)).abs().max() > 0.01
+
+
+def test_padding_a_prompt_on_the_left_changes_nothing(policy: Policy) -> None:
+    rows = shared_rows(policy)
+    assert not rows.prompt_mask[0].all()
+    alone = policy(policy.rows(images(2)[:1], PHRASES[:1], tokens_of(policy, ANSWERS)[:1]))
+    torch.testing.assert_close(policy(rows)[:1, :, : alone.shape[2]], alone, atol=1e-5, rtol=0)
+
+
+def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
+    if policy.model.config.model_type == "qwen3_vl":
+        pytest.skip("the tiny Qwen3-VL sees all images at one size")
+    mixed = [images(1)[0], images(1, height=48, width=24)[0]]
+    rows = policy.rows(mixed, PHRASES, tokens_of(policy, ANSWERS))
+    assert rows.image_grid.tolist() == [[1, 8, 8], [1, 12, 6]]
+    for b in range(2):
+        alone = policy(policy.rows(mixed[b : b + 1], PHRASES[b : b + 1], tokens_of(policy, ANSWERS)[b : b + 1]))
+        torch.testing.assert_close(policy(rows)[b : b + 1, :, : alone.shape[2]], alone, atol=1e-5, rtol=0)
+
+
+def test_a_row_with_fewer_answers_has_zeros_in_their_place(policy: Policy) -> None:
+    answers = tokens_of(policy, ANSWERS)
+    rows = policy.rows(images(2), PHRASES, [answers[0][:1], answers[1]])
+    logprobs = policy(rows)
+    torch.testing.assert_close(logprobs[0, 0], policy(shared_rows(policy))[0, 0], atol=1e-5, rtol=0)
+    assert (logprobs[0, 1:] == 0).all()
+
+
+def test_supervised_rows_score_the_same_answers_as_rows(policy: Policy) -> None:
+    image, answers = images(1), tokens_of(policy, ANSWERS)[0][:2]
+    supervised = policy.supervised_rows(image, [list(zip(PHRASES, answers, strict=True))])
+    assert supervised.scored_mask.sum() == sum(map(len, answers))
+    logprobs = policy(supervised)
+    assert (logprobs[~supervised.scored_mask] == 0).all()
+    for g, answer in enumerate(answers):
+        asked = policy(policy.rows(image, PHRASES[g : g + 1], [[answer]]))[0, 0]
+        torch.testing.assert_close(logprobs[0, g][supervised.scored_mask[0, g]], asked, atol=1e-5, rtol=0)
+
+
+def test_sft_loss_is_minus_the_mean_log_probability(policy: Policy) -> None:
+    rows = shared_rows(policy)
+    expected = -policy(rows).sum() / rows.scored_mask.sum()
+    assert policy.sft_loss(rows).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_sft_loss_with_a_spread_equals_a_slow_loop_over_neighbouring_numbers(policy: Policy) -> None:
+    image, answer = images(1)[0], policy.answer_tokens("5 64 none")
+    logprobs = torch.log_softmax(sampleable(policy, plain_logits(policy, image, "dog", answer)), -1)
+    numbers = [policy.tokenizer.convert_tokens_to_ids(str(k)) for k in range(65)]
+    losses = [-logprobs[t, answer[t]].item() for t in (2, 3)]
+    for t, value in enumerate((5, 64)):
+        weights = [np.exp(-((k - value) ** 2) / (2 * 1.5**2)) for k in range(65)]
+        losses.append(-sum(w * logprobs[t, n].item() for w, n in zip(weights, numbers, strict=True)) / sum(weights))
+    loss = policy.sft_loss(policy.rows([image], ["dog"], [[answer]]), number_spread=1.5)
+    assert loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_temperature_divides_the_logits(policy: Policy) -> None:
+    image, answer = images(1)[0], policy.answer_tokens("5 64 none")
+    logits = sampleable(policy, plain_logits(policy, image, "dog", answer))
+    for temperature in (0.5, 2.0):
+        logprobs = policy(policy.rows([image], ["dog"], [[answer]]), temperature)[0, 0]
+        expected = torch.log_softmax(logits / temperature, -1)[range(4), answer]
+        torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+
+
+def test_only_special_tokens_other_than_the_end_have_probability_zero(policy: Policy) -> None:
+    _, logprobs = policy.prefill(policy.rows(images(2), PHRASES, [[]] * 2), 1, 1.0)
+    impossible = {policy.tokenizer.pad_token_id, policy.tokenizer.unk_token_id, policy.model.config.image_token_id}
+    impossible |= {policy.model.config.video_token_id, policy.model.config.vision_start_token_id}
+    impossible |= {policy.model.config.vision_end_token_id, policy.tokenizer.convert_tokens_to_ids("<|answer|>")}
+    assert (logprobs[0] == -torch.inf).nonzero()[:, 0].tolist() == sorted(impossible)
+    assert torch.isfinite(logprobs[:, policy.end_token]).all()
+    torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(2))
+
+
+def test_thousands_of_sampled_tokens_hold_no_special_one_and_every_answer_reads_as_a_status(policy: Policy) -> None:
+    rows = policy.rows(images(4), ["dog"] * 4, [[]] * 4)
+    draws = np.random.default_rng(0).random((4, 64, 40))
+    # At temperature 3 all words are about equally likely.
+    responses = sample(policy, rows, Sampling(temperature=3.0, max_tokens=40), draws)
+    tokens = np.concatenate([response.tokens for response in responses])
+    assert len(tokens) > 5000
+    assert set(tokens.tolist()) & set(policy.tokenizer.all_special_ids) <= {policy.end_token}
+    assert len(set(tokens.tolist())) > 60
+    assert all(isinstance(policy.read(response, 32, 32).status, AnswerStatus) for response in responses)
+
+
+def test_prefill_and_decode_report_the_log_probabilities_of_forward(policy: Policy) -> None:
+    rows = policy.rows(images(2), PHRASES, [[]] * 2)
+    responses = sample(policy, rows, Sampling(temperature=0.7, max_tokens=24), np.random.default_rng(3).random((2, 5, 24)))
+    assert len({len(response.tokens) for response in responses}) > 1
+    again = [[response.tokens for response in responses[5 * b : 5 * b + 5]] for b in range(2)]
+    rows = policy.rows(images(2), PHRASES, again)
+    logprobs = policy(rows, temperature=0.7)[rows.response_mask].detach().numpy()
+    np.testing.assert_allclose(np.concatenate([r.logprobs for r in responses]), logprobs, atol=1e-5)
+
+
+def test_answers_that_stay_in_the_cache_do_not_notice_those_that_left(policy: Policy) -> None:
+    rows = policy.rows(images(2), PHRASES, [[]] * 2)
+    tokens = torch.tensor([policy.end_token, 20, 30, 40])
+    whole, kept = [policy.prefill(rows, 2, 1.0)[0] for _ in range(2)]
+    left = torch.tensor([1, 3])
+    policy.keep(kept, left)
+    for _ in range(3):
+        expected, found = policy.decode(whole, tokens, 1.0)[left], policy.decode(kept, tokens[left], 1.0)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        tokens = tokens + 1
+
+
+def test_vision_features_stand_where_their_pixels_are(policy: Policy) -> None:
+    side = 8 if policy.model.config.model_type == "qwen2_5_vl" else 8
+    pictures = images(2)
+    features = policy.vision_features(pictures)
+    changed = pictures[1].copy()
+    changed[side : 2 * side, 2 * side : 3 * side] ^= 255
+    moved = policy.vision_features([pictures[0], changed])
+    assert features.final.shape[2:] == features.early.shape[2:] == (4, 4)
+    assert features.final.shape[:2] == (2, 32)
+    assert not features.final.requires_grad
+    differs = (features.early != moved.early).any(1)
+    assert differs.nonzero().tolist() == [[1, 1, 2]]
+    assert torch.equal(features.final[0], moved.final[0])
+    torch.testing.assert_close(policy.vision_features(pictures[1:]).final, features.final[1:], atol=1e-5, rtol=0)
+
+
+def test_final_vision_features_are_the_image_tokens_in_reading_order(policy: Policy) -> None:
+    rows = shared_rows(policy)
+    tokens = policy.model.get_image_features(rows.pixel_values, rows.image_grid).pooler_output
+    final = policy.vision_features(images(2)).final
+    for b in range(2):
+        torch.testing.assert_close(final[b].flatten(1).T, tokens[b], atol=1e-5, rtol=0)
+
+
+def test_a_prompt_holds_one_image_token_a_merged_patch_and_the_question(policy: Policy) -> None:
+    prompt = policy.prompt_tokens(images(1)[0], "dog")
+    assert (prompt == policy.model.config.image_token_id).sum() == 16
+    rows = policy.rows(images(1), ["dog"], [[policy.answer_tokens("none")]])
+    assert prompt.tolist() == rows.prompt_tokens[0].tolist()
+    assert policy.tokenizer.decode(prompt[-3:]).endswith("dog<|answer|>") or "dog" in policy.tokenizer.decode(prompt[-2:])
+
+
+def test_an_answers_text_comes_back_from_its_tokens_without_the_end(policy: Policy) -> None:
+    text = "1 2 30 40 0 0 5 5 0 5 M 1 1 2 2 1 2 ; 0 0 64 64 0 0 9 0 9 9"
+    tokens = policy.answer_tokens(text)
+    assert tokens[-1] == policy.end_token
+    assert policy.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop")) == text
+    assert policy.text(Response(tokens[:4], np.zeros(4, np.float32), "length")) == "1 2 30 40"
+
+
+def test_an_answer_without_its_end_reads_as_truncated(policy: Policy) -> None:
+    tokens = policy.answer_tokens("none")
+    assert policy.read(Response(tokens, np.zeros(2, np.float32), "stop"), 32, 32).status is AnswerStatus.EMPTY
+    assert policy.read(Response(tokens[:1], np.zeros(1, np.float32), "length"), 32, 32).status is AnswerStatus.TRUNCATED
+
+
+def test_a_saved_policy_comes_back_to_the_bit(policy: Policy, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    loaded = Policy(tmp_path, Codec(), question="find {phrase}")
+    weights = loaded.model.state_dict()
+    assert weights.keys() == policy.model.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in policy.model.state_dict().items())
+    assert torch.equal(loaded(shared_rows(loaded)), policy(shared_rows(policy)))
+
+
+def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere, which has no config\.json; give a Hugging Face model folder"):
+        Policy(tmp_path / "nowhere", Codec())
+
+
+def test_a_model_of_another_family_is_refused_by_its_type(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="is a bert model, and this file knows qwen3_vl and qwen2_5_vl"):
+        Policy(tmp_path, Codec())
