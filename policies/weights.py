@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 BUCKET_BYTES = 32 * 2**20
-"""A bucket is closed when it has this many bytes."""
+"""A bucket is closed when it has this many bytes or more."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,18 @@ def make_bucket(parameters: Sequence[tuple[str, Tensor]]) -> Bucket:
     return Bucket(tuple(name for name, _ in parameters), data, hashlib.sha256(data.tobytes()).hexdigest())
 
 
-def bucket_names(module: nn.Module) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Named parameters of `module`, in order, cut so that each part has about BUCKET_BYTES. Sharded ones count their
-    full size."""
+def bucket_names(
+    module: nn.Module, bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Named parameters of `module`, in order, a part being closed at `bucket_bytes`. Sharded ones count their full
+    size."""
     part: list[tuple[str, nn.Parameter]] = []
     size = 0
     for name, parameter in module.named_parameters():
         part.append((name, parameter))
         # Under ZeRO-3 a parameter is empty until gathered; ds_numel is its full size.
         size += vars(parameter).get("ds_numel", parameter.numel()) * parameter.element_size()
-        if size >= BUCKET_BYTES:
+        if size >= bucket_bytes:
             yield part
             part, size = [], 0
     if part:

@@ -112,8 +112,8 @@ def export_pairs(
     seed: Annotated[int, typer.Option(help="Key of every random choice.")] = 0,
 ) -> None:
     """Write (coarse mask, true mask) pairs of a run's training answers, for a refiner."""
-    from rl.export import PairRule
     from rl.export import export_pairs as write_pairs
+    from rl.pair_rule import PairRule
 
     report = write_pairs(_folder(run), out, PairRule(min_iou=min_iou, per_example=per_example, limit=limit, seed=seed))
     for reason, count in report.left_out.items():

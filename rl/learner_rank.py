@@ -68,7 +68,7 @@ class LearnerRank:
         """
         learner, world = self._settings.learner, self._place.world_size
         for group in self._optimizer.param_groups:
-            group["lr"] = learner.lr * min(1.0, (self._steps_done + 1) / max(1, learner.warmup_steps))
+            group["lr"] = learner.lr_at(self._steps_done)
         minibatches = np.array_split(np.arange(len(batch)), learner.minibatches)
         shares = [part[self._place.rank :: world].reshape(-1, learner.micro_groups) for part in minibatches]
         parts = [[batch.part(micro.tolist()) for micro in share] for share in shares]

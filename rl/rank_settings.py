@@ -1,6 +1,7 @@
 """What a learner rank is built from; apart from the rank itself, so that a config is checked without loading
 DeepSpeed."""
 
+import math
 from dataclasses import dataclass
 
 from envs.plugin import Plugin
@@ -18,6 +19,8 @@ class LearnerSettings:
     lr: float = 1e-5
     warmup_steps: int = 10
     """Steps over which the rate rises from 0; Adam's first steps have full size whatever the gradient says."""
+    decay_steps: int | None = None
+    """Steps over which the rate falls along a cosine to a tenth, warm-up included; null keeps it."""
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     minibatches: int = 2
@@ -28,12 +31,22 @@ class LearnerSettings:
     """Torch threads of one rank."""
     gpus_per_rank: float = 0.0
 
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, 0 being the first; a function of settings and step alone."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay_steps is None:
+            return self.lr * warm
+        progress = min(1.0, step / self.decay_steps)
+        return self.lr * warm * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
+
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3) or self.dtype not in ("float32", "bfloat16"):
             raise ValueError(
                 f"learner.zero_stage is {self.zero_stage} and learner.dtype {self.dtype!r}; they must be 0, 1, 2 or "
                 "3, and float32 or bfloat16."
             )
+        if self.decay_steps is not None and self.decay_steps < 1:
+            raise ValueError(f"learner.decay_steps is {self.decay_steps}; set it to 1 or more, or to null.")
         if min(self.ranks, self.minibatches, self.micro_groups, self.threads) < 1 or self.lr <= 0:
             raise ValueError(
                 f"learner.ranks is {self.ranks}, minibatches {self.minibatches}, micro_groups {self.micro_groups}, "

@@ -17,7 +17,7 @@ from policies.mask_refiner import MaskRefiner
 from policies.vision_language import Policy
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, run_parts
-from rl.export import Pair, select_pairs
+from rl.pairs import Pair, select_pairs
 from rl.scores import SceneScore, score_mask
 from rl.train_refiner import TrainingPairs, predict_masks, train_refiner
 from rollout.archive import RolloutArchive

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy.ndimage import distance_transform_edt
 
 from envs.contours import mask_from_rings, outline
-from envs.cutout_scenes import SPATIAL_WORDS
 from envs.example import Env, Example
 from envs.plugin import Plugin
 from envs.polygons import AnswerCodec, Ring
+from envs.scene import SPATIAL_WORDS
 from policies.base import PromptRows
 from policies.tiny_model import write_untrained
 from policies.vision_language import Policy

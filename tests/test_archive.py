@@ -21,7 +21,7 @@ from envs.example import Example, ImageRef, Prompt, Truth
 from envs.polygons import Answer, AnswerStatus, Instance, answer_from_rings, instance_from_rings
 from envs.raster import RASTER_VERSION
 from policies.base import Response
-from rollout.archive import RolloutArchive, content_sha256, write_shard
+from rollout.archive import RolloutArchive
 from rollout.records import (
     ANSWER_COLUMNS,
     Group,
@@ -31,6 +31,7 @@ from rollout.records import (
     rollout_table,
     truth_from_row,
 )
+from rollout.shards import content_sha256, write_shard
 
 SQUARE = np.array([[2.0, 2.0], [6.0, 2.0], [6.0, 6.0], [2.0, 6.0]])
 PROCESSES = multiprocessing.get_context("fork")  # no imports in the child: it writes at once
@@ -272,7 +273,7 @@ def test_verify_finds_leftovers_and_strangers(tmp_path: Path) -> None:
 
 def test_another_schema_version_is_named_and_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = write_steps(tmp_path, range(1))
-    monkeypatch.setattr("rollout.archive.SCHEMA_VERSION", 7)
+    monkeypatch.setattr("rollout.shards.SCHEMA_VERSION", 7)
     assert "has archive schema version 1, this Polytrace reads 7" in archive.verify()[0].problem
     with pytest.raises(ValueError, match="read it with the Polytrace that wrote it"):
         rows_of(archive)

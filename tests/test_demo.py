@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
-from rl.export import select_pairs
+from rl.pairs import select_pairs
 from rollout.archive import RolloutArchive
 
 SMALL = [

@@ -10,7 +10,9 @@ from pycocotools import mask as coco
 from envs.example import Example, ImageRef, Prompt, Truth
 from envs.polygons import Answer, AnswerStatus, answer_from_rings
 from policies.base import Response
-from rl.export import LEFT_OUT, PairRule, export_pairs, select, select_pairs
+from rl.export import export_pairs
+from rl.pair_rule import PairRule
+from rl.pairs import LEFT_OUT, select, select_pairs
 from rollout.archive import RolloutArchive
 from rollout.records import Group, Rollout
 

@@ -104,7 +104,7 @@ def test_units_are_fractions_of_width_for_x_and_of_height_for_y():
 @given(point_lists, st.integers(1, 5000), st.integers(1, 5000))
 def test_pixels_to_units_and_back_move_by_rounding_only(points, height, width):
     back = px_from_unit(unit_from_px(points, height, width), height, width)
-    np.testing.assert_allclose(back, points, rtol=1e-15)
+    np.testing.assert_allclose(back, points, rtol=1e-15, atol=1e-300)
 
 
 @given(arrays(np.float64, st.tuples(st.integers(1, 9), st.just(2)), elements=coordinates))

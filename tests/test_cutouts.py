@@ -1,0 +1,167 @@
+"""Cut-outs: folders of pictures with names beside them, OpenMoji's drawings, and which names are held out."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from envs.cutouts import RENDER_PX, load_cutouts, opaque, read_folder, split_names
+from envs.scene import SPATIAL_WORDS
+
+
+def picture(width=40, height=30, colour=(200, 30, 30), border=5):
+    """RGBA [height, width]: an opaque rectangle inside a transparent border."""
+    rgba = np.zeros((height, width, 4), np.uint8)
+    rgba[border : height - border, border : width - border] = (*colour, 255)
+    return Image.fromarray(rgba)
+
+
+def add(folder, stem, name=None, image=None, suffix="png"):
+    """A picture in `folder`, and its name beside it unless that is None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (image or picture()).save(folder / f"{stem}.{suffix}", lossless=True)
+    if name is not None:
+        (folder / f"{stem}.txt").write_text(name, encoding="utf-8")
+
+
+def names_of(folder):
+    return [cutout.name for cutout in read_folder(folder)]
+
+
+def test_the_first_line_beside_a_picture_is_its_name_in_subfolders_too(tmp_path):
+    add(tmp_path / "animals" / "birds", "a", "A Barn-Owl.\nUne chouette.\n")
+    add(tmp_path / "food", "b", "red apple\nTRANSLATIONS", suffix="webp")
+    add(tmp_path, "c", "\ufeffTruck no. 7")
+    assert sorted(names_of(tmp_path)) == ["a barn owl", "red apple", "truck no 7"]
+
+
+def test_pictures_without_a_name_and_names_without_a_picture_are_skipped(tmp_path):
+    add(tmp_path, "apple", "apple")
+    add(tmp_path, "no_text")
+    add(tmp_path, "empty_text", "")
+    add(tmp_path, "blank_first_line", "\nname too late")
+    (tmp_path / "no_picture.txt").write_text("pear")
+    (tmp_path / "sound.ogg").write_bytes(b"OggS")
+    assert names_of(tmp_path) == ["apple"]
+
+
+def test_of_mirrored_and_recoloured_variants_the_first_stands_for_all(tmp_path):
+    add(tmp_path, "cup", "A cup.", picture(colour=(1, 2, 3)))
+    add(tmp_path, "cup_mirror", "a cup", picture(colour=(9, 9, 9)))
+    (cutout,) = read_folder(tmp_path)
+    assert cutout.rgba[0, 0].tolist() == [1, 2, 3, 255]
+
+
+def test_a_cutout_is_cropped_to_its_opaque_pixels_and_scaled_to_96_px(tmp_path):
+    add(tmp_path, "small", "small", picture(40, 30, border=5))
+    add(tmp_path, "large", "large", picture(420, 220, border=10))
+    large, small = (cutout.rgba for cutout in load_cutouts(str(tmp_path)))
+    assert small.shape == (20, 30, 4) and small.dtype == np.uint8
+    assert large.shape == (48, RENDER_PX, 4)
+    assert opaque(small).all() and opaque(large).all()
+
+
+def test_half_opacity_is_in_and_less_is_out(tmp_path):
+    alpha = np.full((4, 6), 127, np.uint8)
+    alpha[1:3, 2:5] = 128
+    rgba = np.dstack([np.zeros((4, 6, 3), np.uint8), alpha])
+    add(tmp_path, "glass", "glass", Image.fromarray(rgba))
+    assert read_folder(tmp_path)[0].rgba.shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_picture_without_alpha_is_a_whole_rectangle(tmp_path, mode):
+    add(tmp_path, "photo", "photo", picture().convert("RGB").convert(mode))
+    rgba = read_folder(tmp_path)[0].rgba
+    assert rgba.shape == (30, 40, 4) and opaque(rgba).all()
+
+
+def test_a_file_that_is_no_picture_is_named_with_its_path(tmp_path):
+    add(tmp_path, "apple", "apple")
+    whole = (tmp_path / "apple.png").read_bytes()
+    huge = whole[:16] + (30_000).to_bytes(4, "big") * 2 + whole[24:]
+    (tmp_path / "pear.txt").write_text("pear")
+    for content in (b"", b"no picture", whole[:-30], whole[:60], huge):
+        (tmp_path / "pear.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"pear\.png cannot be used as a cut-out: .*; remove or replace it"):
+            read_folder(tmp_path)
+
+
+def test_a_picture_without_an_opaque_pixel_is_named_with_its_path(tmp_path):
+    add(tmp_path, "ghost", "ghost", Image.new("RGBA", (20, 20), (255, 0, 0, 127)))
+    with pytest.raises(ValueError, match=r"ghost\.png cannot be used as a cut-out: it has no opaque pixel"):
+        read_folder(tmp_path)
+
+
+def test_a_picture_that_fades_away_when_it_is_scaled_is_named_with_its_path(tmp_path):
+    dotted = np.zeros((400, 400, 4), np.uint8)
+    dotted[::4, ::4] = 255
+    add(tmp_path, "dots", "dots", Image.fromarray(dotted))
+    with pytest.raises(
+        ValueError, match=r"dots\.png cannot be used as a cut-out: no opaque pixel is left of it at 96 px"
+    ):
+        read_folder(tmp_path)
+
+
+def test_a_folder_that_is_missing_or_holds_no_named_picture_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"env\.folder is .*nowhere, which is not a folder"):
+        read_folder(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"holds no \.png or \.webp with a \.txt beside it"):
+        read_folder(tmp_path)
+
+
+def test_cutouts_come_ordered_by_name_whatever_their_files_are_called(tmp_path):
+    for stem, name in (("1", "pear"), ("2", "apple"), ("3", "fig")):
+        add(tmp_path, stem, name)
+    assert [cutout.name for cutout in load_cutouts(str(tmp_path))] == ["apple", "fig", "pear"]
+
+
+def test_openmoji_gives_63_drawings_with_plain_unique_names():
+    names = [cutout.name for cutout in load_cutouts(None)]
+    assert len(names) == len(set(names)) == 63
+    assert {"red apple", "dog", "lady beetle", "automobile", "rocket"} <= set(names)
+    for name in names:
+        assert all(word.isascii() and word.isalpha() and word.islower() for word in name.split(" ")), name
+        assert len(name.split()) <= 4 and not SPATIAL_WORDS & set(name.split()), name
+
+
+def test_every_openmoji_drawing_is_a_solid_object_of_96_px():
+    for cutout in load_cutouts(None):
+        mask = opaque(cutout.rgba)
+        assert max(mask.shape) == RENDER_PX and mask.mean() > 0.3, cutout.name
+        assert min(mask.any(axis=0).sum(), mask.any(axis=1).sum()) >= 30, cutout.name
+        # Closed and filled, not a line drawing: few holes, and one part that is most of it.
+        assert mask.sum() / ndimage.binary_fill_holes(mask).sum() > 0.9, cutout.name
+        parts = ndimage.label(mask, np.ones((3, 3)))[0]
+        assert np.bincount(parts[mask]).max() / mask.sum() > 0.75, cutout.name
+
+
+name_sets = st.lists(st.text("abcdefgh ", min_size=1, max_size=6), min_size=1, max_size=40, unique=True).map(tuple)
+shares = st.floats(0, 1)
+
+
+@given(name_sets, shares)
+def test_each_name_is_on_exactly_one_side_and_the_held_out_side_has_its_share(names, share):
+    seen, held_out = split_names(names, share)
+    assert sorted(seen + held_out) == sorted(names) and not set(seen) & set(held_out)
+    assert abs(len(held_out) - share * len(names)) <= 0.5 + 1e-9
+
+
+@given(name_sets, shares, st.randoms())
+def test_the_order_of_names_does_not_matter(names, share, random):
+    shuffled = random.sample(names, len(names))
+    assert set(split_names(tuple(shuffled), share)[1]) == set(split_names(names, share)[1])
+
+
+@given(name_sets, shares)
+def test_adding_a_name_moves_at_most_one_other(names, share):
+    before = set(split_names(names, share)[1])
+    after = set(split_names((*names, "zebra"), share)[1])
+    assert len((before ^ after) - {"zebra"}) <= 1
+
+
+def test_the_held_out_names_of_openmoji_are_these_six():
+    _, held_out = split_names(tuple(cutout.name for cutout in load_cutouts(None)), 0.1)
+    assert held_out == ("bus", "crocodile", "monkey", "ox", "penguin", "tropical fish")

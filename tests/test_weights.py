@@ -1,0 +1,94 @@
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+
+from policies.weights import Bucket, bucket_names, checksum, held_checksum, load_bucket, make_bucket
+
+
+def module(seed: int) -> nn.Module:
+    """Five parameters of 40, 80, 4, 40 and 6 bytes: float64, float32 (two, one a scalar), int-like bit patterns, bfloat16."""
+    torch.manual_seed(seed)
+    made = nn.Module()
+    made.a = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    made.b = nn.Parameter(torch.randn(4, 5))
+    made.scale = nn.Parameter(torch.randn(()))
+    made.c = nn.Parameter(torch.randn(5, 2).T)
+    made.d = nn.Parameter(torch.randn(3, dtype=torch.bfloat16))
+    return made
+
+
+def buckets(of: nn.Module, bucket_bytes: int = 100) -> list[Bucket]:
+    return [make_bucket(part) for part in bucket_names(of, bucket_bytes)]
+
+
+def bits(of: nn.Module) -> list[bytes]:
+    return [parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for parameter in of.parameters()]
+
+
+def test_weights_come_through_buckets_bit_for_bit() -> None:
+    sender, receiver = module(0), module(1)
+    with torch.no_grad():
+        sender.b[0, :4] = torch.tensor([torch.nan, torch.inf, -0.0, 1e-45])
+        sender.b[1].view(torch.int32)[0] = 0x7FC12345
+    assert bits(sender) != bits(receiver)
+    for bucket in buckets(sender):
+        load_bucket(receiver, bucket)
+    assert bits(sender) == bits(receiver)
+
+
+def test_a_bucket_is_closed_by_the_parameter_that_fills_it() -> None:
+    assert [bucket.names for bucket in buckets(module(0), 100)] == [("a", "b"), ("scale", "c", "d")]
+    assert [bucket.names for bucket in buckets(module(0), 120)] == [("a", "b"), ("scale", "c", "d")]
+    assert [bucket.names for bucket in buckets(module(0), 121)] == [("a", "b", "scale"), ("c", "d")]
+    assert [bucket.names for bucket in buckets(module(0), 1)] == [("a",), ("b",), ("scale",), ("c",), ("d",)]
+    assert [bucket.names for bucket in buckets(module(0), 10**6)] == [("a", "b", "scale", "c", "d")]
+    assert [len(bucket.data) for bucket in buckets(module(0), 100)] == [120, 50]
+
+
+def test_tied_weights_travel_once() -> None:
+    tied = module(0)
+    tied.again = tied.b
+    assert sum(len(bucket.data) for bucket in buckets(tied)) == 170
+
+
+def test_one_flipped_bit_changes_the_hash_of_its_bucket_alone_and_the_checksum() -> None:
+    sender = module(0)
+    before, sum_before = buckets(sender), held_checksum(sender)
+    with torch.no_grad():
+        sender.d.view(torch.int16)[2] ^= 1
+    after = buckets(sender)
+    assert [a.sha256 == b.sha256 for a, b in zip(before, after, strict=True)] == [True, False]
+    assert held_checksum(sender) != sum_before
+
+
+def test_checksum_is_the_hash_of_the_hashes_in_order() -> None:
+    assert checksum(["ab", "cd"]) == hashlib.sha256(b"abcd").hexdigest()
+    assert checksum(["ab", "cd"]) != checksum(["cd", "ab"])
+    bucket = buckets(module(0))[0]
+    assert bucket.sha256 == hashlib.sha256(bucket.data.tobytes()).hexdigest()
+
+
+def test_a_receiver_holds_the_senders_checksum_only_after_the_last_bucket() -> None:
+    sender, receiver = module(0), module(1)
+    held = [held_checksum(receiver)]
+    for bucket in buckets(sender):
+        load_bucket(receiver, bucket)
+        held.append(held_checksum(receiver))
+    assert all(first != second for first, second in pairwise(held))
+    assert [one == held_checksum(sender) for one in held] == [False, False, True]
+    # 170 bytes are far below the default limit, so all of them are one bucket there.
+    assert held_checksum(sender) == checksum([buckets(sender, 10**6)[0].sha256])
+
+
+def test_what_was_loaded_does_not_share_memory_with_the_bucket() -> None:
+    sender, receiver = module(0), module(1)
+    for bucket in buckets(sender):
+        frozen = np.frombuffer(bucket.data.tobytes(), np.uint8)  # read-only, as from shared memory
+        load_bucket(receiver, Bucket(bucket.names, frozen, bucket.sha256))
+        bucket.data[:] = 0
+    with torch.no_grad():
+        receiver.b += 1
+    assert torch.equal(receiver.b, sender.b + 1)
