@@ -107,8 +107,10 @@ class Env:
         return examples
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
-        """Pixels [H, W, 3] of a scene by its key; raises ValueError where they differ from when the reference was
-        made."""
+        """Pixels [H, W, 3] of a scene by its key.
+
+        Raises ValueError where they differ from when the reference was made.
+        """
         tail = ref.key.rpartition("/")[2]
         index = int(tail) if tail.isascii() and tail.isdigit() else -1
         ours = 0 <= index < self.num_scenes and self._key(index) == ref.key

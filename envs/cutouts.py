@@ -36,8 +36,10 @@ class Cutout:
 
 @lru_cache(maxsize=4)
 def load_cutouts(folder: str | None) -> tuple[Cutout, ...]:
-    """Cut-outs of a folder (see `read_folder`), or OpenMoji's where `folder` is None; ordered by name, cached in the
-    process."""
+    """Cut-outs of a folder (see `read_folder`), or OpenMoji's where `folder` is None.
+
+    Ordered by name, cached in the process.
+    """
     cutouts = openmoji_cutouts() if folder is None else read_folder(Path(folder))
     return tuple(sorted(cutouts, key=lambda cutout: cutout.name))
 

@@ -86,8 +86,10 @@ class Env(Protocol):
         ...
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
-        """Pixels of an image of this Env, [H, W, 3] uint8 RGB; raises ValueError where they no longer have
-        `ref.sha256`."""
+        """Pixels of an image of this Env, [H, W, 3] uint8 RGB.
+
+        Raises ValueError where they no longer have `ref.sha256`.
+        """
         ...
 
     def scene(self, index: int) -> list[Example]:

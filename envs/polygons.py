@@ -81,12 +81,16 @@ class Answer:
 
 
 class AnswerCodec(Protocol):
-    """Text <-> polygons; a codec is one file of this folder whose class `Codec` is a frozen dataclass of its
-    settings."""
+    """Text <-> polygons.
+
+    A codec is one file of this folder whose class `Codec` is a frozen dataclass of its settings.
+    """
 
     def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
-        """Text of instances, each a list of pixel rings; no instance is the empty answer. ValueError beyond the
-        codec's limits."""
+        """Text of instances, each a list of pixel rings.
+
+        No instance is the empty answer. ValueError beyond the codec's limits.
+        """
         ...
 
     def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:

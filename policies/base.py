@@ -70,8 +70,10 @@ class PolicyContract(Protocol):
         ...
 
     def forward(self, rows: PromptRows, temperature: float = 1.0) -> Tensor:
-        """[B, G, T] float32 log-probabilities of the response tokens, logits divided by temperature; 0 outside
-        scored_mask."""
+        """[B, G, T] float32 log-probabilities of the response tokens, logits divided by temperature.
+
+        0 outside scored_mask.
+        """
         ...
 
     def read(self, response: Response, height: int, width: int) -> Answer:

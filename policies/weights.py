@@ -35,11 +35,11 @@ def make_bucket(parameters: Sequence[tuple[str, Tensor]]) -> Bucket:
     return Bucket(tuple(name for name, _ in parameters), data, hashlib.sha256(data.tobytes()).hexdigest())
 
 
-def bucket_names(
-    module: nn.Module, bucket_bytes: int = BUCKET_BYTES
-) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Named parameters of `module`, in order, a part being closed at `bucket_bytes`. Sharded ones count their full
-    size."""
+def bucket_names(module: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Named parameters of `module`, in order, a part being closed at `bucket_bytes`.
+
+    Sharded ones count their full size.
+    """
     part: list[tuple[str, nn.Parameter]] = []
     size = 0
     for name, parameter in module.named_parameters():
@@ -55,8 +55,17 @@ def bucket_names(
 
 @torch.no_grad()
 def load_bucket(module: nn.Module, bucket: Bucket) -> None:
-    """Copy a bucket into the parameters it names; shapes and dtypes are those of `module`."""
+    """Copy a bucket into the parameters it names; shapes and dtypes are those of `module`.
+
+    Raises ValueError, before anything is copied, where the bucket does not have their size.
+    """
     parameters = dict(module.named_parameters())
+    expected = sum(parameters[name].numel() * parameters[name].element_size() for name in bucket.names)
+    if len(bucket.data) != expected:
+        raise ValueError(
+            f"a bucket brings {len(bucket.data)} bytes for parameters of {expected} bytes (from {bucket.names[0]} on): the two "
+            "models differ; give policy.dtype and learner.dtype the same value, and all parts the same checkpoint."
+        )
     start = 0
     for name in bucket.names:
         parameter = parameters[name]

@@ -72,8 +72,10 @@ def train(config: Config, overrides: Overrides = None, resume: Resume = False) -
 
 @app.command()
 def refine(run: RunFolder) -> None:
-    """Train a refiner on pairs from a run's archive, over the vision tower of its best policy. Writes to
-    RUN/refiner."""
+    """Train a refiner on pairs from a run's archive, over the vision tower of its best policy.
+
+    Writes to RUN/refiner.
+    """
     from rl.refine import refine_best
 
     refine_best(_run_config(run), console)
@@ -90,8 +92,10 @@ def evaluate(run: RunFolder) -> None:
 
 @archive_app.command("verify")
 def archive_verify(run: RunFolder) -> None:
-    """Check every shard of a run's archive: torn, altered, missing or left over. Exit status 1 where something is
-    wrong."""
+    """Check every shard of a run's archive: torn, altered, missing or left over.
+
+    Exit status 1 where something is wrong.
+    """
     from rollout.archive import RolloutArchive
 
     findings = RolloutArchive(_folder(run) / "archive").verify()

@@ -108,8 +108,10 @@ class RunParts:
 
 
 def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
-    """The policy that a config's `policy` entry means, with its codec; raises ValueError or FileNotFoundError for a
-    wrong one."""
+    """The policy that a config's `policy` entry means, with its codec.
+
+    Raises ValueError or FileNotFoundError for a wrong one.
+    """
     entry = {"name": "vision_language"} | policy
     if "checkpoint" not in entry:
         raise ValueError(

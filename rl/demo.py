@@ -56,8 +56,10 @@ def run_job(config: RunConfig, resume: bool, console: Console) -> Path:
 
 
 def finish_run(config: RunConfig, console: Console) -> Path:
-    """Evaluate a trained run, training its refiner where there is none; writes report.html and summary.json into its
-    folder and returns it."""
+    """Evaluate a trained run, training its refiner where there is none.
+
+    Writes report.html and summary.json into its folder and returns it.
+    """
     with PeakMemory() as memory:
         return _finish(config, console, memory, time.monotonic())
 

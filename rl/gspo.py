@@ -73,8 +73,10 @@ class Algorithm:
     """Settings of GSPO."""
 
     clip_low: float = 3e-3
-    """How far the mean log-probability ratio may fall before a sequence stops counting; the paper's 3e-4 is for long
-    texts."""
+    """How far the mean log-probability ratio may fall before a sequence stops counting.
+
+    The paper's 3e-4 is for long texts.
+    """
     clip_high: float = 4e-3
     std_floor: float = 0.01
     """Added to a group's standard deviation of rewards."""
@@ -100,6 +102,8 @@ class Algorithm:
         return sequence_terms(log_ratio, advantages, self.clip_low, self.clip_high)
 
     def loss(self, terms: SequenceTerms, weights: Tensor) -> Tensor:
-        """Minus the weighted sum of the objectives; weights [B, G] that add up to 1 over a mini-batch make it their
-        mean."""
+        """Minus the weighted sum of the objectives.
+
+        Weights [B, G] that add up to 1 over a mini-batch make it their mean.
+        """
         return -(terms.objective * weights).sum()

@@ -17,8 +17,10 @@ class _Actor(LearnerRank):
     """LearnerRank as Ray calls it."""
 
     def put_buckets(self) -> list[tuple[Any, str]]:
-        """(reference, SHA-256) of each bucket of weights; rank 0 puts them into the object store, the others only
-        take part."""
+        """(reference, SHA-256) of each bucket of weights.
+
+        Rank 0 puts them into the object store, the others only take part.
+        """
         return [(self._put(bucket), bucket.sha256) for bucket in self.buckets()]
 
     def _put(self, bucket: Bucket) -> Any:

@@ -1,5 +1,7 @@
-"""One learner rank: a policy in a DeepSpeed engine. A plain class that runs without Ray, alone or as one of several
-ranks."""
+"""One learner rank: a policy in a DeepSpeed engine.
+
+A plain class that runs without Ray, alone or as one of several ranks.
+"""
 
 import os
 import tempfile
@@ -7,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from policies.weights import Bucket, bucket_names, make_bucket
 from rl.batch import Batch
 from rl.gspo import Algorithm, SequenceTerms
 from rl.rank_settings import RankPlace, RankSettings
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns, in every process, that it found no GPU
+import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when it loads)
 
 
 class LearnerRank:
@@ -117,8 +122,10 @@ class LearnerRank:
         return stats | ({"grad_norm": float(self._engine.get_global_grad_norm() or norm)} if last_pass else {})
 
     def buckets(self) -> Iterator[Bucket]:
-        """The weights, gathered bucket by bucket. All ranks must walk through it; under ZeRO-3 each bucket is a
-        collective."""
+        """The weights, gathered bucket by bucket.
+
+        All ranks must walk through it; under ZeRO-3 each bucket is a collective.
+        """
         for part in bucket_names(self._engine.module.model):
             parameters = [parameter for _, parameter in part]
             with deepspeed.zero.GatheredParameters(parameters, enabled=self._settings.learner.zero_stage == 3):
@@ -131,8 +138,10 @@ class LearnerRank:
         )
 
     def load(self, folder: Path, tag: str) -> None:
-        """Go on from `save`, with the same number of ranks. Reads DeepSpeed's own files: only from the run's own
-        folder."""
+        """Go on from `save`, with the same number of ranks.
+
+        Reads DeepSpeed's own files: only from the run's own folder.
+        """
         path, state = self._engine.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint {folder}/{tag}; start the run anew or name another one.")

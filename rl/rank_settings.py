@@ -1,5 +1,7 @@
-"""What a learner rank is built from; apart from the rank itself, so that a config is checked without loading
-DeepSpeed."""
+"""What a learner rank is built from.
+
+Apart from the rank itself, so that a config is checked without loading DeepSpeed.
+"""
 
 import math
 from dataclasses import dataclass

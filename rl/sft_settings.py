@@ -20,8 +20,10 @@ class SftStage:
     number_spread: float = 0.0
     """Width of a number's target over its neighbours; 0 is the usual cross-entropy."""
     with_absent: bool = False
-    """Whether questions about absent things are asked; from the start, "nothing" would become the answer to
-    everything."""
+    """Whether questions about absent things are asked.
+
+    From the start, "nothing" would become the answer to everything.
+    """
 
     def __post_init__(self) -> None:
         if self.answer not in ("box", "outline"):

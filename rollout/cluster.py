@@ -14,12 +14,12 @@ def start(address: str | None, num_cpus: int) -> None:
     if ray.is_initialized():
         return
     if address is not None:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         return
     ray.init(
         num_cpus=num_cpus,
         include_dashboard=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,
         object_store_memory=512 * 2**20,
     )

@@ -40,8 +40,10 @@ def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
 
 @torch.no_grad()
 def sample(policy: Policy, rows: PromptRows, sampling: Sampling, draws: NDArray[np.float64]) -> list[Response]:
-    """B*G responses to B prompts, in order. draws: [B, G, max_tokens] uniform numbers; rows' own responses are not
-    looked at."""
+    """B*G responses to B prompts, in order.
+
+    Draws: [B, G, max_tokens] uniform numbers; rows' own responses are not looked at.
+    """
     b, g, most = draws.shape
     temperature = sampling.temperature or 1.0
     tokens = np.zeros((b * g, most), np.int64)

@@ -96,8 +96,10 @@ class WorkerPool:
                 refs[self._send_weights(k)] = k
 
     def answer(self, units: Iterable[Unit]) -> list[Group]:
-        """All groups of all units, in order of units. Units go to whoever is free; a unit lost with its worker is
-        asked again."""
+        """All groups of all units, in order of units.
+
+        Units go to whoever is free; a unit lost with its worker is asked again.
+        """
         work = list(units)
         waiting = deque(range(len(work)))
         results: dict[int, list[Group]] = {}

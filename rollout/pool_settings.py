@@ -1,5 +1,7 @@
-"""How many rollout workers, and how they are restarted; apart from the pool, so that a config is checked without
-loading Ray."""
+"""How many rollout workers, and how they are restarted.
+
+Apart from the pool, so that a config is checked without loading Ray.
+"""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
-"""One rollout worker: answers prompts in groups, reads the answers as polygons, scores them. A plain class; Ray only
-wraps it."""
+"""One rollout worker: answers prompts in groups, reads the answers as polygons, scores them.
+
+A plain class; Ray only wraps it.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -76,8 +78,10 @@ class RolloutWorker:
         return self._checksum
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        """Replace the weights by those of a Hugging Face folder; they have no version until `set_weights` gives them
-        one."""
+        """Replace the weights by those of a Hugging Face folder.
+
+        They have no version until `set_weights` gives them one.
+        """
         self._version = -1
         self._policy = self._settings.policy.with_settings(checkpoint=checkpoint).build()
         self._policy.eval()

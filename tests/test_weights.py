@@ -2,6 +2,7 @@ import hashlib
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -92,3 +93,12 @@ def test_what_was_loaded_does_not_share_memory_with_the_bucket() -> None:
     with torch.no_grad():
         receiver.b += 1
     assert torch.equal(receiver.b, sender.b + 1)
+
+
+def test_a_bucket_of_another_dtype_is_refused_before_anything_is_copied() -> None:
+    receiver = module(0)
+    before = bits(receiver)
+    (bucket,) = buckets(module(1).to(torch.bfloat16), 10**6)
+    with pytest.raises(ValueError, match=r"brings 78 bytes for parameters of 170 bytes \(from a on\).*policy.dtype"):
+        load_bucket(receiver, bucket)
+    assert bits(receiver) == before

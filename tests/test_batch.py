@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from envs.example import Example, ImageRef, Prompt, Truth
+from envs.polygons import Answer, AnswerStatus
+from policies.base import Response
+from rl.batch import pack
+from rl.gspo import Algorithm
+from rollout.records import Group, Rollout
+
+
+def rollout(index: int, tokens: list[int], logprob: float) -> Rollout:
+    response = Response(np.array(tokens), np.full(len(tokens), logprob, np.float32), "stop")
+    return Rollout(index, response, "", Answer(AnswerStatus.EMPTY), 0, 0, 0.0, {}, policy_version=3, seed=index)
+
+
+def group(name: str, answers: list[list[int]], totals: list[float]) -> Group:
+    image = ImageRef(name, "0" * 64, 4, 4)
+    example = Example(name, image, Prompt(("the", name)), Truth(np.zeros((0, 4, 4), np.bool_)), "train", "made", "CC0-1.0")
+    rollouts = tuple(rollout(k, tokens, -0.5 - k) for k, tokens in enumerate(answers))
+    return Group("run", 0, 0, example, np.array([1, 2]), "0" * 64, 1.0, rollouts, tuple(totals))
+
+
+GROUPS = [
+    group("dog", [[5, 1], [6, 7, 1]], [0.0, 1.0]),
+    group("cat", [[8, 1], [8, 1]], [0.3, 0.3]),
+    group("cow", [[9, 1], [1]], [0.6, 0.2]),
+]
+
+
+def test_a_batch_holds_what_the_groups_asked_and_answered() -> None:
+    batch = pack(GROUPS, Algorithm())
+    assert len(batch) == 3
+    assert [image.key for image in batch.images] == ["dog", "cat", "cow"]
+    assert batch.phrases == ("the dog", "the cat", "the cow")
+    assert [[tokens.tolist() for tokens in row] for row in batch.tokens][0] == [[5, 1], [6, 7, 1]]
+    assert [[values.tolist() for values in row] for row in batch.sampler_logprobs][2] == [[-0.5, -0.5], [-1.5]]
+
+
+def test_advantages_are_those_of_each_group_and_a_group_without_signal_keeps_its_place() -> None:
+    batch = pack(GROUPS, Algorithm(std_floor=0.3))
+    # Standard deviations 0.5, 0 and 0.2.
+    np.testing.assert_allclose(batch.advantages, [[-0.625, 0.625], [0.0, 0.0], [0.4, -0.4]], rtol=1e-6)
+    assert batch.advantages.dtype == np.float32
+    assert batch.counts.tolist() == [True, False, True]
+
+
+def test_a_part_takes_every_field_at_the_same_places() -> None:
+    whole = pack(GROUPS, Algorithm())
+    part = whole.part([2, 0])
+    assert len(part) == 2
+    assert part.phrases == ("the cow", "the dog")
+    assert [image.key for image in part.images] == ["cow", "dog"]
+    assert part.tokens == (whole.tokens[2], whole.tokens[0])
+    assert part.sampler_logprobs == (whole.sampler_logprobs[2], whole.sampler_logprobs[0])
+    assert part.advantages.tolist() == whole.advantages[[2, 0]].tolist()
+    assert part.counts.tolist() == [True, True]
+    assert len(whole.part([])) == 0
+
+
+def test_groups_without_totals_or_of_unequal_size_are_no_batch() -> None:
+    with pytest.raises(ValueError):
+        pack([GROUPS[0], group("cat", [[1]] * 3, [0.0, 0.1, 0.2])], Algorithm())

@@ -1,0 +1,85 @@
+"""Mistakes in a run's settings are refused before anything starts, with the setting, the value and what to do."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from rl.config import RunConfig, run_parts
+from rl.rank_settings import LearnerSettings
+from rl.settings import load_settings, shipped_configs
+from rl.sft_settings import SftConfig
+
+
+def demo(*overrides: str) -> RunConfig:
+    return load_settings(RunConfig, Path("demo"), overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("group_size=1", "group_size is 1, but GSPO compares answers to the same example; set it to 2 or more"),
+        ("learner.micro_groups=64", r"groups_per_step is 32, but .* = 128 must divide it.*micro_groups to a divisor of 16"),
+        ("learner.minibatches=5", "groups_per_step is 32, but learner.minibatches 5 x learner.micro_groups 16"),
+        ("learner.ranks=3", r"learner.ranks 3 = 96 must divide it"),
+        ("steps=0", "steps is 0; set it to 1 or more"),
+        ("groups_per_unit=0", "groups_per_unit is 0; set it to 1 or more"),
+        ("evaluation.every=0", "evaluation.every is 0; set it to 1 or more"),
+        ("learner.zero_stage=4", "learner.zero_stage is 4"),
+        ("learner.dtype=float16", "learner.dtype 'float16'"),
+        ("learner.lr=0", "lr 0.0; all must be positive"),
+        ("pool.workers=0", "pool.workers is 0"),
+        ("sampling.temperature=-1", "sampling.temperature is -1.0"),
+        ("group_sise=4", "group_sise is not a setting; did you mean group_size"),
+        ("learner.micro_group=4", "did you mean learner.micro_groups"),
+        ("steps=many", "steps is 'many', expected int"),
+    ],
+)
+def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        demo(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "message"),
+    [
+        ("policy.checkpoint=no/such/model", FileNotFoundError, "policy.checkpoint is no/such/model, but .* no config.json"),
+        ("policy={name: vision_language}", ValueError, "policy.checkpoint is not set"),
+        ("policy.name=visionlanguage", ValueError, "did you mean 'vision_language'"),
+        ("policy.question=7", ValueError, "policy.question is 7, expected str"),
+        ("env.folder=no/such/folder", FileNotFoundError, "env.folder is no/such/folder, which is not a folder"),
+        ("env.image_size=16", ValueError, "env.image_size is 16"),
+        ("env.split=test", ValueError, "env.split is 'test', but the run itself gives split"),
+        ("env.name=cutout_scene", ValueError, "did you mean 'cutout_scenes'"),
+        ("rewards={}", ValueError, "give at least one reward"),
+        ("rewards.mask_iou.weight=-1", ValueError, "no weight below 0"),
+        ("rewards.mask_iuo={}", ValueError, "did you mean 'mask_iou'"),
+        ("algorithm.clip_low=2", ValueError, "algorithm.clip_low is 2"),
+        ("evaluation.final_split=tets", ValueError, "split is 'tets'"),
+    ],
+)
+def test_a_wrong_part_is_refused_when_the_parts_are_built(override: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run_parts(demo(override))
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_config_reads(name: str) -> None:
+    load_settings(SftConfig if name.startswith("sft") else RunConfig, Path(name))
+
+
+def test_the_embedded_checkpoint_is_small_and_was_trained_as_the_demo_reads_it() -> None:
+    folder = Path(str(files("policies") / "tiny"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10 * 2**20
+    sft, run = load_settings(SftConfig, Path("sft_tiny")), demo()
+    assert sft.codec == run.codec
+    assert run_parts(run).policy.settings["checkpoint"] == folder
+
+
+def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
+    learner = LearnerSettings(lr=1.0, warmup_steps=4, decay_steps=100)
+    assert learner.lr_at(0) == pytest.approx(0.25)
+    assert learner.lr_at(3) == pytest.approx(0.998, abs=2e-3)
+    assert learner.lr_at(50) == pytest.approx(0.55)
+    assert learner.lr_at(100) == learner.lr_at(1000) == pytest.approx(0.1)
+    assert LearnerSettings(lr=1.0, warmup_steps=4).lr_at(1000) == 1.0
