@@ -70,7 +70,7 @@ def read_folder(folder: Path) -> list[Cutout]:
     for path in sorted(p for suffix in ("png", "webp") for p in folder.rglob(f"*.{suffix}")):
         name_file = path.with_suffix(".txt")
         lines = name_file.read_text(encoding="utf-8", errors="replace").splitlines() if name_file.is_file() else []
-        name = " ".join(re.sub(r"[^a-z0-9 ]", " ", lines[0].lower()).split()) if lines else ""
+        name = _plain_name(lines[0]) if lines else ""
         if not name or name in names:  # mirrored or recoloured variants share a name: the first one stands for it
             continue
         try:
@@ -82,6 +82,12 @@ def read_folder(folder: Path) -> list[Cutout]:
     if not cutouts:
         raise FileNotFoundError(f"{folder} holds no .png or .webp with a .txt beside it whose first line is its name.")
     return cutouts
+
+
+def _plain_name(line: str) -> str:
+    """A name as it stands in a phrase: lower-case words without the article that "the left ..." would clash with."""
+    words = re.sub(r"[^a-z0-9 ]", " ", line.lower()).split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
 def split_names(names: tuple[str, ...], held_out_share: float) -> tuple[tuple[str, ...], tuple[str, ...]]:

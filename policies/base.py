@@ -5,12 +5,13 @@ Dimension letters: B groups in a batch, G answers a group, P prompt tokens, T ch
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.polygons import Answer
 
@@ -58,7 +59,31 @@ class VisionFeatures:
 
 
 class PolicyContract(Protocol):
-    """What samplers, learner and refiner ask of a model family; a family is an nn.Module in one file of this folder."""
+    """What samplers, learner and refiner ask of a model family; a family is an nn.Module in one file of this folder.
+
+    `model` is the network whose named parameters travel to the workers; `codec` is given by the config.
+    """
+
+    model: nn.Module
+    end_token: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        ...
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The part that turns patches into image tokens; may be kept frozen."""
+        ...
+
+    def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
+        """[P] token ids of the question about an image [H, W, 3]."""
+        ...
+
+    def answer_tokens(self, text: str) -> NDArray[np.int64]:
+        """[T] token ids of an answer's text, end token included."""
+        ...
 
     def rows(
         self,
@@ -69,11 +94,37 @@ class PolicyContract(Protocol):
         """Rows for B questions (image [H, W, 3], phrase) with the token ids of up to G responses each."""
         ...
 
+    def supervised_rows(
+        self, images: Sequence[NDArray[np.uint8]], pairs: Sequence[Sequence[tuple[str, NDArray[np.int64]]]]
+    ) -> PromptRows:
+        """Rows of B images with several (phrase, answer token ids) each; only answers are scored."""
+        ...
+
     def forward(self, rows: PromptRows, temperature: float = 1.0) -> Tensor:
         """[B, G, T] float32 log-probabilities of the response tokens, logits divided by temperature.
 
         0 outside scored_mask.
         """
+        ...
+
+    def sft_loss(self, rows: PromptRows, number_spread: float = 0.0) -> Tensor:
+        """Mean cross-entropy over the scored tokens, nats, a scalar."""
+        ...
+
+    def prefill(self, rows: PromptRows, group_size: int, temperature: float) -> tuple[Any, Tensor]:
+        """Encode B prompts once, fork each to G answers: a cache, and log-probabilities [B*G, V] of the first token."""
+        ...
+
+    def decode(self, cache: Any, tokens: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities [N, V] of the token after `tokens` [N]; the cache grows by one."""
+        ...
+
+    def keep(self, cache: Any, indices: Tensor) -> None:
+        """Drop all answers of the cache but `indices` [M]."""
+        ...
+
+    def text(self, response: Response) -> str:
+        """The response's text without its end token."""
         ...
 
     def read(self, response: Response, height: int, width: int) -> Answer:
@@ -84,7 +135,10 @@ class PolicyContract(Protocol):
         """Features of images [H, W, 3] of one size, without gradient."""
         ...
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
+    def vision_checksum(self) -> str:
+        """Checksum of the vision tower alone: what a refiner was trained on."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary Hugging Face folder."""
         ...

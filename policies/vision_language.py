@@ -94,6 +94,11 @@ class Policy(nn.Module):
         """Where the parameters are."""
         return self.model.device
 
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The part that turns patches into image tokens."""
+        return self.model.model.visual
+
     # Text and images in.
 
     def _question_tokens(self, phrase: str, image_tokens: int) -> tuple[list[int], list[int]]:
@@ -302,7 +307,7 @@ class Policy(nn.Module):
 
     def vision_checksum(self) -> str:
         """Checksum of the vision tower alone: what a refiner was trained on."""
-        return held_checksum(self.model.model.visual)
+        return held_checksum(self.vision_tower)
 
     def save(self, folder: Path) -> None:
         """Write an ordinary Hugging Face folder (safetensors, tokenizer, image processor)."""

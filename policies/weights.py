@@ -63,7 +63,8 @@ def load_bucket(module: nn.Module, bucket: Bucket) -> None:
     expected = sum(parameters[name].numel() * parameters[name].element_size() for name in bucket.names)
     if len(bucket.data) != expected:
         raise ValueError(
-            f"a bucket brings {len(bucket.data)} bytes for parameters of {expected} bytes (from {bucket.names[0]} on): the two "
+            f"a bucket brings {len(bucket.data)} bytes for parameters of {expected} bytes (from {bucket.names[0]} "
+            "on): the two "
             "models differ; give policy.dtype and learner.dtype the same value, and all parts the same checkpoint."
         )
     start = 0

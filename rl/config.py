@@ -135,6 +135,13 @@ def run_parts(config: RunConfig) -> RunParts:
 
     Raises ValueError or FileNotFoundError that names the setting.
     """
+    dtype = config.policy.get("dtype", "float32")
+    if dtype != config.learner.dtype:
+        raise ValueError(
+            f"policy.dtype is {dtype!r} and learner.dtype {config.learner.dtype!r}; workers hold the very bytes that "
+            "the "
+            "learner sends, so set both to the same."
+        )
     env = plugin_from_settings("envs", "Env", config.env, "env", ["split"])
     for split in ("train", "validation", config.evaluation.final_split):
         if not len(env.build(split=split)):

@@ -16,12 +16,12 @@ from rollout.pool import WeightRefs
 class _Actor(LearnerRank):
     """LearnerRank as Ray calls it."""
 
-    def put_buckets(self) -> list[tuple[Any, str]]:
+    def put_buckets(self, average: bool) -> list[tuple[Any, str]]:
         """(reference, SHA-256) of each bucket of weights.
 
         Rank 0 puts them into the object store, the others only take part.
         """
-        return [(self._put(bucket), bucket.sha256) for bucket in self.buckets()]
+        return [(self._put(bucket), bucket.sha256) for bucket in self.buckets(average)]
 
     def _put(self, bucket: Bucket) -> Any:
         return ray.put(bucket) if self._place.rank == 0 else None
@@ -42,9 +42,9 @@ class Learner:
         shared = ray.put(batch)
         return ray.get([rank.step.remote(shared) for rank in self._ranks])[0]
 
-    def weights(self) -> WeightRefs:
-        """The current weights by reference; the driver never holds them."""
-        buckets = ray.get([rank.put_buckets.remote() for rank in self._ranks])[0]
+    def weights(self, average: bool = False) -> WeightRefs:
+        """The weights, or their running average where there is one, by reference; the driver never holds them."""
+        buckets = ray.get([rank.put_buckets.remote(average) for rank in self._ranks])[0]
         return WeightRefs(tuple(ref for ref, _ in buckets), tuple(sha256 for _, sha256 in buckets))
 
     def save(self, folder: Path, tag: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envs.example import Env
@@ -22,7 +23,7 @@ from rl.rank_settings import RankPlace, RankSettings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns, in every process, that it found no GPU
-import deepspeed  # noqa: E402 (reads DS_ACCELERATOR when it loads)
+import deepspeed
 
 
 class LearnerRank:
@@ -36,14 +37,19 @@ class LearnerRank:
         self._env: Env = settings.env.build(split="train")
         policy = settings.policy.build()
         policy.train()
+        policy.vision_tower.requires_grad_(not settings.learner.freeze_vision)
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=settings.learner.lr, betas=(0.9, 0.95), weight_decay=settings.learner.weight_decay
+            trained, lr=settings.learner.lr, betas=(0.9, 0.95), weight_decay=settings.learner.weight_decay
         )
         _join(place)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=self._deepspeed_config()
         )
         self._steps_done = 0
+        # Under ZeRO-3 a parameter is empty here; the settings refuse an average then.
+        model = self._engine.module.model
+        self._average = {n: p.detach().clone() for n, p in model.named_parameters()} if settings.learner.average else {}
 
     def _deepspeed_config(self) -> dict[str, Any]:
         learner = self._settings.learner
@@ -85,6 +91,7 @@ class LearnerRank:
             for part, row, before in zip(parts[m], rows[m], old[m], strict=True):
                 logs.append(self._micro_step(part, row, before, max(1, sequences)))
         self._steps_done += 1
+        self._update_average()
         stats = {name: float(np.mean([log[name] for log in logs if name in log])) for name in logs[-1]}
         drift = [
             _sampler_drift(p, r, o)
@@ -121,21 +128,31 @@ class LearnerRank:
         stats = _term_stats(terms, counts) | {"loss": float(loss.detach()) * self._micro_steps * self._place.world_size}
         return stats | ({"grad_norm": float(self._engine.get_global_grad_norm() or norm)} if last_pass else {})
 
-    def buckets(self) -> Iterator[Bucket]:
-        """The weights, gathered bucket by bucket.
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # A short memory at first, so that the average leaves the starting point as fast as the weights do.
+        decay = min(self._settings.learner.average, self._steps_done / (self._steps_done + 10))
+        parameters = dict(self._engine.module.model.named_parameters())
+        for name, average in self._average.items():
+            average.lerp_(parameters[name].to(average.dtype), 1 - decay)
 
-        All ranks must walk through it; under ZeRO-3 each bucket is a collective.
+    def buckets(self, average: bool = False) -> Iterator[Bucket]:
+        """The weights, or their running average where there is one, gathered bucket by bucket.
+
+        All ranks must walk through it: under ZeRO-3 each bucket is a collective.
         """
         for part in bucket_names(self._engine.module.model):
             parameters = [parameter for _, parameter in part]
             with deepspeed.zero.GatheredParameters(parameters, enabled=self._settings.learner.zero_stage == 3):
-                yield make_bucket(part)
+                yield make_bucket([(n, self._average.get(n, p) if average else p) for n, p in part])
 
     def save(self, folder: Path, tag: str) -> None:
         """Write engine and optimizer state below folder/tag. All ranks call it."""
         self._engine.save_checkpoint(
             str(folder), tag=tag, client_state={"steps_done": self._steps_done}, save_latest=False
         )
+        if self._average and self._place.rank == 0:
+            save_file(self._average, folder / tag / "average.safetensors")
 
     def load(self, folder: Path, tag: str) -> None:
         """Go on from `save`, with the same number of ranks.
@@ -146,14 +163,27 @@ class LearnerRank:
         if path is None:
             raise FileNotFoundError(f"no DeepSpeed checkpoint {folder}/{tag}; start the run anew or name another one.")
         self._steps_done = state["steps_done"]
+        if self._average:
+            self._average = load_file(folder / tag / "average.safetensors", device=str(self._engine.module.device))
 
     def save_policy(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder; rank 0 writes, all ranks call."""
+        """Write the policy (its running average, where there is one) as a Hugging Face folder.
+
+        Rank 0 writes, all ranks call.
+        """
         module = self._engine.module
         sharded = self._settings.learner.zero_stage == 3
         with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=sharded):
             if self._place.rank == 0:
+                self._swap_average()
                 module.save(folder)
+                self._swap_average()
+
+    def _swap_average(self) -> None:
+        """Let parameters and their averages change places."""
+        for name, parameter in self._engine.module.model.named_parameters():
+            if name in self._average:
+                parameter.data, self._average[name] = self._average[name], parameter.data
 
 
 def _join(place: RankPlace) -> None:

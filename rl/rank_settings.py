@@ -23,6 +23,14 @@ class LearnerSettings:
     """Steps over which the rate rises from 0; Adam's first steps have full size whatever the gradient says."""
     decay_steps: int | None = None
     """Steps over which the rate falls along a cosine to a tenth, warm-up included; null keeps it."""
+    average: float = 0.0
+    """Decay a step of a running average of the weights (0: none).
+
+    Evaluations and the best checkpoint take the average; sampling and learning go on with the weights themselves. The
+    gradient of a few hundred answers is mostly noise; their average is less so.
+    """
+    freeze_vision: bool = False
+    """Whether the vision tower keeps its weights."""
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     minibatches: int = 2
@@ -46,6 +54,11 @@ class LearnerSettings:
             raise ValueError(
                 f"learner.zero_stage is {self.zero_stage} and learner.dtype {self.dtype!r}; they must be 0, 1, 2 or "
                 "3, and float32 or bfloat16."
+            )
+        if not 0 <= self.average < 1 or (self.average > 0 and self.zero_stage == 3):
+            raise ValueError(
+                f"learner.average is {self.average} at learner.zero_stage {self.zero_stage}; it must lie in 0..1, 1 "
+                "not included, and be 0 under stage 3, where no rank holds whole weights."
             )
         if self.decay_steps is not None and self.decay_steps < 1:
             raise ValueError(f"learner.decay_steps is {self.decay_steps}; set it to 1 or more, or to null.")

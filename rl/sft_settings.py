@@ -46,6 +46,19 @@ class SftSettings:
     evaluate_every: int = 250
     evaluate_scenes: int = 256
 
+    def __post_init__(self) -> None:
+        if min(self.scenes_per_step, self.evaluate_every, self.evaluate_scenes, self.max_rings) < 1:
+            raise ValueError(
+                f"sft.scenes_per_step is {self.scenes_per_step}, evaluate_every {self.evaluate_every}, evaluate_scenes "
+                f"{self.evaluate_scenes}, max_rings {self.max_rings}; all must be 1 or more."
+            )
+        if self.max_vertices < 3 * self.max_rings:
+            raise ValueError(
+                f"sft.max_vertices is {self.max_vertices}, but max_rings is {self.max_rings} and a ring needs 3 "
+                "vertices; "
+                f"set max_vertices to {3 * self.max_rings} or more."
+            )
+
 
 @dataclass
 class SftConfig:

@@ -96,7 +96,8 @@ class Run:
         return numbers
 
     def evaluate(self, step: int) -> float:
-        """Greedy gIoU on validation with the weights that the pool holds; keeps the policy if it is the best so far."""
+        """Greedy gIoU on validation of the policy as it would be handed out; keeps it if it is the best so far."""
+        self.pool.set_weights(self.learner.weights(average=True), version=step)
         num_scenes = min(self.config.evaluation.num_scenes, len(self.validation))
         groups = self.pool.answer(greedy_units(self.config, "validation", num_scenes))
         giou = record_evaluation(self.metrics, step, groups, score_groups(groups), self.validation)
@@ -140,14 +141,13 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("RL", total=config.steps, completed=run.first_step)
         for step in range(run.first_step, config.steps):
-            run.pool.set_weights(run.learner.weights(), version=step)
             if step % config.evaluation.every == 0:
                 progress.console.print(f"step {step:>5}  greedy gIoU on validation {run.evaluate(step):.3f}")
             if step % config.save_every == 0:
                 run.checkpoints.save(run.learner, step)
+            run.pool.set_weights(run.learner.weights(), version=step)
             numbers = run.step(step)
             progress.update(bar, completed=step + 1, description=f"RL  reward {numbers['reward/mean']:.3f}")
-        run.pool.set_weights(run.learner.weights(), version=config.steps)
         progress.console.print(f"step {config.steps:>5}  greedy gIoU on validation {run.evaluate(config.steps):.3f}")
         run.checkpoints.save(run.learner, config.steps)
     run.close()

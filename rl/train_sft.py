@@ -108,7 +108,7 @@ class SftTrainer:
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
-        warmup = min(1.0, (self.step_number + 1) / self.settings.warmup_steps)
+        warmup = min(1.0, (self.step_number + 1) / max(1, self.settings.warmup_steps))
         lr = stage.last_lr + (stage.lr - stage.last_lr) * (1 + math.cos(math.pi * progress)) / 2
         for optimizer, share in ((self.muon, 1.0), (self.adamw, 1 / 3)):
             for group in optimizer.param_groups:
@@ -141,8 +141,12 @@ class SftTrainer:
 
 
 def greedy_scores(policy: Policy, env: Env, num_scenes: int, max_tokens: int) -> tuple[float, float]:
-    """(mean IoU, share of valid answers) of greedy answers to the first `num_scenes` examples, in this process."""
+    """(mean IoU, share of valid answers) of greedy answers to the first `num_scenes` examples, in this process.
+
+    An env with fewer examples is asked all it has.
+    """
     ious, valid = [], []
+    num_scenes = min(num_scenes, len(env))
     for first in range(0, num_scenes, 64):
         examples = [env[index] for index in range(first, min(first + 64, num_scenes))]
         images = [env.image(example.image) for example in examples]

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from policies.base import PromptRows, Response
-from policies.vision_language import Policy
+from policies.base import PolicyContract, PromptRows, Response
 
 
 @dataclass
@@ -39,7 +38,7 @@ def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
 
 
 @torch.no_grad()
-def sample(policy: Policy, rows: PromptRows, sampling: Sampling, draws: NDArray[np.float64]) -> list[Response]:
+def sample(policy: PolicyContract, rows: PromptRows, sampling: Sampling, draws: NDArray[np.float64]) -> list[Response]:
     """B*G responses to B prompts, in order.
 
     Draws: [B, G, max_tokens] uniform numbers; rows' own responses are not looked at.

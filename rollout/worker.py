@@ -61,8 +61,9 @@ class RolloutWorker:
         torch.set_num_threads(settings.threads)
         self.name = name
         self._settings = settings
-        self._policy: Any = settings.policy.build()
-        self._policy.eval()
+        # Ray shows a worker only the GPUs reserved for it, so with gpus_per_worker 0 there is none to be seen.
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._policy: Any = settings.policy.build().to(self._device).eval()
         self._rewards = {key: plugin.build() for key, plugin in settings.rewards.items()}
         self._envs: dict[str, Env] = {}
         self._version = -1
@@ -83,8 +84,7 @@ class RolloutWorker:
         They have no version until `set_weights` gives them one.
         """
         self._version = -1
-        self._policy = self._settings.policy.with_settings(checkpoint=checkpoint).build()
-        self._policy.eval()
+        self._policy = self._settings.policy.with_settings(checkpoint=checkpoint).build().to(self._device).eval()
 
     def buckets(self) -> Iterator[Bucket]:
         """The weights that this worker holds, cut into buckets."""

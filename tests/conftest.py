@@ -17,7 +17,8 @@ settings.load_profile("polytrace")
 
 @pytest.fixture(scope="session")
 def tiny_untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder of random weights: images of 32 px in patches of 8, words of the codec and of all phrases."""
+    """A Hugging Face folder of random weights: images of 32 px in patches of 8, words of the codec and of all
+    phrases."""
     folder = tmp_path_factory.mktemp("tiny_untrained")
     names = Env("train").names + Env("held_out_names").names
     phrase_words = {word for name in names for word in name.split()} | SPATIAL_WORDS

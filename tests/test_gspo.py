@@ -21,7 +21,8 @@ WIDE = Algorithm(clip_low=0.2, clip_high=0.3, std_floor=0.5)
 LossAndGradient = tuple[float, list[list[float]]]
 
 # One group of two answers, of 2 and 3 tokens, rewards 0 and 1, floor 0.5: advantages -0.5 and 0.5.
-# Mean log ratios (0.2 - 0.1) / 2 = 0.05 and (-0.3 + 0 + 0.15) / 3 = -0.05; ratios exp(0.05) and exp(-0.05), both inside the clips.
+# Mean log ratios (0.2 - 0.1) / 2 = 0.05 and (-0.3 + 0 + 0.15) / 3 = -0.05; ratios exp(0.05) and exp(-0.05), both
+# inside the clips.
 CHANGES = [[0.2, -0.1, 0.0], [-0.3, 0.0, 0.15]]
 MASK = torch.tensor([[[True, True, False], [True, True, True]]])
 BY_HAND: LossAndGradient = (

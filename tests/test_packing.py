@@ -79,7 +79,8 @@ def test_each_scored_token_knows_its_predecessor_and_its_place(case) -> None:
     found = {
         target: (before, place)
         for target, before, place in zip(
-            packed.targets.tolist(), packed.tokens.flatten()[packed.predictors].tolist(), packed.places.tolist(), strict=True
+            packed.targets.tolist(), packed.tokens.flatten()[packed.predictors].tolist(), packed.places.tolist(),
+            strict=True
         )
     }
     scored = {

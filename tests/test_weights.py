@@ -10,7 +10,8 @@ from policies.weights import Bucket, bucket_names, checksum, held_checksum, load
 
 
 def module(seed: int) -> nn.Module:
-    """Five parameters of 40, 80, 4, 40 and 6 bytes: float64, float32 (two, one a scalar), int-like bit patterns, bfloat16."""
+    """Five parameters of 40, 80, 4, 40 and 6 bytes: float64, float32 (two, one a scalar), int-like bit patterns,
+    bfloat16."""
     torch.manual_seed(seed)
     made = nn.Module()
     made.a = nn.Parameter(torch.randn(5, dtype=torch.float64))
