@@ -84,7 +84,8 @@ class LearnerRank:
         shares = [part[self._place.rank :: world].reshape(-1, learner.micro_groups) for part in minibatches]
         parts = [[batch.part(micro.tolist()) for micro in share] for share in shares]
         rows = [[self._rows(part) for part in share] for share in parts]
-        old = [[self._logprobs(r) for r in share] for share in rows]
+        # Before the first update the new log-probabilities are the old ones, so that pass needs no other.
+        old = [[self._logprobs(row) if m else None for row in share] for m, share in enumerate(rows)]
         logs: list[dict[str, float]] = []
         for m, minibatch in enumerate(minibatches):
             sequences = int(batch.counts[minibatch].sum()) * batch.advantages.shape[1]
@@ -92,14 +93,8 @@ class LearnerRank:
                 logs.append(self._micro_step(part, row, before, max(1, sequences)))
         self._steps_done += 1
         self._update_average()
-        stats = {name: float(np.mean([log[name] for log in logs if name in log])) for name in logs[-1]}
-        drift = [
-            _sampler_drift(p, r, o)
-            for ps, rs, os_ in zip(parts, rows, old, strict=True)
-            for p, r, o in zip(ps, rs, os_, strict=True)
-        ]
-        stats["sampler_logprob_difference"] = float(np.mean([d[0] for d in drift]))
-        stats["sampler_logprob_difference_max"] = float(np.max([d[1] for d in drift]))
+        values = {name: [log[name] for log in logs if name in log] for name in logs[-1]}
+        stats = {name: float(max(v) if name.endswith("_max") else np.mean(v)) for name, v in values.items()}
         return stats | {"lr": self._optimizer.param_groups[0]["lr"]}
 
     def _rows(self, part: Batch) -> PromptRows:
@@ -110,12 +105,16 @@ class LearnerRank:
     def _logprobs(self, rows: PromptRows) -> Tensor:
         return self._engine(rows, self._settings.temperature)
 
-    def _micro_step(self, part: Batch, rows: PromptRows, old: Tensor, sequences: int) -> dict[str, float]:
-        """One forward and backward pass, and the update if it is the last one of its mini-batch."""
+    def _micro_step(self, part: Batch, rows: PromptRows, old: Tensor | None, sequences: int) -> dict[str, float]:
+        """One forward and backward pass, and the update if it is the last one of its mini-batch.
+
+        old: [B, G, T] log-probabilities before the first update; None where this pass comes before it.
+        """
         device = self._engine.module.device
         advantages = torch.from_numpy(part.advantages).to(device)
         counts = torch.from_numpy(part.counts).to(device)[:, None].expand_as(advantages)
         new = self._engine(rows, self._settings.temperature)
+        old = new.detach() if old is None else old
         terms = self._algorithm.terms(new, old, rows.scored_mask, advantages)
         loss = self._algorithm.loss(terms, counts.float() / sequences)
         # DeepSpeed averages over passes and ranks; the weights above already make the mean over the mini-batch.
@@ -125,7 +124,8 @@ class LearnerRank:
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
         last_pass = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
-        stats = _term_stats(terms, counts) | {"loss": float(loss.detach()) * self._micro_steps * self._place.world_size}
+        stats = _term_stats(terms, counts) | _sampler_drift(part, rows, old)
+        stats["loss"] = float(loss.detach()) * self._micro_steps * self._place.world_size
         return stats | ({"grad_norm": float(self._engine.get_global_grad_norm() or norm)} if last_pass else {})
 
     @torch.no_grad()
@@ -215,8 +215,11 @@ def _term_stats(terms: SequenceTerms, counts: Tensor) -> dict[str, float]:
     }
 
 
-def _sampler_drift(part: Batch, rows: PromptRows, old: Tensor) -> tuple[float, float]:
+def _sampler_drift(part: Batch, rows: PromptRows, old: Tensor) -> dict[str, float]:
     """Mean and largest difference between the learner's and the sampler's log-probabilities of the same tokens."""
     sampled = np.concatenate([tokens for row in part.sampler_logprobs for tokens in row])
     difference = np.abs(old[rows.scored_mask].cpu().numpy() - sampled)
-    return float(difference.mean()), float(difference.max())
+    return {
+        "sampler_logprob_difference": float(difference.mean()),
+        "sampler_logprob_difference_max": float(difference.max()),
+    }

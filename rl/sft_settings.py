@@ -24,6 +24,8 @@ class SftStage:
 
     From the start, "nothing" would become the answer to everything.
     """
+    outline_margin: float | None = None
+    """As `outline_margin` of all stages, for this one; null takes that."""
 
     def __post_init__(self) -> None:
         if self.answer not in ("box", "outline"):
@@ -55,8 +57,7 @@ class SftSettings:
         if self.max_vertices < 3 * self.max_rings:
             raise ValueError(
                 f"sft.max_vertices is {self.max_vertices}, but max_rings is {self.max_rings} and a ring needs 3 "
-                "vertices; "
-                f"set max_vertices to {3 * self.max_rings} or more."
+                f"vertices; set max_vertices to {3 * self.max_rings} or more."
             )
 
 

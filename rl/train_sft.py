@@ -6,7 +6,7 @@ alone, then whole answers. Matrices are trained by Muon, the rest by AdamW. Resu
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +59,12 @@ def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> 
 
 def scene_rows(policy: Policy, env: Env, indices: list[int], settings: SftSettings, stage: SftStage) -> PromptRows:
     """Supervised rows of the scenes at `indices`, as a stage asks about them."""
+    drawn = settings if stage.outline_margin is None else replace(settings, outline_margin=stage.outline_margin)
     scenes = [[e for e in env.scene(index) if stage.with_absent or len(e.truth.masks)] for index in indices]
     scenes = [scene for scene in scenes if scene]
     pairs = []
     for scene in scenes:
-        texts = [answer_text(example, policy.codec, settings) for example in scene]
+        texts = [answer_text(example, policy.codec, drawn) for example in scene]
         if stage.answer == "box":
             texts = [" ".join(text.split()[:4]) for text in texts]
         tokens = [policy.answer_tokens(text) for text in texts]

@@ -1,0 +1,296 @@
+"""One rank in a process of its own, since DeepSpeed keeps global state; plain torch is the oracle."""
+
+import socket
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from envs.path_tokens import Codec
+from envs.plugin import Plugin
+from policies.vision_language import Policy
+from rl.batch import Batch
+from rl.gspo import Algorithm
+from rl.rank_settings import LearnerSettings, RankPlace, RankSettings
+
+STAGES = (0, 1, 2, 3)
+ENV = Plugin("envs", "Env", "cutout_scenes", {"image_size": 32, "num_scenes": 8})
+ALGORITHM = Algorithm(clip_low=0.003, clip_high=0.004)
+LEARNER = LearnerSettings(lr=1e-3, warmup_steps=1, minibatches=2, micro_groups=1, threads=1)
+TEMPERATURE = 0.8
+Weights = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test looks at, in float32 bytes or numbers that a process can send back."""
+
+    weights: list[Weights]
+    """All parameters after each step, first of all those before any."""
+    stats: list[dict[str, float]]
+    """Of each step."""
+
+
+def settings(checkpoint: Path, learner: LearnerSettings) -> RankSettings:
+    policy = Plugin("policies", "Policy", "vision_language", {"checkpoint": checkpoint, "codec": Codec()})
+    algorithm = Plugin("rl", "Algorithm", "gspo", dict(vars(ALGORITHM)))
+    return RankSettings(learner, policy, ENV, algorithm, TEMPERATURE, groups_per_step=4, seed=0)
+
+
+def batch(checkpoint: Path, seed: int, signal: bool = True) -> Batch:
+    """Four groups of three random answers of uneven length, with their log-probabilities as a sampler would report them."""
+    policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
+    rng = np.random.default_rng(seed)
+    examples = [env[index] for index in range(4)]
+    texts = [[" ".join(map(str, rng.integers(0, 64, rng.integers(1, 9)))) for _ in range(3)] for _ in examples]
+    tokens = tuple(tuple(policy.answer_tokens(text) for text in row) for row in texts)
+    phrases = tuple(example.prompt.text for example in examples)
+    rows = policy.rows([env.image(example.image) for example in examples], phrases, tokens)
+    logprobs = policy(rows, TEMPERATURE).detach().numpy()
+    sampled = [[logprobs[b, g, : len(t)] for g, t in enumerate(row)] for b, row in enumerate(tokens)]
+    totals = rng.random((4, 3)) if signal else np.full((4, 3), 0.3)
+    totals[1] = 0.5
+    advantages, counts = ALGORITHM.advantages(totals)
+    images = tuple(example.image for example in examples)
+    return Batch(images, phrases, tokens, tuple(map(tuple, sampled)), advantages.astype(np.float32), counts)
+
+
+def all_weights(rank: Any, average: bool = False) -> Weights:
+    return np.concatenate([np.frombuffer(bucket.data.tobytes(), np.float32) for bucket in rank.buckets(average)])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result from a process that runs nothing else."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result(timeout=500)
+
+
+def steps(rank: Any, batches: list[Batch]) -> Outcome:
+    weights, stats = [all_weights(rank)], []
+    for each in batches:
+        stats.append(rank.step(each))
+        weights.append(all_weights(rank))
+    return Outcome(weights, stats)
+
+
+def learn(
+    checkpoint: Path, learners: list[LearnerSettings], batches: list[Batch], place: RankPlace, save_to: Path | None = None
+) -> list[Outcome]:
+    """All steps with each of these settings, one after the other; saved after the first step where a folder is given."""
+    from rl.learner_rank import LearnerRank
+
+    outcomes = []
+    for learner in learners:
+        rank = LearnerRank(settings(checkpoint, learner), place)
+        first = steps(rank, batches[:1])
+        if save_to is not None:
+            rank.save(save_to, f"stage{learner.zero_stage}")
+        rest = steps(rank, batches[1:])
+        outcomes.append(Outcome(first.weights + rest.weights[1:], first.stats + rest.stats))
+    return outcomes
+
+
+def go_on(checkpoint: Path, learners: list[LearnerSettings], batches: list[Batch], folder: Path) -> list[Outcome]:
+    """Load what `learn` saved, then all these steps."""
+    from rl.learner_rank import LearnerRank
+
+    outcomes, place = [], RankPlace(port=free_port())
+    for learner in learners:
+        rank = LearnerRank(settings(checkpoint, learner), place)
+        rank.load(folder, f"stage{learner.zero_stage}")
+        outcomes.append(steps(rank, batches))
+    return outcomes
+
+
+def by_plain_torch(checkpoint: Path, batches: list[Batch]) -> list[Weights]:
+    """The same steps without DeepSpeed: every mini-batch in one pass, torch's own clipping and AdamW."""
+    policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNER.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    weights = [flat(policy)]
+    for whole in batches:
+        parts = [whole.part([0, 1]), whole.part([2, 3])]
+        rows = [policy.rows([env.image(ref) for ref in part.images], part.phrases, part.tokens) for part in parts]
+        old = [policy(row, TEMPERATURE).detach() for row in rows]
+        for part, row, before in zip(parts, rows, old, strict=True):
+            advantages, counts = torch.from_numpy(part.advantages), torch.from_numpy(part.counts)
+            terms = ALGORITHM.terms(policy(row, TEMPERATURE), before, row.response_mask, advantages)
+            optimizer.zero_grad()
+            (-terms.objective[counts].mean()).backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), LEARNER.grad_clip)
+            optimizer.step()
+        weights.append(flat(policy))
+    return weights
+
+
+def flat(policy: Policy) -> Weights:
+    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]).numpy().copy()
+
+
+def at_stage(stage: int) -> LearnerSettings:
+    return replace(LEARNER, zero_stage=stage)
+
+
+@pytest.fixture(scope="module")
+def batches(tiny_untrained: Path) -> list[Batch]:
+    return [batch(tiny_untrained, seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("learner_rank")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tiny_untrained: Path, batches: list[Batch], folder: Path) -> list[Outcome]:
+    """Two steps at each ZeRO stage, saved between them."""
+    learners = [at_stage(stage) for stage in STAGES]
+    return apart(learn, tiny_untrained, learners, batches, RankPlace(port=free_port()), folder)
+
+
+@pytest.mark.slow
+def test_every_zero_stage_takes_the_steps_of_plain_torch(
+    tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome]
+) -> None:
+    expected = by_plain_torch(tiny_untrained, batches)
+    for before, after in zip(expected[:-1], expected[1:], strict=True):
+        assert np.abs(after - before).max() > 0.5 * LEARNER.lr
+    for outcome in outcomes:
+        for found, right in zip(outcome.weights, expected, strict=True):
+            np.testing.assert_allclose(found, right, atol=1e-5)
+    for outcome in outcomes[1:]:
+        for found, right in zip(outcome.weights, outcomes[0].weights, strict=True):
+            np.testing.assert_allclose(found, right, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_loaded_rank_takes_the_next_step_bit_for_bit_in_another_process(
+    tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome], folder: Path
+) -> None:
+    resumed = apart(go_on, tiny_untrained, [at_stage(stage) for stage in STAGES], batches[1:], folder)
+    for one, other in zip(outcomes, resumed, strict=True):
+        assert np.array_equal(other.weights[0], one.weights[1])
+        assert np.array_equal(other.weights[1], one.weights[2])
+        assert other.stats[0] == one.stats[1]
+
+
+@pytest.mark.slow
+def test_what_is_logged_of_a_step(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        first = outcome.stats[0]
+        # The sampler spoke of the same weights and temperature.
+        assert first["sampler_logprob_difference_max"] < 1e-5
+        assert outcome.stats[1]["sampler_logprob_difference"] > 1e-3
+        assert first["lr"] == LEARNER.lr
+        assert first["grad_norm"] == pytest.approx(outcomes[0].stats[0]["grad_norm"], rel=1e-4)
+        # By its second mini-batch the policy has moved.
+        assert first["ratio_max"] > 1.001
+        assert 0 < first["clip_fraction"] <= 0.5
+
+
+@pytest.mark.slow
+def test_the_first_mini_batch_has_ratios_of_exactly_one_and_a_loss_of_zero(
+    tiny_untrained: Path, batches: list[Batch]
+) -> None:
+    learners = [replace(LEARNER, minibatches=1, micro_groups=micro) for micro in (1, 2, 4)]
+    found = apart(learn, tiny_untrained, learners, batches[:1], RankPlace(port=free_port()))
+    for outcome in found:
+        stats = outcome.stats[0]
+        assert (stats["ratio_mean"], stats["ratio_max"], stats["clip_fraction"]) == (1.0, 1.0, 0.0)
+        assert stats["loss"] == pytest.approx(0.0, abs=1e-6)
+        # However many passes a mini-batch takes, its update is the same.
+        np.testing.assert_allclose(outcome.weights[1], found[0].weights[1], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_groups_without_signal_leave_the_weights_untouched(tiny_untrained: Path) -> None:
+    silent = batch(tiny_untrained, seed=0, signal=False)
+    assert not silent.counts.any()
+    learners = [at_stage(stage) for stage in STAGES]
+    for outcome in apart(learn, tiny_untrained, learners, [silent], RankPlace(port=free_port())):
+        assert np.array_equal(outcome.weights[0], outcome.weights[1])
+        assert (outcome.stats[0]["loss"], outcome.stats[0]["grad_norm"]) == (0.0, 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_two_ranks_take_the_step_of_one(
+    tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome], stage: int
+) -> None:
+    places = [RankPlace(rank, 2, port=free_port()) for rank in range(2)]
+    places = [replace(place, port=places[0].port) for place in places]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        jobs = [processes.submit(learn, tiny_untrained, [at_stage(stage)], batches, place) for place in places]
+        first, second = (job.result(timeout=500)[0] for job in jobs)
+    for one, other, alone in zip(first.weights, second.weights, outcomes[stage].weights, strict=True):
+        assert np.array_equal(one, other)
+        np.testing.assert_allclose(one, alone, atol=1e-5)
+
+
+def average_and_frozen_tower(checkpoint: Path, batches: list[Batch], folder: Path) -> tuple[list[Weights], Weights, bool]:
+    """Weights before and after a step, then their average; the policy saved after it; whether the tower kept its weights."""
+    from rl.learner_rank import LearnerRank
+
+    learner = replace(LEARNER, average=0.9, freeze_vision=True)
+    rank = LearnerRank(settings(checkpoint, learner), RankPlace(port=free_port()))
+    outcome = steps(rank, batches[:1])
+    rank.save(folder, "averaged")
+    rank.save_policy(folder / "policy")
+    before, after = Policy(checkpoint, Codec()), Policy(folder / "policy", Codec())
+    towers = zip(before.vision_tower.parameters(), after.vision_tower.parameters(), strict=True)
+    loaded = LearnerRank(settings(checkpoint, learner), RankPlace())
+    loaded.load(folder, "averaged")
+    assert np.array_equal(all_weights(rank), outcome.weights[1])  # saving the average left the weights in place
+    weights = [*outcome.weights, all_weights(rank, average=True), all_weights(loaded, average=True)]
+    return weights, flat(after), all(torch.equal(a, b) for a, b in towers)
+
+
+@pytest.mark.slow
+def test_the_average_of_one_step_by_hand_is_what_is_saved_and_a_frozen_tower_keeps_its_weights(
+    tiny_untrained: Path, batches: list[Batch], tmp_path: Path
+) -> None:
+    weights, saved, tower_kept = apart(average_and_frozen_tower, tiny_untrained, batches, tmp_path)
+    before, after, average, loaded_average = weights
+    # After one step the memory is still 1 / 11.
+    np.testing.assert_allclose(average, before / 11 + after * 10 / 11, atol=1e-6)
+    assert np.abs(after - before).max() > 0.5 * LEARNER.lr
+    assert np.array_equal(saved, average)
+    assert np.array_equal(loaded_average, average)
+    assert tower_kept
+
+
+def test_a_rate_warms_up_and_then_falls_along_a_cosine_to_a_tenth() -> None:
+    learner = LearnerSettings(lr=1.0, warmup_steps=4, decay_steps=10)
+    assert [learner.lr_at(0), learner.lr_at(5), learner.lr_at(10), learner.lr_at(99)] == pytest.approx(
+        [0.25, 0.55, 0.1, 0.1]
+    )
+    steady = replace(learner, decay_steps=None)
+    assert [steady.lr_at(step) for step in (0, 1, 3, 99)] == [0.25, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"zero_stage": 4}, "zero_stage is 4"),
+        ({"dtype": "float16"}, "dtype 'float16'"),
+        ({"lr": 0.0}, "lr 0.0"),
+        ({"minibatches": 0}, "minibatches 0"),
+        ({"decay_steps": 0}, "decay_steps is 0"),
+        ({"average": 0.9, "zero_stage": 3}, "average is 0.9 at learner.zero_stage 3"),
+    ],
+)
+def test_impossible_settings_are_refused_with_their_value(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LearnerSettings(**wrong)
