@@ -16,7 +16,9 @@ def rollout(index: int, tokens: list[int], logprob: float) -> Rollout:
 
 def group(name: str, answers: list[list[int]], totals: list[float]) -> Group:
     image = ImageRef(name, "0" * 64, 4, 4)
-    example = Example(name, image, Prompt(("the", name)), Truth(np.zeros((0, 4, 4), np.bool_)), "train", "made", "CC0-1.0")
+    example = Example(
+        name, image, Prompt(("the", name)), Truth(np.zeros((0, 4, 4), np.bool_)), "train", "made", "CC0-1.0"
+    )
     rollouts = tuple(rollout(k, tokens, -0.5 - k) for k, tokens in enumerate(answers))
     return Group("run", 0, 0, example, np.array([1, 2]), "0" * 64, 1.0, rollouts, tuple(totals))
 
@@ -33,7 +35,7 @@ def test_a_batch_holds_what_the_groups_asked_and_answered() -> None:
     assert len(batch) == 3
     assert [image.key for image in batch.images] == ["dog", "cat", "cow"]
     assert batch.phrases == ("the dog", "the cat", "the cow")
-    assert [[tokens.tolist() for tokens in row] for row in batch.tokens][0] == [[5, 1], [6, 7, 1]]
+    assert [tokens.tolist() for tokens in batch.tokens[0]] == [[5, 1], [6, 7, 1]]
     assert [[values.tolist() for values in row] for row in batch.sampler_logprobs][2] == [[-0.5, -0.5], [-1.5]]
 
 

@@ -19,8 +19,7 @@ def demo(*overrides: str) -> RunConfig:
     ("override", "message"),
     [
         ("group_size=1", "group_size is 1, but GSPO compares answers to the same example; set it to 2 or more"),
-        ("learner.micro_groups=64", r"groups_per_step is 32, but .* = 128 must divide it.*micro_groups to a divisor
-        of 16"),
+        ("learner.micro_groups=64", r"groups_per_step is 32, but .* = 128 must divide it.*a divisor of 16"),
         ("learner.minibatches=5", "groups_per_step is 32, but learner.minibatches 5 x learner.micro_groups 16"),
         ("learner.ranks=3", r"learner.ranks 3 = 96 must divide it"),
         ("steps=0", "steps is 0; set it to 1 or more"),
@@ -44,8 +43,11 @@ def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, messa
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        ("policy.checkpoint=no/such/model", FileNotFoundError, "policy.checkpoint is no/such/model, but .* no
-        config.json"),
+        (
+            "policy.checkpoint=no/such/model",
+            FileNotFoundError,
+            r"policy.checkpoint is no/such/model, but .*config\.json",
+        ),
         ("policy={name: vision_language}", ValueError, "policy.checkpoint is not set"),
         ("policy.name=visionlanguage", ValueError, "did you mean 'vision_language'"),
         ("policy.question=7", ValueError, "policy.question is 7, expected str"),

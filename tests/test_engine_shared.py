@@ -40,7 +40,9 @@ def possible(policy: Policy) -> list[int]:
     return [policy.end_token, *sorted(set(range(len(policy.tokenizer))) - set(policy.tokenizer.all_special_ids))]
 
 
-def greedy_by_forward(policy: Policy, image: NDArray[np.uint8], phrase: str, length: int) -> tuple[list[int], list[float]]:
+def greedy_by_forward(
+    policy: Policy, image: NDArray[np.uint8], phrase: str, length: int
+) -> tuple[list[int], list[float]]:
     """The likeliest token again and again, each found by a forward pass over all that are possible."""
     answer: list[int] = []
     logprobs: list[float] = []
@@ -169,7 +171,7 @@ def test_random_numbers_of_an_answer_follow_from_its_key_alone_and_not_from_the_
     assert np.array_equal(uniforms((5, 2), 8), uniforms((5, 2), 20)[:8])
     assert not np.array_equal(uniforms((5, 2), 8), uniforms((2, 5), 8))
     many = uniforms((2**64 - 1,), 10_000)
-    assert 0 <= many.min() and many.max() < 1
+    assert many.min() >= 0 and many.max() < 1
     assert many.mean() == pytest.approx(0.5, abs=0.01)
 
 

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -79,8 +81,10 @@ def test_each_scored_token_knows_its_predecessor_and_its_place(case) -> None:
     found = {
         target: (before, place)
         for target, before, place in zip(
-            packed.targets.tolist(), packed.tokens.flatten()[packed.predictors].tolist(), packed.places.tolist(),
-            strict=True
+            packed.targets.tolist(),
+            packed.tokens.flatten()[packed.predictors].tolist(),
+            packed.places.tolist(),
+            strict=True,
         )
     }
     scored = {
@@ -102,7 +106,7 @@ def test_steps_count_from_zero_in_each_response(case) -> None:
     for b, row in enumerate(responses):
         steps = [t for response in row for t in range(len(response))]
         assert packed.steps[b, : len(steps)].tolist() == steps
-        assert packed.tokens[b, num_prompt : num_prompt + len(steps)].tolist() == sum(row, [])
+        assert packed.tokens[b, num_prompt : num_prompt + len(steps)].tolist() == list(chain(*row))
 
 
 def test_prompts_are_padded_on_the_left_and_responses_on_the_right() -> None:

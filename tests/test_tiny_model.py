@@ -9,7 +9,9 @@ from envs.path_tokens import Codec
 from policies.tiny_model import TinySizes, sine_positions, word_tokenizer, write_untrained
 from policies.vision_language import Policy
 
-SMALL = TinySizes(image_size=32, text_width=32, text_layers=1, text_heads=2, vision_width=16, vision_layers=1, vision_heads=2)
+SMALL = TinySizes(
+    image_size=32, text_width=32, text_layers=1, text_heads=2, vision_width=16, vision_layers=1, vision_heads=2
+)
 
 
 def files(folder: Path) -> dict[str, bytes]:

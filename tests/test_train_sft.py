@@ -199,7 +199,9 @@ def test_greedy_scores_of_an_answer_that_is_always_the_left_half_equal_those_by_
 
 
 def test_greedy_scores_of_unreadable_and_of_empty_answers(tiny_untrained: Path) -> None:
-    unreadable, empty = (Policy(tiny_untrained, OneAnswer(Answer(s))) for s in (AnswerStatus.UNPARSABLE, AnswerStatus.EMPTY))
+    unreadable, empty = (
+        Policy(tiny_untrained, OneAnswer(Answer(s))) for s in (AnswerStatus.UNPARSABLE, AnswerStatus.EMPTY)
+    )
     nothing_there = scenes(3, absent_share=1.0)
     assert greedy_scores(unreadable, nothing_there, 3, 2) == (0.0, 0.0)
     assert greedy_scores(empty, nothing_there, 3, 2) == (1.0, 1.0)
@@ -213,5 +215,5 @@ def test_mistakes_in_the_settings_are_refused_with_their_values(tmp_path: Path) 
         SftStage("x", 1, answer="boxes")
     with pytest.raises(ValueError, match="evaluate_every 0"):
         SftSettings(evaluate_every=0)
-    with pytest.raises(ValueError, match="max_vertices is 12, but max_rings is 5.*15 or more"):
+    with pytest.raises(ValueError, match=r"max_vertices is 12, but max_rings is 5.*15 or more"):
         SftSettings(max_vertices=12, max_rings=5)

@@ -234,7 +234,9 @@ def test_thousands_of_sampled_tokens_hold_no_special_one_and_every_answer_reads_
 
 def test_prefill_and_decode_report_the_log_probabilities_of_forward(policy: Policy) -> None:
     rows = questions(policy, images(2), PHRASES)
-    responses = sample(policy, rows, Sampling(temperature=0.7, max_tokens=24), np.random.default_rng(3).random((2, 5, 24)))
+    responses = sample(
+        policy, rows, Sampling(temperature=0.7, max_tokens=24), np.random.default_rng(3).random((2, 5, 24))
+    )
     assert len({len(response.tokens) for response in responses}) > 1
     again = [[response.tokens for response in responses[5 * b : 5 * b + 5]] for b in range(2)]
     rows = policy.rows(images(2), PHRASES, again)
@@ -310,7 +312,9 @@ def test_a_saved_policy_comes_back_to_the_bit(policy: Policy, tmp_path: Path) ->
 
 
 def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere, which has no config\.json; give a Hugging Face model folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere, which has no config\.json; give a Hugging Face model folder"
+    ):
         Policy(tmp_path / "nowhere", Codec())
 
 

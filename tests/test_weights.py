@@ -27,7 +27,9 @@ def buckets(of: nn.Module, bucket_bytes: int = 100) -> list[Bucket]:
 
 
 def bits(of: nn.Module) -> list[bytes]:
-    return [parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for parameter in of.parameters()]
+    return [
+        parameter.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for parameter in of.parameters()
+    ]
 
 
 def test_weights_come_through_buckets_bit_for_bit() -> None:

@@ -139,7 +139,10 @@ def test_new_weights_are_proved_by_checksum_and_answered_with(
     sizes = TinySizes(
         image_size=32, text_width=32, text_layers=2, text_heads=2, vision_width=16, vision_layers=2, vision_heads=2
     )
-    words = [word for word, _ in sorted(Policy(tiny_untrained, LooseCodec()).tokenizer.get_vocab().items(), key=lambda x: x[1])]
+    words = [
+        word
+        for word, _ in sorted(Policy(tiny_untrained, LooseCodec()).tokenizer.get_vocab().items(), key=lambda x: x[1])
+    ]
     write_untrained(tmp_path, words, sizes, seed=9)
     sender = Policy(tmp_path, LooseCodec())
     sent = [make_bucket(part) for part in bucket_names(sender.model)]
