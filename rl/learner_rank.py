@@ -198,7 +198,7 @@ def _join(place: RankPlace) -> None:
     # A lock left in the shared cache by a killed build makes every later run wait without a word; and this op takes
     # minutes to
     # compile for nothing that gloo does not do.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", tempfile.mkdtemp(prefix="polytrace-torch-extensions-"))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/polytrace-torch-extensions")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
