@@ -7,6 +7,7 @@ function of (seed, split, index) alone; envs/scene.py draws it.
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from hashlib import sha256
 
 import numpy as np
 from numpy.random import Generator
@@ -123,7 +124,13 @@ class Env:
 
     def _key(self, index: int) -> str:
         source = "openmoji" if self.folder is None else "folder"
-        return f"cutout_scenes/{source}/{self.image_size}px/{self.split}/{self.seed}/{index}"
+        return f"cutout_scenes/{source}-{self._digest}/{self.image_size}px/{self.split}/{self.seed}/{index}"
+
+    @cached_property
+    def _digest(self) -> str:
+        """Eight hex digits of all else that shapes a scene, so that other settings give other ids."""
+        shaping = (self.names, self.max_objects, self.min_scale, self.max_scale, self.max_overlap, self.twin_share)
+        return sha256(repr(shaping).encode()).hexdigest()[:8]
 
     def _rng(self, index: int, stream: int) -> Generator:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
