@@ -9,21 +9,26 @@ since random numbers belong to answers and not to workers.
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
-from policies.weights import checksum
+from policies.weights import Bucket, checksum
 from rollout.pool_settings import PoolSettings
 from rollout.records import Group
 from rollout.worker import RolloutWorker, Unit, WorkerSettings
 
 log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 0.5
+"""Pause before a worker that restarts is spoken to again."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,14 @@ class _Actor(RolloutWorker):
         """set_weights, with the buckets fetched one after the other from the object store."""
         return self.set_weights(version, (ray.get(ref) for ref in refs))
 
-    def offer(self, checkpoint: Path) -> list[tuple[Any, str]]:
-        """(reference, SHA-256) of each bucket of a checkpoint's weights, loaded and put into the object store by
-        this worker."""
+    def offer(self, checkpoint: Path) -> list[str]:
+        """SHA-256 of each bucket of a checkpoint's weights, which this worker then holds; `bucket` hands them out."""
         self.load_checkpoint(checkpoint)
-        return [(ray.put(bucket), bucket.sha256) for bucket in self.buckets()]
+        return [bucket.sha256 for bucket in self.buckets()]
+
+    def bucket(self, place: int) -> Bucket:
+        """One bucket of the weights that this worker holds."""
+        return next(islice(self.buckets(), place, None))
 
     def process_id(self) -> int:
         """Of this actor."""
@@ -71,6 +79,7 @@ class WorkerPool:
         remote = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=1, num_gpus=settings.gpus_per_worker)(_Actor)
         self.actors: list[Any] = [remote.remote(worker, f"{k}") for k in range(settings.workers)]
         self._fresh: set[int] = set()
+        self._died_at: dict[int, float] = {}
         self._weights: WeightRefs | None = None
         self._version = -1
 
@@ -103,9 +112,8 @@ class WorkerPool:
         work = list(units)
         waiting = deque(range(len(work)))
         results: dict[int, list[Group]] = {}
-        running: dict[
-            Any, tuple[int, int | None]
-        ] = {}  # reference -> (worker, unit; None while weights are on their way)
+        # By reference: the worker, and the unit that it is on; None while weights are on their way to it.
+        running: dict[Any, tuple[int, int | None]] = {}
         idle = set(range(len(self.actors)))
         deaths = 0
         while len(results) < len(work):
@@ -133,8 +141,10 @@ class WorkerPool:
 
     def checkpoint_weights(self, checkpoint: Path) -> WeightRefs:
         """The weights of a Hugging Face folder by reference, for `set_weights`; worker 0 reads them."""
-        buckets = ray.get(self.actors[0].offer.remote(checkpoint))
-        return WeightRefs(tuple(ref for ref, _ in buckets), tuple(sha256 for _, sha256 in buckets))
+        hashes = ray.get(self.actors[0].offer.remote(checkpoint))
+        # As results of calls the buckets belong to the driver, and outlive the worker that made them.
+        refs = tuple(self.actors[0].bucket.remote(place) for place in range(len(hashes)))
+        return WeightRefs(refs, tuple(hashes))
 
     def process_ids(self) -> list[int]:
         """Process of each worker, for people and for tests of faults."""
@@ -161,9 +171,21 @@ class WorkerPool:
                 "same checkpoint."
             )
         self._fresh.add(k)
+        self._died_at.pop(k, None)
 
     def _note_death(self, k: int, error: RayActorError, deaths: int) -> int:
+        """Count a death of worker `k`; one that is already on its way back is given time."""
+        if k not in self._fresh and k in self._died_at:
+            waited = time.monotonic() - self._died_at[k]
+            if waited > self._settings.restart_seconds:
+                raise RuntimeError(
+                    f"rollout worker {k} has not come back for {waited:.0f} s: {error}. Look for lack of memory, "
+                    "or raise pool.restart_seconds."
+                ) from error
+            time.sleep(_RETRY_SECONDS)
+            return deaths
         self._fresh.discard(k)
+        self._died_at[k] = time.monotonic()
         log.warning("rollout worker %d died (%s); it restarts and takes version %d first", k, error, self._version)
         if deaths >= self._settings.max_deaths:
             raise RuntimeError(

@@ -17,6 +17,9 @@ class PoolSettings:
     max_deaths: int = 10
     """Deaths in one call after which the pool gives up."""
 
+    restart_seconds: float = 300.0
+    """How long a worker that died may take to come back."""
+
     def __post_init__(self) -> None:
         if self.workers < 1 or self.threads < 1 or self.max_deaths < 0 or self.gpus_per_worker < 0:
             raise ValueError(

@@ -31,6 +31,9 @@ NEAR = 5e-5
 """A twentieth of one update: AdamW makes steps of the rounding errors in gradients that should be 0."""
 
 
+Job = tuple[LearnerSettings, list[Batch]]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a test looks at, in float32 bytes or numbers that a process can send back."""
@@ -89,36 +92,30 @@ def steps(rank: Any, batches: list[Batch]) -> Outcome:
     return Outcome(weights, stats)
 
 
-def learn(
-    checkpoint: Path,
-    learners: list[LearnerSettings],
-    batches: list[Batch],
-    place: RankPlace,
-    save_to: Path | None = None,
-) -> list[Outcome]:
-    """All steps with each of these settings, one after the other; saved after the first where a folder is given."""
+def learn(checkpoint: Path, jobs: list[Job], place: RankPlace, save_to: Path | None = None) -> list[Outcome]:
+    """The steps of each job, one job after the other; with a folder, job k is saved as "job k" after its first step."""
     from rl.learner_rank import LearnerRank
 
     outcomes = []
-    for learner in learners:
+    for k, (learner, batches) in enumerate(jobs):
         rank = LearnerRank(settings(checkpoint, learner), place)
         first = steps(rank, batches[:1])
         if save_to is not None:
-            rank.save(save_to, f"stage{learner.zero_stage}")
+            rank.save(save_to, f"job {k}")
         rest = steps(rank, batches[1:])
         outcomes.append(Outcome(first.weights + rest.weights[1:], first.stats + rest.stats))
     return outcomes
 
 
-def go_on(checkpoint: Path, learners: list[LearnerSettings], batches: list[Batch], folder: Path) -> list[Outcome]:
-    """Load what `learn` saved, then all these steps."""
+def go_on(checkpoint: Path, jobs: list[Job], folder: Path) -> list[Outcome]:
+    """Load what `learn` saved, then take all but the first step of each job."""
     from rl.learner_rank import LearnerRank
 
     outcomes, place = [], RankPlace(port=free_port())
-    for learner in learners:
+    for k, (learner, batches) in enumerate(jobs):
         rank = LearnerRank(settings(checkpoint, learner), place)
-        rank.load(folder, f"stage{learner.zero_stage}")
-        outcomes.append(steps(rank, batches))
+        rank.load(folder, f"job {k}")
+        outcomes.append(steps(rank, batches[1:]))
     return outcomes
 
 
@@ -149,8 +146,9 @@ def flat(policy: Policy) -> Weights:
     return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]).numpy().copy()
 
 
-def at_stage(stage: int) -> LearnerSettings:
-    return replace(LEARNER, zero_stage=stage)
+def stage_jobs(batches: list[Batch]) -> list[Job]:
+    """The same steps at each ZeRO stage."""
+    return [(replace(LEARNER, zero_stage=stage), batches) for stage in STAGES]
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +162,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tiny_untrained: Path, batches: list[Batch], folder: Path) -> list[Outcome]:
-    """Two steps at each ZeRO stage, saved between them."""
-    learners = [at_stage(stage) for stage in STAGES]
-    return apart(learn, tiny_untrained, learners, batches, RankPlace(port=free_port()), folder)
+def all_outcomes(tiny_untrained: Path, batches: list[Batch], folder: Path) -> list[Outcome]:
+    """Of one process: two steps at each stage, a step without signal at each, a step of 4, 2 and 1 passes."""
+    jobs = stage_jobs(batches) + stage_jobs([batch(tiny_untrained, seed=0, signal=False)])
+    jobs += [(replace(LEARNER, minibatches=1, micro_groups=micro), batches[:1]) for micro in (1, 2, 4)]
+    return apart(learn, tiny_untrained, jobs, RankPlace(port=free_port()), folder)
+
+
+@pytest.fixture(scope="module")
+def outcomes(all_outcomes: list[Outcome]) -> list[Outcome]:
+    """Two steps at each ZeRO stage."""
+    return all_outcomes[:4]
 
 
 @pytest.mark.slow
@@ -193,7 +198,7 @@ def test_every_zero_stage_takes_the_steps_of_plain_torch(
 def test_a_loaded_rank_takes_the_next_step_bit_for_bit_in_another_process(
     tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome], folder: Path
 ) -> None:
-    resumed = apart(go_on, tiny_untrained, [at_stage(stage) for stage in STAGES], batches[1:], folder)
+    resumed = apart(go_on, tiny_untrained, stage_jobs(batches), folder)
     for one, other in zip(outcomes, resumed, strict=True):
         assert np.array_equal(other.weights[0], one.weights[1])
         assert np.array_equal(other.weights[1], one.weights[2])
@@ -214,26 +219,22 @@ def test_what_is_logged_of_a_step(outcomes: list[Outcome]) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_mini_batch_has_ratios_of_exactly_one_and_a_loss_of_zero(
-    tiny_untrained: Path, batches: list[Batch]
+def test_the_first_mini_batch_has_ratios_of_exactly_one_and_a_loss_of_zero_in_any_number_of_passes(
+    all_outcomes: list[Outcome],
 ) -> None:
-    learners = [replace(LEARNER, minibatches=1, micro_groups=micro) for micro in (1, 2, 4)]
-    found = apart(learn, tiny_untrained, learners, batches[:1], RankPlace(port=free_port()))
+    found = all_outcomes[8:]
+    assert len(found) == 3
     for outcome in found:
         stats = outcome.stats[0]
         assert (stats["ratio_mean"], stats["ratio_max"], stats["clip_fraction"]) == (1.0, 1.0, 0.0)
         assert stats["loss"] == pytest.approx(0.0, abs=1e-6)
-        # However many passes a mini-batch takes, its update is the same.
         np.testing.assert_allclose(outcome.weights[1], found[0].weights[1], atol=NEAR)
         assert stats["grad_norm"] == pytest.approx(found[0].stats[0]["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_groups_without_signal_leave_the_weights_untouched(tiny_untrained: Path) -> None:
-    silent = batch(tiny_untrained, seed=0, signal=False)
-    assert not silent.counts.any()
-    learners = [at_stage(stage) for stage in STAGES]
-    for outcome in apart(learn, tiny_untrained, learners, [silent], RankPlace(port=free_port())):
+def test_groups_without_signal_leave_the_weights_untouched(all_outcomes: list[Outcome]) -> None:
+    for outcome in all_outcomes[4:8]:
         assert np.array_equal(outcome.weights[0], outcome.weights[1])
         assert (outcome.stats[0]["loss"], outcome.stats[0]["grad_norm"]) == (0.0, 0.0)
 
@@ -246,8 +247,9 @@ def test_two_ranks_take_the_step_of_one(
     places = [RankPlace(rank, 2, port=free_port()) for rank in range(2)]
     places = [replace(place, port=places[0].port) for place in places]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        jobs = [processes.submit(learn, tiny_untrained, [at_stage(stage)], batches, place) for place in places]
-        first, second = (job.result(timeout=500)[0] for job in jobs)
+        job = [stage_jobs(batches)[stage]]
+        running = [processes.submit(learn, tiny_untrained, job, place) for place in places]
+        first, second = (one.result(timeout=500)[0] for one in running)
     for one, other, alone in zip(first.weights, second.weights, outcomes[stage].weights, strict=True):
         assert np.array_equal(one, other)
         np.testing.assert_allclose(one, alone, atol=NEAR)

@@ -67,6 +67,7 @@ def test_a_worker_killed_in_mid_step_costs_no_answer_and_serves_again_only_with_
     assert answers(collected) == expected
     assert {rollout.policy_version for group in collected for rollout in group.rollouts} == {7}
 
+    pool.set_weights(pool.weights, version=7)  # waits for the worker that restarts
     assert answers(pool.answer(units(24))) == expected
     after = pool.process_ids()
     assert after[0] != before[0] and after[1] == before[1]
