@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -169,7 +170,7 @@ def stage_table(stages: Mapping[str, StageScores]) -> Table:
 
     stages: by a key of STAGE_TITLES, or by any name to show.
     """
-    table = Table(title="Scores with 95 % bootstrap intervals over scenes")
+    table = Table(title="Scores with 95 % bootstrap intervals over scenes", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("score")
     for stage in stages:
         table.add_column(STAGE_TITLES.get(stage, stage), justify="right", no_wrap=True)
