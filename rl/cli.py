@@ -1,7 +1,6 @@
 """The `polytrace` command. Each command's module is imported when it runs, so that --help is quick."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +33,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in it
 def demo(overrides: Overrides = None) -> None:
     """Run the whole job on the CPU: embedded SFT checkpoint, RL, archive, refiner, report. Same as `make demo`.
 
-    Writes to runs/demo. A demo that was stopped goes on; a finished one is kept as runs/demo.previous.
+    Writes to runs/demo. A demo that was stopped goes on; a finished one is kept as runs/demo.previous*.
     """
     from rl.config import RunConfig
     from rl.demo import run_job
@@ -141,12 +140,15 @@ def _run_config(run: Path) -> "RunConfig":
 def _make_way(folder: Path) -> bool:
     """Whether to resume the demo in `folder`; a finished one is moved aside first."""
     if (folder / "summary.json").exists():
-        previous = folder.with_name(folder.name + ".previous")
-        if previous.exists():
-            shutil.rmtree(previous)
+        taken = {path.name for path in folder.parent.glob(f"{folder.name}.previous*")}
+        names = (f"{folder.name}.previous{k or ''}" for k in range(len(taken) + 1))
+        previous = folder.with_name(next(name for name in names if name not in taken))
         folder.rename(previous)
         console.print(f"the finished demo is kept as {previous}")
     return any((folder / "checkpoints").glob("step-??????"))
+
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -156,9 +158,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         console.print(f"[red]polytrace:[/red] {error}", soft_wrap=True)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        console.print("stopped; go on with --resume (polytrace demo goes on by itself)")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer's own answer to Ctrl-C
+            console.print("stopped; train goes on with --resume, demo and sft by themselves")
+        raise

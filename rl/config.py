@@ -89,9 +89,20 @@ class RunConfig:
                 f"groups_per_step is {self.groups_per_step}, but learner.minibatches {learner.minibatches} x "
                 "learner.micro_groups "
                 f"{learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide it, so that "
-                "every rank does the same passes; set learner.micro_groups to a divisor of "
-                f"{max(1, self.groups_per_step // (learner.minibatches * learner.ranks))}."
+                f"every rank does the same passes; {_advice(self.groups_per_step, learner)}."
             )
+
+
+def _advice(groups_per_step: int, learner: LearnerSettings) -> str:
+    shares = learner.minibatches * learner.ranks
+    if groups_per_step % shares:
+        return f"set groups_per_step to a multiple of {shares}, such as {shares * max(1, groups_per_step // shares)}"
+    return f"set learner.micro_groups to a divisor of {groups_per_step // shares}"
+
+
+def num_gpus(config: RunConfig) -> float:
+    """GPUs that all ranks and workers of a run reserve together."""
+    return config.learner.ranks * config.learner.gpus_per_rank + config.pool.workers * config.pool.gpus_per_worker
 
 
 @dataclass(frozen=True)

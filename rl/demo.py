@@ -16,7 +16,7 @@ from envs.contours import rings_from_mask
 from envs.example import Env
 from policies.mask_refiner import MaskRefiner
 from rl.checkpoints import Checkpoints
-from rl.config import RunConfig, RunParts, run_parts, worker_settings
+from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
 from rl.evaluate import greedy_groups, score_groups
 from rl.memory import PeakMemory
 from rl.metrics import read_curves
@@ -90,6 +90,8 @@ def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: fl
         f"{num_scenes} scenes of split {config.evaluation.final_split}, {seconds:.0f} s, peak memory "
         f"{memory.gib:.2f} GiB"
     )
+    best = _extras(config)["best_step"]
+    console.print(f"after RL: the best policy on validation, of step {best} of {config.steps}")
     for name in ("report.html", "summary.json", "archive"):
         console.print(f"wrote {folder / name}")
     return folder
@@ -103,7 +105,7 @@ def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dic
     split = config.evaluation.final_split
     env: Env = parts.env.build(split=split)
     num_scenes = min(config.evaluation.final_scenes, len(env))
-    cluster.start(config.ray_address, num_cpus=config.pool.workers + config.learner.ranks)
+    cluster.start(config.ray_address, num_cpus=config.pool.workers + config.learner.ranks, num_gpus=num_gpus(config))
     pool = WorkerPool(config.pool, worker_settings(config, parts))
     stages = {}
     checkpoints = {"sft": Path(parts.policy.settings["checkpoint"]), "rl": best.folder.resolve()}

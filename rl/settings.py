@@ -142,7 +142,7 @@ def _apply(config: DictConfig, override: str) -> None:
     """Set what a "dotted.key=value" says."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise ValueError(f"override {override!r} is not of the form key=value, such as rl.steps=10.")
+        raise ValueError(f"override {override!r} is not of the form key=value, such as learner.lr=1e-5.")
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
         OmegaConf.update(config, key, cast(dict[str, Any], value)["value"], merge=False)

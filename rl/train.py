@@ -17,12 +17,12 @@ from envs.example import Env
 from rewards.shaping import totals
 from rl.batch import pack
 from rl.checkpoints import Checkpoints
-from rl.config import RunConfig, RunParts, rank_settings, run_parts, worker_settings
+from rl.config import RunConfig, RunParts, num_gpus, rank_settings, run_parts, worker_settings
 from rl.evaluate import greedy_units, record_evaluation, score_groups
 from rl.gspo import Algorithm
 from rl.learner import Learner
 from rl.metrics import MetricsWriter, group_histograms, group_metrics
-from rl.settings import save_settings
+from rl.settings import load_settings, save_settings
 from rollout import cluster
 from rollout.archive import RolloutArchive
 from rollout.pool import WorkerPool
@@ -70,7 +70,9 @@ class Run:
         self.algorithm: Algorithm = parts.algorithm.build()
         self.train: Env = parts.env.build(split="train")
         self.validation: Env = parts.env.build(split="validation")
-        cluster.start(config.ray_address, num_cpus=config.pool.workers + config.learner.ranks)
+        cluster.start(
+            config.ray_address, num_cpus=config.pool.workers + config.learner.ranks, num_gpus=num_gpus(config)
+        )
         self.learner = Learner(rank_settings(config, parts))
         self.pool = WorkerPool(config.pool, worker_settings(config, parts))
         self.checkpoints = Checkpoints(self.folder, config.keep_checkpoints)
@@ -118,8 +120,23 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
         raise FileExistsError(
             f"{folder} holds a run already; go on with it by --resume, or give this one another folder by run=NAME."
         )
+    if resume and not any((folder / "checkpoints").glob("step-??????")):
+        raise FileNotFoundError(f"{folder} holds no checkpoint to resume from; start the run without --resume.")
+    if resume:
+        _refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
     folder.mkdir(parents=True, exist_ok=True)
     save_settings(config, folder / "config.yaml")
+
+
+def _refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
+    """Refuse to go on with settings that would make another run of it."""
+    kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "env", "codec", "policy", "rewards"]
+    for name in [*kept, "algorithm", "sampling", "learner"]:
+        if vars(config)[name] != vars(begun)[name]:
+            raise ValueError(
+                f"{name} is {vars(config)[name]}, but {config.run} began with {vars(begun)[name]}; resume with the "
+                "same settings, or start another run by run=NAME."
+            )
 
 
 def train(config: RunConfig, resume: bool, console: Console) -> Path:

@@ -97,7 +97,8 @@ class RolloutArchive:
                 findings.append(
                     Finding(path, problem, "answers and scores; the truth from the data set, by example_id")
                 )
-        for step in sorted(set(range(min(shards, default=0), max(shards, default=-1))) - set(shards)):
+        # A run begins at step 0. Examples may be one step ahead: they are written before the answers to them.
+        for step in sorted(set(range(max(shards, default=-1))) - set(shards)):
             lost = "the other steps; to fill it, resume from a checkpoint before it"
             findings.append(Finding(self._path("rollouts", step), f"step {step} is missing", lost))
         return findings

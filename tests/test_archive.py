@@ -302,10 +302,14 @@ def test_a_fresh_archive_has_no_last_step_and_nothing_to_set_aside(tmp_path: Pat
     assert not archive.folder.exists()
 
 
+def next_step(archive: RolloutArchive) -> int:
+    return 0 if archive.last_step is None else archive.last_step + 1
+
+
 def append_forever(folder: Path) -> None:
     archive = RolloutArchive(folder)
     while True:
-        step = (archive.last_step or 0) + 1
+        step = next_step(archive)
         archive.append(step, [group(step, k, f"{step} {k}", num_tokens=2000) for k in range(8)])
 
 
@@ -319,7 +323,7 @@ def wait_for(path: Path) -> None:
 def test_a_writer_killed_at_any_moment_leaves_whole_shards_only(tmp_path: Path) -> None:
     moments = random.Random(0)
     for _ in range(12):
-        first = (RolloutArchive(tmp_path).last_step or 0) + 1
+        first = next_step(RolloutArchive(tmp_path))
         child = PROCESSES.Process(target=append_forever, args=(tmp_path,))
         child.start()
         wait_for(tmp_path / "rollouts" / f"step-{first:08d}.parquet")
@@ -330,7 +334,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_shards_only(tmp_path: Path) 
         assert all(finding.path.name.endswith(".partial") for finding in archive.verify())
         archive.set_aside_after(archive.last_step)
         assert archive.verify() == []
-    assert sum(batch.num_rows for batch in archive.rollouts(["step"])) == 16 * archive.last_step
+    assert sum(batch.num_rows for batch in archive.rollouts(["step"])) == 16 * next_step(archive)
 
 
 def append_with_a_full_disk(folder: Path) -> None:
