@@ -19,7 +19,8 @@ from PIL import Image
 
 from envs.plugin import did_you_mean
 from envs.polygons import Ring, flatten_rings, signed_area_px, split_rings
-from envs.raster import fill, mask_from_rle, trace
+from envs.raster import fill, trace
+from envs.rle import mask_from_rle
 
 PHRASE_KEYS = ("image_id", "ann_ids", "phrases")
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow's readers raise

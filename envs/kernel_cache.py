@@ -1,7 +1,7 @@
 """Where Numba keeps the compiled kernels on disk.
 
 Numba notices when the file of a kernel changes, but not when another file does whose kernels it calls. So the folder is
-named by a hash of both kernel files: a change to either starts an empty cache, in every process that imports them.
+named by a hash of all kernel files: a change to one starts an empty cache, in every process that imports them.
 """
 
 import hashlib
@@ -9,7 +9,10 @@ import os
 from pathlib import Path
 
 _PACKAGES = Path(__file__).resolve().parents[1]
-KERNEL_FILES = (_PACKAGES / "envs" / "raster.py", _PACKAGES / "rewards" / "kernels.py")
+KERNEL_FILES = tuple(
+    _PACKAGES / name
+    for name in ("envs/spans.py", "envs/rle.py", "envs/raster.py", "rewards/chains.py", "rewards/kernels.py")
+)
 
 
 def kernel_cache_folder() -> str:

@@ -12,8 +12,8 @@ holes the other way. Rings of one shape are stored flat: vertices [N, 2] and off
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
-from typing import Protocol
+from itertools import accumulate, pairwise
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,42 @@ class AnswerCodec(Protocol):
     def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:
         """The answer that `text` gives over a height x width image; a status for any str, never an exception."""
         ...
+
+
+class FlatAnswers(NamedTuple):
+    """The rings of A answers in three arrays, as kernels take them."""
+
+    vertices: NDArray[np.float64]
+    """[M, 2] (x, y) of all rings, one after the other."""
+    ring_offsets: NDArray[np.int64]
+    """[R + 1] ring r is vertices[ring_offsets[r]:ring_offsets[r + 1]]."""
+    answer_offsets: NDArray[np.int64]
+    """[A + 1] answer a has the rings answer_offsets[a]..answer_offsets[a + 1] - 1."""
+
+    @property
+    def num_answers(self) -> int:
+        """A."""
+        return len(self.answer_offsets) - 1
+
+    def part(self, first: int, end: int) -> "FlatAnswers":
+        """Answers first..end - 1 alone."""
+        rings = self.answer_offsets[first : end + 1]
+        vertices = self.ring_offsets[rings[0] : rings[-1] + 1]
+        return FlatAnswers(self.vertices[vertices[0] : vertices[-1]], vertices - vertices[0], rings - rings[0])
+
+
+def flat_answers(answers: Sequence[Sequence[Ring]]) -> FlatAnswers:
+    """Answers, each a list of rings [N, 2], as FlatAnswers; raises ValueError for a ring of another shape."""
+    rings = [ring for rings in answers for ring in rings]
+    for k, ring in enumerate(rings):
+        if type(ring) is not np.ndarray or ring.ndim != 2 or ring.shape[1] != 2:
+            if np.shape(ring)[1:] != (2,) and np.size(ring):
+                raise ValueError(f"A ring has shape {np.shape(ring)}; give [N, 2] vertices (x, y) in pixels.")
+            rings[k] = np.asarray(ring, np.float64).reshape(-1, 2)
+    vertices = np.ascontiguousarray(np.concatenate(rings), np.float64) if rings else np.zeros((0, 2))
+    ring_offsets = np.array(list(accumulate(map(len, rings), initial=0)), np.int64)
+    answer_offsets = np.array(list(accumulate(map(len, answers), initial=0)), np.int64)
+    return FlatAnswers(vertices, ring_offsets, answer_offsets)
 
 
 def flatten_rings(rings: Sequence[Ring]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from envs.coco import PADDING_GREY, Env
-from envs.raster import rle_from_mask
+from envs.rle import rle_from_mask
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "coco28"
 needs_photos = pytest.mark.skipif(not DATA.is_dir(), reason=f"the photos are not here: {DATA} is missing")

@@ -13,7 +13,9 @@ from pycocotools import mask as coco_mask
 from scipy.spatial import Delaunay
 
 from envs.polygons import Ring, flatten_rings, signed_area_px, split_rings
-from envs.raster import clipped_ceil, crossings, fill, importance, mask_from_rle, rle_from_mask, trace
+from envs.raster import fill, importance, trace
+from envs.rle import mask_from_rle, rle_from_mask
+from envs.spans import clipped_ceil, spans_from_rings
 
 H, W = 7, 9
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
@@ -182,19 +184,18 @@ def test_a_square_of_1e300_covers_the_whole_image() -> None:
 
 @settings(deadline=None)
 @given(hnp.arrays(np.float64, st.tuples(st.integers(0, 6), st.just(2)), elements=st.floats(width=64)))
-def test_crossings_of_any_floats_stay_within_the_image_and_sorted(ring: Ring) -> None:
-    starts, columns, _ = crossings(ring, np.array([0, len(ring)]), H, W)
-    assert starts[-1] == len(columns)
+def test_spans_of_any_floats_stay_within_the_image_sorted_and_apart(ring: Ring) -> None:
+    starts, bounds = spans_from_rings(ring, np.array([0, len(ring)]), H, W)
+    assert starts[0] == 0 and starts[-1] == len(bounds)
     for i in range(H):
-        row = columns[starts[i] : starts[i + 1]]
-        assert (np.diff(row) >= 0).all() and ((row >= 0) & (row <= W)).all()
+        row = bounds[starts[i] : starts[i + 1]]
+        assert len(row) % 2 == 0
+        assert (np.diff(row) > 0).all() and ((row >= 0) & (row <= W)).all()
 
 
-def test_edges_whose_coordinates_overflow_when_added_are_counted_as_they_are_walked() -> None:
+def test_edges_whose_coordinates_overflow_when_subtracted_break_nothing() -> None:
     ring = np.array([[1e308, -1e308], [1e308, 1e308], [-1e308, 1e308]])
-    starts, columns, turns = crossings(ring, np.array([0, 3]), H, W)
-    assert starts[-1] == len(columns) == len(turns) == 2 * H
-    assert ((columns >= 0) & (columns <= W)).all() and turns.sum() == 0
+    assert filled(ring).shape == (H, W)
 
 
 def test_clipped_ceil_takes_any_float() -> None:
