@@ -13,4 +13,4 @@ class Reward:
 
     def __call__(self, comparison: Comparison) -> float | None:
         """1.0 or 0.0, by the answer's status alone."""
-        return float(comparison.answer.status.valid)
+        return float(comparison.status.valid)

@@ -1,126 +1,23 @@
-"""Scoring: a truth made scorable, answers compared with it once, and what each reward says of them.
+"""Scoring: answers compared with a target once, and what each reward says of them.
 
-Dimension letters: A answers (a group), K instances of a truth, N vertices of a ring, H W pixels. Frames: pixels, see
-envs/example.py. Pixels that a truth ignores count neither way: they are taken out of the true mask and of every answer.
+`Target` makes a truth scorable, `compare` compares a group of answers with it in one kernel call, and `term` is what a
+reward says of one of them. What is not asked of every answer (boxes, boundaries, instances) is computed for the whole
+group when a reward first asks. Letters: A answers (a group), K instances of a truth, P of an answer. Frames: pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.example import Truth
-from envs.polygons import Answer, AnswerStatus, Ring, flatten_rings
-from envs.raster import fill, mask_from_rle
+from envs.polygons import Answer, AnswerStatus, Box, FlatAnswers, flat_answers
 from rewards import kernels
+from rewards.target import Overlap, Target
 
-
-@dataclass(frozen=True)
-class Overlap:
-    """How each of A answers overlaps a target, in counted pixels."""
-
-    intersection: NDArray[np.int64]
-    """[A] pixels of the answer that are true."""
-    area: NDArray[np.int64]
-    """[A] pixels of the answer."""
-    iou: NDArray[np.float64]
-    """[A] intersection over union, 1 where neither has a pixel."""
-    centroid: NDArray[np.float64]
-    """[A, 2] mean (x, y) px of the answer's pixel centres, NaN where it has no pixel."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A true mask with the sums that make scoring answers against it fast; made once a prompt, by a `from_` method."""
-
-    mask: NDArray[np.bool_]
-    """[H, W] true pixels that count: ignored ones are already out."""
-    ignore: NDArray[np.bool_] | None
-    """[H, W] pixels that count neither way, or None."""
-    area_px: int
-    """Number of pixels of `mask`."""
-    centroid_px: tuple[float, float] | None
-    """Mean (x, y) of the pixel centres of `mask`; None where it is empty."""
-    true_sums: NDArray[np.int32]
-    """[H, W + 1] running sums of `mask` along rows."""
-    pixel_sums: NDArray[np.int32]
-    """[H, W + 1] running sums of the pixels that count; [1, W + 1], for every row, where none is ignored."""
-    twice_x_sums: NDArray[np.int64]
-    """Shaped as `pixel_sums`: running sums of twice the x of their centres."""
-
-    @property
-    def height(self) -> int:
-        """H, pixels."""
-        return self.mask.shape[0]
-
-    @property
-    def width(self) -> int:
-        """W, pixels."""
-        return self.mask.shape[1]
-
-    @classmethod
-    def from_mask(cls, mask: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None) -> "Target":
-        """From a bool mask [H, W]; raises ValueError for another number of axes, or an `ignore` of another shape."""
-        if mask.ndim != 2:
-            raise ValueError(f"mask has shape {mask.shape}; give one mask [H, W], the union of all instances.")
-        if ignore is not None and ignore.shape != mask.shape:
-            raise ValueError(f"ignore has shape {ignore.shape}, mask {mask.shape}; both must cover the same image.")
-        counted = np.ones((1, mask.shape[1]), np.bool_) if ignore is None else ~ignore.astype(np.bool_)
-        true = np.ascontiguousarray(mask.astype(np.bool_) & counted)
-        rows, columns = np.nonzero(true)
-        centroid = (float(columns.mean()) + 0.5, float(rows.mean()) + 0.5) if len(rows) else None
-        sums = kernels.row_sums(true), kernels.row_sums(counted), kernels.centre_sums(counted)
-        return cls(true, ignore, len(rows), centroid, *sums)
-
-    @classmethod
-    def from_rle(cls, counts: str | list[int], height: int, width: int) -> "Target":
-        """From COCO run lengths, compressed text or numbers; raises ValueError where they do not fit height x width."""
-        return cls.from_mask(mask_from_rle(counts, height, width))
-
-    @classmethod
-    def from_rings(cls, rings_px: Sequence[Ring], height: int, width: int) -> "Target":
-        """From rings [N, 2] px, filled together by non-zero winding; raises ValueError for another shape of ring."""
-        return cls.from_mask(fill(*_flat_rings(rings_px), height, width))
-
-    @classmethod
-    def from_truth(cls, truth: Truth) -> "Target":
-        """From a truth: the union of its instances, without the pixels to ignore."""
-        return cls.from_mask(truth.union, truth.ignore)
-
-    def overlap(self, answers: Sequence[Sequence[Ring]]) -> Overlap:
-        """Overlap with A answers, each a list of rings [N, 2] px filled together by non-zero winding.
-
-        Any coordinates will do, also outside the image; an edge with a non-finite end is skipped. Raises ValueError
-        for a ring of another shape.
-        """
-        vertices, ring_offsets = _flat_rings([ring for rings in answers for ring in rings])
-        answer_offsets = np.cumsum([0, *(len(rings) for rings in answers)], dtype=np.int64)
-        intersection, area, moments = kernels.overlap(
-            vertices, ring_offsets, answer_offsets, self.true_sums, self.pixel_sums, self.twice_x_sums
-        )
-        union = area + self.area_px - intersection
-        iou = np.divide(intersection, union, out=np.ones(len(union)), where=union > 0)
-        centroid = np.divide(moments, area[:, None], out=np.full(moments.shape, np.nan), where=area[:, None] > 0)
-        return Overlap(intersection, area, iou, centroid)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """An answer against a target, computed once for all rewards."""
-
-    answer: Answer
-    target: Target
-    intersection_px: int
-    """Pixels of the answer that are true."""
-    answer_area_px: int
-    """Pixels of the answer; 0 where its status is not valid."""
-    iou: float
-    """Intersection over union. With an empty target: 1 for the status `empty`, 0 for any other answer."""
-    centroid_px: tuple[float, float] | None
-    """Mean (x, y) of the answer's pixel centres; None where it has no pixel."""
+__all__ = ["Answers", "Comparison", "Comparisons", "Overlap", "Reward", "RewardBreakdown", "Target", "compare", "term"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +28,167 @@ class RewardBreakdown:
     """How the answer read; anything but `ok` and `empty` earns 0 on every term."""
     terms: dict[str, float | None]
     """Each reward before weighting, by its name; None where it does not apply."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A answers as scoring wants them: what every reward asks of all of them at hand, the rest by answer."""
+
+    whole: Sequence[Answer]
+    """[A] the answers themselves; may build them when they are asked for."""
+    statuses: Sequence[AnswerStatus]
+    """[A]"""
+    num_vertices: Sequence[int]
+    """[A] vertices of all rings of an answer."""
+    flat: FlatAnswers
+    """The rings that count: those of valid answers."""
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> "Answers":
+        """From A answers."""
+        rings = [answer.rings_px if answer.status.valid else [] for answer in answers]
+        statuses = [answer.status for answer in answers]
+        return cls(answers, statuses, [answer.num_vertices for answer in answers], flat_answers(rings))
+
+
+@dataclass(frozen=True)
+class Comparisons(Sequence["Comparison"]):
+    """A answers against one target, compared once for all rewards."""
+
+    answers: Answers
+    target: Target
+    example_id: str
+    """Which example was asked; "" where nobody said."""
+    phrase: str
+    """What was asked for."""
+    intersection_px: list[int]
+    """[A] pixels of the answer that are true."""
+    answer_area_px: list[int]
+    """[A] pixels of the answer; 0 where its status is not valid."""
+    iou: list[float]
+    """[A] intersection over union. With an empty target: 1 for the status `empty`, 0 for any other answer."""
+    centroids_px: list[list[float]]
+    """[A][2] mean (x, y) of the answer's pixel centres; NaN without a pixel."""
+
+    def __len__(self) -> int:
+        return len(self.iou)
+
+    def __getitem__(self, k: int) -> "Comparison":  # type: ignore[override]  # one at a time, not by slices
+        if not 0 <= k < len(self.iou):
+            raise IndexError(k)
+        return Comparison(self, k)
+
+    def __iter__(self) -> Iterator["Comparison"]:
+        return (Comparison(self, k) for k in range(len(self.iou)))
+
+    def only(self, k: int) -> "Comparisons":
+        """The comparison of answer k alone, small enough to travel."""
+        return compare([self.answers.whole[k]], self.target, self.example_id, self.phrase)
+
+    @cached_property
+    def boundary_iou(self) -> list[float]:
+        """[A] IoU of the boundary bands, which are 2 % of the image's diagonal wide; 1 where both are empty."""
+        return self.target.boundary_iou(self.answers.flat).tolist()
+
+    @cached_property
+    def shapes(self) -> list[list[float]]:
+        """[A][9] box, a point inside and second moments of each answer (see `shapes` in rewards/kernels.py)."""
+        return kernels.shapes(*self.answers.flat, self.target.ignored, self.target.width).tolist()
+
+    def instance_iou(self, k: int) -> NDArray[np.float64]:
+        """[P, K] IoU of each instance of answer k with each instance of the truth."""
+        instances = [instance.rings_px for instance in self.answers.whole[k].instances]
+        return self.target.instance_iou(flat_answers(instances))
+
+
+class Comparison:
+    """One answer against a target: a light view of its entry in Comparisons."""
+
+    __slots__ = ("_all", "_k")
+
+    def __init__(self, comparisons: Comparisons, k: int) -> None:
+        self._all, self._k = comparisons, k
+
+    @property
+    def answer(self) -> Answer:
+        """What the model said."""
+        return self._all.answers.whole[self._k]
+
+    @property
+    def status(self) -> AnswerStatus:
+        """How it read."""
+        return self._all.answers.statuses[self._k]
+
+    @property
+    def num_vertices(self) -> int:
+        """Vertices of all its rings."""
+        return self._all.answers.num_vertices[self._k]
+
+    @property
+    def target(self) -> Target:
+        """What is true."""
+        return self._all.target
+
+    @property
+    def example_id(self) -> str:
+        """Which example was asked; "" where nobody said."""
+        return self._all.example_id
+
+    @property
+    def phrase(self) -> str:
+        """What was asked for."""
+        return self._all.phrase
+
+    @property
+    def intersection_px(self) -> int:
+        """Pixels of the answer that are true."""
+        return self._all.intersection_px[self._k]
+
+    @property
+    def answer_area_px(self) -> int:
+        """Pixels of the answer; 0 where its status is not valid."""
+        return self._all.answer_area_px[self._k]
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union. With an empty target: 1 for the status `empty`, 0 for any other answer."""
+        return self._all.iou[self._k]
+
+    @property
+    def centroid_px(self) -> tuple[float, float] | None:
+        """Mean (x, y) of the answer's pixel centres; None where it has no pixel."""
+        if not self._all.answer_area_px[self._k]:
+            return None
+        x, y = self._all.centroids_px[self._k]
+        return x, y
+
+    @property
+    def box_px(self) -> Box | None:
+        """(x0, y0, x1, y1) tightly around the answer's pixels; None where it has no pixel."""
+        x0, y0, x1, y1 = self._all.shapes[self._k][:4]
+        return (x0, y0, x1, y1) if self.answer_area_px else None
+
+    @property
+    def inner_point_px(self) -> tuple[float, float] | None:
+        """(x, y) of a pixel centre inside: the middle of its longest run in a row, topmost, then leftmost; or None."""
+        x, y = self._all.shapes[self._k][4:6]
+        return (x, y) if self.answer_area_px else None
+
+    @property
+    def second_moments_px(self) -> tuple[float, float, float] | None:
+        """(xx, xy, yy): mean squares and product of the distances from the centroid, px^2; None without a pixel."""
+        xx, xy, yy = self._all.shapes[self._k][6:]
+        return (xx, xy, yy) if self.answer_area_px else None
+
+    @property
+    def boundary_iou(self) -> float:
+        """IoU of the boundary bands of answer and truth (Cheng et al. 2021), in [0, 1]; 1 where both are empty."""
+        return self._all.boundary_iou[self._k]
+
+    @property
+    def instance_iou(self) -> NDArray[np.float64]:
+        """[P, K] IoU of each instance of the answer with each instance of the truth."""
+        return self._all.instance_iou(self._k)
 
 
 class Reward(Protocol):
@@ -146,49 +204,38 @@ class Reward(Protocol):
         ...
 
 
-def compare(answers: Sequence[Answer], target: Target) -> list[Comparison]:
-    """Each answer of a group against one target, in one kernel call. What an invalid answer drew counts nowhere."""
-    overlap = target.overlap([answer.rings_px if answer.status.valid else [] for answer in answers])
-    return [_comparison(answer, target, overlap, k) for k, answer in enumerate(answers)]
-
-
-def score(comparisons: Sequence[Comparison], rewards: Mapping[str, Reward]) -> list[RewardBreakdown]:
-    """What each reward, by name, says of each comparison. An invalid answer earns 0.0 on every term, applying or not.
-
-    Raises ValueError where a reward returns a number that is not finite.
-    """
-    return [
-        RewardBreakdown(
-            comparison.answer.status, {name: _term(name, reward, comparison) for name, reward in rewards.items()}
-        )
-        for comparison in comparisons
-    ]
-
-
-def _comparison(answer: Answer, target: Target, overlap: Overlap, k: int) -> Comparison:
-    """Entry k of `overlap` as the comparison of `answer` with `target`."""
-    area = int(overlap.area[k])
-    x, y = overlap.centroid[k].tolist()
+def compare(answers: Sequence[Answer] | Answers, target: Target, example_id: str = "", phrase: str = "") -> Comparisons:
+    """A answers of a group against one target, in one kernel call. What an invalid answer drew counts nowhere."""
+    if not isinstance(answers, Answers):
+        answers = Answers.of(answers)
+    overlap = target.overlap_flat(answers.flat)
     # Only saying so is right about an empty truth: not an unreadable answer, nor an outline too thin to hold a pixel.
-    iou = float(overlap.iou[k]) if target.area_px else float(answer.status is AnswerStatus.EMPTY)
-    return Comparison(answer, target, int(overlap.intersection[k]), area, iou, (x, y) if area else None)
+    empty = [float(status is AnswerStatus.EMPTY) for status in answers.statuses] if not target.area_px else None
+    return Comparisons(
+        answers,
+        target,
+        example_id,
+        phrase,
+        overlap.intersection.tolist(),
+        overlap.area.tolist(),
+        overlap.iou.tolist() if empty is None else empty,
+        overlap.centroid.tolist(),
+    )
 
 
-def _term(name: str, reward: Reward, comparison: Comparison) -> float | None:
-    if not comparison.answer.status.valid:
+_INVALID = frozenset(status for status in AnswerStatus if not status.valid)
+
+
+def term(reward: Reward, comparison: Comparison) -> float | None:
+    """What a reward says of an answer, under two rules that hold for every reward.
+
+    An invalid answer earns 0.0 whether the reward applies or not. Where nothing is true, any answer but `empty` earns
+    0.0 wherever the reward applies: a shape drawn for a thing that is not there is worth nothing, however well drawn.
+    """
+    status = comparison.status
+    if status in _INVALID:
         return 0.0
     value = reward(comparison)
-    if value is not None and not isfinite(value):
-        raise ValueError(
-            f"Reward {name} returned {value} for an answer with IoU {comparison.iou:.3f}; "
-            "return a finite number, or None where the reward does not apply."
-        )
+    if status is not AnswerStatus.EMPTY and not comparison.target.area_px and value is not None:
+        return 0.0
     return value
-
-
-def _flat_rings(rings_px: Sequence[Ring]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """`flatten_rings`, after a check that each ring is [N, 2]."""
-    for ring in rings_px:
-        if np.shape(ring)[1:] != (2,) and np.size(ring):
-            raise ValueError(f"A ring has shape {np.shape(ring)}; give [N, 2] vertices (x, y) in pixels.")
-    return flatten_rings(rings_px)

@@ -17,7 +17,10 @@ MAY_IMPORT = {
 ONLY_IN = {
     "transformers": ("policies/", "rl/bench/"),
     "peft": ("policies/", "rl/bench/"),
-    "numba": ("rewards/kernels.py", "envs/raster.py"),
+    "numba": (
+        *("envs/spans.py", "envs/rle.py", "envs/raster.py"),
+        *("rewards/kernels.py", "rewards/chains.py", "rewards/slabs.py", "rewards/bands.py"),
+    ),
     "ray": ("rollout/pool.py", "rollout/cluster.py", "rl/learner.py"),
     "deepspeed": ("rl/learner_rank.py",),
     "vllm": ("rollout/engine_vllm.py",),

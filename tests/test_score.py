@@ -1,5 +1,6 @@
 """Targets, comparisons and scores: hand-computed numbers, and pycocotools as the oracle for IoU."""
 
+import pickle
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,10 @@ from pycocotools import mask as coco_mask
 
 from envs.example import Truth
 from envs.polygons import Answer, AnswerStatus, Ring, answer_from_rings, flatten_rings, instance_from_rings
-from envs.raster import fill, rle_from_mask
-from rewards.score import Comparison, Target, compare, score
+from envs.raster import fill
+from envs.rle import rle_from_mask
+from rewards.kernels import boundary_iou
+from rewards.score import Comparison, Target, compare, term
 
 H, W = 8, 10
 EMPTY = Answer(AnswerStatus.EMPTY)
@@ -147,7 +150,7 @@ def test_with_an_empty_truth_only_the_empty_answer_has_iou_1() -> None:
     unreadable = [Answer(status) for status in INVALID]
     drawn = [answer_from_rings([box(0, 0, 2, 2)]), answer_from_rings([SLIVER])]
     comparisons = compare([EMPTY, *drawn, *unreadable], NOTHING)
-    assert [comparison.answer_area_px for comparison in comparisons[:3]] == [0, 4, 0]
+    assert [comparison.answer_area_px for comparison in list(comparisons)[:3]] == [0, 4, 0]
     assert [comparison.iou for comparison in comparisons] == [1.0] + [0.0] * (len(comparisons) - 1)
 
 
@@ -164,21 +167,86 @@ def test_overlapping_instances_of_an_answer_unite() -> None:
     assert comparison.iou == 1.0
 
 
-def test_score_keeps_every_term_and_none_where_it_does_not_apply() -> None:
-    comparisons = compare([answer_from_rings([box(0, 0, 2, 2)])], NOTHING)
-    [breakdown] = score(comparisons, {"one": Constant(0.75), "other": Constant(None)})
-    assert breakdown.status is AnswerStatus.OK
-    assert breakdown.terms == {"one": 0.75, "other": None}
+def test_a_term_is_what_the_reward_says_of_a_valid_answer() -> None:
+    [comparison] = compare([answer_from_rings([box(0, 0, 2, 2)])], Target.from_mask(box_mask(0, 0, 6, 4)))
+    assert term(Constant(0.75), comparison) == 0.75
+    assert term(Constant(None), comparison) is None
+
+
+def test_a_shape_drawn_where_nothing_is_true_earns_0_wherever_a_reward_applies() -> None:
+    drawn, empty = compare([answer_from_rings([box(0, 0, 2, 2)]), EMPTY], NOTHING)
+    assert (term(Constant(0.75), drawn), term(Constant(None), drawn)) == (0.0, None)
+    assert term(Constant(0.75), empty) == 0.75
 
 
 @pytest.mark.parametrize("status", INVALID)
 @pytest.mark.parametrize("target", [NOTHING, Target.from_mask(box_mask(0, 0, 6, 4))], ids=["empty", "object"])
 def test_an_invalid_answer_earns_0_on_every_term(status: AnswerStatus, target: Target) -> None:
-    [breakdown] = score(compare([Answer(status)], target), {"one": Constant(0.75), "other": Constant(None)})
-    assert breakdown.status is status
-    assert breakdown.terms == {"one": 0.0, "other": 0.0}
+    [comparison] = compare([Answer(status)], target)
+    assert (term(Constant(0.75), comparison), term(Constant(None), comparison)) == (0.0, 0.0)
 
 
-def test_a_reward_that_is_not_a_number_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="Reward mine returned nan"):
-        score(compare([EMPTY], NOTHING), {"mine": Constant(float("nan"))})
+def test_box_inner_point_and_second_moments_of_an_l_shape_are_those_of_its_pixels() -> None:
+    corner = np.array([[1.0, 1], [3, 1], [3, 3], [6, 3], [6, 5], [1, 5]])
+    [comparison] = compare([answer_from_rings([corner])], Target.from_mask(box_mask(0, 0, 6, 4)))
+    rows, columns = np.nonzero(fill(*flatten_rings([corner]), H, W))
+    assert comparison.box_px == (1.0, 1.0, 6.0, 5.0)
+    assert comparison.inner_point_px == (3.5, 3.5)
+    expected = np.cov(np.stack([columns, rows]), bias=True)
+    assert comparison.second_moments_px == pytest.approx((expected[0, 0], expected[0, 1], expected[1, 1]))
+
+
+def test_an_answer_without_a_pixel_has_no_box_point_or_moments() -> None:
+    sliver, empty = compare([answer_from_rings([SLIVER]), EMPTY], Target.from_mask(box_mask(0, 0, 6, 4)))
+    for comparison in (sliver, empty):
+        assert (comparison.box_px, comparison.inner_point_px, comparison.second_moments_px) == (None, None, None)
+
+
+@settings(deadline=None)
+@given(st.lists(rings, max_size=3), st.lists(st.lists(rings, max_size=3), min_size=1, max_size=3), st.booleans())
+def test_boundary_iou_equals_that_of_the_filled_masks(
+    truth: list[Ring], answers: list[list[Ring]], ignoring: bool
+) -> None:
+    ignore = box_mask(0, 0, 3, 3) if ignoring else np.zeros((H, W), bool)
+    target = Target.from_mask(fill(*flatten_rings(truth), H, W), ignore if ignoring else None)
+    comparisons = compare([answer_from_rings(answer) for answer in answers], target)
+    for answer, comparison in zip(answers, comparisons, strict=True):
+        assert comparison.boundary_iou == boundary_iou(fill(*flatten_rings(answer), H, W) & ~ignore, target.mask)
+
+
+def test_instance_iou_pairs_each_instance_of_the_answer_with_each_of_the_truth() -> None:
+    truth = Truth(np.stack([box_mask(0, 0, 4, 4), box_mask(4, 4, 8, 8)]))
+    parts = tuple(instance_from_rings([ring]) for ring in (box(4, 4, 8, 6), box(0, 0, 4, 4), box(9, 0, 10, 1)))
+    [comparison] = compare([Answer(AnswerStatus.OK, parts)], Target.from_truth(truth))
+    assert comparison.instance_iou.tolist() == [[0.0, 0.5], [1.0, 0.0], [0.0, 0.0]]
+
+
+def test_a_target_knows_its_box_and_which_pixels_are_true() -> None:
+    target = Target.from_mask(box_mask(1, 2, 5, 4) | box_mask(7, 2, 8, 7))
+    assert target.box_px == (1.0, 2.0, 8.0, 7.0) and NOTHING.box_px is None
+    assert [target.contains(x, y) for x, y in ((1.0, 2.0), (4.99, 3.9), (5.0, 3.0), (7.5, 6.9), (-1, 3), (3, 99))] == [
+        *(True, True, False, True, False, False)
+    ]
+
+
+def test_a_square_takes_four_vertices_and_an_empty_truth_none() -> None:
+    assert Target.from_mask(box_mask(1, 1, 6, 6)).outline_vertices(0.95) == 4
+    assert NOTHING.outline_vertices(0.95) == 0
+
+
+def test_one_comparison_alone_is_the_same_and_can_travel() -> None:
+    comparisons = compare([EMPTY, answer_from_rings([box(0, 2, 6, 6)])], NOTHING, "scene/1", "the box")
+    [alone] = pickle.loads(pickle.dumps(comparisons.only(1)))
+    assert (alone.iou, alone.answer_area_px, alone.example_id, alone.phrase) == (0.0, 24, "scene/1", "the box")
+
+
+def test_threads_change_nothing() -> None:
+    answers = [[box(k % 5, 0, k % 5 + 4, 6)] for k in range(7)]
+    target = Target.from_mask(box_mask(0, 0, 6, 4))
+    one, three = target.overlap(answers, threads=1), target.overlap(answers, threads=3)
+    assert one.iou.tolist() == three.iou.tolist() and one.centroid.tolist() == three.centroid.tolist()
+
+
+def test_an_image_too_large_for_exact_sums_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"2 x 32768 pixels; scale it down"):
+        Target.from_mask(np.zeros((2, 32768), bool))
