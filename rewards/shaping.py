@@ -1,43 +1,248 @@
-"""From terms to totals, on the driver: a whole group at a time.
+"""From terms to totals, on the driver: what a step's answers measured becomes what the learner is told.
 
-Dimension letter: G answers of a group.
+Measuring is a reward's part and is archived as it is; shaping is a setting, and can be tried on an archive.
+Dimension letters: B groups of a step, G answers of a group. NaN is a term that does not apply; shaping leaves it NaN.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.plugin import did_you_mean
 
-def totals(terms: Sequence[Mapping[str, float | None]], weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """Weighted mean of the terms that apply (are not None) to each of G answers, [G] float64; 0 where none applies.
+Values = NDArray[np.float64]
+Terms = Mapping[str, Values]
+"""[B, G] values of each term by reward name, all of one shape."""
 
-    A term without a weight counts for nothing, so that archived terms can be totalled under fewer rewards. Raises
-    ValueError for a weight that names no term, for one that is negative or not finite, and where none is above 0.
+KINDS = ("raw", "threshold", "power", "rank", "quantile")
+TOTAL = "total"
+"""Key of the shaping of the weighted mean itself; no reward may have this name."""
+
+
+@dataclass
+class TermShaping:
+    """What becomes of one term before the weighted mean, or of the weighted mean."""
+
+    kind: str = "raw"
+    """raw; threshold: 1 from `threshold` on, else 0; power: value ** `power`; rank: place within the group, 0 to 1;
+    quantile: place among the last `history` values, the present ones included (after Dr. Seg, arXiv 2603.00152)."""
+    threshold: float = 0.5
+    power: float = 2.0
+    history: int = 4096
+    """Number of values, of the steps up to and with the present one, that a quantile is taken among."""
+    weight_schedule: list[list[float]] = field(default_factory=list)
+    """[[step, weight], ...], linear between these steps and constant outside; replaces the reward's weight."""
+    threshold_schedule: list[list[float]] = field(default_factory=list)
+    """The same for `threshold`."""
+
+
+@dataclass(frozen=True)
+class ShapedStep:
+    """A step's answers after shaping."""
+
+    terms: dict[str, Values]
+    """[B, G] each as it enters the weighted mean; NaN where it does not apply."""
+    weights: dict[str, float]
+    """Of each term at this step."""
+    totals: Values
+    """[B, G], 0 where no term applies."""
+
+
+def weighted_mean(terms: Terms, weights: Mapping[str, float]) -> Values:
+    """Weighted mean of the terms that apply to each answer, shaped as they are; NaN where none with a weight applies.
+
+    Terms are added in the order of `weights`; one without a weight counts for nothing. Raises ValueError for a weight
+    that names no term.
     """
-    _check_weights(weights)
-    return np.array([_total(answer_terms, weights) for answer_terms in terms], np.float64)
-
-
-def _total(terms: Mapping[str, float | None], weights: Mapping[str, float]) -> float:
-    weighted = applied = 0.0
+    weighted = applied = np.zeros(())
     for name, weight in weights.items():
         if name not in terms:
             raise ValueError(
-                f"There is a weight for {name}, but an answer has only the terms {', '.join(terms) or '(none)'}; "
+                f"There is a weight for {name}, but the answers have only the terms {', '.join(terms) or '(none)'}; "
                 "drop the weight or score the answers under that reward first."
             )
-        value = terms[name]
-        if value is not None:
-            weighted += weight * value
-            applied += weight
-    return weighted / applied if applied else 0.0
+        absent = np.isnan(terms[name])
+        weighted = weighted + weight * np.where(absent, 0.0, terms[name])
+        applied = applied + weight * ~absent
+    return np.divide(weighted, applied, out=np.full(applied.shape, np.nan), where=applied > 0)
+
+
+def passed(values: Values, threshold: float) -> Values:
+    """1.0 where a value is `threshold` or more, else 0.0; NaN stays."""
+    return np.where(np.isnan(values), np.nan, (values >= threshold).astype(np.float64))
+
+
+def group_ranks(values: Values) -> Values:
+    """Rank of each of [..., G] values among the values of its group, 0 (lowest) to 1 (highest); NaN stays, uncounted.
+
+    Equal values share the mean of their ranks. A group of equal values, or with only one, gets 0.5.
+    """
+    others, own = values[..., None, :], values[..., :, None]
+    ties = (others == own).sum(-1)
+    ranks = (others < own).sum(-1) + (ties - 1) / 2
+    count = (~np.isnan(values)).sum(-1, keepdims=True)
+    scaled = np.where(count > 1, ranks / np.maximum(count - 1, 1), 0.5)
+    return np.where(np.isnan(values), np.nan, scaled)
+
+
+def quantiles(values: Values, history: Values) -> Values:
+    """Share of `history` [N] that lies below each value, plus half the share that equals it, in 0..1; NaN stays.
+
+    N must be 1 or more, and no value of it NaN.
+    """
+    ordered = np.sort(history)
+    below_twice = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    return np.where(np.isnan(values), np.nan, below_twice / (2 * len(ordered)))
+
+
+def scheduled(schedule: Sequence[Sequence[float]], step: float, otherwise: float) -> float:
+    """Value of [[step, value], ...] at `step`: linear in between, constant outside; `otherwise` without points."""
+    points = np.array(schedule, np.float64).reshape(-1, 2)
+    return float(np.interp(step, points[:, 0], points[:, 1])) if schedule else otherwise
+
+
+class Shaper:
+    """Totals of one step after the other; the only thing that it remembers is what quantiles are taken among."""
+
+    def __init__(self, weights: Mapping[str, float], shaping: Mapping[str, TermShaping] | None = None) -> None:
+        """weights: of each reward. shaping: by reward, or TOTAL for the weighted mean; one that is left out stays raw.
+
+        Raises ValueError, naming the setting, for weights that are wrong or all 0 at some step, and wrong shapings.
+        """
+        self._weights, self._shaping = dict(weights), dict(shaping or {})
+        _check_weights(self._weights)
+        for name, term in self._shaping.items():
+            _check_shaping(name, term, list(self._weights))
+        knots = [point[0] for term in self._shaping.values() for point in term.weight_schedule]
+        for step in [0, *knots]:  # the weights are linear in between
+            if not any(self.weights_at(step).values()):
+                raise ValueError(
+                    f"The weights are {self.weights_at(step)} at step {step:g}; set at least one above 0, or every "
+                    "answer earns the same."
+                )
+        self._history: dict[str, Values] = {}
+
+    @property
+    def shaping(self) -> dict[str, TermShaping]:
+        """What is not left raw by being left out, by reward name or TOTAL."""
+        return dict(self._shaping)
+
+    def weights_at(self, step: float) -> dict[str, float]:
+        """The weight of each reward at a step."""
+        return {
+            name: scheduled(self._shaping[name].weight_schedule, step, weight) if name in self._shaping else weight
+            for name, weight in self._weights.items()
+        }
+
+    def thresholds_at(self, step: float) -> dict[str, float]:
+        """The threshold at a step of each shaping that has one, by reward name or TOTAL."""
+        return {
+            name: scheduled(term.threshold_schedule, step, term.threshold)
+            for name, term in self._shaping.items()
+            if term.kind == "threshold"
+        }
+
+    def shape(self, step: int, terms: Terms) -> ShapedStep:
+        """Shaped terms and totals of a step, whose values join the quantile histories: call it once a step, in order.
+
+        Raises ValueError where a reward has no term.
+        """
+        weights = self.weights_at(step)
+        shaped = {name: self._shaped(name, step, terms[name]) for name in weights if name in terms}
+        total = self._shaped(TOTAL, step, weighted_mean({**terms, **shaped}, weights))
+        return ShapedStep(shaped, weights, np.where(np.isnan(total), 0.0, total))
+
+    def totals(self, step: int, terms: Terms) -> Values:
+        """[B, G] totals of a step, as by `shape`; 0 where no term applies."""
+        return self.shape(step, terms).totals
+
+    def observe(self, step: int, terms: Terms) -> None:
+        """Let a past step's terms join the quantile histories, as its `shape` did."""
+        self.shape(step, terms)
+
+    def replay(self, newest_first: Iterable[tuple[int, Terms]]) -> None:
+        """Make the histories what they were after past steps (step, terms), given newest first.
+
+        Takes from the iterable no more steps than can matter: none where nothing is shaped by quantile.
+        """
+        self._history = {}
+        for step, terms in reversed(list(self._steps_that_matter(newest_first))):
+            self.observe(step, terms)
+
+    def _steps_that_matter(self, newest_first: Iterable[tuple[int, Terms]]) -> Iterator[tuple[int, Terms]]:
+        missing = {name: term.history for name, term in self._shaping.items() if term.kind == "quantile"}
+        missing_totals, past = missing.pop(TOTAL, 0), iter(newest_first)
+        while missing_totals > 0 or any(count > 0 for count in missing.values()):
+            if (pair := next(past, None)) is None:
+                return
+            yield pair
+            step, terms = pair
+            if missing_totals > 0:
+                missing_totals -= _count(weighted_mean(terms, self.weights_at(step)))
+            if missing_totals <= 0:  # the oldest total needed is itself made of terms with a full history
+                missing = {name: count - _count(terms[name]) for name, count in missing.items()}
+
+    def _shaped(self, name: str, step: int, values: Values) -> Values:
+        term = self._shaping.get(name)
+        if term is None or term.kind == "raw":
+            return values
+        if term.kind == "threshold":
+            return passed(values, scheduled(term.threshold_schedule, step, term.threshold))
+        if term.kind == "power":
+            return values**term.power
+        if term.kind == "rank":
+            return group_ranks(values)
+        seen = np.concatenate([self._history.get(name, np.zeros(0)), values[~np.isnan(values)]])
+        self._history[name] = seen[-term.history :]
+        return quantiles(values, self._history[name]) if len(seen) else values
+
+
+def _count(values: Values) -> int:
+    return int(np.count_nonzero(~np.isnan(values)))
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if not isfinite(weight) or weight < 0:
             raise ValueError(f"The weight of {name} is {weight}; set it to a finite number of 0 or more.")
-    if not any(weights.values()):
-        raise ValueError(f"The weights are {dict(weights)}; set at least one above 0, or every answer earns the same.")
+    if TOTAL in weights:
+        raise ValueError(f"A reward is called {TOTAL}, which stands for the weighted mean; give it another name.")
+
+
+_ONLY_FOR = {"threshold": "threshold", "threshold_schedule": "threshold", "power": "power", "history": "quantile"}
+
+
+def _check_shaping(name: str, term: TermShaping, rewards: Sequence[str]) -> None:
+    where = f"shaping.{name}"
+    if name not in (*rewards, TOTAL):
+        raise ValueError(
+            f"{where} names no reward{did_you_mean(name, [*rewards, TOTAL])} Rewards: {', '.join(rewards)}; "
+            f"{TOTAL} shapes their weighted mean."
+        )
+    if term.kind not in KINDS:
+        raise ValueError(f"{where}.kind is {term.kind!r}{did_you_mean(term.kind, KINDS)} Kinds: {', '.join(KINDS)}.")
+    for key, kind in _ONLY_FOR.items():
+        value = vars(term)[key]
+        if term.kind != kind and value != vars(TermShaping())[key]:
+            raise ValueError(f"{where}.{key} is {value}, of no use to kind {term.kind}; set kind: {kind} or remove it.")
+    if not 0 <= term.threshold <= 1:
+        raise ValueError(f"{where}.threshold is {term.threshold}; terms are in 0..1, so set it to 0 to 1.")
+    if not isfinite(term.power) or term.power <= 0:
+        raise ValueError(f"{where}.power is {term.power}; set it to a finite number above 0.")
+    if term.history < 1:
+        raise ValueError(f"{where}.history is {term.history}; set it to 1 or more.")
+    if name == TOTAL and term.weight_schedule:
+        raise ValueError(f"{where}.weight_schedule is set, but the weighted mean has no weight; remove it.")
+    _check_schedule(f"{where}.weight_schedule", term.weight_schedule, float("inf"))
+    _check_schedule(f"{where}.threshold_schedule", term.threshold_schedule, 1.0)
+
+
+def _check_schedule(where: str, schedule: Sequence[Sequence[float]], highest: float) -> None:
+    for i, point in enumerate(schedule):
+        if len(point) != 2 or not all(isfinite(number) for number in point) or not 0 <= point[1] <= highest:
+            raise ValueError(f"{where}[{i}] is {point}; give [step, value], the value from 0 to {highest:g}.")
+        if i and point[0] <= schedule[i - 1][0]:
+            raise ValueError(f"{where}[{i}] is at step {point[0]:g}, after {schedule[i - 1][0]:g}; let steps grow.")

@@ -7,8 +7,10 @@ from typing import Any
 
 from envs.plugin import Plugin
 from policies.mask_refiner import RefinerSettings
+from rewards.shaping import TermShaping
 from rl.rank_settings import LearnerSettings, RankSettings
-from rl.settings import plugin_from_settings, plugins_from_settings
+from rl.reward_settings import RewardParts, reward_parts
+from rl.settings import plugin_from_settings
 from rl.train_refiner import RefinerTraining
 from rollout.engine_shared import Sampling
 from rollout.pool_settings import PoolSettings
@@ -64,6 +66,8 @@ class RunConfig:
     codec: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
     rewards: dict[str, Any] = field(default_factory=dict)
+    shaping: dict[str, TermShaping] = field(default_factory=dict)
+    """By reward name, or `total` for the weighted mean; what is left out stays raw."""
     algorithm: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     pool: PoolSettings = field(default_factory=PoolSettings)
@@ -112,9 +116,7 @@ class RunParts:
     env: Plugin
     codec: Plugin
     policy: Plugin
-    rewards: dict[str, Plugin]
-    weights: dict[str, float]
-    """Of each reward."""
+    rewards: RewardParts
     algorithm: Plugin
 
 
@@ -160,15 +162,10 @@ def run_parts(config: RunConfig) -> RunParts:
                 f"env has no example in the split {split}; change the env's settings or evaluation.final_split."
             )
     codec = plugin_from_settings("envs", "Codec", config.codec, "codec")
-    rewards = plugins_from_settings("rewards", "Reward", config.rewards, "rewards")
-    weights = {name: float(plugin.build().weight) for name, plugin in rewards.items()}
-    if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-        raise ValueError(
-            f"rewards have the weights {weights}; give at least one reward, no weight below 0, and one above."
-        )
+    rewards = reward_parts(config.rewards, config.shaping)
     algorithm = plugin_from_settings("rl", "Algorithm", {"name": "gspo"} | config.algorithm, "algorithm")
     algorithm.build()
-    return RunParts(env, codec, policy_plugin(config.policy, codec), rewards, weights, algorithm)
+    return RunParts(env, codec, policy_plugin(config.policy, codec), rewards, algorithm)
 
 
 def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:
@@ -178,7 +175,7 @@ def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:
         seed=config.seed,
         env=parts.env,
         policy=parts.policy,
-        rewards=parts.rewards,
+        rewards=parts.rewards.recipes,
         threads=config.pool.threads,
     )
 

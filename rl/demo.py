@@ -19,9 +19,9 @@ from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
 from rl.evaluate import greedy_groups, score_groups
 from rl.memory import PeakMemory
-from rl.metrics import read_curves
+from rl.metrics import Curve, read_curves
 from rl.refine import best_policy, refine_run, refined_masks, score_refined
-from rl.report import PAIR_TITLES, Drawn, Report, SceneRow, chart, choose_scenes, write_report
+from rl.report import PAIR_TITLES, Chart, Drawn, Report, SceneRow, chart, choose_scenes, write_report
 from rl.scores import Interval, SceneScore, StageScores, paired_difference, stage_table, summarise, summary_dict
 from rl.train import train
 from rollout import cluster
@@ -151,9 +151,24 @@ def _report(
         truth_rings = [ring for mask in example.truth.masks for ring in rings_from_mask(mask)]
         drawn = {name: stage.drawn(k) for name, stage in stages.items()}
         rows.append(SceneRow(example.id, example.prompt.text, choice, env.image(example.image), truth_rings, drawn))
-    curves = read_curves(Path(config.run))
-    charts = [
-        chart("Reward of sampled answers", "reward", curves, {"mean": "reward/mean"}),
+    return Report(
+        title=f"Polytrace: {Path(config.run).name}",
+        stages=scores,
+        paired=paired,
+        num_scenes=len(stages["rl"].scores),
+        split=config.evaluation.final_split,
+        scenes=rows,
+        charts=_charts(read_curves(Path(config.run))),
+        facts=facts,
+    )
+
+
+def _charts(curves: Mapping[str, Curve]) -> list[Chart]:
+    related = "term_iou_correlation/"
+    return [
+        chart(
+            "Reward of sampled answers", "reward", curves, {"mean": "reward/mean", "unshaped": "reward/unshaped_mean"}
+        ),
         chart(
             "gIoU",
             "gIoU",
@@ -163,14 +178,11 @@ def _report(
         chart("Valid answers", "share", curves, {"sampled": "answer/valid", "greedy, validation": "greedy/valid"}),
         chart("Clipped sequences", "share", curves, {"clip fraction": "learner/clip_fraction"}),
         chart("Vertices an answer", "vertices", curves, {"sampled": "answer/vertices"}),
+        chart("Area drawn over true area", "ratio", curves, {"sampled": "answer/area_ratio"}),
+        chart(
+            "Correlation of each reward with IoU",
+            "Pearson's r",
+            curves,
+            {name.removeprefix(related): name for name in curves if name.startswith(related)},
+        ),
     ]
-    return Report(
-        title=f"Polytrace: {Path(config.run).name}",
-        stages=scores,
-        paired=paired,
-        num_scenes=len(stages["rl"].scores),
-        split=config.evaluation.final_split,
-        scenes=rows,
-        charts=charts,
-        facts=facts,
-    )

@@ -7,16 +7,12 @@ several lines may share a step (a step and its evaluation).
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
-
-from envs.polygons import AnswerStatus
-from rollout.records import Group, Rollout
 
 FILE_NAME = "metrics.jsonl"
 SIGNAL_FLOOR = 1e-8
@@ -105,74 +101,3 @@ def read_curves(folder: Path) -> dict[str, Curve]:
                 steps.append(step)
                 values.append(value)
     return curves
-
-
-def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What a batch of answered groups shows, as plain numbers by name; the groups must have their totals.
-
-    reward/mean, reward/std (over all answers), reward/group_std (mean over groups: what the advantages are made of),
-    term/NAME (mean where it applies), sampled/giou, sampled/best_giou (of each group's best answer), answer/valid and
-    answer/status_NAME (shares), answer/vertices (mean over answers that drew), answer/tokens, answer/cut_short (share
-    that met the length limit), group/without_signal (share of groups whose totals do not differ).
-    """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    totals = np.concatenate([np.asarray(group.totals, np.float64) for group in groups])
-    group_stds = np.array([np.std(group.totals) for group in groups])
-    best = [max(_valid_iou(rollout) for rollout in group.rollouts) for group in groups]
-    return (
-        {
-            "reward/mean": float(totals.mean()),
-            "reward/std": float(totals.std()),
-            "reward/group_std": float(group_stds.mean()),
-        }
-        | {f"term/{name}": float(values.mean()) for name, values in _terms(rollouts).items()}
-        | {
-            "sampled/giou": float(np.mean([_valid_iou(rollout) for rollout in rollouts])),
-            "sampled/best_giou": float(np.mean(best)),
-        }
-        | _answer_metrics(rollouts)
-        | {"group/without_signal": float((group_stds < SIGNAL_FLOOR).mean())}
-    )
-
-
-def _answer_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    statuses = Counter(rollout.answer.status for rollout in rollouts)
-    drawn = [rollout.answer.num_vertices for rollout in rollouts if rollout.answer.status is AnswerStatus.OK]
-    share = 1 / len(rollouts)
-    return (
-        {"answer/valid": share * sum(rollout.answer.status.valid for rollout in rollouts)}
-        | {f"answer/status_{status}": share * statuses[status] for status in AnswerStatus}
-        | {
-            "answer/vertices": float(np.mean(drawn)) if drawn else 0.0,
-            "answer/tokens": share * sum(len(rollout.response.tokens) for rollout in rollouts),
-            "answer/cut_short": share * sum(rollout.response.finish == "length" for rollout in rollouts),
-        }
-    )
-
-
-def group_histograms(groups: Sequence[Group]) -> dict[str, NDArray[np.float64]]:
-    """The values behind `group_metrics`: each reward term where it applies, and totals, IoU and tokens of every answer.
-
-    The names differ from those of the numbers, because TensorBoard shows only one kind of data a name.
-    """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    return {f"histogram/term_{name}": values for name, values in _terms(rollouts).items()} | {
-        "histogram/total": np.concatenate([np.asarray(group.totals, np.float64) for group in groups]),
-        "histogram/iou": np.array([_valid_iou(rollout) for rollout in rollouts]),
-        "histogram/tokens": np.array([len(rollout.response.tokens) for rollout in rollouts], np.float64),
-    }
-
-
-def _terms(rollouts: Sequence[Rollout]) -> dict[str, NDArray[np.float64]]:
-    """Values of each reward term by name, of the answers that it applies to; one that applies to none is left out."""
-    values: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        for name, value in rollout.terms.items():
-            if value is not None:
-                values.setdefault(name, []).append(value)
-    return {name: np.array(numbers) for name, numbers in values.items()}
-
-
-def _valid_iou(rollout: Rollout) -> float:
-    # An unreadable answer on an empty truth overlaps it perfectly, and is worth nothing all the same.
-    return rollout.iou if rollout.answer.status.valid else 0.0

@@ -5,8 +5,7 @@ stopped after
 any step, it goes on from its last checkpoint as if nothing had happened, to the last bit on the CPU.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from envs.example import Env
-from rewards.shaping import totals
 from rl.batch import pack
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, num_gpus, rank_settings, run_parts, worker_settings
 from rl.evaluate import greedy_units, record_evaluation, score_groups
 from rl.gspo import Algorithm
 from rl.learner import Learner
-from rl.metrics import MetricsWriter, group_histograms, group_metrics
+from rl.metrics import MetricsWriter
 from rl.settings import load_settings, save_settings
+from rl.signals import group_histograms, group_metrics, shaping_metrics
+from rl.totals import group_terms, past_terms, with_totals
 from rollout import cluster
 from rollout.archive import RolloutArchive
 from rollout.pool import WorkerPool
-from rollout.records import Group
 from rollout.worker import Unit
 
 
@@ -53,14 +52,6 @@ def step_units(config: RunConfig, step: int, num_examples: int) -> Iterator[Unit
         )
 
 
-def with_totals(groups: Sequence[Group], weights: dict[str, float]) -> list[Group]:
-    """The groups with the total reward of each rollout: the weighted mean of the terms that apply."""
-    return [
-        replace(group, totals=tuple(totals([rollout.terms for rollout in group.rollouts], weights).tolist()))
-        for group in groups
-    ]
-
-
 class Run:
     """Everything that one training run holds open."""
 
@@ -78,9 +69,12 @@ class Run:
         self.checkpoints = Checkpoints(self.folder, config.keep_checkpoints)
         self.archive = RolloutArchive(self.folder / "archive")
         self.metrics = MetricsWriter(self.folder)
+        self.shaper = parts.rewards.shaper()
         self.first_step = self.checkpoints.load_last(self.learner) if resume else 0
         if resume:
             self.archive.set_aside_after(self.first_step - 1)
+            # The archive holds every term already: a history kept in the checkpoint could only disagree with it.
+            self.shaper.replay(past_terms(self.archive, list(parts.rewards.weights)))
             # The numbers of an evaluation at a checkpoint's step are written again when the run goes on from it.
             self.metrics.drop_after(self.first_step - 1)
             self.checkpoints.forget_after(self.first_step)
@@ -89,10 +83,13 @@ class Run:
         """One step: sample, total, archive, learn, record."""
         config = self.config
         groups = self.pool.answer(step_units(config, step, len(self.train)))
-        groups = with_totals(groups, self.parts.weights)
+        terms = group_terms(groups)
+        shaped = self.shaper.shape(step, terms)
+        groups = with_totals(groups, shaped.totals)
         self.archive.append(step, groups)
         learned = self.learner.step(pack(groups, self.algorithm))
-        numbers = group_metrics(groups) | {f"learner/{name}": value for name, value in learned.items()}
+        numbers = group_metrics(groups) | shaping_metrics(self.shaper, step, terms, shaped)
+        numbers |= {f"learner/{name}": value for name, value in learned.items()}
         self.metrics.scalars(step, numbers)
         self.metrics.histograms(step, group_histograms(groups))
         return numbers
@@ -131,7 +128,7 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
 def _refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
     """Refuse to go on with settings that would make another run of it."""
     kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "env", "codec", "policy", "rewards"]
-    for name in [*kept, "algorithm", "sampling", "learner"]:
+    for name in [*kept, "shaping", "algorithm", "sampling", "learner"]:
         if vars(config)[name] != vars(begun)[name]:
             raise ValueError(
                 f"{name} is {vars(config)[name]}, but {config.run} began with {vars(begun)[name]}; resume with the "
@@ -164,7 +161,8 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
                 run.checkpoints.save(run.learner, step)
             run.pool.set_weights(run.learner.weights(), version=step)
             numbers = run.step(step)
-            progress.update(bar, completed=step + 1, description=f"RL  reward {numbers['reward/mean']:.3f}")
+            reward = numbers.get("reward/unshaped_mean", numbers["reward/mean"])
+            progress.update(bar, completed=step + 1, description=f"RL  reward {reward:.3f}")
         progress.console.print(f"step {config.steps:>5}  greedy gIoU on validation {run.evaluate(config.steps):.3f}")
         run.checkpoints.save(run.learner, config.steps)
     run.close()

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from rewards.shaping import TermShaping
 from rl.config import RunConfig, run_parts
 from rl.rank_settings import LearnerSettings
-from rl.settings import load_settings, shipped_configs
+from rl.settings import load_settings, save_settings, shipped_configs
 from rl.sft_settings import SftConfig
 
 
@@ -33,6 +34,10 @@ def demo(*overrides: str) -> RunConfig:
         ("group_sise=4", "group_sise is not a setting; did you mean group_size"),
         ("learner.micro_group=4", "did you mean learner.micro_groups"),
         ("steps=many", "steps is 'many', expected int"),
+        ("shaping.total.knid=rank", r"shaping.total.knid is not a setting; did you mean shaping.total.kind\?"),
+        ("shaping.total.history=long", "shaping.total.history is 'long', expected int"),
+        ("shaping.total=rank", "shaping.total is 'rank', expected a mapping"),
+        ("shaping.total.threshold_schedule=[0, 1]", r"shaping.total.threshold_schedule\[0\] is 0, expected list"),
     ],
 )
 def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, message: str) -> None:
@@ -56,7 +61,14 @@ def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, messa
         ("env.split=test", ValueError, "env.split is 'test', but the run itself gives split"),
         ("env.name=cutout_scene", ValueError, "did you mean 'cutout_scenes'"),
         ("rewards={}", ValueError, "give at least one reward"),
-        ("rewards.mask_iou.weight=-1", ValueError, "no weight below 0"),
+        (
+            "rewards.mask_iou.weight=-1",
+            ValueError,
+            "weight of mask_iou is -1.0; set it to a finite number of 0 or more",
+        ),
+        ("shaping.mask_iuo={}", ValueError, r"shaping.mask_iuo names no reward; did you mean 'mask_iou'\?"),
+        ("shaping.total.kind=quantil", ValueError, r"shaping.total.kind is 'quantil'; did you mean 'quantile'\?"),
+        ("shaping.total={kind: rank, power: 3}", ValueError, "shaping.total.power is 3.0, of no use to kind rank"),
         ("rewards.mask_iuo={}", ValueError, "did you mean 'mask_iou'"),
         ("algorithm.clip_low=2", ValueError, "algorithm.clip_low is 2"),
         ("evaluation.final_split=tets", ValueError, "split is 'tets'"),
@@ -65,6 +77,14 @@ def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, messa
 def test_a_wrong_part_is_refused_when_the_parts_are_built(override: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run_parts(demo(override))
+
+
+def test_shaping_is_read_saved_and_read_back_equal(tmp_path: Path) -> None:
+    config = demo("shaping.mask_iou={kind: threshold, threshold_schedule: [[0, 0.3], [200, 0.8]]}")
+    shaping = TermShaping("threshold", threshold_schedule=[[0.0, 0.3], [200.0, 0.8]])
+    save_settings(config, tmp_path / "config.yaml")
+    assert load_settings(RunConfig, tmp_path / "config.yaml").shaping == config.shaping == {"mask_iou": shaping}
+    assert run_parts(config).rewards.shaping == {"mask_iou": shaping}
 
 
 @pytest.mark.parametrize("name", shipped_configs())

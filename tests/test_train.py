@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.train import example_indices
+from rl.config import RunConfig
+from rl.settings import load_settings
+from rl.train import example_indices, prepare_folder
 
 SMALL = [
     "groups_per_step=4",
@@ -23,6 +25,7 @@ SMALL = [
     "learner.threads=1",
     "evaluation.every=2",
     "evaluation.num_scenes=8",
+    "shaping.total={kind: quantile, history: 24}",  # a resumed run must take quantiles among the same past
 ]
 
 
@@ -55,6 +58,14 @@ def test_every_example_is_asked_once_an_epoch() -> None:
 
 def test_a_step_may_span_two_epochs() -> None:
     assert sorted(example_indices(0, 3, 0, 6)) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_run_does_not_go_on_under_another_shaping(tmp_path: Path) -> None:
+    prepare_folder(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), resume=False)
+    (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
+    shaped = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "shaping.total.kind=rank"])
+    with pytest.raises(ValueError, match=r"^shaping is .*kind='rank'.* began with \{\}; resume with the same settings"):
+        prepare_folder(shaped, resume=True)
 
 
 @pytest.fixture(scope="module")
