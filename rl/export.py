@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from envs.raster import rle_from_mask
+from envs.rle import rle_from_mask
 from rl.pair_rule import DEFAULT_RULE, PairRule
 from rl.pairs import LEFT_OUT, PLACE_COLUMNS, Pair, Selection, SelectionReport, select
 from rollout.archive import RolloutArchive

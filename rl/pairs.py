@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from envs.polygons import AnswerStatus, Box, Ring, bounding_box_px, flatten_rings
-from envs.raster import fill, rle_from_mask
+from envs.raster import fill
+from envs.rle import rle_from_mask
 from rl.pair_rule import DEFAULT_RULE, Candidate, Chooser, PairRule
 from rollout.archive import RolloutArchive
 from rollout.records import ANSWER_COLUMNS, answer_from_row, truth_from_row

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from envs.contours import mask_from_rings
 from envs.example import Env, ImageRef
-from envs.raster import mask_from_rle
+from envs.rle import mask_from_rle
 from policies.base import VisionFeatures
 from policies.mask_refiner import MaskRefiner
 from policies.vision_language import Policy

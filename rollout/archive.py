@@ -45,6 +45,21 @@ class RolloutArchive:
         """The last step in the archive; None where there is none."""
         return max(self._shards("rollouts"), default=None)
 
+    @property
+    def num_steps(self) -> int:
+        """Steps in the archive."""
+        return len(self._shards("rollouts"))
+
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """The rewards whose terms are stored, sorted; none where there is no step."""
+        last_step = self.last_step
+        if last_step is None:
+            return ()
+        with open_shard(self._path("rollouts", last_step)) as file:
+            names = file.schema_arrow.names
+        return tuple(name.removeprefix("reward_") for name in names if name.startswith("reward_"))
+
     def append(self, step: int, groups: Sequence[Group]) -> None:
         """Store the answers of a step, and its examples that were not stored yet.
 
@@ -140,9 +155,7 @@ class RolloutArchive:
         if self._stored_ids is None:
             self._last_step = self.last_step
             if self._last_step is not None:
-                with open_shard(self._path("rollouts", self._last_step)) as file:
-                    names = file.schema_arrow.names
-                self._reward_names = tuple(name.removeprefix("reward_") for name in names if name.startswith("reward_"))
+                self._reward_names = self.reward_names
             batches = self.examples(["example_id"]) if self._shards("examples") else ()
             self._stored_ids = {name for batch in batches for name in batch["example_id"].to_pylist()}
         return self._stored_ids

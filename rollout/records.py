@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from envs.example import Example, Truth
 from envs.polygons import Answer, AnswerStatus, Instance, flatten_rings
-from envs.raster import mask_from_rle, rle_from_mask
+from envs.rle import mask_from_rle, rle_from_mask
 from policies.base import Response
 
 
