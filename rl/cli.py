@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+
+from rl.cli_bench import bench_app
+from rl.cli_rewards import rewards_app
 
 if TYPE_CHECKING:
     from rl.config import RunConfig
@@ -19,6 +23,8 @@ archive_app = typer.Typer(no_args_is_help=True, help="Look into the archive of a
 export_app = typer.Typer(no_args_is_help=True, help="Take something out of a run.")
 app.add_typer(archive_app, name="archive")
 app.add_typer(export_app, name="export")
+app.add_typer(rewards_app, name="rewards")
+app.add_typer(bench_app, name="bench")
 console = Console()
 
 Overrides = Annotated[
@@ -159,9 +165,9 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        console.print(f"[red]polytrace:[/red] {error}", soft_wrap=True)
+        console.print(f"[red]polytrace:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from error
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer's own answer to Ctrl-C
-            console.print("stopped; train goes on with --resume, demo and sft by themselves")
+            console.print("stopped; train goes on with --resume, demo, sft and rewards ablate by themselves")
         raise

@@ -1,0 +1,34 @@
+"""`polytrace bench`: how fast we are, beside what one would take instead."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, side by side with the alternatives.")
+console = Console()
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead of a table.")]
+
+
+@bench_app.command()
+def rewards(
+    as_json: AsJson = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Three cases instead of all.")] = False,
+) -> None:
+    """IoU of groups of answers: pycocotools, OpenCV, shapely, scikit-image where installed, C, and ours; one thread.
+
+    Takes about a minute. `pip install polytrace[bench]` installs the others.
+    """
+    from rich.progress import track
+
+    from rl.bench import rewards as bench
+
+    cases = bench.cases(quick)
+    quiet = Console(stderr=True)
+    timed = list(track(bench.bench(quick), "measuring", total=len(cases), console=quiet, transient=True))
+    if as_json:
+        print(json.dumps(bench.as_json(timed), indent=2))
+    else:
+        console.print(bench.table(timed))
