@@ -51,41 +51,65 @@ def load_settings(schema: type[T], path: Path, overrides: Sequence[str] = ()) ->
     return cast(T, _checked(schema, cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)), ""))
 
 
+def settings_from(schema: type[T], values: Mapping[str, Any], where: str) -> T:
+    """`schema` from a mapping that was read already, checked as a file is; where: its dotted path, for errors."""
+    return cast(T, _checked(schema, _plain(values), where))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file (see `find_config`) holds, unchecked, its interpolations resolved."""
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(_read_yaml(path), resolve=True))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}; correct that value.") from error
+
+
 def save_settings(settings: Any, path: Path) -> None:
     """Write a settings dataclass as YAML in which nothing is left to resolve; loading it gives an equal object."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(_plain(settings))), encoding="utf-8")
 
 
-def shipped_configs() -> list[str]:
-    """Names of the YAML files that come with Polytrace, without ".yaml", sorted."""
-    files = resources.files("configs").iterdir()
+def shipped_configs(folder: str = "") -> list[str]:
+    """Names of the YAML files that come with Polytrace, without ".yaml", sorted; of jobs, or of a folder: `rewards`."""
+    files = resources.files("configs").joinpath(folder).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def find_config(path: Path) -> Traversable:
-    """The file that `path` means: one on disk, else a shipped one called `demo`, `demo.yaml` or `configs/demo.yaml`."""
+    """The file that `path` means: one on disk, else a shipped one.
+
+    Shipped are `demo`, also as `demo.yaml` or `configs/demo.yaml`, and `rewards/iou` in the same ways. Raises
+    FileNotFoundError with the names that there are.
+    """
     if path.is_file():
         return cast(Traversable, path)
-    shipped = shipped_configs()
-    name = path.name.removesuffix(".yaml")
-    if name in shipped and path.parent in (Path("."), Path("configs")):
-        return resources.files("configs") / f"{name}.yaml"
-    beside = sorted(file.name for file in path.parent.glob("*.yaml"))
+    name, folder = path.name.removesuffix(".yaml"), path.parent
+    in_rewards = folder in (Path("rewards"), Path("configs/rewards"))
+    shipped = shipped_configs("rewards" if in_rewards else "")
+    if name in shipped and (in_rewards or folder in (Path("."), Path("configs"))):
+        return resources.files("configs") / ("rewards" if in_rewards else "") / f"{name}.yaml"
+    beside = sorted(file.name for file in folder.glob("*.yaml"))
     where = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
     raise FileNotFoundError(
         f"{where}{did_you_mean(name, [Path(file).stem for file in beside] + shipped)} Give a YAML file; "
-        f"in {path.parent}/: {', '.join(beside) or 'no YAML file'}. Shipped: {', '.join(shipped) or 'none'}."
+        f"in {folder}/: {', '.join(beside) or 'no YAML file'}. Shipped: {', '.join(shipped) or 'none'}."
     )
 
 
 def plugin_from_settings(
-    package: str, class_name: str, entry: Mapping[str, Any], where: str, supplied: Sequence[str] = ()
+    package: str,
+    class_name: str,
+    entry: Mapping[str, Any],
+    where: str,
+    supplied: Sequence[str] = (),
+    beside: type | None = None,
 ) -> Plugin:
     """The Plugin that a config entry asks for, its settings checked against the fields of the class.
 
     entry: `name`, or `module` (path of a file outside the packages, from the current folder), or both; every other key
     is a field of the class. where: the dotted path of the entry, for errors.
     supplied: fields that the program itself gives when it builds the object, so that a config may not.
+    beside: a dataclass whose fields with a default may stand in the entry too; checked here, and left to the caller.
     Raises ValueError for what does not fit, FileNotFoundError where `module` is no file.
     """
     _check(entry, dict[str, Any], where)
@@ -100,7 +124,7 @@ def plugin_from_settings(
     path = None if module is None else Path(module).expanduser().resolve()
     recipe = Plugin(package, class_name, name or cast(Path, path).stem, {}, None if path is None else str(path))
     try:
-        schema = _settable(recipe.load(), supplied)
+        schema = _settable(recipe.load(), supplied, beside)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where}: {error}") from error
     except ValueError as error:
@@ -110,17 +134,8 @@ def plugin_from_settings(
         if key in supplied:
             raise ValueError(f"{where}.{key} is {given[key]!r}, but the run itself gives {key}; remove the line.")
     built = vars(_checked(schema, _plain(given), where))
-    return dataclasses.replace(recipe, settings={key: built[key] for key in given})
-
-
-def plugins_from_settings(package: str, class_name: str, entries: Mapping[str, Any], where: str) -> dict[str, Plugin]:
-    """Plugins from a mapping of names to their settings (null: all defaults), as rewards are written."""
-    plugins = {}
-    for name, entry in entries.items():
-        settings = {} if entry is None else entry
-        _check(settings, dict[str, Any], f"{where}.{name}")
-        plugins[name] = plugin_from_settings(package, class_name, {"name": name, **settings}, f"{where}.{name}")
-    return plugins
+    own = [key for key in given if key not in _names_beside(beside)]
+    return dataclasses.replace(recipe, settings={key: built[key] for key in own})
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -239,12 +254,11 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _settable(found: type, supplied: Sequence[str]) -> type:
+def _settable(found: type, supplied: Sequence[str], beside: type | None) -> type:
     """A dataclass of what a config may set: a dataclass's fields, or the parameters of a constructor (nn.Module)."""
     specs: list[tuple[str, Any, Any]]
     if dataclasses.is_dataclass(found):
-        hints = get_type_hints(found)
-        specs = [(field.name, hints[field.name], copy.copy(field)) for field in dataclasses.fields(found) if field.init]
+        specs = _field_specs(found)
     elif "__init__" in vars(found):
         parameters = inspect.signature(found, eval_str=True).parameters.values()
         fields = [dataclasses.field(default=MISSING if p.default is p.empty else p.default) for p in parameters]
@@ -253,8 +267,28 @@ def _settable(found: type, supplied: Sequence[str]) -> type:
         raise ValueError(
             f"{found.__qualname__} of {found.__module__} is not a dataclass; make it one: its fields are its settings."
         )
+    names = _names_beside(beside)
+    for name, _, _ in specs:
+        if name in names:
+            raise ValueError(
+                f"{found.__qualname__} of {found.__module__} has a field {name}, but some keys mean something else in "
+                f"every such entry ({', '.join(names)}); give the field another name."
+            )
+    if beside is not None:
+        specs += [spec for spec in _field_specs(beside) if spec[0] in names]
     taken = (*_TAKEN, *supplied)
     return dataclasses.make_dataclass(found.__name__, [spec for spec in specs if spec[0] not in taken], kw_only=True)
+
+
+def _field_specs(schema: type) -> list[tuple[str, Any, Any]]:
+    """What make_dataclass wants to make the fields of the dataclass `schema` again: name, type and field."""
+    hints = get_type_hints(schema)
+    return [(field.name, hints[field.name], copy.copy(field)) for field in dataclasses.fields(schema) if field.init]
+
+
+def _names_beside(beside: type | None) -> list[str]:
+    fields = () if beside is None else dataclasses.fields(beside)
+    return [field.name for field in fields if field.default is not MISSING]
 
 
 def _join(where: str, key: str) -> str:

@@ -1,24 +1,23 @@
 """Rollout workers as Ray actors: work handed out in fixed units, weights checked on arrival, deaths survived.
 
 A worker that dies is restarted by Ray and comes back empty. It is stale until it has taken the current weights and
-proved it by
-its checksum; only then does it get a unit again. The unit that it was on is answered by whoever is free, with the
-same result,
-since random numbers belong to answers and not to workers.
+proved it by its checksum; only then does it get a unit again. The units that it had in hand are answered by whoever is
+free, with the same result, since random numbers belong to answers and not to workers.
 """
 
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from policies.weights import Bucket, checksum
 from rollout.pool_settings import PoolSettings
@@ -46,8 +45,45 @@ class WeightRefs:
         return checksum(self.hashes)
 
 
+@dataclass(frozen=True)
+class _Reply:
+    """A unit's groups, and what happened on the way."""
+
+    groups: list[Group]
+    warnings: list[str]
+    """Of rewards, since the last reply."""
+    skipped: Counter[str]
+    """Answers that rewards left out, by reward, since the last reply."""
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is logged until it is fetched: Ray shows the driver nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.kept: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.kept.append(self.format(record))
+
+
 class _Actor(RolloutWorker):
-    """RolloutWorker as Ray calls it."""
+    """RolloutWorker as Ray calls it, from several threads at once where a reward runs in processes."""
+
+    def __init__(self, settings: WorkerSettings, name: str) -> None:
+        super().__init__(settings, name)
+        self._warnings, self._replied, self._replying = _Warnings(), Counter[str](), Lock()
+        logging.getLogger("rewards").addHandler(self._warnings)
+
+    def reply(self, unit: Unit, version: int) -> _Reply:
+        """`answer`, with what the driver should hear of it."""
+        groups = self.answer(unit, version)
+        with self._replying:
+            warnings, self._warnings.kept = self._warnings.kept, []
+            skipped = Counter(self.scorer.skipped) - self._replied
+            self._replied += skipped
+        return _Reply(groups, warnings, skipped)
 
     def take(self, version: int, refs: Sequence[Any]) -> str:
         """set_weights, with the buckets fetched one after the other from the object store."""
@@ -76,12 +112,17 @@ class WorkerPool:
 
     def __init__(self, settings: PoolSettings, worker: WorkerSettings) -> None:
         self._settings = settings
+        # Only slow rewards make it worthwhile to give a worker a unit before it is done with the last one.
+        self._units_each = settings.units_in_flight if worker.hosts_rewards else 1
         remote = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=1, num_gpus=settings.gpus_per_worker)(_Actor)
+        remote = remote.options(max_concurrency=self._units_each)
         self.actors: list[Any] = [remote.remote(worker, f"{k}") for k in range(settings.workers)]
         self._fresh: set[int] = set()
         self._died_at: dict[int, float] = {}
         self._weights: WeightRefs | None = None
         self._version = -1
+        self.skipped: Counter[str] = Counter()
+        """Answers that rewards left out of their term because they failed, by reward."""
 
     @property
     def weights(self) -> WeightRefs:
@@ -114,29 +155,22 @@ class WorkerPool:
         results: dict[int, list[Group]] = {}
         # By reference: the worker, and the unit that it is on; None while weights are on their way to it.
         running: dict[Any, tuple[int, int | None]] = {}
-        idle = set(range(len(self.actors)))
         deaths = 0
         while len(results) < len(work):
-            for k in sorted(idle):
-                if k not in self._fresh:
-                    running[self._send_weights(k)] = (k, None)
-                    idle.discard(k)
-                elif waiting:
-                    unit = waiting.popleft()
-                    running[self.actors[k].answer.remote(work[unit], self._version)] = (k, unit)
-                    idle.discard(k)
+            self._hand_out(work, waiting, running)
             (ref,), _ = ray.wait(list(running), num_returns=1)
             k, done = running.pop(ref)
-            idle.add(k)
             try:
                 if done is None:
                     self._accept(k, ray.get(ref))
                 else:
-                    results[done] = ray.get(ref)
+                    results[done] = self._groups(k, ref)
             except RayActorError as error:
                 deaths = self._note_death(k, error, deaths)
-                if done is not None:
-                    waiting.appendleft(done)
+                # All that the worker had in hand is lost with it.
+                in_hand = [done, *(unit for worker, unit in running.values() if worker == k)]
+                waiting.extendleft(unit for unit in in_hand if unit is not None)
+                running = {other: task for other, task in running.items() if task[0] != k}
         return [group for unit in range(len(work)) for group in results[unit]]
 
     def checkpoint_weights(self, checkpoint: Path) -> WeightRefs:
@@ -155,9 +189,35 @@ class WorkerPool:
         return ray.get([worker.version.remote() for worker in self.actors])
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and say how many answers rewards left out."""
+        for name, times in self.skipped.items():
+            log.warning("reward %s failed on %d answers, which were left out of its term", name, times)
         for worker in self.actors:
             ray.kill(worker)
+
+    def _hand_out(self, work: Sequence[Unit], waiting: deque[int], running: dict[Any, tuple[int, int | None]]) -> None:
+        """Give weights to workers that lack them, units to the others; who has least in hand is served first."""
+        in_hand = Counter(k for k, _ in running.values())
+        for k in range(len(self.actors)):
+            if k not in self._fresh and not in_hand[k]:
+                running[self._send_weights(k)] = (k, None)
+        free = [k for level in range(self._units_each) for k in sorted(self._fresh) if in_hand[k] <= level]
+        for k in free[: len(waiting)]:
+            unit = waiting.popleft()
+            running[self.actors[k].reply.remote(work[unit], self._version)] = (k, unit)
+
+    def _groups(self, k: int, ref: Any) -> list[Group]:
+        """What a worker answered; raises ValueError or OSError, such as a reward's, as the worker raised it."""
+        try:
+            reply: _Reply = ray.get(ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, ValueError | OSError):
+                raise error.cause from None
+            raise
+        for warning in reply.warnings:
+            log.warning("rollout worker %d: %s", k, warning)
+        self.skipped += reply.skipped
+        return reply.groups
 
     def _send_weights(self, k: int) -> Any:
         # In a list, so that Ray passes references and the worker fetches one bucket at a time.

@@ -14,6 +14,8 @@ class PoolSettings:
     threads: int = 1
     """Torch threads of one worker."""
     gpus_per_worker: float = 0.0
+    units_in_flight: int = 3
+    """Units that one worker has in hand where a reward runs in processes: one is sampled while others are scored."""
     max_deaths: int = 10
     """Deaths in one call after which the pool gives up."""
 
@@ -21,6 +23,8 @@ class PoolSettings:
     """How long a worker that died may take to come back."""
 
     def __post_init__(self) -> None:
+        if self.units_in_flight < 1:
+            raise ValueError(f"pool.units_in_flight is {self.units_in_flight}; set it to 1 or more.")
         if self.workers < 1 or self.threads < 1 or self.max_deaths < 0 or self.gpus_per_worker < 0:
             raise ValueError(
                 f"pool.workers is {self.workers}, pool.threads {self.threads}, pool.max_deaths {self.max_deaths}, "

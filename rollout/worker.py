@@ -4,8 +4,9 @@ A plain class; Ray only wraps it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from envs.example import Env, Example
 from envs.plugin import Plugin
 from policies.base import Response
 from policies.weights import Bucket, bucket_names, held_checksum, load_bucket, make_bucket
-from rewards.score import Comparison, RewardBreakdown, Target, compare, score
+from rewards import kernels
+from rewards.score import Comparisons, Target, compare
+from rewards.scorer import Columns, RewardRecipe, Scorer
 from rollout.engine_shared import Sampling, sample, uniforms
 from rollout.records import Group, Rollout
 
@@ -44,9 +47,14 @@ class WorkerSettings:
     seed: int
     env: Plugin
     policy: Plugin
-    rewards: Mapping[str, Plugin] = field(default_factory=dict)
+    rewards: Mapping[str, RewardRecipe] = field(default_factory=dict)
     threads: int = 1
     """Torch threads of one worker."""
+
+    @property
+    def hosts_rewards(self) -> bool:
+        """Whether a reward has processes of its own, so that a worker may sample while it is waited for."""
+        return any(recipe.processes for recipe in self.rewards.values())
 
 
 def answer_seed(seed: int, step: int, position: int, index: int) -> int:
@@ -54,47 +62,74 @@ def answer_seed(seed: int, step: int, position: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, step, position, index]).generate_state(1, np.uint64)[0])
 
 
+@dataclass(frozen=True)
+class _Sampled:
+    """A group with all that needs the policy done; what is left is to score it."""
+
+    group: Group
+    """Without rollouts."""
+    texts: tuple[str, ...]
+    responses: tuple[Response, ...]
+    comparisons: Comparisons
+    policy_version: int
+    seeds: tuple[int, ...]
+
+
 class RolloutWorker:
-    """A policy, the data, and the rewards, in one process."""
+    """A policy, the data, and the rewards, in one process. Several threads may ask it at once."""
 
     def __init__(self, settings: WorkerSettings, name: str) -> None:
         torch.set_num_threads(settings.threads)
+        kernels.warm()
         self.name = name
+        # One thread samples, or takes weights, at a time; scoring is free of it, since a reward may be slow.
+        self._sampling = Lock()
         self._settings = settings
         # Ray shows a worker only the GPUs reserved for it, so with gpus_per_worker 0 there is none to be seen.
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._policy: Any = settings.policy.build().to(self._device).eval()
-        self._rewards = {key: plugin.build() for key, plugin in settings.rewards.items()}
+        self.scorer = Scorer(settings.rewards)
         self._envs: dict[str, Env] = {}
         self._version = -1
         self._checksum = ""
 
     def set_weights(self, version: int, buckets: Iterable[Bucket]) -> str:
         """Take over weights; returns the checksum of what this worker now holds, computed from its own parameters."""
-        self._version = -1
-        for bucket in buckets:
-            load_bucket(self._policy.model, bucket)
-        self._checksum = held_checksum(self._policy.model)
-        self._version = version
-        return self._checksum
+        with self._sampling:
+            self._version = -1
+            for bucket in buckets:
+                load_bucket(self._policy.model, bucket)
+            self._checksum = held_checksum(self._policy.model)
+            self._version = version
+            return self._checksum
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Replace the weights by those of a Hugging Face folder.
 
         They have no version until `set_weights` gives them one.
         """
-        self._version = -1
-        self._policy = self._settings.policy.with_settings(checkpoint=checkpoint).build().to(self._device).eval()
+        with self._sampling:
+            self._version = -1
+            self._policy = self._settings.policy.with_settings(checkpoint=checkpoint).build().to(self._device).eval()
 
     def buckets(self) -> Iterator[Bucket]:
         """The weights that this worker holds, cut into buckets."""
         return (make_bucket(part) for part in bucket_names(self._policy.model))
 
     def answer(self, unit: Unit, version: int) -> list[Group]:
-        """Sample and score a unit's groups with the weights of `version`.
+        """Sample and score a unit's groups with the weights of `version`; while it scores, another unit may be sampled.
 
-        Raises RuntimeError where this worker holds other weights: a stale answer must never pass for a fresh one.
+        Raises RuntimeError where this worker holds other weights: a stale answer must never pass for a fresh one. What
+        `Scorer.columns` raises passes through.
         """
+        with self._sampling:
+            # Torch counts its threads by the thread that asks, which need not be the one that built this worker.
+            torch.set_num_threads(self._settings.threads)
+            sampled = self._sampled(unit, version)
+        columns = self.scorer.columns_of([group.comparisons for group in sampled])
+        return [_scored(*parts) for parts in zip(sampled, columns, strict=True)]
+
+    def _sampled(self, unit: Unit, version: int) -> list[_Sampled]:
         if version != self._version:
             raise RuntimeError(
                 f"worker {self.name} holds weights of version {self._version}, the unit of step {unit.step} wants "
@@ -136,12 +171,10 @@ class RolloutWorker:
         image: NDArray[np.uint8],
         responses: list[Response],
         seeds: list[int],
-    ) -> Group:
+    ) -> _Sampled:
         height, width = example.image.height, example.image.width
         answers = [self._policy.read(response, height, width) for response in responses]
-        comparisons = compare(answers, Target.from_truth(example.truth))
-        scored = zip(responses, comparisons, score(comparisons, self._rewards), seeds, strict=True)
-        return Group(
+        group = Group(
             run=self._settings.run,
             step=unit.step,
             position=unit.positions[n],
@@ -149,21 +182,34 @@ class RolloutWorker:
             prompt_tokens=self._policy.prompt_tokens(image, example.prompt.text),
             policy_checksum=self._checksum,
             temperature=unit.sampling.temperature,
-            rollouts=tuple(self._rollout(k, *parts) for k, parts in enumerate(scored)),
+            rollouts=(),
+        )
+        return _Sampled(
+            group,
+            texts=tuple(self._policy.text(response) for response in responses),
+            responses=tuple(responses),
+            comparisons=compare(answers, Target.from_truth(example.truth), example.id, example.prompt.text),
+            policy_version=self._version,
+            seeds=tuple(seeds),
         )
 
-    def _rollout(
-        self, index: int, response: Response, comparison: Comparison, breakdown: RewardBreakdown, seed: int
-    ) -> Rollout:
-        return Rollout(
-            index=index,
+
+def _scored(sampled: _Sampled, columns: Columns) -> Group:
+    """The group with its rollouts; columns: the term of each answer, by reward name."""
+    parts = zip(sampled.responses, sampled.texts, sampled.comparisons, sampled.seeds, strict=True)
+    rollouts = tuple(
+        Rollout(
+            index=k,
             response=response,
-            text=self._policy.text(response),
+            text=text,
             answer=comparison.answer,
             intersection_px=comparison.intersection_px,
             answer_area_px=comparison.answer_area_px,
             iou=comparison.iou,
-            terms=breakdown.terms,
-            policy_version=self._version,
+            terms={name: terms[k] for name, terms in columns.items()},
+            policy_version=sampled.policy_version,
             seed=seed,
         )
+        for k, (response, text, comparison, seed) in enumerate(parts)
+    )
+    return replace(sampled.group, rollouts=rollouts)

@@ -13,7 +13,6 @@ from rl.settings import (
     find_config,
     load_settings,
     plugin_from_settings,
-    plugins_from_settings,
     save_settings,
     shipped_configs,
 )
@@ -201,6 +200,8 @@ def test_a_shipped_file_is_found_by_its_name_from_any_folder_but_a_file_on_disk_
     assert "demo" in shipped_configs()
     shipped = [find_config(Path(name)).read_text() for name in ("demo", "demo.yaml", "configs/demo.yaml")]
     assert len(set(shipped)) == 1 and shipped[0]
+    names = ("rewards/iou", "rewards/iou.yaml", "configs/rewards/iou.yaml")
+    assert len({find_config(Path(name)).read_text() for name in names}) == 1
     with pytest.raises(FileNotFoundError, match=r"did you mean 'demo'\?"):
         find_config(Path("demoo"))
     with pytest.raises(FileNotFoundError):
@@ -301,16 +302,26 @@ def test_a_class_with_its_own_constructor_has_the_parameters_as_settings(tmp_pat
         plugin_from_settings("policies", "Policy", {**entry, "dtipe": "x"}, "policy", ["codec"])
 
 
-def test_rewards_are_a_mapping_of_names_to_settings():
-    plugins = plugins_from_settings(
-        "rewards", "Reward", {"mask_iou": {"weight": 1}, "format": None, "again": {"name": "mask_iou"}}, "rewards"
-    )
-    assert [plugin.name for plugin in plugins.values()] == ["mask_iou", "format", "mask_iou"]
-    assert plugins["mask_iou"].build().weight == 1.0
-    assert plugins["format"].settings == {}
-    with pytest.raises(ValueError, match=r"^rewards.format is 1, expected a mapping"):
-        plugins_from_settings("rewards", "Reward", {"format": 1}, "rewards")
+def test_settings_that_stand_beside_those_of_the_class_are_checked_and_left_to_the_caller(tmp_path):
+    @dataclass
+    class Beside:
+        plugin: str
+        size: int = 0
+
+    entry = {"module": external_env(tmp_path), "folder": "d", "size": 3}
+    assert plugin_from_settings("envs", "Env", entry, "env", ["split"], Beside).settings == {"folder": "d"}
+    with pytest.raises(ValueError, match=r"env.size is 'x', expected int"):
+        plugin_from_settings("envs", "Env", entry | {"size": "x"}, "env", ["split"], Beside)
+    with pytest.raises(ValueError, match=r"env.plugin is not a setting.* Settings of env: folder, .*, size\."):
+        plugin_from_settings("envs", "Env", entry | {"plugin": "x"}, "env", ["split"], Beside)
+
+
+def test_a_class_with_a_field_that_has_a_meaning_in_every_such_entry_is_refused(tmp_path):
+    @dataclass
+    class Beside:
+        folder: str = ""
+
     with pytest.raises(
-        ValueError, match=r"^rewards.format.weigth is not a setting; did you mean rewards.format.weight\?"
+        ValueError, match=r"^env: Env of .* has a field folder, but .*\(folder\); give the field another name"
     ):
-        plugins_from_settings("rewards", "Reward", {"format": {"weigth": 1}}, "rewards")
+        plugin_from_settings("envs", "Env", {"module": external_env(tmp_path)}, "env", ["split"], Beside)

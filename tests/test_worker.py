@@ -1,3 +1,5 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +14,43 @@ from envs.polygons import Answer, AnswerStatus, answer_from_rings
 from policies.tiny_model import TinySizes, write_untrained
 from policies.vision_language import Policy
 from policies.weights import bucket_names, checksum, held_checksum, make_bucket
-from rewards.score import Target, compare, score
+from rewards.score import Target, compare
+from rewards.scorer import RewardRecipe, Scorer
 from rollout.engine_shared import Sampling
 from rollout.records import Group
 from rollout.worker import RolloutWorker, Unit, WorkerSettings, answer_seed
 
-REWARDS = {name: Plugin("rewards", "Reward", name, {}) for name in ("mask_iou", "centroid_distance", "format")}
+REWARDS = {
+    name: RewardRecipe(Plugin("rewards", "Reward", name, {})) for name in ("mask_iou", "centroid_distance", "format")
+}
 UNIT = Unit("train", 3, positions=(4, 5), indices=(7, 11), group_size=5, sampling=Sampling(1.0, 12))
+
+
+GATE = """
+import os, time
+from dataclasses import dataclass
+
+
+@dataclass
+class Reward:
+    folder: str
+    weight: float = 1.0
+
+    def __call__(self, comparison):
+        open(os.path.join(self.folder, comparison.example_id.replace("/", "-")), "w").close()
+        while not os.path.exists(os.path.join(self.folder, "open")):
+            time.sleep(0.01)
+        return 0.5
+"""
+"""A reward that leaves a file named like the example when it is asked, and answers when there is a file `open`."""
+
+
+@dataclass(frozen=True)
+class TriangleCodec:
+    """Reads every text as the same valid triangle."""
+
+    def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:
+        return answer_from_rings([np.array([[0.0, 0.0], [width, 0.0], [0.0, height]])])
 
 
 @dataclass(frozen=True)
@@ -99,11 +131,11 @@ def test_groups_are_complete(tiny_untrained: Path, groups: list[Group]) -> None:
 
 
 def test_scores_equal_pixel_counts_and_what_the_rewards_say(groups: list[Group]) -> None:
-    rewards = {name: plugin.build() for name, plugin in REWARDS.items()}
+    scorer = Scorer(REWARDS)
     for group in groups:
         truth = group.example.truth.union
         answers = [rollout.answer for rollout in group.rollouts]
-        expected = score(compare(answers, Target.from_truth(group.example.truth)), rewards)
+        expected = scorer.score(compare(answers, Target.from_truth(group.example.truth)))
         assert [rollout.terms for rollout in group.rollouts] == [breakdown.terms for breakdown in expected]
         for rollout in group.rollouts:
             mask = mask_from_rings(rollout.answer.rings_px, 32, 32)
@@ -163,6 +195,38 @@ def test_a_loaded_checkpoint_has_no_version_until_it_is_given_one(tiny_untrained
         one.answer(UNIT, 0)
     one.set_weights(0, one.buckets())
     assert sampled(one.answer(UNIT, 0)) == sampled(groups)
+
+
+def test_a_slow_reward_in_a_process_does_not_keep_the_next_unit_from_being_sampled(
+    tiny_untrained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "gate.py").write_text(GATE)
+    gate = RewardRecipe(Plugin("", "Reward", "gate", {"folder": str(tmp_path)}, str(tmp_path / "gate.py")), processes=2)
+    policy = Plugin("policies", "Policy", "vision_language", {"checkpoint": tiny_untrained, "codec": TriangleCodec()})
+    one = RolloutWorker(replace(settings(tiny_untrained), policy=policy, rewards={"gate": gate}), "one")
+    one.set_weights(0, [])
+    units = [replace(UNIT, positions=(index,), indices=(index,), group_size=1) for index in (7, 11)]
+    env = Env("train", image_size=32, num_scenes=20)
+    asked = [tmp_path / env[index].id.replace("/", "-") for index in (7, 11)]
+    with ThreadPoolExecutor(2) as threads:
+        answered = [threads.submit(one.answer, unit, 0) for unit in units]
+        deadline = time.monotonic() + 60
+        while not all(path.exists() for path in asked) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        were_asked = [path.exists() for path in asked]
+        (tmp_path / "open").touch()
+        groups = [group for future in answered for group in future.result()]
+    one.scorer.close()
+    assert were_asked == [True, True]
+    assert [group.position for group in groups] == [7, 11]
+    assert [group.rollouts[0].terms for group in groups] == [{"gate": 0.5}] * 2
+
+
+def test_threads_that_ask_one_worker_get_what_one_thread_gets(tiny_untrained: Path, groups: list[Group]) -> None:
+    one = worker(tiny_untrained)
+    with ThreadPoolExecutor(3) as threads:
+        again = list(threads.map(lambda _: one.answer(UNIT, 0), range(3)))
+    assert [sampled(each) for each in again] == [sampled(groups)] * 3
 
 
 def test_seeds_of_answers_differ_by_every_part_of_their_key_and_are_spread_evenly() -> None:
