@@ -1,17 +1,15 @@
 """report.html: what a run reached, one self-contained page of numbers, curves and pictures, no network, no script."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from envs.polygons import AnswerStatus, Ring
+from rl.page import render_page, write_page
 from rl.pictures import COLOURS, LineChart, line_chart, svg_overlay
 from rl.scores import METRIC_TITLES, STAGE_TITLES, Interval, SceneScore, StageScores
 
@@ -144,10 +142,9 @@ def _verdict(difference: Interval) -> str:
 
 def render(report: Report) -> str:
     """The page as HTML text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("rl") / "report.html.j2").read_text(encoding="utf-8"))
     groups = {choice: [row for row in report.scenes if row.choice == choice] for choice in CHOICE_TITLES}
-    return template.render(
+    return render_page(
+        "report.html.j2",
         report=report,
         charts=[chart for chart in report.charts if chart.placed.curves],
         groups={choice: rows for choice, rows in groups.items() if rows},
@@ -163,7 +160,4 @@ def render(report: Report) -> str:
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page to `path`, whole or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(render(report), encoding="utf-8")
-    os.replace(temporary, path)
+    write_page(path, render(report))

@@ -1,0 +1,28 @@
+"""Self-contained HTML pages from the templates beside this file: no network, no script, light and dark."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+
+def render_page(template: str, **values: Any) -> str:
+    """The template `rl/TEMPLATE` filled in; what is not Markup is escaped, and a name without a value is an error."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_read)
+    )
+    return environment.get_template(template).render(**values)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page to `path`, whole or not at all; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read(name: str) -> str:
+    return (files("rl") / name).read_text(encoding="utf-8")
