@@ -11,7 +11,10 @@ from pathlib import Path
 _PACKAGES = Path(__file__).resolve().parents[1]
 KERNEL_FILES = tuple(
     _PACKAGES / name
-    for name in ("envs/spans.py", "envs/rle.py", "envs/raster.py", "rewards/chains.py", "rewards/kernels.py")
+    for name in (
+        *("envs/spans.py", "envs/rle.py", "envs/raster.py"),
+        *("rewards/bands.py", "rewards/chains.py", "rewards/slabs.py", "rewards/kernels.py"),
+    )
 )
 
 

@@ -123,15 +123,22 @@ class FlatAnswers(NamedTuple):
 def flat_answers(answers: Sequence[Sequence[Ring]]) -> FlatAnswers:
     """Answers, each a list of rings [N, 2], as FlatAnswers; raises ValueError for a ring of another shape."""
     rings = [ring for rings in answers for ring in rings]
-    for k, ring in enumerate(rings):
-        if type(ring) is not np.ndarray or ring.ndim != 2 or ring.shape[1] != 2:
-            if np.shape(ring)[1:] != (2,) and np.size(ring):
-                raise ValueError(f"A ring has shape {np.shape(ring)}; give [N, 2] vertices (x, y) in pixels.")
-            rings[k] = np.asarray(ring, np.float64).reshape(-1, 2)
-    vertices = np.ascontiguousarray(np.concatenate(rings), np.float64) if rings else np.zeros((0, 2))
+    try:
+        vertices = np.concatenate(rings) if rings else np.zeros((0, 2))
+    except ValueError:  # of different numbers of axes, as an empty list has but one
+        vertices = np.zeros(0)
+    if vertices.ndim != 2 or vertices.shape[1] != 2:
+        vertices = np.concatenate([_checked_ring(ring) for ring in rings])
+    vertices = np.ascontiguousarray(vertices, np.float64)
     ring_offsets = np.array(list(accumulate(map(len, rings), initial=0)), np.int64)
     answer_offsets = np.array(list(accumulate(map(len, answers), initial=0)), np.int64)
     return FlatAnswers(vertices, ring_offsets, answer_offsets)
+
+
+def _checked_ring(ring: Ring) -> Ring:
+    if np.shape(ring)[1:] != (2,) and np.size(ring):
+        raise ValueError(f"A ring has shape {np.shape(ring)}; give [N, 2] vertices (x, y) in pixels.")
+    return np.asarray(ring, np.float64).reshape(-1, 2)
 
 
 def flatten_rings(rings: Sequence[Ring]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

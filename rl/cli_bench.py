@@ -32,3 +32,15 @@ def rewards(
         print(json.dumps(bench.as_json(timed), indent=2))
     else:
         console.print(bench.table(timed))
+
+
+@bench_app.command()
+def rescore(as_json: AsJson = False) -> None:
+    """Archived answers rescored a second, at 64 and at 640 x 480 pixels, masks decoded each time."""
+    from rl.bench import rescore as bench
+
+    found = bench.bench()
+    if as_json:
+        print(json.dumps([vars(one) for one in found], indent=2))
+    else:
+        console.print(bench.table(found))

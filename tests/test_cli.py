@@ -12,7 +12,8 @@ def polytrace(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-COMMANDS = ["demo", "sft", "train", "refine", "evaluate", "archive", "export"]
+COMMANDS = ["demo", "sft", "train", "refine", "evaluate", "archive", "export", "rewards", "bench"]
+BELOW = ["archive verify", "export pairs", "rewards score", "rewards compare", "rewards ablate", "rewards test"]
 
 
 def test_the_top_help_names_every_command() -> None:
@@ -21,7 +22,9 @@ def test_the_top_help_names_every_command() -> None:
     assert all(command in done.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["archive", "verify"], ["export", "pairs"]])
+@pytest.mark.parametrize(
+    "command", [[name] for name in COMMANDS] + [name.split() for name in [*BELOW, "bench rewards", "bench rescore"]]
+)
 def test_every_command_has_help_without_loading_torch(command: list[str]) -> None:
     check = "import sys; from rl.cli import main\ntry:\n  main()\nfinally:\n  assert 'torch' not in sys.modules"
     done = subprocess.run(
@@ -40,6 +43,10 @@ def test_every_command_has_help_without_loading_torch(command: list[str]) -> Non
         (["evaluate", "no/such/run"], "no/such/run is not a folder"),
         (["archive", "verify", "no/such/run"], "no/such/run is not a folder"),
         (["export", "pairs", "no/such/run", "--out", "x"], "no/such/run is not a folder"),
+        (["rewards", "test", "mask_iuo"], "did you mean 'mask_iou'?"),
+        (["rewards", "score", "no/such/run"], "there is no file no/such/run"),
+        (["rewards", "compare", "no/such/run", "mask_iou"], "No archive in no/such/run/archive"),
+        (["rewards", "ablate", "rewards/iuo"], "there is no file rewards/iuo; did you mean 'iou'?"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(arguments: list[str], says: str) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from envs.kernel_cache import KERNEL_FILES
+
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
     "envs": {"envs"},
@@ -17,10 +19,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "transformers": ("policies/", "rl/bench/"),
     "peft": ("policies/", "rl/bench/"),
-    "numba": (
-        *("envs/spans.py", "envs/rle.py", "envs/raster.py"),
-        *("rewards/kernels.py", "rewards/chains.py", "rewards/slabs.py", "rewards/bands.py"),
-    ),
+    "numba": tuple(str(file.relative_to(ROOT)) for file in KERNEL_FILES),  # all that the kernels' cache is keyed by
     "ray": ("rollout/pool.py", "rollout/cluster.py", "rl/learner.py"),
     "deepspeed": ("rl/learner_rank.py",),
     "vllm": ("rollout/engine_vllm.py",),

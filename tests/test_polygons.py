@@ -12,6 +12,7 @@ from envs.polygons import (
     AnswerStatus,
     answer_from_rings,
     bounding_box_px,
+    flat_answers,
     flatten_rings,
     grid_from_px,
     instance_from_rings,
@@ -129,3 +130,20 @@ def test_an_answer_made_from_no_ring_is_the_empty_one():
     assert answer_from_rings([]) == Answer(AnswerStatus.EMPTY)
     answer = answer_from_rings([RECTANGLE])
     assert answer.status is AnswerStatus.OK and len(answer.instances) == 1
+
+
+def test_flat_answers_take_rings_of_any_kind_of_array_and_empty_ones() -> None:
+    square = [[0, 0], [2, 0], [2, 2], [0, 2]]
+    flat = flat_answers([[square, []], [], [np.array(square, np.float32), np.zeros((0, 2))]])
+    assert flat.vertices.dtype == np.float64 and flat.vertices.shape == (8, 2)
+    assert flat.ring_offsets.tolist() == [0, 4, 4, 8, 8]
+    assert flat.answer_offsets.tolist() == [0, 2, 2, 4] and flat.num_answers == 3
+    assert flat.part(2, 3).ring_offsets.tolist() == [0, 4, 4]
+
+
+@pytest.mark.parametrize("ring", [np.zeros((4, 3)), np.array([1.0, 2.0, 3.0]), np.zeros((2, 2, 2))])
+def test_a_ring_that_is_not_n_by_2_is_refused_with_its_shape(ring: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"A ring has shape .*give \[N, 2\]"):
+        flat_answers([[np.zeros((3, 2))], [ring]])
+    with pytest.raises(ValueError, match="A ring has shape"):
+        flat_answers([[ring]])
