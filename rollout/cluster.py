@@ -1,6 +1,7 @@
 """Starting Ray, or joining a cluster that runs."""
 
 import logging
+import os
 
 import ray
 
@@ -14,6 +15,8 @@ def start(address: str | None, num_cpus: int, num_gpus: float = 0.0) -> None:
     if not ray.is_initialized() and address is not None:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     elif not ray.is_initialized():
+        # Ray would run them at niceness 15, last of all on a machine that anybody else works on.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             num_cpus=num_cpus,
             include_dashboard=False,

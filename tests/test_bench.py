@@ -9,6 +9,7 @@ import pytest
 from envs.polygons import flat_answers
 from rewards.kernels import overlap
 from rewards.score import Target
+from rl.bench.batch import batch_milliseconds
 from rl.bench.outlines import OUTLINES
 from rl.bench.overlap_in_c import overlap_in_c
 from rl.bench.rewards import Case, as_json, cases, measure, table
@@ -44,3 +45,8 @@ def test_the_numbers_come_as_json_too_and_the_table_has_a_row_a_case() -> None:
     assert found["ratio"]["pycocotools"] == {"smooth": timed[0].ratio_pycocotools}
     assert found["ratio"]["pycocotools_lowest"] == min(one.ratio_pycocotools for one in timed)
     assert table(timed).row_count == 2
+
+
+def test_a_rollout_batch_is_scored_in_less_than_a_hundredth_of_a_demo_step() -> None:
+    # A step of the demo takes about two seconds on two cores; a busy machine is given a factor of five.
+    assert 0 < batch_milliseconds() < 100

@@ -99,6 +99,7 @@ def test_a_worker_killed_in_mid_step_costs_no_answer_and_serves_again_only_with_
 ) -> None:
     expected = answers(pool.answer(units(24)))
     before = pool.process_ids()
+    assert {os.getpriority(os.PRIO_PROCESS, process) for process in before} == {os.nice(0)}
     collected: list[Group] = []
     step = threading.Thread(target=lambda: collected.extend(pool.answer(units(24))))
     step.start()
