@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.example import ImageRef
-from rl.gspo import Algorithm
+from policies.base import Response
+from rl.policy_gradient import PolicyGradient, TokenAdvantages
 from rollout.records import Group
 
 
@@ -33,6 +34,8 @@ class Batch:
     counts: NDArray[np.bool_]
     """[B] False for a group without signal: it keeps its place, so that no rank waits for another, but weighs
     nothing."""
+    token_advantages: TokenAdvantages | None = None
+    """[B][G] arrays [T] that take the place of `advantages` in the loss, where the algorithm gives tokens their own."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,13 +49,30 @@ class Batch:
             tuple(self.sampler_logprobs[k] for k in indices),
             self.advantages[list(indices)],
             self.counts[list(indices)],
+            None if self.token_advantages is None else tuple(self.token_advantages[k] for k in indices),
         )
 
+    def padded_advantages(self, num_tokens: int) -> NDArray[np.float32]:
+        """[B, G] advantages of the responses, or [B, G, num_tokens] of their tokens where these have their own."""
+        if self.token_advantages is None:
+            return self.advantages
+        padded = np.zeros((*self.advantages.shape, num_tokens), np.float32)
+        for b, row in enumerate(self.token_advantages):
+            for g, values in enumerate(row):
+                padded[b, g, : len(values)] = values
+        return padded
 
-def pack(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
-    """A Batch of groups of equal size that have their totals."""
+
+def pack(groups: Sequence[Group], algorithm: PolicyGradient) -> Batch:
+    """A Batch of groups of equal size that have their totals.
+
+    Raises ValueError where an algorithm's token advantages are not one for each token.
+    """
     advantages, counts = algorithm.advantages(np.array([group.totals for group in groups]))
     responses = [[rollout.response for rollout in group.rollouts] for group in groups]
+    token_advantages = algorithm.token_advantages(groups, advantages)
+    if token_advantages is not None:
+        _refuse_other_lengths(token_advantages, responses)
     return Batch(
         images=tuple(group.example.image for group in groups),
         phrases=tuple(group.example.prompt.text for group in groups),
@@ -60,4 +80,16 @@ def pack(groups: Sequence[Group], algorithm: Algorithm) -> Batch:
         sampler_logprobs=tuple(tuple(response.logprobs for response in row) for row in responses),
         advantages=advantages.astype(np.float32),
         counts=counts,
+        token_advantages=token_advantages,
     )
+
+
+def _refuse_other_lengths(token_advantages: TokenAdvantages, responses: Sequence[Sequence[Response]]) -> None:
+    given = [[len(values) for values in row] for row in token_advantages]
+    needed = [[len(response.tokens) for response in row] for row in responses]
+    if given != needed:
+        b = next((b for b, (one, other) in enumerate(zip(given, needed, strict=False)) if one != other), len(given))
+        raise ValueError(
+            f"the algorithm's token_advantages of group {b} have the lengths {given[b : b + 1]}, its responses "
+            f"{needed[b : b + 1]} tokens; give one for each token, the end token included."
+        )

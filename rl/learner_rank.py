@@ -18,7 +18,8 @@ from envs.example import Env
 from policies.base import PromptRows
 from policies.weights import Bucket, bucket_names, make_bucket
 from rl.batch import Batch
-from rl.gspo import Algorithm, SequenceTerms
+from rl.learner_stats import loss_stats, pass_mean, sampler_stats, step_stats
+from rl.policy_gradient import PolicyGradient, token_divergence
 from rl.rank_settings import RankPlace, RankSettings
 
 if not torch.cuda.is_available():
@@ -27,13 +28,13 @@ import deepspeed
 
 
 class LearnerRank:
-    """A DeepSpeed engine around the policy, and the GSPO step on it."""
+    """A DeepSpeed engine around the policy, and the step on it that the algorithm asks for."""
 
     def __init__(self, settings: RankSettings, place: RankPlace) -> None:
         torch.set_num_threads(settings.learner.threads)
         torch.manual_seed(settings.seed)
         self._settings, self._place = settings, place
-        self._algorithm: Algorithm = settings.algorithm.build()
+        self._algorithm: PolicyGradient = settings.algorithm.build()
         self._env: Env = settings.env.build(split="train")
         policy = settings.policy.build()
         policy.train()
@@ -47,9 +48,14 @@ class LearnerRank:
             model=policy, optimizer=optimizer, config=self._deepspeed_config()
         )
         self._steps_done = 0
+        self._reference = self._build_reference() if self._algorithm.kl > 0 else None
         # Under ZeRO-3 a parameter is empty here; the settings refuse an average then.
         model = self._engine.module.model
         self._average = {n: p.detach().clone() for n, p in model.named_parameters()} if settings.learner.average else {}
+
+    def _build_reference(self) -> torch.nn.Module:
+        """The policy that the run began with, whole on this rank at every ZeRO stage; its checkpoint never changes."""
+        return self._settings.policy.build().to(self._engine.module.device).requires_grad_(False).eval()
 
     def _deepspeed_config(self) -> dict[str, Any]:
         learner = self._settings.learner
@@ -93,9 +99,7 @@ class LearnerRank:
                 logs.append(self._micro_step(part, row, before, max(1, sequences)))
         self._steps_done += 1
         self._update_average()
-        values = {name: [log[name] for log in logs if name in log] for name in logs[-1]}
-        stats = {name: float(max(v) if name.endswith("_max") else np.mean(v)) for name, v in values.items()}
-        return stats | {"lr": self._optimizer.param_groups[0]["lr"]}
+        return step_stats(logs) | {"lr": self._optimizer.param_groups[0]["lr"]}
 
     def _rows(self, part: Batch) -> PromptRows:
         images = [self._env.image(ref) for ref in part.images]
@@ -111,12 +115,18 @@ class LearnerRank:
         old: [B, G, T] log-probabilities before the first update; None where this pass comes before it.
         """
         device = self._engine.module.device
-        advantages = torch.from_numpy(part.advantages).to(device)
-        counts = torch.from_numpy(part.counts).to(device)[:, None].expand_as(advantages)
+        advantages = torch.from_numpy(part.padded_advantages(rows.scored_mask.shape[-1])).to(device)
+        counts = torch.from_numpy(part.counts).to(device)[:, None].expand(part.advantages.shape)
+        weights = counts.float() / sequences
         new = self._engine(rows, self._settings.temperature)
         old = new.detach() if old is None else old
         terms = self._algorithm.terms(new, old, rows.scored_mask, advantages)
-        loss = self._algorithm.loss(terms, counts.float() / sequences)
+        loss = self._algorithm.loss(terms, weights)
+        stats = loss_stats(terms, counts) | sampler_stats(part, rows.scored_mask, old)
+        if self._reference is not None:
+            divergence = self._divergence(rows, new)
+            loss = loss + self._algorithm.kl * (self._algorithm.pool(divergence, rows.scored_mask) * weights).sum()
+            stats["kl"] = pass_mean(divergence, counts[..., None] & rows.scored_mask)
         # DeepSpeed averages over passes and ranks; the weights above already make the mean over the mini-batch.
         self._engine.backward(loss * (self._micro_steps * self._place.world_size))
         # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
@@ -124,9 +134,15 @@ class LearnerRank:
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
         last_pass = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
-        stats = _term_stats(terms, counts) | _sampler_drift(part, rows, old)
         stats["loss"] = float(loss.detach()) * self._micro_steps * self._place.world_size
         return stats | ({"grad_norm": float(self._engine.get_global_grad_norm() or norm)} if last_pass else {})
+
+    def _divergence(self, rows: PromptRows, new: Tensor) -> Tensor:
+        """[B, G, T] from the policy that the run began with; the gradient goes through `new`."""
+        assert self._reference is not None
+        with torch.no_grad():
+            reference = self._reference(rows, self._settings.temperature)
+        return token_divergence(new, reference, rows.scored_mask)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -201,25 +217,3 @@ def _join(place: RankPlace) -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/polytrace-torch-extensions")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-
-
-def _term_stats(terms: SequenceTerms, counts: Tensor) -> dict[str, float]:
-    """What to log of the sequences that count: ratio, spread of the mean log ratio, share clipped."""
-    if not bool(counts.any()):
-        return {"ratio_mean": 1.0, "ratio_max": 1.0, "clip_fraction": 0.0}
-    ratio = terms.ratio.detach()[counts]
-    return {
-        "ratio_mean": float(ratio.mean()),
-        "ratio_max": float(ratio.max()),
-        "clip_fraction": float(terms.clipped[counts].float().mean()),
-    }
-
-
-def _sampler_drift(part: Batch, rows: PromptRows, old: Tensor) -> dict[str, float]:
-    """Mean and largest difference between the learner's and the sampler's log-probabilities of the same tokens."""
-    sampled = np.concatenate([tokens for row in part.sampler_logprobs for tokens in row])
-    difference = np.abs(old[rows.scored_mask].cpu().numpy() - sampled)
-    return {
-        "sampler_logprob_difference": float(difference.mean()),
-        "sampler_logprob_difference_max": float(difference.max()),
-    }

@@ -1,9 +1,16 @@
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from envs.example import Example, ImageRef, Prompt, Truth
+from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus
 from policies.base import Response
+from rl import gspo_token
 from rl.batch import pack
 from rl.gspo import Algorithm
 from rollout.records import Group, Rollout
@@ -63,3 +70,56 @@ def test_a_part_takes_every_field_at_the_same_places() -> None:
 def test_groups_without_totals_or_of_unequal_size_are_no_batch() -> None:
     with pytest.raises(ValueError):
         pack([GROUPS[0], group("cat", [[1]] * 3, [0.0, 0.1, 0.2])], Algorithm())
+
+
+@dataclass(frozen=True)
+class ByPlace(gspo_token.Algorithm):
+    """Each token of an answer has the answer's advantage plus its place, up to `most` tokens."""
+
+    most: int = 9
+
+    def token_advantages(self, groups: Any, advantages: Any) -> Any:
+        return tuple(
+            tuple(
+                np.float32(advantages[b, g]) + np.arange(len(rollout.response.tokens), dtype=np.float32)[: self.most]
+                for g, rollout in enumerate(group.rollouts)
+            )
+            for b, group in enumerate(groups)
+        )
+
+
+def test_advantages_of_tokens_are_padded_with_zeros_and_follow_their_groups() -> None:
+    batch = pack(GROUPS, ByPlace(std_floor=0.3))
+    padded = batch.padded_advantages(4)
+    assert padded.dtype == np.float32
+    np.testing.assert_allclose(padded[0], [[-0.625, 0.375, 0, 0], [0.625, 1.625, 2.625, 0]], rtol=1e-6)
+    np.testing.assert_allclose(padded[2], [[0.4, 1.4, 0, 0], [-0.4, 0, 0, 0]], rtol=1e-6)
+    assert np.array_equal(batch.part([2, 0]).padded_advantages(4), padded[[2, 0]])
+
+
+def test_without_advantages_of_tokens_the_learner_gets_those_of_answers() -> None:
+    batch = pack(GROUPS, gspo_token.Algorithm())
+    assert batch.token_advantages is None
+    assert batch.padded_advantages(4) is batch.advantages
+
+
+def test_advantages_that_are_not_one_a_token_are_refused_with_the_lengths() -> None:
+    with pytest.raises(ValueError, match=r"group 0 have the lengths \[\[2, 2\]\], its responses \[\[2, 3\]\] tokens"):
+        pack(GROUPS, ByPlace(most=2))
+
+
+def test_the_algorithms_of_the_docs_do_what_they_say(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs/algorithms.md").read_text(encoding="utf-8")
+    built = []
+    for k, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL)):
+        (tmp_path / f"own_{k}.py").write_text(code)
+        built.append(Plugin("rl", "Algorithm", "own", {"std_floor": 0.3}, str(tmp_path / f"own_{k}.py")).build())
+    of_others, of_parts = built
+    assert of_others.advantages(np.array([[0.0, 0.3, 0.9]]))[0][0].tolist() == pytest.approx([-0.6, -0.15, 0.75])
+    one, other = GROUPS[0].rollouts
+    one = replace(one, terms={"box_iou": 0.9})
+    other = replace(rollout(1, [1, 2, 3, 4, 5, 6], 0.0), terms={"box_iou": None})
+    batch = pack([replace(GROUPS[0], rollouts=(one, other))], of_parts)
+    box = 0.45 / (0.45 + 0.3)
+    np.testing.assert_allclose(batch.padded_advantages(6)[0, 0], [box, box, 0, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(batch.padded_advantages(6)[0, 1], [-box] * 4 + [0.625] * 2, rtol=1e-6)

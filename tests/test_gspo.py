@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl.gspo import (
+from rl.gspo import Algorithm
+from rl.policy_gradient import (
     MAX_LOG_RATIO,
-    Algorithm,
+    clipped_objective,
     group_advantages,
     groups_with_signal,
     sequence_log_ratio,
-    sequence_terms,
 )
 
 WIDE = Algorithm(clip_low=0.2, clip_high=0.3, std_floor=0.5)
@@ -47,12 +47,12 @@ def mean_loss(new: Tensor, old: Tensor, mask: Tensor, advantages: Tensor) -> Ten
 
 def without_length_normalisation(new: Tensor, old: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
     log_ratio = torch.where(mask, new - old, 0.0).sum(-1)
-    return -sequence_terms(log_ratio, advantages, WIDE.clip_low, WIDE.clip_high).objective.mean()
+    return -WIDE.clip(log_ratio, advantages)[0].mean()
 
 
 def a_ratio_a_token(new: Tensor, old: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
-    terms = sequence_terms(new - old, advantages[..., None].expand_as(new), WIDE.clip_low, WIDE.clip_high)
-    return -((terms.objective * mask).sum(-1) / mask.sum(-1)).mean()
+    objective, _, _ = WIDE.clip(new - old, advantages[..., None])
+    return -((objective * mask).sum(-1) / mask.sum(-1)).mean()
 
 
 def a_mean_over_all_tokens(new: Tensor, old: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def a_mean_over_all_tokens(new: Tensor, old: Tensor, mask: Tensor, advantages: T
 
 def a_mean_over_padding_too(new: Tensor, old: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
     log_ratio = torch.where(mask, new - old, 0.0).mean(-1)
-    return -sequence_terms(log_ratio, advantages, WIDE.clip_low, WIDE.clip_high).objective.mean()
+    return -WIDE.clip(log_ratio, advantages)[0].mean()
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 40])
@@ -124,9 +124,9 @@ def test_objective_and_gradient_inside_and_outside_the_clips(
 
 def test_the_upper_and_the_lower_clip_are_told_apart() -> None:
     log_ratio = torch.tensor([[1.25, 0.75]], dtype=torch.float64).log()
-    terms = sequence_terms(log_ratio, torch.tensor([[1.0, -1.0]]), 0.2, 0.3)
-    assert terms.clipped.tolist() == [[False, True]]
-    assert terms.objective[0].tolist() == pytest.approx([1.25, -0.8])
+    objective, _, clipped = clipped_objective(log_ratio, torch.tensor([[1.0, -1.0]]), 0.2, 0.3)
+    assert clipped.tolist() == [[False, True]]
+    assert objective[0].tolist() == pytest.approx([1.25, -0.8])
 
 
 @pytest.mark.parametrize("padding", [0.0, -1e30, math.inf, -math.inf, math.nan])

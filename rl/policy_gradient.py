@@ -1,0 +1,187 @@
+"""Clipped policy gradients on groups of answers: what the algorithms share, as pure functions on tensors.
+
+    A    = (r - mean(r)) / (std + floor)              r the totals of a group; std of the group or of the batch
+    x    = a likelihood ratio, new policy over old    of a response (GSPO) or of a token (GRPO)
+    loss = -mean over responses of min(x A, clip(x, 1 - clip_low, 1 + clip_high) A)      (arXiv 1707.06347, 2402.03300)
+
+Departures from the papers: the floor under the standard deviation (rewards of polygons are continuous: in a group of
+near-equal answers, dividing by the bare std would make noise as loud as signal), and groups whose rewards do not differ
+are left out of the mean. Letters: B groups, G answers a group, T tokens; K is 1 where a response has one ratio, T where
+each of its tokens has its own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs.plugin import did_you_mean
+from rollout.records import Group
+
+MAX_LOG_RATIO = 10.0
+"""Log ratios are clamped to this before exp: exp can overflow, and 0 * inf is NaN in the backward pass."""
+NORMALISATIONS = ("group", "batch", "none")
+
+TokenAdvantages = tuple[tuple[NDArray[np.float32], ...], ...]
+"""[B][G] arrays [T]: an advantage for each token of each response."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What a loss is made of."""
+
+    objective: Tensor
+    """[B, G] of each response, clipped and pooled over its tokens, to be made large; carries the gradient."""
+    ratio: Tensor
+    """[B, G, K] likelihood ratios, new policy over old."""
+    clipped: Tensor
+    """[B, G, K] bool, True where the clipped branch was the smaller one: no gradient."""
+    present: Tensor
+    """[B, G, K] bool, False on padding."""
+
+
+def group_advantages(totals: NDArray[np.float64], std_floor: float, by: str = "group") -> NDArray[np.float64]:
+    """Advantages [B, G] of rewards [B, G]: deviation from the group's mean over a standard deviation plus a floor.
+
+    by: `group`, that of the group (arXiv 2402.03300); `batch`, that of all rewards at hand (arXiv 2508.08221); `none`,
+    the deviation itself (arXiv 2503.20783). 0 where both deviation and divisor are 0.
+    """
+    deviation = totals - totals.mean(axis=1, keepdims=True)
+    if by == "none":
+        return deviation
+    spread = (totals.std(axis=1, keepdims=True) if by == "group" else totals.std(keepdims=True)) + std_floor
+    return np.divide(deviation, spread, out=np.zeros_like(deviation), where=spread > 0)
+
+
+def groups_with_signal(totals: NDArray[np.float64], min_std: float) -> NDArray[np.bool_]:
+    """[B] True where the rewards [B, G] of a group differ: their standard deviation is above min_std."""
+    return totals.std(axis=1) > min_std
+
+
+def token_log_ratio(new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, G, T] log-probability ratio of each token, 0 outside the mask; all three are [B, G, T], the mask bool."""
+    return torch.where(mask, new_logprobs - old_logprobs, 0.0)
+
+
+def sequence_log_ratio(new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, G] mean log-probability ratio over the tokens of each response: log s_i of GSPO (arXiv 2507.18071, eq. 7).
+
+    new_logprobs, old_logprobs, mask (bool, True on response tokens): [B, G, T]. Exactly 0 where the policy has not
+    moved, and for a response without tokens.
+    """
+    return mean_over_tokens(token_log_ratio(new_logprobs, old_logprobs, mask), mask)
+
+
+def sequence_token_log_ratio(new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, G, T] log s_it of GSPO-token (arXiv 2507.18071, eq. 14): the value of log s_i, the gradient of token t."""
+    sequence = sequence_log_ratio(new_logprobs, old_logprobs, mask).detach()
+    # In this order the small difference is exactly 0 before anything is added to it.
+    return torch.where(mask, new_logprobs - new_logprobs.detach(), 0.0) + sequence[..., None]
+
+
+def mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """[B, G] mean of values [B, G, T] over the tokens of each response; 0 for a response without tokens."""
+    return torch.where(mask, values, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def clipped_objective(
+    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """min(x A, clip(x) A), x, and whether the clipped branch was the smaller one; of log x and A of one shape.
+
+    log x is clamped to MAX_LOG_RATIO either way; outside of it there is no gradient.
+    """
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    free = ratio * advantages
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return torch.minimum(free, clipped), ratio, clipped < free
+
+
+def token_divergence(new_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, G, T] estimate of KL(new, reference) at each token, 0 or more: exp(d) - d - 1 (arXiv 2402.03300, eq. 4).
+
+    d = log p_reference - log p_new, clamped to MAX_LOG_RATIO either way; 0 outside the mask. All are [B, G, T].
+    """
+    difference = token_log_ratio(reference_logprobs, new_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return difference.exp() - difference - 1
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """Settings and steps that all algorithms share; each adds its own `terms`."""
+
+    clip_low: float = 0.2
+    """How far a ratio may fall below 1 before it stops counting."""
+    clip_high: float = 0.2
+    """How far it may rise above 1."""
+    std_floor: float = 0.01
+    """Added to the standard deviation of rewards that advantages are divided by."""
+    min_std: float = 1e-6
+    """Groups whose rewards spread less than this carry no signal and are left out."""
+    normalise_by: str = "group"
+    """Whose standard deviation divides advantages: `group`, `batch` or `none`."""
+    kl: float = 0.0
+    """Weight of the divergence from the policy that the run began with; above 0, each rank holds a copy of that."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.clip_low < 1 and 0 < self.clip_high < math.inf):
+            raise ValueError(
+                f"algorithm.clip_low is {self.clip_low}, clip_high {self.clip_high}; both must be above 0, clip_low "
+                "below 1 and clip_high finite."
+            )
+        if self.clip_low > self.clip_high:
+            raise ValueError(
+                f"algorithm.clip_low is {self.clip_low}, above clip_high {self.clip_high}: bad answers would be "
+                f"pushed down further than good ones are raised; set clip_low to {self.clip_high} or less, or "
+                f"clip_high to {self.clip_low} or more."
+            )
+        for name, value in (("std_floor", self.std_floor), ("min_std", self.min_std), ("kl", self.kl)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"algorithm.{name} is {value}; set it to a finite number of 0 or more.")
+        if self.normalise_by not in NORMALISATIONS:
+            raise ValueError(
+                f"algorithm.normalise_by is {self.normalise_by!r}{did_you_mean(self.normalise_by, NORMALISATIONS)} "
+                f"There are: {', '.join(NORMALISATIONS)}."
+            )
+
+    def advantages(self, totals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Advantages [B, G] of total rewards [B, G], 0 in groups without signal, and which groups [B] carry one."""
+        counts = groups_with_signal(totals, self.min_std)
+        advantages = group_advantages(totals, self.std_floor, self.normalise_by)
+        # Equal rewards differ from their mean by a rounding error, which without a floor would be divided by itself.
+        return np.where(counts[:, None], advantages, 0.0), counts
+
+    def token_advantages(self, groups: Sequence[Group], advantages: NDArray[np.float64]) -> TokenAdvantages | None:
+        """Advantages of single tokens where those of one response differ, such as one a vertex; None where they do not.
+
+        groups: B with their totals; advantages: theirs, [B, G]. Only algorithms with a ratio a token can use them.
+        """
+        return None
+
+    def clip(self, log_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`clipped_objective` under these settings."""
+        return clipped_objective(log_ratio, advantages, self.clip_low, self.clip_high)
+
+    def terms(self, new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, advantages: Tensor) -> LossTerms:
+        """Terms of the loss from token log-probabilities [B, G, T], their mask, and advantages [B, G] or [B, G, T]."""
+        raise NotImplementedError
+
+    def pool(self, values: Tensor, mask: Tensor) -> Tensor:
+        """[B, G] one value a response from one a token [B, G, T]."""
+        return mean_over_tokens(values, mask)
+
+    def loss(self, terms: LossTerms, weights: Tensor) -> Tensor:
+        """Minus the weighted sum of the objectives.
+
+        Weights [B, G] that add up to 1 over a mini-batch make it their mean.
+        """
+        return -(terms.objective * weights).sum()
+
+
+def per_token(advantages: Tensor) -> Tensor:
+    """Advantages [B, G] as [B, G, 1], to stand beside values of tokens; those of tokens [B, G, T] as they are."""
+    return advantages if advantages.dim() == 3 else advantages[..., None]
