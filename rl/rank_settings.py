@@ -37,6 +37,11 @@ class LearnerSettings:
     """Updates a step; from the second one on the policy has moved and clipping acts."""
     micro_groups: int = 16
     """Groups in one forward and backward pass of one rank."""
+    warn_sampler_difference: float = 0.02
+    """Mean difference between the learner's and the sampler's log-probability of a token from which a run warns, once.
+
+    In float32 it is near 1e-6, in bfloat16 near 1e-2; more speaks of other weights, temperatures or masks.
+    """
     threads: int = 2
     """Torch threads of one rank."""
     gpus_per_rank: float = 0.0
@@ -59,6 +64,11 @@ class LearnerSettings:
             raise ValueError(
                 f"learner.average is {self.average} at learner.zero_stage {self.zero_stage}; it must lie in 0..1, 1 "
                 "not included, and be 0 under stage 3, where no rank holds whole weights."
+            )
+        if not self.warn_sampler_difference > 0:
+            raise ValueError(
+                f"learner.warn_sampler_difference is {self.warn_sampler_difference}; set it above 0, such as 0.02, or "
+                "to .inf for no warning."
             )
         if self.decay_steps is not None and self.decay_steps < 1:
             raise ValueError(f"learner.decay_steps is {self.decay_steps}; set it to 1 or more, or to null.")

@@ -17,9 +17,10 @@ from rl.batch import pack
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, num_gpus, rank_settings, run_parts, worker_settings
 from rl.evaluate import greedy_units, record_evaluation, score_groups
-from rl.gspo import Algorithm
 from rl.learner import Learner
+from rl.learner_stats import sampler_warning
 from rl.metrics import MetricsWriter
+from rl.policy_gradient import PolicyGradient
 from rl.settings import load_settings, save_settings
 from rl.signals import group_histograms, group_metrics, shaping_metrics
 from rl.totals import group_terms, past_terms, with_totals
@@ -58,7 +59,7 @@ class Run:
     def __init__(self, config: RunConfig, parts: RunParts, resume: bool) -> None:
         self.config, self.parts = config, parts
         self.folder = Path(config.run)
-        self.algorithm: Algorithm = parts.algorithm.build()
+        self.algorithm: PolicyGradient = parts.algorithm.build()
         self.train: Env = parts.env.build(split="train")
         self.validation: Env = parts.env.build(split="validation")
         cluster.start(
@@ -70,6 +71,7 @@ class Run:
         self.archive = RolloutArchive(self.folder / "archive")
         self.metrics = MetricsWriter(self.folder)
         self.shaper = parts.rewards.shaper()
+        self._warned = False
         self.first_step = self.checkpoints.load_last(self.learner) if resume else 0
         if resume:
             self.archive.set_aside_after(self.first_step - 1)
@@ -93,6 +95,12 @@ class Run:
         self.metrics.scalars(step, numbers)
         self.metrics.histograms(step, group_histograms(groups))
         return numbers
+
+    def new_warning(self, numbers: dict[str, float]) -> str | None:
+        """What a step's numbers should be warned of, the first time that there is something."""
+        warning = None if self._warned else sampler_warning(numbers, self.config.learner.warn_sampler_difference)
+        self._warned |= warning is not None
+        return warning
 
     def evaluate(self, step: int) -> float:
         """Greedy gIoU on validation of the policy as it would be handed out; keeps it if it is the best so far."""
@@ -161,6 +169,8 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
                 run.checkpoints.save(run.learner, step)
             run.pool.set_weights(run.learner.weights(), version=step)
             numbers = run.step(step)
+            if warning := run.new_warning(numbers):
+                progress.console.print(f"step {step:>5}  [yellow]warning:[/yellow] {warning}", soft_wrap=True)
             reward = numbers.get("reward/unshaped_mean", numbers["reward/mean"])
             progress.update(bar, completed=step + 1, description=f"RL  reward {reward:.3f}")
         progress.console.print(f"step {config.steps:>5}  greedy gIoU on validation {run.evaluate(config.steps):.3f}")

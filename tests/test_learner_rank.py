@@ -19,6 +19,7 @@ from envs.plugin import Plugin
 from policies.vision_language import Policy
 from rl.batch import Batch
 from rl.gspo import Algorithm
+from rl.policy_gradient import PolicyGradient, token_divergence
 from rl.rank_settings import LearnerSettings, RankPlace, RankSettings
 
 STAGES = (0, 1, 2, 3)
@@ -44,9 +45,9 @@ class Outcome:
     """Of each step."""
 
 
-def settings(checkpoint: Path, learner: LearnerSettings) -> RankSettings:
+def settings(checkpoint: Path, learner: LearnerSettings, algorithm: Plugin | None = None) -> RankSettings:
     policy = Plugin("policies", "Policy", "vision_language", {"checkpoint": checkpoint, "codec": Codec()})
-    algorithm = Plugin("rl", "Algorithm", "gspo", dict(vars(ALGORITHM)))
+    algorithm = algorithm or Plugin("rl", "Algorithm", "gspo", dict(vars(ALGORITHM)))
     return RankSettings(learner, policy, ENV, algorithm, TEMPERATURE, groups_per_step=4, seed=0)
 
 
@@ -119,9 +120,9 @@ def go_on(checkpoint: Path, jobs: list[Job], folder: Path) -> list[Outcome]:
     return outcomes
 
 
-def by_plain_torch(checkpoint: Path, batches: list[Batch]) -> Outcome:
+def by_plain_torch(checkpoint: Path, batches: list[Batch], algorithm: PolicyGradient = ALGORITHM) -> Outcome:
     """The same steps without DeepSpeed: every mini-batch in one pass, torch's own clipping and AdamW."""
-    policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
+    policy, first, env = Policy(checkpoint, Codec()), Policy(checkpoint, Codec()), ENV.build(split="train")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNER.lr, betas=(0.9, 0.95), weight_decay=0.0)
     weights, stats = [flat(policy)], []
     for whole in batches:
@@ -130,10 +131,13 @@ def by_plain_torch(checkpoint: Path, batches: list[Batch]) -> Outcome:
         old = [policy(row, TEMPERATURE).detach() for row in rows]
         losses, norms = [], []
         for part, row, before in zip(parts, rows, old, strict=True):
-            advantages, counts = torch.from_numpy(part.advantages), torch.from_numpy(part.counts)
-            terms = ALGORITHM.terms(policy(row, TEMPERATURE), before, row.response_mask, advantages)
+            mask, counts = row.response_mask, torch.from_numpy(part.counts)
+            new, advantages = policy(row, TEMPERATURE), torch.from_numpy(part.padded_advantages(mask.shape[-1]))
             optimizer.zero_grad()
-            losses.append(-terms.objective[counts].mean())
+            losses.append(-algorithm.terms(new, before, mask, advantages).objective[counts].mean())
+            if algorithm.kl:
+                divergence = algorithm.pool(token_divergence(new, first(row, TEMPERATURE).detach(), mask), mask)
+                losses[-1] = losses[-1] + algorithm.kl * divergence[counts].mean()
             losses[-1].backward()
             norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), LEARNER.grad_clip).item())
             optimizer.step()
@@ -144,6 +148,14 @@ def by_plain_torch(checkpoint: Path, batches: list[Batch]) -> Outcome:
 
 def flat(policy: Policy) -> Weights:
     return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()]).numpy().copy()
+
+
+def learn_under(checkpoint: Path, algorithms: list[Plugin], batches: list[Batch]) -> list[Outcome]:
+    """The steps of one rank under each algorithm."""
+    from rl.learner_rank import LearnerRank
+
+    place = RankPlace(port=free_port())
+    return [steps(LearnerRank(settings(checkpoint, LEARNER, each), place), batches) for each in algorithms]
 
 
 def stage_jobs(batches: list[Batch]) -> list[Job]:
@@ -195,6 +207,34 @@ def test_every_zero_stage_takes_the_steps_of_plain_torch(
 
 
 @pytest.mark.slow
+def test_every_algorithm_takes_the_steps_of_plain_torch_with_a_divergence_and_with_advantages_of_tokens(
+    tiny_untrained: Path, batches: list[Batch]
+) -> None:
+    rng = np.random.default_rng(0)
+    by_token = [
+        replace(
+            each,
+            token_advantages=tuple(
+                tuple(rng.normal(size=len(t)).astype(np.float32) for t in row) for row in each.tokens
+            ),
+        )
+        for each in batches
+    ]
+    own = {"gspo_token": {"clip_high": 0.1}, "grpo": {"kl": 0.5}, "dr_grpo": {"length_divisor": 7}}
+    plugins = [Plugin("rl", "Algorithm", name, fields) for name, fields in own.items()]
+    outcomes = apart(learn_under, tiny_untrained, plugins, by_token)
+    for plugin, outcome in zip(plugins, outcomes, strict=True):
+        expected = by_plain_torch(tiny_untrained, by_token, plugin.build())
+        for found, right in zip(outcome.weights, expected.weights, strict=True):
+            np.testing.assert_allclose(found, right, atol=NEAR)
+        for logged, right in zip(outcome.stats, expected.stats, strict=True):
+            assert logged["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+            assert logged["loss"] == pytest.approx(right["loss"], abs=1e-5)
+    divergence = [stats["kl"] for stats in outcomes[1].stats]
+    assert 0 < divergence[0] < divergence[1]
+
+
+@pytest.mark.slow
 def test_a_loaded_rank_takes_the_next_step_bit_for_bit_in_another_process(
     tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome], folder: Path
 ) -> None:
@@ -212,7 +252,10 @@ def test_what_is_logged_of_a_step(outcomes: list[Outcome]) -> None:
         # The sampler spoke of the same weights and temperature.
         assert first["sampler_logprob_difference_max"] < 1e-5
         assert outcome.stats[1]["sampler_logprob_difference"] > 1e-3
+        assert first["sampler_effective_sample_size"] > 0.999999
+        assert 0.1 < outcome.stats[1]["sampler_effective_sample_size"] < 0.9999
         assert first["lr"] == LEARNER.lr
+        assert "kl" not in first
         # By its second mini-batch the policy has moved.
         assert first["ratio_max"] > 1.001
         assert 0 < first["clip_fraction"] <= 0.5
@@ -308,6 +351,7 @@ def test_a_rate_warms_up_and_then_falls_along_a_cosine_to_a_tenth() -> None:
         ({"lr": 0.0}, "lr 0.0"),
         ({"minibatches": 0}, "minibatches 0"),
         ({"decay_steps": 0}, "decay_steps is 0"),
+        ({"warn_sampler_difference": 0.0}, "warn_sampler_difference is 0.0; set it above 0"),
         ({"average": 0.9, "zero_stage": 3}, "average is 0.9 at learner.zero_stage 3"),
     ],
 )
