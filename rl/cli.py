@@ -30,7 +30,8 @@ console = Console()
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, as dotted.key=value.", show_default=False)
 ]
-Config = Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped one (demo, sft_tiny, coco28, ...).")]
+CONFIG_HELP = "YAML file, or the name of a shipped one (demo, sft_tiny, coco28, ...)."
+Config = Annotated[Path, typer.Argument(help=CONFIG_HELP)]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from its last checkpoint.")]
 
@@ -60,8 +61,20 @@ def sft(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None, resume: Resume = False) -> None:
+def train(
+    config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP, show_default=False)] = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    replay: Annotated[Path | None, typer.Option(help="Only look at the loss of a batch in RUN/dropped/.")] = None,
+) -> None:
     """Train a policy by reinforcement learning: sample, score, archive, learn. Ends with the best checkpoint's path."""
+    if replay is not None:
+        from rl.replay import replay as replay_batch
+
+        replay_batch(replay, console)
+        return
+    if config is None:
+        raise ValueError("train has no config; give a YAML file or the name of a shipped one, such as demo.")
     from rl.checkpoints import Checkpoints
     from rl.config import RunConfig
     from rl.settings import load_settings
@@ -164,7 +177,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         console.print(f"[red]polytrace:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from error
     except SystemExit as end:

@@ -1,6 +1,7 @@
 """The learner as the main loop sees it: Ray actors, one a rank, behind step, weights, save and load."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class Learner:
         """The weights, or their running average where there is one, by reference; the driver never holds them."""
         buckets = ray.get([rank.put_buckets.remote(average) for rank in self._ranks])[0]
         return WeightRefs(tuple(ref for ref, _ in buckets), tuple(sha256 for _, sha256 in buckets))
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The weights themselves, bucket by bucket, for a policy in this process."""
+        return (ray.get(ref) for ref in self.weights().refs)
 
     def save(self, folder: Path, tag: str) -> None:
         """Write what is needed to go on, below folder/tag."""

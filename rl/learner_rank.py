@@ -3,6 +3,7 @@
 A plain class that runs without Ray, alone or as one of several ranks.
 """
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -127,15 +128,31 @@ class LearnerRank:
             divergence = self._divergence(rows, new)
             loss = loss + self._algorithm.kl * (self._algorithm.pool(divergence, rows.scored_mask) * weights).sum()
             stats["kl"] = pass_mean(divergence, counts[..., None] & rows.scored_mask)
+        stats["loss"] = float(loss.detach()) * self._micro_steps * self._place.world_size
+        if not math.isfinite(stats["loss"]):
+            loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
         # DeepSpeed averages over passes and ranks; the weights above already make the mean over the mini-batch.
         self._engine.backward(loss * (self._micro_steps * self._place.world_size))
+        return stats | self._update()
+
+    def _update(self) -> dict[str, float]:
+        """Change the weights after the last pass of a mini-batch, on all ranks or, by a gradient that is not finite,
+        on none; nothing is logged of the other passes."""
+        learner, last_pass = self._settings.learner, self._engine.is_gradient_accumulation_boundary()
         # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        last_pass = self._engine.is_gradient_accumulation_boundary()
-        self._engine.step()
-        stats["loss"] = float(loss.detach()) * self._micro_steps * self._place.world_size
-        return stats | ({"grad_norm": float(self._engine.get_global_grad_norm() or norm)} if last_pass else {})
+        kept = learner.zero_stage > 0 or learner.dtype != "float32" or math.isfinite(norm)
+        if kept or not last_pass:
+            self._engine.step()
+        else:
+            # Elsewhere DeepSpeed drops such an update by itself; here it is left to count the pass.
+            self._engine.zero_grad()
+            self._engine.micro_steps += 1
+        if not last_pass:
+            return {}
+        norm = float(self._engine.get_global_grad_norm() or norm) if kept else norm
+        return {"grad_norm": norm, "updates_dropped": float(not (kept and self._engine.was_step_applied()))}
 
     def _divergence(self, rows: PromptRows, new: Tensor) -> Tensor:
         """[B, G, T] from the policy that the run began with; the gradient goes through `new`."""

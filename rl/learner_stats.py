@@ -55,13 +55,16 @@ def pass_mean(values: Tensor, counted: Tensor) -> float:
 
 
 def step_stats(passes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The numbers of a step from those of its passes, which have equally many responses: means, of a _max the largest.
+    """The numbers of a step from those of its passes, which have equally many responses.
+
+    Means; of a _max the largest, of updates_dropped the sum.
 
     sampler_effective_sample_size: (sum w)^2 / (n sum w^2) over the n responses, 1 where all weigh the same and 1 / n
     where one weighs all: the share of them that still speaks for the learner's policy (Kong 1992).
     """
     values = {name: [one[name] for one in passes if name in one] for name in passes[-1]}
     stats = {name: float(max(v) if name.endswith("_max") else np.mean(v)) for name, v in values.items()}
+    stats["updates_dropped"] = sum(values.get("updates_dropped", []), 0.0)
     mean, square = stats.pop(_WEIGHT), stats.pop(_WEIGHT_SQUARE)
     return stats | {"sampler_effective_sample_size": mean**2 / square}
 

@@ -16,6 +16,7 @@ from envs.example import Env
 from rl.batch import pack
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, num_gpus, rank_settings, run_parts, worker_settings
+from rl.dropped import DroppedSteps
 from rl.evaluate import greedy_units, record_evaluation, score_groups
 from rl.learner import Learner
 from rl.learner_stats import sampler_warning
@@ -71,6 +72,7 @@ class Run:
         self.archive = RolloutArchive(self.folder / "archive")
         self.metrics = MetricsWriter(self.folder)
         self.shaper = parts.rewards.shaper()
+        self.dropped = DroppedSteps(self.folder)
         self._warned = False
         self.first_step = self.checkpoints.load_last(self.learner) if resume else 0
         if resume:
@@ -89,11 +91,13 @@ class Run:
         shaped = self.shaper.shape(step, terms)
         groups = with_totals(groups, shaped.totals)
         self.archive.append(step, groups)
-        learned = self.learner.step(pack(groups, self.algorithm))
+        batch = pack(groups, self.algorithm)
+        learned = self.learner.step(batch)
         numbers = group_metrics(groups) | shaping_metrics(self.shaper, step, terms, shaped)
         numbers |= {f"learner/{name}": value for name, value in learned.items()}
         self.metrics.scalars(step, numbers)
         self.metrics.histograms(step, group_histograms(groups))
+        self.dropped.record(step, batch, learned["updates_dropped"])
         return numbers
 
     def new_warning(self, numbers: dict[str, float]) -> str | None:
@@ -147,7 +151,8 @@ def _refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
 def train(config: RunConfig, resume: bool, console: Console) -> Path:
     """Run the job that `config` describes; returns the folder of the run.
 
-    Raises ValueError, FileNotFoundError or FileExistsError for what is wrong with the config before Ray starts.
+    Raises ValueError, FileNotFoundError or FileExistsError for what is wrong with the config before Ray starts,
+    FloatingPointError where updates have to be dropped step after step.
     """
     parts = run_parts(config)
     prepare_folder(config, resume)

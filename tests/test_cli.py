@@ -38,6 +38,8 @@ def test_every_command_has_help_without_loading_torch(command: list[str]) -> Non
     ("arguments", "says"),
     [
         (["train", "no_such.yaml"], "there is no file no_such.yaml"),
+        (["train"], "train has no config; give a YAML file or the name of a shipped one"),
+        (["train", "--replay", "no_such.npz"], "there is no file no_such.npz; give one of RUN/dropped/"),
         (["train", "demo", "group_size=1"], "group_size is 1"),
         (["train", "demo", "steps"], "'steps' is not of the form key=value"),
         (["evaluate", "no/such/run"], "no/such/run is not a folder"),

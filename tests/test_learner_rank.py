@@ -282,6 +282,45 @@ def test_groups_without_signal_leave_the_weights_untouched(all_outcomes: list[Ou
         assert (outcome.stats[0]["loss"], outcome.stats[0]["grad_norm"]) == (0.0, 0.0)
 
 
+def spoilt(whole: Batch, groups: list[int]) -> Batch:
+    """The batch with advantages of NaN in some groups."""
+    advantages = whole.advantages.copy()
+    advantages[groups] = np.nan
+    return replace(whole, advantages=advantages)
+
+
+@pytest.mark.slow
+def test_updates_that_are_not_finite_are_dropped_at_every_stage_and_leave_no_trace(
+    tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome]
+) -> None:
+    hopeless, half = spoilt(batches[0], [1, 3]), spoilt(batches[0], [0])
+    found = apart(learn, tiny_untrained, stage_jobs([hopeless, *batches]), RankPlace(port=free_port()))
+    for outcome, undisturbed in zip(found, outcomes, strict=True):
+        assert np.array_equal(outcome.weights[0], outcome.weights[1])
+        assert [stats["updates_dropped"] for stats in outcome.stats] == [2.0, 0.0, 0.0]
+        for one, other in zip(outcome.weights[1:], undisturbed.weights, strict=True):
+            assert np.array_equal(one, other)
+    (one_of_two,) = apart(learn, tiny_untrained, [(LEARNER, [half])], RankPlace(port=free_port()))
+    assert one_of_two.stats[0]["updates_dropped"] == 1.0
+    assert np.isfinite(one_of_two.weights[1]).all()
+    assert np.abs(one_of_two.weights[1] - one_of_two.weights[0]).max() > 0.5 * LEARNER.lr
+
+
+@pytest.mark.slow
+def test_two_ranks_drop_an_update_that_is_not_finite_on_one_of_them(tiny_untrained: Path, batches: list[Batch]) -> None:
+    places = [RankPlace(rank, 2, port=free_port()) for rank in range(2)]
+    places = [replace(place, port=places[0].port) for place in places]
+    jobs = [(replace(LEARNER, zero_stage=stage), [spoilt(batches[0], [1, 3]), batches[1]]) for stage in (0, 2)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        running = [processes.submit(learn, tiny_untrained, jobs, place) for place in places]
+        first, second = (one.result(timeout=500) for one in running)
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one.weights[0], one.weights[1]) and np.array_equal(other.weights[0], other.weights[1])
+        assert np.array_equal(one.weights[2], other.weights[2]) and not np.array_equal(one.weights[1], one.weights[2])
+        for stats in (one.stats, other.stats):
+            assert [step["updates_dropped"] for step in stats] == [2.0, 0.0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2])
 def test_two_ranks_take_the_step_of_one(

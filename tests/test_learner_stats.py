@@ -64,7 +64,9 @@ def test_a_step_is_the_mean_of_its_passes_and_the_largest_of_what_is_a_maximum()
     weights = {"sampler_weight": 1.0, "sampler_weight_square": 1.0}
     passes = [{"loss": 1.0, "ratio_max": 3.0} | weights, {"loss": 2.0, "ratio_max": 1.0, "grad_norm": 7.0} | weights]
     expected = {"loss": 1.5, "ratio_max": 3.0, "grad_norm": 7.0, "sampler_effective_sample_size": 1.0}
-    assert step_of(*passes) == expected
+    assert step_of(*passes) == expected | {"updates_dropped": 0.0}
+    dropped = [one | {"updates_dropped": 1.0} for one in passes]
+    assert step_of(*dropped)["updates_dropped"] == 2.0
 
 
 def test_a_mean_over_what_counts_is_0_where_nothing_does() -> None:

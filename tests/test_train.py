@@ -89,6 +89,35 @@ def test_a_run_stopped_after_step_2_and_resumed_in_a_new_process_is_the_uninterr
 
 
 @pytest.mark.slow
+def test_a_run_whose_losses_are_not_finite_stops_after_three_steps_and_their_batches_can_be_replayed(
+    tmp_path: Path,
+) -> None:
+    folder, algorithm = tmp_path / "run", tmp_path / "spoilt.py"
+    algorithm.write_text(
+        "from dataclasses import dataclass\nfrom rl import gspo\n\n\n@dataclass(frozen=True)\n"
+        "class Algorithm(gspo.Algorithm):\n    def advantages(self, totals):\n"
+        "        advantages, counts = super().advantages(totals)\n"
+        "        advantages[-1, 0] = advantages[0, 1] = float('nan')\n        return advantages, counts\n"
+    )
+    command = ["train", "demo", f"run={folder}", *SMALL, "steps=9", f"algorithm={{module: {algorithm}}}"]
+    done = subprocess.run(polytrace(*command), capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    assert (
+        f"in 3 steps in a row, the last of them 2; these updates were dropped, and their batches lie in {folder}"
+        in said
+    )
+    assert [row["learner/updates_dropped"] for row in numbers(folder) if "learner/loss" in row] == [2.0] * 3
+    files = sorted((folder / "dropped").iterdir())
+    assert [path.name for path in files] == [f"step-{step:06d}.npz" for step in range(3)]
+    replayed = polytrace("train", "--replay", str(files[2]))
+    done = subprocess.run(replayed, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step-000002.npz under the weights of step 2" in done.stdout
+    assert "2 of 4 groups hold something that is not finite" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_checkpoint_sets_aside_what_came_later_and_goes_on(
     uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,96 @@
+"""Steps of which an update was dropped, because a loss or a gradient was not finite: their batches, kept for a look.
+
+RUN/dropped/step-000012.npz   plain arrays, nothing pickled; images by reference, as everywhere
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.example import ImageRef
+from rl.batch import Batch
+
+MOST_IN_A_ROW = 3
+"""So many dropped steps after each other are no accident: the run stops."""
+
+
+class DroppedSteps:
+    """Keeps the batches of a run's dropped steps, and stops it where they do not end."""
+
+    def __init__(self, run: Path) -> None:
+        self._folder = run / "dropped"
+        self._in_a_row = 0
+
+    def record(self, step: int, batch: Batch, updates_dropped: float) -> None:
+        """Take in a step; writes its batch where an update of it was dropped.
+
+        Raises FloatingPointError at the third such step in a row.
+        """
+        self._in_a_row = self._in_a_row + 1 if updates_dropped else 0
+        if updates_dropped:
+            self._folder.mkdir(exist_ok=True)
+            write_batch(batch, self._folder / f"step-{step:06d}.npz")
+        if self._in_a_row >= MOST_IN_A_ROW:
+            raise FloatingPointError(
+                f"a loss or gradient was not finite in {self._in_a_row} steps in a row, the last of them {step}; these "
+                f"updates were dropped, and their batches lie in {self._folder}. Look at learner/ratio_max and "
+                "learner/grad_norm of the steps before; start another run with a lower learner.lr or learner.grad_clip."
+            )
+
+
+def write_batch(batch: Batch, path: Path) -> None:
+    """Write a batch as an .npz file, whole or not at all."""
+    arrays = {
+        "image_keys": np.array([image.key for image in batch.images], np.str_),
+        "image_sha256": np.array([image.sha256 for image in batch.images], np.str_),
+        "image_sizes": np.array([(image.height, image.width) for image in batch.images], np.int64).reshape(-1, 2),
+        "phrases": np.array(batch.phrases, np.str_),
+        "lengths": np.array([[len(tokens) for tokens in row] for row in batch.tokens], np.int64),
+        "tokens": _joined(batch.tokens),
+        "sampler_logprobs": _joined(batch.sampler_logprobs),
+        "advantages": batch.advantages,
+        "counts": batch.counts,
+    }
+    if batch.token_advantages is not None:
+        arrays["token_advantages"] = _joined(batch.token_advantages)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    os.replace(partial, path)
+
+
+def read_batch(path: Path) -> Batch:
+    """A batch that `write_batch` wrote. Raises FileNotFoundError without a file, ValueError where it is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give one of RUN/dropped/.")
+    with np.load(path, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in arrays.files}
+    missing = {"image_keys", "lengths", "tokens", "sampler_logprobs", "advantages", "counts"} - set(found)
+    if missing:
+        raise ValueError(f"{path} holds no {', '.join(sorted(missing))}; give a file of RUN/dropped/.")
+    rows = zip(found["image_keys"], found["image_sha256"], found["image_sizes"], strict=True)
+    lengths = found["lengths"]
+    token_advantages = found.get("token_advantages")
+    return Batch(
+        images=tuple(ImageRef(str(key), str(sha256), int(h), int(w)) for key, sha256, (h, w) in rows),
+        phrases=tuple(str(phrase) for phrase in found["phrases"]),
+        tokens=_split(found["tokens"], lengths),
+        sampler_logprobs=_split(found["sampler_logprobs"], lengths),
+        advantages=found["advantages"],
+        counts=found["counts"],
+        token_advantages=None if token_advantages is None else _split(token_advantages, lengths),
+    )
+
+
+def _joined(rows: Sequence[Sequence[NDArray]]) -> NDArray:
+    return np.concatenate([values for row in rows for values in row])
+
+
+def _split(values: NDArray, lengths: NDArray[np.int64]) -> tuple[tuple[NDArray, ...], ...]:
+    """[B][G] arrays of the given lengths [B, G]."""
+    parts = np.split(values, np.cumsum(lengths.ravel())[:-1])
+    width = lengths.shape[1]
+    return tuple(tuple(parts[b * width : (b + 1) * width]) for b in range(len(lengths)))
