@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.path_tokens_grammar import EMPTY_WORD, INSTANCE_WORD, RING_WORD, PathTokensGrammar
 from envs.polygons import (
     Answer,
     AnswerStatus,
@@ -27,7 +28,6 @@ from envs.polygons import (
     signed_area_px,
 )
 
-EMPTY_WORD, RING_WORD, INSTANCE_WORD = "none", "M", ";"
 _MAX_DIGITS = 6
 
 
@@ -61,6 +61,10 @@ class Codec:
     def words(self) -> list[str]:
         """Every word of the grammar, numbers first and in order."""
         return [str(k) for k in range(max(self.box_bins, self.path_bins) + 1)] + [RING_WORD, INSTANCE_WORD, EMPTY_WORD]
+
+    def grammar(self) -> PathTokensGrammar:
+        """Automaton of the texts that read as valid within these limits."""
+        return PathTokensGrammar(self.box_bins, self.path_bins, self.max_rings, self.max_vertices)
 
     def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
         """Text of `instances`, each a list of pixel rings [N, 2] in canonical order, over a height x width image.

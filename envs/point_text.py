@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.point_text_grammar import SIGNS, PointTextGrammar
 from envs.polygons import (
     Answer,
     AnswerStatus,
@@ -39,25 +40,6 @@ _EMPTY = re.compile(rf"\[[{_SPACE}]*\]")
 _TOKEN = re.compile(rf"[{_SPACE}]*([\[\],;]|[-+.0-9eE]+)")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _NUMBER_BEGUN = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*|(?:\.[0-9]+)?[eE][-+]?[0-9]*)?)?")
-
-# What was read last, and the sign that may follow: what has then been read ("n" stands for a number).
-_GRAMMAR = {
-    ("nothing", "["): "instance begun",
-    ("instance begun", "["): "ring begun",
-    ("ring begun", "["): "point begun",
-    ("ring begun", "]"): "ring",
-    ("point begun", "n"): "x",
-    ("x", ","): "x and comma",
-    ("x and comma", "n"): "y",
-    ("y", "]"): "point",
-    ("point", ","): "point and comma",
-    ("point and comma", "["): "point begun",
-    ("point", "]"): "ring",
-    ("ring", ","): "ring and comma",
-    ("ring and comma", "["): "ring begun",
-    ("ring", "]"): "instance",
-    ("instance", ";"): "nothing",
-}
 
 
 @dataclass(frozen=True)
@@ -87,6 +69,10 @@ class Codec:
     def bins(self) -> int:
         """Steps of the grid over the image, the same in x and y."""
         return 10**self.decimals
+
+    def grammar(self) -> PointTextGrammar:
+        """Automaton of the texts that read as valid within these limits; of the ways to write them, see its file."""
+        return PointTextGrammar(self.decimals, self.max_rings, self.max_vertices, self.max_characters)
 
     def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
         """Text of `instances`, each a list of pixel rings [N, 2] in canonical order, over a height x width image.
@@ -177,7 +163,7 @@ def _scan(text: str) -> _Draft | AnswerStatus:
         if match is None:
             return AnswerStatus.UNPARSABLE
         position, sign = match.end(), match[1]
-        following = _GRAMMAR.get((state, sign if sign in "[],;" else "n"))
+        following = SIGNS.get((state, sign if sign in "[],;" else "n"))
         if following is None:
             return AnswerStatus.UNPARSABLE
         if following in ("x", "y"):

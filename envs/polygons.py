@@ -18,6 +18,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.grammar import AnswerGrammar
+
 Ring = NDArray[np.float64]
 Box = tuple[float, float, float, float]
 
@@ -95,6 +97,10 @@ class AnswerCodec(Protocol):
 
     def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:
         """The answer that `text` gives over a height x width image; a status for any str, never an exception."""
+        ...
+
+    def grammar(self) -> AnswerGrammar:
+        """Automaton of texts that read as valid, all that `encode` writes among them; for `sampling.grammar` alone."""
         ...
 
 
