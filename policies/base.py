@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from envs.polygons import Answer
+from policies.grammar import TokenGrammar
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ class PolicyContract(Protocol):
         """Rows of B images with several (phrase, answer token ids) each; only answers are scored."""
         ...
 
-    def forward(self, rows: PromptRows, temperature: float = 1.0) -> Tensor:
+    def forward(self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None) -> Tensor:
         """[B, G, T] float32 log-probabilities of the response tokens, logits divided by temperature.
 
-        0 outside scored_mask.
+        0 outside scored_mask. grammar_tokens: the limit on tokens with which they were sampled under the grammar, so
+        that other tokens are left out here too; None where no grammar was on.
         """
         ...
 
@@ -111,12 +113,24 @@ class PolicyContract(Protocol):
         """Mean cross-entropy over the scored tokens, nats, a scalar."""
         ...
 
-    def prefill(self, rows: PromptRows, group_size: int, temperature: float) -> tuple[Any, Tensor]:
-        """Encode B prompts once, fork each to G answers: a cache, and log-probabilities [B*G, V] of the first token."""
+    def token_grammar(self) -> TokenGrammar:
+        """The codec's grammar in this vocabulary, made once; ValueError where the vocabulary cannot write it."""
         ...
 
-    def decode(self, cache: Any, tokens: Tensor, temperature: float) -> Tensor:
-        """Log-probabilities [N, V] of the token after `tokens` [N]; the cache grows by one."""
+    def prefill(
+        self, rows: PromptRows, group_size: int, temperature: float, allowed: Tensor | None = None
+    ) -> tuple[Any, Tensor]:
+        """Encode B prompts once, fork each to G answers: a cache, and log-probabilities [B*G, V] of the first token.
+
+        allowed: [1, V] bool, the tokens that can be sampled; None: all.
+        """
+        ...
+
+    def decode(self, cache: Any, tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+        """Log-probabilities [N, V] of the token after `tokens` [N]; the cache grows by one.
+
+        allowed: [N, V] bool, the tokens that can be sampled; None: all.
+        """
         ...
 
     def keep(self, cache: Any, indices: Tensor) -> None:

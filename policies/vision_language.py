@@ -32,7 +32,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from envs.polygons import Answer, AnswerCodec
 from policies.base import PromptRows, Response, VisionFeatures
+from policies.grammar import TokenGrammar
 from policies.packing import pack_rows, pad_left, pad_responses
+from policies.pieces import token_pieces
 from policies.weights import held_checksum
 
 _FAMILIES: dict[str, Any] = {
@@ -81,6 +83,7 @@ class Policy(nn.Module):
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.codec = codec
+        self._grammar: TokenGrammar | None = None
         self.question = question
         self.end_token: int = self.tokenizer.eos_token_id
         self._image_token: int = config.image_token_id
@@ -194,20 +197,49 @@ class Policy(nn.Module):
         ).last_hidden_state
         return states.flatten(0, 1)[packed.predictors], packed.targets, packed.places
 
-    def _token_logprobs(self, states: Tensor, temperature: float) -> Tensor:
-        """[S, V] float32 log-probabilities over what can be sampled."""
+    def _token_logprobs(self, states: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+        """[S, V] float32 log-probabilities over what can be sampled; allowed: bool [S or 1, V], None for all."""
         logits = self.model.lm_head(states).float().index_fill(-1, self._unsampled, -torch.inf)
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         return torch.log_softmax(logits / temperature, dim=-1)
 
-    def forward(self, rows: PromptRows, temperature: float = 1.0) -> Tensor:
-        """[B, G, T] float32 log-probabilities of the response tokens at a temperature; 0 outside scored_mask."""
+    def forward(self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None) -> Tensor:
+        """[B, G, T] float32 log-probabilities of the response tokens at a temperature; 0 outside scored_mask.
+
+        grammar_tokens: the limit on tokens under which they were sampled with the grammar; None: without. Raises
+        ValueError for tokens that the grammar refuses.
+        """
         states, targets, places = self._scored_states(rows)
-        chosen = [
-            self._token_logprobs(part, temperature).gather(1, token[:, None])[:, 0]
-            for part, token in zip(states.split(_LOGIT_CHUNK), targets.split(_LOGIT_CHUNK), strict=True)
-        ]
+        masks = self._masks(rows, places, grammar_tokens)
+        chosen = []
+        for first in range(0, len(targets), _LOGIT_CHUNK):
+            part = slice(first, first + _LOGIT_CHUNK)
+            allowed = None if masks is None else self.token_grammar().allowed(masks[part])
+            logprobs = self._token_logprobs(states[part], temperature, allowed)
+            chosen.append(logprobs.gather(1, targets[part, None])[:, 0])
         flat = torch.zeros(rows.scored_mask.numel(), device=self.device).index_put((places,), torch.cat(chosen))
         return flat.view(rows.scored_mask.shape)
+
+    def _masks(self, rows: PromptRows, places: Tensor, grammar_tokens: int | None) -> NDArray[np.int64] | None:
+        """[S] numbers of the grammar's masks at `places` [S] of [B * G * T]; None without a grammar."""
+        if grammar_tokens is None:
+            return None
+        masks = self.token_grammar().masks_of_rows(
+            rows.response_tokens.flatten(0, 1).cpu().numpy(),
+            rows.response_mask.flatten(0, 1).cpu().numpy(),
+            grammar_tokens,
+        )
+        return masks.ravel()[places.cpu().numpy()]
+
+    def token_grammar(self) -> TokenGrammar:
+        """The codec's grammar in this vocabulary, made once; ValueError where the vocabulary cannot write it."""
+        if self._grammar is None:
+            grammar = self.codec.grammar()
+            pieces = token_pieces(self.tokenizer, grammar.alphabet)
+            size = self.model.config.get_text_config().vocab_size
+            self._grammar = TokenGrammar(grammar, pieces, self.end_token, size)
+        return self._grammar
 
     def sft_loss(self, rows: PromptRows, number_spread: float = 0.0) -> Tensor:
         """Mean cross-entropy (nats a scored token), a scalar.
@@ -237,9 +269,11 @@ class Policy(nn.Module):
     # Sampling.
 
     @torch.no_grad()
-    def prefill(self, rows: PromptRows, group_size: int, temperature: float) -> tuple[PromptCache, Tensor]:
+    def prefill(
+        self, rows: PromptRows, group_size: int, temperature: float, allowed: Tensor | None = None
+    ) -> tuple[PromptCache, Tensor]:
         """Encode B prompts once and fork each to G answers: the cache, and log-probabilities [B*G, V] of the first
-        token."""
+        token, among `allowed` [1, V]."""
         positions, following = self._prompt_positions(rows)
         length = rows.prompt_mask.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
@@ -254,15 +288,15 @@ class Policy(nn.Module):
         )
         cache = output.past_key_values
         cache.batch_repeat_interleave(group_size)
-        logprobs = self._token_logprobs(output.last_hidden_state[:, -1], temperature)
+        logprobs = self._token_logprobs(output.last_hidden_state[:, -1], temperature, allowed)
         forked = PromptCache(
             cache, rows.prompt_mask.repeat_interleave(group_size, 0), following.repeat_interleave(group_size)
         )
         return forked, logprobs.repeat_interleave(group_size, 0)
 
     @torch.no_grad()
-    def decode(self, cache: PromptCache, tokens: Tensor, temperature: float) -> Tensor:
-        """Log-probabilities [N, V] of the token after `tokens` [N]; the cache grows by one."""
+    def decode(self, cache: PromptCache, tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+        """Log-probabilities [N, V] of the token after `tokens` [N], among `allowed` [N, V]; the cache grows by one."""
         cache.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
         states = self.model.model(
             input_ids=tokens[:, None],
@@ -272,7 +306,7 @@ class Policy(nn.Module):
             use_cache=True,
         ).last_hidden_state[:, 0]
         cache.next_position = cache.next_position + 1
-        return self._token_logprobs(states, temperature)
+        return self._token_logprobs(states, temperature, allowed)
 
     def keep(self, cache: PromptCache, indices: Tensor) -> None:
         """Drop all answers of the cache but `indices` [M], so that finished ones cost nothing."""

@@ -190,4 +190,5 @@ def rank_settings(config: RunConfig, parts: RunParts) -> RankSettings:
         temperature=config.sampling.temperature,
         groups_per_step=config.groups_per_step,
         seed=config.seed,
+        grammar_tokens=config.sampling.grammar_tokens,
     )

@@ -1,6 +1,7 @@
 """Greedy answers on scenes that nobody trained on, scored by the same raster rule as everything else."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from rl.config import RunConfig
 from rl.metrics import MetricsWriter
 from rl.pictures import COLOURS, overlay
 from rl.scores import SceneScore, score_mask
-from rollout.engine_shared import Sampling
 from rollout.pool import WorkerPool
 from rollout.records import Group
 from rollout.worker import Unit
@@ -22,7 +22,7 @@ _GROUPS_PER_UNIT = 64
 
 def greedy_units(config: RunConfig, split: str, num_scenes: int) -> Iterator[Unit]:
     """The first `num_scenes` examples of a split, one greedy answer each."""
-    sampling = Sampling(temperature=0.0, max_tokens=config.sampling.max_tokens)
+    sampling = replace(config.sampling, temperature=0.0)
     for first in range(0, num_scenes, _GROUPS_PER_UNIT):
         places = tuple(range(first, min(first + _GROUPS_PER_UNIT, num_scenes)))
         yield Unit(split, step=0, positions=places, indices=places, group_size=1, sampling=sampling)

@@ -108,7 +108,7 @@ class LearnerRank:
 
     @torch.no_grad()
     def _logprobs(self, rows: PromptRows) -> Tensor:
-        return self._engine(rows, self._settings.temperature)
+        return self._engine(rows, self._settings.temperature, self._settings.grammar_tokens)
 
     def _micro_step(self, part: Batch, rows: PromptRows, old: Tensor | None, sequences: int) -> dict[str, float]:
         """One forward and backward pass, and the update if it is the last one of its mini-batch.
@@ -119,7 +119,7 @@ class LearnerRank:
         advantages = torch.from_numpy(part.padded_advantages(rows.scored_mask.shape[-1])).to(device)
         counts = torch.from_numpy(part.counts).to(device)[:, None].expand(part.advantages.shape)
         weights = counts.float() / sequences
-        new = self._engine(rows, self._settings.temperature)
+        new = self._engine(rows, self._settings.temperature, self._settings.grammar_tokens)
         old = new.detach() if old is None else old
         terms = self._algorithm.terms(new, old, rows.scored_mask, advantages)
         loss = self._algorithm.loss(terms, weights)
@@ -158,7 +158,7 @@ class LearnerRank:
         """[B, G, T] from the policy that the run began with; the gradient goes through `new`."""
         assert self._reference is not None
         with torch.no_grad():
-            reference = self._reference(rows, self._settings.temperature)
+            reference = self._reference(rows, self._settings.temperature, self._settings.grammar_tokens)
         return token_divergence(new, reference, rows.scored_mask)
 
     @torch.no_grad()

@@ -102,3 +102,5 @@ class RankSettings:
     """Divides the logits, as in sampling."""
     groups_per_step: int
     seed: int
+    grammar_tokens: int | None = None
+    """The sampler's limit on tokens where it sampled under the codec's grammar: the masks follow from it."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.base import PolicyContract, PromptRows, Response
+from policies.grammar import GrammarWalk
 
 
 @dataclass
@@ -23,6 +24,11 @@ class Sampling:
     """Divides the logits; 0 takes the likeliest token (and reports its log-probability at temperature 1)."""
     max_tokens: int = 64
     """Longest answer, tokens; longer ones are cut and read as truncated."""
+    grammar: bool = False
+    """Whether only tokens are sampled that lead to a valid answer within max_tokens, by the codec's grammar.
+
+    The learner takes its log-probabilities among the same tokens.
+    """
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.max_tokens < 1:
@@ -30,6 +36,11 @@ class Sampling:
                 f"sampling.temperature is {self.temperature} and sampling.max_tokens {self.max_tokens}; they must "
                 "be 0 or more and 1 or more."
             )
+
+    @property
+    def grammar_tokens(self) -> int | None:
+        """The limit on tokens that masks depend on; None where the grammar is off."""
+        return self.max_tokens if self.grammar else None
 
 
 def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
@@ -41,7 +52,8 @@ def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
 def sample(policy: PolicyContract, rows: PromptRows, sampling: Sampling, draws: NDArray[np.float64]) -> list[Response]:
     """B*G responses to B prompts, in order.
 
-    Draws: [B, G, max_tokens] uniform numbers; rows' own responses are not looked at.
+    Draws: [B, G, max_tokens] uniform numbers; rows' own responses are not looked at. Raises ValueError where the
+    grammar is asked for and tokenizer or limit do not suffice for it.
     """
     b, g, most = draws.shape
     temperature = sampling.temperature or 1.0
@@ -50,7 +62,8 @@ def sample(policy: PolicyContract, rows: PromptRows, sampling: Sampling, draws: 
     lengths = np.full(b * g, most)
     flat_draws = torch.from_numpy(draws.reshape(b * g, most)).to(policy.device)
     active = torch.arange(b * g, device=policy.device)
-    cache, token_logprobs = policy.prefill(rows, g, temperature)
+    walk = GrammarWalk(policy.token_grammar() if sampling.grammar else None, b * g, most)
+    cache, token_logprobs = policy.prefill(rows, g, temperature, walk.allowed_first())
     ended = torch.zeros(b * g, dtype=torch.bool, device=policy.device)
     for t in range(most):
         chosen = _choose(token_logprobs, flat_draws[active, t], sampling.temperature == 0)
@@ -68,7 +81,8 @@ def sample(policy: PolicyContract, rows: PromptRows, sampling: Sampling, draws: 
             left = (~ended).nonzero()[:, 0]
             policy.keep(cache, left)
             active, chosen, ended = active[left], chosen[left], ended[left]
-        token_logprobs = policy.decode(cache, chosen, temperature)
+            walk.keep(left)
+        token_logprobs = policy.decode(cache, chosen, temperature, walk.allowed_after(chosen))
     return [_response(tokens[k, : lengths[k]], logprobs[k, : lengths[k]], policy.end_token) for k in range(b * g)]
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from rewards.shaping import TermShaping
-from rl.config import RunConfig, run_parts
+from rl.config import RunConfig, rank_settings, run_parts
+from rl.evaluate import greedy_units
 from rl.rank_settings import LearnerSettings
 from rl.settings import load_settings, save_settings, shipped_configs
 from rl.sft_settings import SftConfig
+from rl.train import step_units
 
 
 def demo(*overrides: str) -> RunConfig:
@@ -85,6 +87,15 @@ def test_shaping_is_read_saved_and_read_back_equal(tmp_path: Path) -> None:
     save_settings(config, tmp_path / "config.yaml")
     assert load_settings(RunConfig, tmp_path / "config.yaml").shaping == config.shaping == {"mask_iou": shaping}
     assert run_parts(config).rewards.shaping == {"mask_iou": shaping}
+
+
+@pytest.mark.parametrize(("override", "tokens"), [("sampling.grammar=false", None), ("sampling.grammar=true", 48)])
+def test_one_setting_puts_sampler_evaluation_and_learner_under_the_grammar(override: str, tokens: int | None) -> None:
+    config = demo(override)
+    assert rank_settings(config, run_parts(config)).grammar_tokens == tokens
+    assert {unit.sampling.grammar_tokens for unit in step_units(config, 0, 100)} == {tokens}
+    assert {unit.sampling.grammar_tokens for unit in greedy_units(config, "test", 9)} == {tokens}
+    assert demo().sampling.grammar is False
 
 
 @pytest.mark.parametrize("name", shipped_configs())

@@ -21,6 +21,7 @@ from rl.batch import Batch
 from rl.gspo import Algorithm
 from rl.policy_gradient import PolicyGradient, token_divergence
 from rl.rank_settings import LearnerSettings, RankPlace, RankSettings
+from rollout.engine_shared import Sampling, sample
 
 STAGES = (0, 1, 2, 3)
 ENV = Plugin("envs", "Env", "cutout_scenes", {"image_size": 32, "num_scenes": 8})
@@ -397,3 +398,42 @@ def test_a_rate_warms_up_and_then_falls_along_a_cosine_to_a_tenth() -> None:
 def test_impossible_settings_are_refused_with_their_value(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LearnerSettings(**wrong)
+
+
+def sampled_under_the_grammar(checkpoint: Path, max_tokens: int) -> Batch:
+    """Four groups of three answers that an untrained policy gives under the grammar."""
+    policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
+    examples = [env[index] for index in range(4)]
+    images, phrases = [env.image(each.image) for each in examples], tuple(each.prompt.text for each in examples)
+    rows = policy.rows(images, phrases, [[np.array([policy.end_token])]] * 4)
+    draws = np.random.default_rng(0).random((4, 3, max_tokens))
+    flat = sample(policy, rows, Sampling(TEMPERATURE, max_tokens, grammar=True), draws)
+    groups = [flat[first : first + 3] for first in range(0, 12, 3)]
+    advantages, counts = ALGORITHM.advantages(np.random.default_rng(1).random((4, 3)))
+    return Batch(
+        tuple(each.image for each in examples),
+        phrases,
+        tuple(tuple(response.tokens for response in group) for group in groups),
+        tuple(tuple(response.logprobs for response in group) for group in groups),
+        advantages.astype(np.float32),
+        counts,
+    )
+
+
+def one_step(checkpoint: Path, batch: Batch, grammar_tokens: int | None, place: RankPlace) -> dict[str, float]:
+    from rl.learner_rank import LearnerRank
+
+    learner = replace(LEARNER, minibatches=1)
+    return LearnerRank(replace(settings(checkpoint, learner), grammar_tokens=grammar_tokens), place).step(batch)
+
+
+def test_under_the_grammar_the_first_ratio_is_exactly_one_and_learner_and_sampler_speak_of_one_distribution(
+    tiny_untrained: Path,
+) -> None:
+    batch = sampled_under_the_grammar(tiny_untrained, 24)
+    masked = apart(one_step, tiny_untrained, batch, 24, RankPlace(port=free_port()))
+    assert masked["ratio_mean"] == masked["ratio_max"] == 1.0
+    assert masked["sampler_logprob_difference_max"] < 1e-4
+    assert np.isfinite(masked["grad_norm"]) and masked["grad_norm"] > 0
+    free = apart(one_step, tiny_untrained, batch, None, RankPlace(port=free_port()))
+    assert free["sampler_logprob_difference_max"] > 0.5  # what the masks are for

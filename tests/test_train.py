@@ -68,6 +68,14 @@ def test_a_run_does_not_go_on_under_another_shaping(tmp_path: Path) -> None:
         prepare_folder(shaped, resume=True)
 
 
+def test_a_run_does_not_go_on_with_the_grammar_where_it_began_without(tmp_path: Path) -> None:
+    prepare_folder(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), resume=False)
+    (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
+    masked = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "sampling.grammar=true"])
+    with pytest.raises(ValueError, match=r"^sampling is .*grammar=True.* began with .*grammar=False"):
+        prepare_folder(masked, resume=True)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
