@@ -25,6 +25,7 @@ from rl.learner import Learner
 from rl.policy_gradient import PolicyGradient
 from rl.settings import load_settings
 from rollout import cluster
+from rollout.engine_shared import Sampling
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class GroupLoss:
 
 
 def group_losses(
-    policy: PolicyContract, env: Env, algorithm: PolicyGradient, batch: Batch, temperature: float
+    policy: PolicyContract, env: Env, algorithm: PolicyGradient, batch: Batch, sampling: Sampling
 ) -> Iterator[GroupLoss]:
     """One GroupLoss a group; the policy keeps its weights, and no gradient stays."""
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     for k in range(len(batch)):
         part = batch.part([k])
         rows = policy.rows([env.image(ref) for ref in part.images], part.phrases, part.tokens)
-        new, mask = policy.forward(rows, temperature), rows.scored_mask
+        new, mask = policy.forward(rows, sampling.temperature, sampling.grammar_tokens), rows.scored_mask
         advantages = torch.from_numpy(part.padded_advantages(mask.shape[-1])).to(new.device)
         objective = algorithm.terms(new, new.detach(), mask, advantages).objective
         found = torch.autograd.grad(-objective.mean(), parameters, allow_unused=True)
@@ -94,7 +95,7 @@ def replay(path: Path, console: Console) -> list[GroupLoss]:
         load_bucket(policy.model, bucket)
     learner.close()
     env, algorithm = parts.env.build(split="train"), parts.algorithm.build()
-    losses = list(group_losses(policy, env, algorithm, batch, config.sampling.temperature))
+    losses = list(group_losses(policy, env, algorithm, batch, config.sampling))
     console.print(_table(f"{path.name} under the weights of step {step}", losses))
     bad = sum(bool(one.not_finite) for one in losses)
     console.print(f"{bad} of {len(losses)} groups hold something that is not finite")

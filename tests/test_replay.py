@@ -16,6 +16,7 @@ from rl.dropped import write_batch
 from rl.gspo import Algorithm
 from rl.replay import group_losses, replay
 from rl.settings import load_settings, save_settings
+from rollout.engine_shared import Sampling
 
 
 def batch(policy: Policy, env: Env) -> Batch:
@@ -31,14 +32,14 @@ def batch(policy: Policy, env: Env) -> Batch:
 def test_each_group_has_its_loss_and_gradient_and_names_what_is_not_finite(tiny_untrained: Path) -> None:
     policy, env = Policy(tiny_untrained, Codec()), Env("train", image_size=32, num_scenes=8)
     whole = batch(policy, env)
-    first, second = group_losses(policy, env, Algorithm(), whole, 1.0)
+    first, second = group_losses(policy, env, Algorithm(), whole, Sampling())
     # Ratios are 1: the loss is minus the mean advantage, the gradient that of half the difference of two answers.
     assert (first.loss, second.loss) == pytest.approx((0.0, 0.0), abs=1e-6)
     assert first.gradient_norm > 1e-3 and second.gradient_norm > 1e-3
     assert (first.counts, second.counts) == (True, False)
     assert first.not_finite == second.not_finite == ()
     whole.advantages[1, 0] = np.nan
-    first, second = group_losses(policy, env, Algorithm(), whole, 1.0)
+    first, second = group_losses(policy, env, Algorithm(), whole, Sampling())
     assert first.not_finite == ()
     assert second.not_finite[:2] == ("1 of 2 advantages", "1 of 2 objectives")
     assert np.isnan(second.loss)
@@ -48,7 +49,7 @@ def test_a_weight_of_nan_is_found_before_all_that_follows_from_it(tiny_untrained
     policy, env = Policy(tiny_untrained, Codec()), Env("train", image_size=32, num_scenes=8)
     with torch.no_grad():
         next(iter(policy.model.parameters())).flatten()[0] = torch.nan
-    (one,) = group_losses(policy, env, Algorithm(), batch(policy, env).part([0]), 1.0)
+    (one,) = group_losses(policy, env, Algorithm(), batch(policy, env).part([0]), Sampling())
     assert one.not_finite[0].startswith("1 of ") and one.not_finite[0].endswith(" weights")
 
 
