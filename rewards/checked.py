@@ -53,7 +53,7 @@ def told_error(error: BaseException, file: str | None) -> str:
     text = " ".join(str(error).split())
     shown = text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "..."
     frames = traceback.extract_tb(error.__traceback__)
-    frame = ([frame for frame in frames if frame.filename == file] or frames)[-1]
+    frame = ([frame for frame in frames if frame.filename.endswith(file or "\0")] or frames)[-1]
     return f"raised {type(error).__name__}: {shown} (line {frame.lineno} of {frame.filename}: {frame.line})"
 
 

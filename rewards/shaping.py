@@ -48,7 +48,7 @@ class ShapedStep:
     weights: dict[str, float]
     """Of each term at this step."""
     totals: Values
-    """[B, G], 0 where no term applies."""
+    """[B, G]; where no term applies, the mean of the others of the group, 0 where there is none."""
 
 
 def weighted_mean(terms: Terms, weights: Mapping[str, float]) -> Values:
@@ -68,6 +68,17 @@ def weighted_mean(terms: Terms, weights: Mapping[str, float]) -> Values:
         weighted = weighted + weight * np.where(absent, 0.0, terms[name])
         applied = applied + weight * ~absent
     return np.divide(weighted, applied, out=np.full(applied.shape, np.nan), where=applied > 0)
+
+
+def filled_by_group(totals: Values) -> Values:
+    """Totals [..., G], NaN replaced by the mean of the others of its group, 0 where there is none.
+
+    So an answer that nothing could be said of is neither reinforced nor punished.
+    """
+    known = ~np.isnan(totals)
+    sums, counts = np.where(known, totals, 0.0).sum(-1, keepdims=True), known.sum(-1, keepdims=True)
+    means = np.divide(sums, counts, out=np.zeros(sums.shape), where=counts > 0)
+    return np.where(known, totals, means)
 
 
 def passed(values: Values, threshold: float) -> Values:
@@ -153,10 +164,10 @@ class Shaper:
         weights = self.weights_at(step)
         shaped = {name: self._shaped(name, step, terms[name]) for name in weights if name in terms}
         total = self._shaped(TOTAL, step, weighted_mean({**terms, **shaped}, weights))
-        return ShapedStep(shaped, weights, np.where(np.isnan(total), 0.0, total))
+        return ShapedStep(shaped, weights, filled_by_group(total))
 
     def totals(self, step: int, terms: Terms) -> Values:
-        """[B, G] totals of a step, as by `shape`; 0 where no term applies."""
+        """[B, G] totals of a step, as by `shape`."""
         return self.shape(step, terms).totals
 
     def observe(self, step: int, terms: Terms) -> None:

@@ -62,7 +62,11 @@ class Target:
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None) -> "Target":
-        """From a bool mask [H, W]; raises ValueError for another number of axes, or an `ignore` of another shape."""
+        """From a bool mask [H, W], or one of numbers 0 and 1.
+
+        Raises ValueError for other values, another number of axes, or an `ignore` of another shape.
+        """
+        mask, ignore = _as_bool("mask", mask), None if ignore is None else _as_bool("ignore", ignore)
         if mask.ndim != 2:
             raise ValueError(f"mask has shape {mask.shape}; give one mask [H, W], the union of all instances.")
         if ignore is not None and ignore.shape != mask.shape:
@@ -70,8 +74,9 @@ class Target:
         return cls.from_spans([_spans(mask)], None if ignore is None else _spans(ignore), *mask.shape)
 
     @classmethod
-    def from_rle(cls, counts: str | list[int], height: int, width: int) -> "Target":
+    def from_rle(cls, counts: str | bytes | list[int], height: int, width: int) -> "Target":
         """From COCO run lengths, compressed text or numbers; raises ValueError where they do not fit height x width."""
+        counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
         return cls.from_spans([spans_from_rle(counts, height, width)], None, height, width)
 
     @classmethod
@@ -113,8 +118,10 @@ class Target:
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
-        """[H, W] the true pixels."""
-        return np.asarray(mask_from_spans(self.spans, self.height, self.width))
+        """[H, W] the true pixels, not to be written to: other rewards read them too."""
+        mask = np.asarray(mask_from_spans(self.spans, self.height, self.width))
+        mask.flags.writeable = False
+        return mask
 
     @cached_property
     def box_px(self) -> Box | None:
@@ -208,6 +215,19 @@ class Target:
             shared[a], areas[a] = [shared_pixels(drawn, instance) for instance in self.instances], span_sums(drawn)[0]
         either = areas + [span_sums(instance)[0] for instance in self.instances] - shared
         return np.divide(shared, either, out=np.zeros(shared.shape), where=either > 0)
+
+
+def _as_bool(name: str, mask: NDArray) -> NDArray[np.bool_]:
+    """A mask of bool, or of whole numbers 0 and 1, as bool; ValueError for anything that would have to be guessed."""
+    mask = np.asarray(mask)
+    if mask.dtype == np.bool_:
+        return mask
+    if mask.dtype.kind in "iu" and mask.min(initial=0) >= 0 and mask.max(initial=0) <= 1:
+        return mask.astype(np.bool_)
+    raise ValueError(
+        f"{name} is of {mask.dtype}{'' if mask.dtype.kind not in 'iuf' else f' up to {mask.max(initial=0)}'}; give a "
+        "bool mask, such as probabilities > 0.5 or labels == 1."
+    )
 
 
 def _spans(mask: NDArray[np.bool_]) -> Spans:

@@ -19,7 +19,7 @@ def rewards(
 ) -> None:
     """IoU of groups of answers: pycocotools, OpenCV, shapely, scikit-image where installed, C, and ours; one thread.
 
-    Takes about two minutes. `pip install polytrace[bench]` installs the others.
+    Takes about two minutes. The extra `bench` of the package installs the others.
     """
     from rich.progress import track
 

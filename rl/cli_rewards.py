@@ -55,7 +55,9 @@ def compare(
     """Score a run's archived answers under several rewards: what each would reinforce, and where they disagree."""
     from rl.compare_page import write_comparison
     from rl.compare_rewards import compare_rewards, comparison_tables, step_range
+    from rl.rescoring import refuse_unwritable
 
+    refuse_unwritable(out)
     found = compare_rewards(run, configs, step_range(steps), console)
     for table in comparison_tables(found):
         console.print(table)

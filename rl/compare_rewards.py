@@ -93,8 +93,8 @@ def merge_rewards(parts: Sequence[RewardParts]) -> MergedRewards:
             settings = {key: value for key, value in recipe.plugin.settings.items() if key != "weight"}
             bare = replace(recipe, plugin=replace(recipe.plugin, settings=settings))
             same = [key for key, other in recipes.items() if other == bare]
-            variants = sum(key.split(" ")[0] == name for key in recipes)
-            mine[name] = same[0] if same else f"{name} ({variants + 1})" if variants else name
+            numbered = (name, *(f"{name} ({k})" for k in range(2, len(recipes) + 2)))
+            mine[name] = same[0] if same else next(key for key in numbered if key not in recipes)
             recipes[mine[name]] = bare
         keys.append(mine)
     return MergedRewards(recipes, keys)

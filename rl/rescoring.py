@@ -98,9 +98,10 @@ def rescore_run(run: Path, rewards: Path | None, out: Path | None, console: Cons
     out: a Parquet file of one row an answer (step, position, index, example_id, reward_*, total), whole or absent.
     Raises ValueError or FileNotFoundError for rewards or an archive that cannot be used, before anything is written.
     """
+    num_steps = _whole_steps(run)
     parts = load_rewards(rewards or run)
-    archive = RolloutArchive(run / "archive")
-    num_steps = archive.num_steps
+    if out is not None:
+        refuse_unwritable(out)
     warm()
     scorer, found = Scorer(parts.recipes), Rescored()
     try:
@@ -117,24 +118,47 @@ def rescore_run(run: Path, rewards: Path | None, out: Path | None, console: Cons
     return found
 
 
+def _whole_steps(run: Path) -> int:
+    """Number of archived steps; raises where there is none, or one is missing between the first and the last."""
+    archive = RolloutArchive(run / "archive")
+    last_step = archive.last_step
+    if last_step is None:
+        raise FileNotFoundError(f"{run} holds no archived answers; give the folder of a run that has made a step.")
+    if archive.num_steps != last_step + 1:
+        raise ValueError(
+            f"{run}/archive holds {archive.num_steps} of the {last_step + 1} steps up to its last; "
+            f"`polytrace archive verify {run}` says which are missing."
+        )
+    return archive.num_steps
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Raise ValueError where `out` is there and no ordinary file, which a rename would replace."""
+    if out.exists() and not out.is_file():
+        raise ValueError(f"{out} is no ordinary file; give the name of a new file, or of one to replace.")
+
+
 def _written(steps: Iterable[RescoredStep], out: Path | None) -> Iterator[RescoredStep]:
     """Hand the steps on, after each is written to `out`."""
     if out is None:
         yield from steps
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial, writer = out.with_name(f".{out.name}.partial"), None
     try:
         for step in steps:
             rows = _rows(step)
-            writer = writer or pq.ParquetWriter(partial, rows.schema, compression="zstd")
+            if writer is None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                writer = pq.ParquetWriter(partial, rows.schema, compression="zstd")
             writer.write_table(rows)
             yield step
+        if writer is not None:
+            writer.close()
+            partial.replace(out)
     finally:
         if writer is not None:
             writer.close()
-    if writer is not None:
-        partial.replace(out)
+        partial.unlink(missing_ok=True)
 
 
 def _rows(step: RescoredStep) -> pa.Table:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.plugin import did_you_mean, plugin_names
+from rewards.checked import told_error
 from rewards.scorer import RewardRecipe
 from rewards.shaping import Shaper, TermShaping
 from rl.settings import plugin_from_settings, read_mapping, settings_from, shipped_configs
@@ -91,7 +92,13 @@ def _recipe(name: str, entry: Any) -> RewardRecipe:
     where, settings = f"rewards.{name}", {} if entry is None else entry
     if not isinstance(settings, Mapping):
         raise ValueError(f"{where} is {entry!r}, expected a mapping of `key: value`.")
-    plugin = plugin_from_settings("rewards", "Reward", {"name": name, **settings}, where, beside=RewardRecipe)
+    try:
+        plugin = plugin_from_settings("rewards", "Reward", {"name": name, **settings}, where, beside=RewardRecipe)
+    except (ValueError, FileNotFoundError):
+        raise
+    except Exception as error:  # whatever the user's own file does while it is imported
+        told = told_error(error, str(settings.get("module", "")))
+        raise ValueError(f"{where}: importing {settings.get('module', name)} {told}; correct that file.") from error
     hosting = {key: settings[key] for key in ("processes", "seconds", "on_error") if key in settings}
     try:
         return RewardRecipe(plugin, **hosting)
@@ -106,6 +113,8 @@ def _weight(name: str, recipe: RewardRecipe) -> float:
         found: Any = plugin.load() if recipe.processes else plugin.build()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    except Exception as error:  # whatever the user's own class does while it is built
+        raise ValueError(f"{where} cannot be built: it {told_error(error, plugin.module)}.") from error
     weight = plugin.settings.get("weight", found.weight if "weight" in dir(found) else None)
     if not isinstance(weight, int | float):
         raise ValueError(
@@ -116,7 +125,10 @@ def _weight(name: str, recipe: RewardRecipe) -> float:
 
 
 def _alone(name: str, entry: Mapping[str, Any]) -> RewardParts:
-    return RewardParts({name: _recipe(name, entry)}, {name: 1.0}, {})
+    recipe = _recipe(name, entry)
+    if not _weight(name, recipe) >= 0:
+        raise ValueError(f"rewards.{name}: its weight is {_weight(name, recipe)}; set it to 0 or more.")
+    return RewardParts({name: recipe}, {name: 1.0}, {})
 
 
 def _config_of_run(folder: Path) -> Path:

@@ -151,3 +151,11 @@ def test_steps_are_written_as_a_slice() -> None:
     assert 5 not in step_range("3:5") and 10**9 in step_range("7:")
     with pytest.raises(ValueError, match="write A:B"):
         step_range("3")
+
+
+def test_rewards_of_one_name_with_a_space_are_kept_apart() -> None:
+    parts = [reward_parts({"my reward": {"name": "format"}}, {}) for _ in range(1)]
+    other = reward_parts({"my reward": {"module": str(Path(__file__).parents[1] / "rewards" / "mask_iou.py")}}, {})
+    merged = merge_rewards([*parts, other])
+    assert [keys["my reward"] for keys in merged.keys] == ["my reward", "my reward (2)"]
+    assert len(merged.recipes) == 2

@@ -1,6 +1,7 @@
 """Rescoring an archive: the run's own rewards come out to the last bit, others as if they had been the run's."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,3 +189,22 @@ def test_groups_of_different_sizes_are_refused(tmp_path: Path) -> None:
 def test_the_rewards_of_a_run_are_those_of_its_config(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: x\nrewards: {mask_iou: {weight: 0.8}}\nsteps: 3\n")
     assert load_rewards(tmp_path).weights == {"mask_iou": 0.8}
+
+
+def test_an_archive_without_a_step_or_with_one_missing_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    file, out = reward_file(tmp_path, "rewards: {format: {}}"), tmp_path / "new" / "x.parquet"
+    with pytest.raises(FileNotFoundError, match="holds no archived answers; give the folder of a run"):
+        rescore_run(tmp_path / "nothing", file, out, QUIET)
+    run = archived(tmp_path / "run", reward_parts({"mask_iou": None}, {}))
+    (run / "archive" / "rollouts" / "step-00000001.parquet").unlink()
+    with pytest.raises(ValueError, match=r"holds 2 of the 3 steps up to its last; `polytrace archive verify"):
+        rescore_run(run, file, out, QUIET)
+    assert not out.parent.exists()
+
+
+def test_an_output_that_is_no_ordinary_file_is_left_alone(tmp_path: Path) -> None:
+    run = archived(tmp_path / "run", reward_parts({"mask_iou": None}, {}))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is no ordinary file"):
+        rescore_run(run, reward_file(tmp_path, "rewards: {format: {}}"), tmp_path / "pipe", QUIET)
+    assert (tmp_path / "pipe").is_fifo()

@@ -146,3 +146,19 @@ def test_what_names_no_rewards_is_refused_with_what_is_near(tmp_path: Path) -> N
 
 def test_every_built_in_reward_is_known_by_its_file() -> None:
     assert {"mask_iou", "centroid_distance", "format"} <= set(reward_names())
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("def broken(:", r"raised SyntaxError"),
+        (
+            "import no_such_module",
+            r"raised ModuleNotFoundError: No module named 'no_such_module' \(line 1 of .*mine.py",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_line_with_its_place(tmp_path: Path, source: str, says: str) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(ValueError, match=says):
+        load_rewards(tmp_path / "mine.py")

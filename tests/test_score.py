@@ -250,3 +250,20 @@ def test_threads_change_nothing() -> None:
 def test_an_image_too_large_for_exact_sums_is_refused() -> None:
     with pytest.raises(ValueError, match=r"2 x 32768 pixels; scale it down"):
         Target.from_mask(np.zeros((2, 32768), bool))
+
+
+@pytest.mark.parametrize("given", [np.full((H, W), 0.4), np.full((H, W), 255, np.uint8), np.full((H, W), "False")])
+def test_what_is_no_mask_is_refused_and_not_guessed_at(given: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"mask is of .*give a bool mask"):
+        Target.from_mask(given)
+
+
+def test_masks_of_0_and_1_and_the_bytes_of_pycocotools_are_taken() -> None:
+    mask = box_mask(1, 2, 5, 4)
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"]
+    assert Target.from_mask(mask.astype(np.uint8)).area_px == Target.from_rle(rle, H, W).area_px == 8
+
+
+def test_a_reward_cannot_write_into_the_mask_that_others_read() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        Target.from_mask(box_mask(0, 0, 2, 2)).mask[:] = True

@@ -39,8 +39,12 @@ def test_a_term_that_does_not_apply_leaves_the_mean_of_the_others() -> None:
     assert totals({"a": [[0.5]], "b": [[NAN]]}, {"a": 1.0, "b": 0.25}) == [[0.5]]
 
 
-def test_an_answer_to_which_nothing_applies_has_the_total_0() -> None:
-    assert totals({"a": [[NAN, 0.25]]}, {"a": 2.0}) == [[0.0, 0.25]]
+def test_an_answer_to_which_nothing_applies_has_the_mean_total_of_its_group_so_nothing_is_learned_of_it() -> None:
+    assert totals({"a": [[NAN, 0.25, 0.75]]}, {"a": 2.0}) == [[0.5, 0.25, 0.75]]
+
+
+def test_a_group_to_which_nothing_applies_has_the_totals_0() -> None:
+    assert totals({"a": [[NAN, NAN]]}, {"a": 2.0}) == [[0.0, 0.0]]
     assert totals({"a": [[NAN]], "b": [[1.0]]}, {"a": 2.0, "b": 0.0}) == [[0.0]]
 
 
@@ -77,7 +81,7 @@ def test_a_threshold_is_met_by_itself() -> None:
 
 
 def test_power_2_squares_a_term() -> None:
-    assert totals({"a": [[0.5, 1.0, NAN]]}, {"a": 1.0}, a=TermShaping("power")) == [[0.25, 1.0, 0.0]]
+    assert totals({"a": [[0.5, 1.0, NAN]]}, {"a": 1.0}, a=TermShaping("power")) == [[0.25, 1.0, 0.625]]
 
 
 def test_ranks_run_from_0_to_1_within_the_group_and_ties_share_the_mean_of_theirs() -> None:
@@ -117,7 +121,7 @@ def test_a_quantile_is_the_share_below_and_half_the_share_equal() -> None:
 
 def test_quantiles_are_taken_among_the_last_values_with_those_of_the_step() -> None:
     shaper = Shaper({"a": 1.0}, {"a": TermShaping("quantile", history=4)})
-    assert shaper.totals(0, {"a": np.array([[0.2, NAN, 0.6]])}).tolist() == [[0.25, 0.0, 0.75]]
+    assert shaper.totals(0, {"a": np.array([[0.2, NAN, 0.6]])}).tolist() == [[0.25, 0.5, 0.75]]
     assert shaper.totals(1, {"a": np.array([[0.4, 0.6]])}).tolist() == [[0.375, 0.75]]  # among 0.2 0.6 0.4 0.6
     assert shaper.totals(2, {"a": np.array([[1.0]])}).tolist() == [[0.875]]  # 0.2 is forgotten
 
@@ -141,8 +145,8 @@ def test_quantiles_lie_in_0_to_1_and_keep_the_order(steps: list[list[list[float]
 
 def test_the_weighted_mean_itself_can_be_shaped() -> None:
     terms = {"a": [[0.0, 0.5, 1.0, NAN]], "b": [[0.5, 1.0, 0.0, NAN]]}  # means 0.25, 0.75, 0.5, none
-    assert totals(terms, {"a": 1.0, "b": 1.0}, total=TermShaping("rank")) == [[0.0, 1.0, 0.5, 0.0]]
-    assert totals(terms, {"a": 1.0, "b": 1.0}, total=TermShaping("threshold")) == [[0.0, 1.0, 1.0, 0.0]]
+    assert totals(terms, {"a": 1.0, "b": 1.0}, total=TermShaping("rank")) == [[0.0, 1.0, 0.5, 0.5]]
+    assert totals(terms, {"a": 1.0, "b": 1.0}, total=TermShaping("threshold")) == [[0.0, 1.0, 1.0, 2 / 3]]
 
 
 def test_terms_are_shaped_before_the_mean_and_each_in_its_own_way() -> None:
