@@ -178,7 +178,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:
-        console.print(f"[red]polytrace:[/red] {escape(str(error))}", soft_wrap=True)
+        # Apart from what was asked for, which another program may be reading.
+        Console(stderr=True).print(f"[red]polytrace:[/red] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(2) from error
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer's own answer to Ctrl-C

@@ -46,7 +46,7 @@ def test_every_command_has_help_without_loading_torch(command: list[str]) -> Non
         (["archive", "verify", "no/such/run"], "no/such/run is not a folder"),
         (["export", "pairs", "no/such/run", "--out", "x"], "no/such/run is not a folder"),
         (["rewards", "test", "mask_iuo"], "did you mean 'mask_iou'?"),
-        (["rewards", "score", "no/such/run"], "there is no file no/such/run"),
+        (["rewards", "score", "no/such/run"], "no/such/run holds no archived answers"),
         (["rewards", "compare", "no/such/run", "mask_iou"], "No archive in no/such/run/archive"),
         (["rewards", "ablate", "rewards/iuo"], "there is no file rewards/iuo; did you mean 'iou'?"),
     ],
@@ -54,11 +54,15 @@ def test_every_command_has_help_without_loading_torch(command: list[str]) -> Non
 def test_a_mistake_is_one_message_and_status_2(arguments: list[str], says: str) -> None:
     done = polytrace(*arguments)
     assert done.returncode == 2
-    assert says in " ".join(done.stdout.split()) and "Traceback" not in done.stdout + done.stderr
+    assert (
+        says in " ".join(done.stderr.split())
+        and not done.stdout.strip()
+        and "Traceback" not in done.stdout + done.stderr
+    )
 
 
 def test_a_run_that_is_there_is_not_mixed_with_a_new_one(tmp_path: Path) -> None:
     (tmp_path / "run" / "archive").mkdir(parents=True)
     done = polytrace("train", "demo", f"run={tmp_path / 'run'}")
     assert done.returncode == 2
-    assert "holds a run already" in " ".join(done.stdout.split())
+    assert "holds a run already" in " ".join(done.stderr.split())

@@ -110,7 +110,7 @@ def test_a_run_whose_losses_are_not_finite_stops_after_three_steps_and_their_bat
     command = ["train", "demo", f"run={folder}", *SMALL, "steps=9", f"algorithm={{module: {algorithm}}}"]
     done = subprocess.run(polytrace(*command), capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
-    said = " ".join(done.stdout.split())
+    said = " ".join(done.stderr.split())
     assert (
         f"in 3 steps in a row, the last of them 2; these updates were dropped, and their batches lie in {folder}"
         in said
