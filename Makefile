@@ -1,16 +1,19 @@
-# Four targets; everything else is the `polytrace` command.
+# A few targets; everything else is the `polytrace` command.
 PYTHON ?= python3
 BIN := .venv/bin
 # uv does not read pip's find-links; passing them on lets a local wheel folder serve both.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: demo test lint
+.PHONY: demo test test-long lint
 
 demo: .venv/ready
 	$(BIN)/polytrace demo
 
 test: .venv/ready
 	$(BIN)/pytest
+
+test-long: .venv/ready
+	$(BIN)/pytest -m long
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
