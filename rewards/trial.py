@@ -58,6 +58,8 @@ class Trial:
     """[N, 3] by reward name: of the trick, the careful and the hasty answer; NaN where the term does not apply."""
     iou: NDArray[np.float64]
     """[N, 3] IoU of the same."""
+    unsteady: tuple[str, ...] = ()
+    """Rewards that paid the same honest answers differently when asked again."""
 
     def totals(self, weights: Mapping[str, float]) -> NDArray[np.float64]:
         """[N, 3] weighted means, 0 where no term applies. Raises ValueError for a weight that names no term."""
@@ -72,6 +74,11 @@ class Trial:
             honest, name = (totals[CAREFUL], "careful") if careful else (totals[HASTY], "hasty")
             found.append(Verdict(trick, totals[TRICK], honest, name))
         return found
+
+    def indifferent(self, weights: Mapping[str, float]) -> bool:
+        """Whether a careful answer earns exactly what a hasty one does, in every scene: then nothing is learned."""
+        totals = self.totals(weights)
+        return bool((np.abs(totals[:, CAREFUL] - totals[:, HASTY]) <= _ROUNDING).all())
 
     def safe_weight(self, name: str) -> float:
         """The largest weight of term `name`, beside a mask IoU of weight 1, with which every trick still passes.
@@ -97,6 +104,10 @@ def try_tricks(scorer: Scorer) -> Trial:
     ]
     # All at once, so that a slow reward in processes of its own works on several.
     columns = scorer.columns_of(groups)
+    again = scorer.columns_of(groups[: len(scenes)])
+    unsteady = [
+        name for name in columns[0] if any(one[name] != two[name] for one, two in zip(columns, again, strict=False))
+    ]
     honest = dict(zip(scenes, range(len(scenes)), strict=True))
     rows = [(len(scenes) + k, honest[trick.scene.name]) for k, trick in enumerate(tricks())]
     iou = [[comparison.iou for row in pair for comparison in groups[row]] for pair in rows]
@@ -104,7 +115,9 @@ def try_tricks(scorer: Scorer) -> Trial:
         name: [[nan if term is None else term for row in pair for term in columns[row][name]] for pair in rows]
         for name in columns[0]
     }
-    return Trial(tricks(), {name: np.array(values, np.float64) for name, values in terms.items()}, np.array(iou))
+    return Trial(
+        tricks(), {name: np.array(values, np.float64) for name, values in terms.items()}, np.array(iou), tuple(unsteady)
+    )
 
 
 def _compared(scene: Scene, answers: list[Answer], told: str) -> Comparisons:

@@ -101,6 +101,10 @@ def _words(
     alike = [v.trick.name for v in verdicts if v.undecided]
     if alike:
         yield "Cannot be told from an honest answer by what they earn: " + "; ".join(alike) + "."
+    for name in trial.unsteady:
+        yield f"[yellow]{name}[/yellow] paid the same answers differently when asked again; no run with it repeats."
+    if trial.indifferent(weights):
+        yield "[yellow]A careful answer earns what a hasty one does in every scene[/yellow]: that teaches nothing."
     used = [name for name, weight in weights.items() if weight > 0]
     if len(used) == 1 and used != ["mask_iou"]:
         yield _advice(used[0], trial.safe_weight(used[0]))
@@ -137,7 +141,15 @@ def _plain(trial: Trial, weights: dict[str, float], verdicts: list[Verdict], ste
     ]
     safe = {name: _finite(trial.safe_weight(name)) for name in weights}
     passed = all(verdict.passed for verdict in verdicts)
-    return {"passed": passed, "step": step, "weights": weights, "safe_weight_beside_mask_iou": safe, "tricks": rows}
+    doubts = {"unsteady": list(trial.unsteady), "indifferent": trial.indifferent(weights)}
+    return {
+        "passed": passed,
+        **doubts,
+        "step": step,
+        "weights": weights,
+        "safe_weight_beside_mask_iou": safe,
+        "tricks": rows,
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -194,4 +194,6 @@ class RolloutArchive:
                 try:
                     yield from file.iter_batches(columns=None if columns is None else list(columns))
                 except (pa.ArrowException, OSError) as error:
-                    raise ValueError(f"{path} is altered: {error}; see what verify() can save.") from error
+                    raise ValueError(
+                        f"{path} is altered: {error}; `polytrace archive verify RUN` says what can be saved."
+                    ) from error

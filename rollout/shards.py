@@ -109,7 +109,7 @@ def open_shard(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is torn: {error}; see what verify() can save.") from error
+        raise ValueError(f"{path} is torn: {error}; `polytrace archive verify RUN` says what can be saved.") from error
     version = (file.metadata.metadata or {}).get(_VERSION_KEY, b"none").decode("utf-8", "replace")
     if version != f"{SCHEMA_VERSION}":
         file.close()

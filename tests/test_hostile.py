@@ -237,6 +237,7 @@ def test_a_reward_of_areas_is_told_what_it_pays_for(tmp_path: Path) -> None:
 def test_the_json_says_the_same(tmp_path: Path) -> None:
     passed, told = printed(own_reward(tmp_path, AREA_RATIO), as_json=True)
     outcome = json.loads(told)
+    assert (outcome["unsteady"], outcome["indifferent"]) == ([], False)
     [row] = [row for row in outcome["tricks"] if row["trick"] == "right size, wrong place"]
     assert (passed, outcome["passed"], row["passed"], row["total"], row["honest"]) == (
         False,
@@ -246,6 +247,19 @@ def test_the_json_says_the_same(tmp_path: Path) -> None:
         620 / 720,
     )
     assert outcome["safe_weight_beside_mask_iou"]["my_reward"] == pytest.approx(610 / 730 / (100 / 720))
+
+
+@pytest.mark.parametrize("body", ["return 0.5", "return None"])
+def test_a_reward_that_pays_all_alike_is_told_to_teach_nothing(tmp_path: Path, body: str) -> None:
+    start = AREA_RATIO[: AREA_RATIO.index("        drawn")]
+    _, told = printed(own_reward(tmp_path, f"{start}        {body}"))
+    assert "A careful answer earns what a hasty one does in every scene" in " ".join(told.split())
+
+
+def test_a_reward_that_pays_by_chance_is_told_apart(tmp_path: Path) -> None:
+    start = AREA_RATIO[: AREA_RATIO.index("        drawn")]
+    by_chance = own_reward(tmp_path, f"import random\n{start}        return random.random()")
+    assert json.loads(printed(by_chance, as_json=True)[1])["unsteady"] == ["my_reward"]
 
 
 @pytest.mark.parametrize(
