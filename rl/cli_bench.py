@@ -1,15 +1,26 @@
 """`polytrace bench`: how fast we are, beside what one would take instead."""
 
 import json
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, side by side with the alternatives.")
 console = Console()
+T = TypeVar("T")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead of a table.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Only the first workload, and not those that show how cost grows.")
+]
+Work = Annotated[
+    str | None,
+    typer.Option("--work", help="First workload: groups x answers x image tokens x tokens.", show_default=False),
+]
+Model = Annotated[str, typer.Option(help="Random Qwen3-VL to measure on: tiny, or in the shape of 2b, 4b or 8b.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 
 
 @bench_app.command()
@@ -47,3 +58,89 @@ def rescore(as_json: AsJson = False) -> None:
         print(json.dumps([vars(one) for one in found], indent=2))
     else:
         console.print(bench.table(found))
+
+
+@bench_app.command()
+def learner(
+    as_json: AsJson = False,
+    quick: Quick = False,
+    work: Work = None,
+    model: Model = "tiny",
+    dtype: Dtype = "float32",
+    peak_tflops: Annotated[
+        float | None, typer.Option(help="Of the device, in this dtype: gives the share of it used.", show_default=False)
+    ] = None,
+) -> None:
+    """Forward and backward over groups that share their prompt, beside one row an answer: the same model and answers.
+
+    About two minutes on two cores, 20 s with --quick; on a GPU where there is one.
+    """
+    from rl.bench import learner as bench
+    from rl.bench.random_qwen import ModelChoice
+    from rl.bench.side_by_side import Workload, table
+
+    workload = bench.WORKLOAD if work is None else Workload.read(work)
+    found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
+    report = bench.report(found, peak_tflops)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    console.print(table("Learning, forward and backward", "row an answer", [one.timed for one in found]))
+    console.print(f"largest difference of a log-probability: {report['max_logprob_difference']:.1e}")
+    console.print(f"answer tokens learned from a second, first workload: {report['tokens_per_second']:,.0f}")
+    if peak_tflops is not None:
+        console.print(f"share of {peak_tflops:g} TFLOP/s used: {report['model_flops_utilisation']:.1%}")
+
+
+@bench_app.command()
+def rollout(
+    as_json: AsJson = False, quick: Quick = False, work: Work = None, model: Model = "tiny", dtype: Dtype = "float32"
+) -> None:
+    """G answers to each prompt, by our sampler and by transformers' generate: the same model and number of tokens.
+
+    About four minutes on two cores, 40 s with --quick; on a GPU where there is one.
+    """
+    from rl.bench import rollout as bench
+    from rl.bench.random_qwen import ModelChoice
+    from rl.bench.side_by_side import Workload, table
+    from rl.bench.side_by_side import as_json as report
+
+    workload = bench.WORKLOAD if work is None else Workload.read(work)
+    found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
+    if as_json:
+        print(json.dumps(report(bench.OTHER, found) | {"bar": bench.BAR}, indent=2))
+    else:
+        console.print(table("Sampling", bench.OTHER, found))
+
+
+@bench_app.command()
+def step(as_json: AsJson = False, quick: Quick = False, work: Work = None) -> None:
+    """A whole GSPO step (sample, score, update), ours beside TRL's GRPOTrainer; then where a step of the demo goes.
+
+    About seven minutes on two cores, two with --quick. TRL comes with the extra `bench`; without it, ours is alone.
+    """
+    from rl.bench import demo_step
+    from rl.bench import step as bench
+    from rl.bench.side_by_side import Workload, table
+    from rl.bench.side_by_side import as_json as report
+
+    workload = bench.WORKLOAD if work is None else Workload.read(work)
+    found = list(_tracked(bench.bench(workload, quick), quick))
+    demo = demo_step.measure()
+    if as_json:
+        print(json.dumps(report(bench.OTHER, found) | {"bar": bench.BAR} | demo_step.as_json(demo), indent=2))
+        return
+    console.print(table("A GSPO step: sample, score, update", "TRL", found))
+    if found[0].other is None:
+        console.print("TRL is not installed; it is part of the extra `bench`: pip install 'polytrace[bench]'")
+    console.print(demo_step.table(demo))
+
+
+def _tracked(found: Iterator[T], quick: bool) -> Iterable[T]:
+    """With a bar on stderr, so that stdout is what was asked for."""
+    from rich.progress import track
+
+    from rl.bench.side_by_side import NUM_SCALED
+
+    total = 1 if quick else 1 + NUM_SCALED
+    return track(found, "measuring", total=total, console=Console(stderr=True), transient=True)

@@ -11,6 +11,8 @@ from policies import vision_language
 class Policy(vision_language.Policy):
     """As in policies/vision_language.py, but the end token, too, cannot be sampled; the learner sees it so as well."""
 
+    _unsampled: torch.Tensor
+
     def __init__(
         self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32"
     ) -> None:
@@ -20,4 +22,4 @@ class Policy(vision_language.Policy):
     @property
     def unsampled(self) -> list[int]:
         """Ids of the tokens that cannot be sampled."""
-        return self._unsampled.tolist()
+        return [int(token) for token in self._unsampled]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import logging
 
 from envs.cutout_scenes import Env
 from envs.path_tokens import Codec
@@ -75,6 +76,7 @@ class ModelChoice:
 
     def write(self, folder: Path, workload: Workload) -> Plugin:
         """Write a Hugging Face folder with random weights, the same in every run; the plugin of its policy."""
+        logging.disable_progress_bar()
         side = self.image_size(workload)
         if self.model == TINY:
             write_untrained(folder, _words(), TinySizes(image_size=side, patch_size=_TINY_PATCH), seed=0)

@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 THREADS = 2
 """Torch threads of both contenders."""
 ROUNDS = 7
+NUM_SCALED = 6
+"""Workloads that `scaled` gives."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any
 
 def alternate(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of each call in turn, by round; both are to have been called before."""
-    own_seconds, other_seconds = [], []
+    own_seconds: list[float] = []
+    other_seconds: list[float] = []
     for k in range(rounds):
         # Who begins changes too: a clock that follows the load favours whoever comes second.
         for run, seconds in ((ours, own_seconds), (other, other_seconds))[:: 1 if k % 2 == 0 else -1]:
@@ -138,23 +141,23 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def table(title: str, other: str, found: Sequence[SideBySide]) -> Table:
-    """A row a workload, the alternative's column headed `other`; 80 characters wide."""
-    made = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    made.caption = "B groups of G answers of T tokens to prompts of P; operations and tokens of ours / the other"
-    for column in ("B", "G", "P", "T", "ours, s", f"{other}, s", "GFLOP", "tokens", "ratio"):
-        made.add_column(column, justify="right")
+    """A row a workload, ours / the other's in each cell; 80 characters wide."""
+    made = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made.caption = f"B groups of G answers of T tokens to prompts of P; ours / {other}; ratios: median, lowest, highest"
+    for column in ("B", "G", "P", "T", "seconds", "GFLOP", "tokens", "ratio", "low", "high"):
+        made.add_column(column, justify="right", no_wrap=True)
     for one in found:
-        there = one.other is not None and one.ratio is not None
+        work = one.workload
+        cells = [
+            (f"{np.median(one.seconds):.3g}", f"{np.median(one.other_seconds):.3g}" if one.other else ""),
+            (f"{one.ours.flops / 1e9:.3g}", f"{one.other.flops / 1e9:.3g}" if one.other else ""),
+            (f"{one.ours.tokens}", f"{one.other.tokens}" if one.other else ""),
+        ]
+        ratios = [one.ratio, min(one.ratios), max(one.ratios)] if one.ratio is not None else []
         made.add_row(
-            f"{one.workload.groups}",
-            f"{one.workload.answers}",
-            f"{one.prompt_tokens}",
-            f"{one.workload.tokens}",
-            f"{np.median(one.seconds):.3g}",
-            f"{np.median(one.other_seconds):.3g}" if there else "absent",
-            f"{one.ours.flops / 1e9:.3g}" + (f" / {one.other.flops / 1e9:.3g}" if one.other else ""),
-            f"{one.ours.tokens}" + (f" / {one.other.tokens}" if one.other else ""),
-            f"{one.ratio:.2f} ({min(one.ratios):.2f}..{max(one.ratios):.2f})" if there else "",
+            *map(str, (work.groups, work.answers, one.prompt_tokens, work.tokens)),
+            *(f"{own} / {others}" if others else own for own, others in cells),
+            *(f"{ratio:.2f}" for ratio in ratios),
         )
     return made
 

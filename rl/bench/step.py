@@ -19,8 +19,8 @@ from rl.bench import trl_step
 from rl.bench.endless import Policy
 from rl.bench.random_qwen import ModelChoice
 from rl.bench.side_by_side import ROUNDS, THREADS, SideBySide, Work, Workload, count, scaled, seconds_of
-from rl.gspo import Algorithm
 from rl.learner_rank import LearnerRank
+from rl.policy_gradient import PolicyGradient
 from rl.rank_settings import LearnerSettings, RankPlace, RankSettings
 from rl.reward_settings import load_rewards
 from rl.totals import with_totals
@@ -33,7 +33,7 @@ WORKLOAD = Workload(groups=4, answers=8, image_tokens=256, tokens=64)
 OTHER = "trl"
 UPDATES = 2
 """Of a step, by both."""
-_CLIPS = {"clip_low": 3e-4, "clip_high": 4e-4}
+_ALGORITHM = Plugin("rl", "Algorithm", "gspo", {"clip_low": 3e-4, "clip_high": 4e-4})
 
 
 class OwnSteps:
@@ -41,7 +41,7 @@ class OwnSteps:
 
     def __init__(self, policy: Plugin, env: Plugin, workload: Workload) -> None:
         rewards = load_rewards(Path("demo")).recipes
-        self._algorithm = Algorithm(**_CLIPS)
+        self._algorithm: PolicyGradient = _ALGORITHM.build()
         self._worker = RolloutWorker(WorkerSettings("bench", 0, env, policy, rewards, THREADS), "bench")
         self._rank = LearnerRank(
             RankSettings(
@@ -50,7 +50,7 @@ class OwnSteps:
                 ),
                 policy=policy,
                 env=env,
-                algorithm=Plugin("rl", "Algorithm", "gspo", dict(_CLIPS)),
+                algorithm=_ALGORITHM,
                 temperature=1.0,
                 groups_per_step=workload.groups,
                 seed=0,
@@ -93,13 +93,13 @@ def measure(workload: Workload, rounds: int = ROUNDS) -> SideBySide:
         def step() -> None:
             seconds.append(seconds_of(ours.step))
 
-        if trl is None:
-            for _ in range(trl_step.WARM + rounds):
-                step()
-            other_seconds, other = [], None
-        else:
+        other_seconds: list[float] = []
+        other = None
+        if trl is not None:
             other_seconds, other_flops = trl.run(step)
             other = Work(other_flops, _trl_tokens(scene))
+        while len(seconds) < trl_step.WARM + rounds:
+            step()
     own = Work(own_flops, _own_tokens(scene))
     longest = max(_prompt_lengths(scene))
     return SideBySide(workload, longest, own, other, tuple(seconds[trl_step.WARM :]), tuple(other_seconds))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import (
     AutoTokenizer,
+    PrinterCallback,
     ProcessorMixin,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -123,6 +124,7 @@ class TrlSteps:
             processing_class=processor,
             callbacks=[self._clock],
         )
+        self._trainer.remove_callback(PrinterCallback)
 
     def run(self, between: Callable[[], object]) -> tuple[list[float], int]:
         """Seconds of each step after the first WARM, and the operations of one; `between` runs after each step."""
