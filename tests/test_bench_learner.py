@@ -1,4 +1,4 @@
-"""The benches of learner, sampler and step compare like with like: the same tokens, distribution, and updates a step."""
+"""The benches of learner, sampler and step compare like with like: the same tokens, model, and updates a step."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor
