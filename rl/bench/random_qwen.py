@@ -4,6 +4,7 @@ The shapes are those of the released configs (Qwen/Qwen3-VL-2B-Instruct, -4B-, -
 in an embedding of the full vocabulary.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class ModelChoice:
 
     def write(self, folder: Path, workload: Workload) -> Plugin:
         """Write a Hugging Face folder with random weights, the same in every run; the plugin of its policy."""
-        logging.disable_progress_bar()
+        _quiet()
         side = self.image_size(workload)
         if self.model == TINY:
             write_untrained(folder, _words(), TinySizes(image_size=side, patch_size=_TINY_PATCH), seed=0)
@@ -89,6 +90,13 @@ class ModelChoice:
         """The policy itself, on the GPU where there is one."""
         policy: Policy = self.write(folder, workload).build()
         return policy.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _quiet() -> None:
+    """Nothing on stdout but what was asked for: where it is installed, transformers loads DeepSpeed, which warns."""
+    logging.disable_progress_bar()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _words() -> list[str]:
