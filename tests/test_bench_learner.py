@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rl.bench import learner, rollout
-from rl.bench.random_qwen import SHAPES, ModelChoice, released_config
+from rl.bench.random_qwen import SHAPES, ModelChoice, Shape, released_config
 from rl.bench.side_by_side import SideBySide, Work, Workload, alternate, as_json, count, scaled, table
 from rl.bench.trl_step import installed
 
@@ -102,6 +102,14 @@ def test_the_large_shapes_have_as_many_parameters_as_the_released_models(model: 
     with torch.device("meta"):
         network = Qwen3VLForConditionalGeneration(released_config(SHAPES[model]))
     assert sum(parameter.numel() for parameter in network.parameters()) / 1e9 == pytest.approx(billions, abs=0.005)
+
+
+def test_a_model_in_a_released_shape_is_written_and_measured_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The released sizes take gigabytes; their layers differ from this one's in number and width alone.
+    monkeypatch.setitem(SHAPES, "2b", Shape(32, 64, 2, 8, False, 64, 128, 2, (0, 1)))
+    found = learner.measure(SMALL, ModelChoice("2b", "bfloat16"), rounds=1)
+    assert found.timed.prompt_tokens == learner.measure(SMALL, ModelChoice(), rounds=1).timed.prompt_tokens
+    assert 0 < found.max_logprob_difference < 0.1 and found.tokens_per_second > 0
 
 
 def step_report(workload: Workload) -> SideBySide:
