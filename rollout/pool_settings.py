@@ -1,6 +1,6 @@
-"""How many rollout workers, and how they are restarted.
+"""How many rollout workers, how far ahead they sample, and when one of them is given up.
 
-Apart from the pool, so that a config is checked without loading Ray.
+Apart from the pool, so that a config is checked without loading Ray. What the settings mean in use: docs/workers.md.
 """
 
 from dataclasses import dataclass
@@ -16,18 +16,26 @@ class PoolSettings:
     gpus_per_worker: float = 0.0
     units_in_flight: int = 3
     """Units that one worker has in hand where a reward runs in processes: one is sampled while others are scored."""
+    staleness: int = 0
+    """Steps by which answers may be older than the weights that learn from them. 0: first sample, then learn. 1: the
+    next step is sampled while the learner works. Part of the result, unlike the number of workers; set
+    algorithm.importance_cap with it."""
+    verify_every: int = 1
+    """In every so many steps workers prove after answering, too, that they hold the weights that were sent; 0: only on
+    arrival. It costs one hash of the whole policy a worker and step."""
     max_deaths: int = 10
-    """Deaths in one call after which the pool gives up."""
-
+    """Deaths after which the pool gives up, counted from one `set_weights` to the next."""
     restart_seconds: float = 300.0
     """How long a worker that died may take to come back."""
+    unit_seconds: float = 600.0
+    """How long a worker may take to answer a unit, or to take the weights; then it is hung, and is killed."""
 
     def __post_init__(self) -> None:
-        if self.units_in_flight < 1:
-            raise ValueError(f"pool.units_in_flight is {self.units_in_flight}; set it to 1 or more.")
-        if self.workers < 1 or self.threads < 1 or self.max_deaths < 0 or self.gpus_per_worker < 0:
-            raise ValueError(
-                f"pool.workers is {self.workers}, pool.threads {self.threads}, pool.max_deaths {self.max_deaths}, "
-                "pool.gpus_per_worker "
-                f"{self.gpus_per_worker}; set workers and threads to 1 or more, the others to 0 or more."
-            )
+        at_least = {"workers": 1, "threads": 1, "units_in_flight": 1}
+        at_least |= dict.fromkeys(("gpus_per_worker", "staleness", "verify_every", "max_deaths"), 0)
+        for name, least in at_least.items():
+            if vars(self)[name] < least:
+                raise ValueError(f"pool.{name} is {vars(self)[name]}; set it to {least} or more.")
+        for name in ("restart_seconds", "unit_seconds"):
+            if not vars(self)[name] > 0:
+                raise ValueError(f"pool.{name} is {vars(self)[name]}; set it to more than 0.")
