@@ -115,8 +115,8 @@ class PlannedRun:
         asked, modules = self.folder / "asked.yaml", self.folder / "modules.json"
         if not asked.exists():
             return
-        before, now = vars(load_settings(RunConfig, asked)), vars(self.config)
-        differ = [key for key in now if key not in _NO_PART_OF_THE_RESULT and before[key] != now[key]]
+        before, now = _part_of_the_result(load_settings(RunConfig, asked)), _part_of_the_result(self.config)
+        differ = [key for key in now if before[key] != now[key]]
         if not differ and json.loads(modules.read_text()) == self.modules:
             return
         what = (
@@ -178,3 +178,9 @@ def _planned(path: Path, overrides: list[str], base: Path) -> PlannedRun:
     files = [str(entry["module"]) for entry in entries]
     modules = {file: hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest() for file in files}
     return PlannedRun(path.stem, config, modules)
+
+
+def _part_of_the_result(config: RunConfig) -> dict[str, Any]:
+    """The settings that change what comes out of a run, by name."""
+    settings = {key: value for key, value in vars(config).items() if key not in _NO_PART_OF_THE_RESULT}
+    return settings | {"pool.staleness": config.pool.staleness}

@@ -86,6 +86,7 @@ class RunConfig:
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; set it to 1 or more.")
+        self._refuse_staleness_without_effect()
         learner = self.learner
         pass_groups = learner.minibatches * learner.micro_groups * learner.ranks
         if self.groups_per_step % pass_groups:
@@ -94,6 +95,15 @@ class RunConfig:
                 "learner.micro_groups "
                 f"{learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide it, so that "
                 f"every rank does the same passes; {_advice(self.groups_per_step, learner)}."
+            )
+
+    def _refuse_staleness_without_effect(self) -> None:
+        staleness, save_every = self.pool.staleness, self.save_every
+        if staleness >= max(1, save_every):
+            raise ValueError(
+                f"pool.staleness is {staleness} and save_every {save_every}; a step at a checkpoint is sampled with "
+                f"its own weights, so no answer is older than {save_every} - 1 = {save_every - 1} steps. Set "
+                f"pool.staleness to {save_every - 1}, or save_every to {staleness + 1} or more."
             )
 
 

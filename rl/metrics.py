@@ -1,7 +1,7 @@
 """Numbers of a run as it goes: TensorBoard events for people, metrics.jsonl beside them for the report and for tests.
 
-metrics.jsonl holds no clock, so equal runs write equal files. One line a call: {"step": 3, "reward/mean": 0.41, ...};
-several lines may share a step (a step and its evaluation).
+metrics.jsonl holds no clock, so equal runs write equal files; seconds go to timings.jsonl. One line a call:
+{"step": 3, "reward/mean": 0.41, ...}; several lines may share a step (a step and its evaluation).
 """
 
 import json
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 FILE_NAME = "metrics.jsonl"
+TIMINGS_FILE_NAME = "timings.jsonl"
 SIGNAL_FLOOR = 1e-8
 """A group whose totals have a standard deviation below this teaches nothing."""
 
@@ -34,11 +35,11 @@ class MetricsWriter:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line of numbers by name; one that is not finite becomes null, as JSON has no word for it."""
-        row = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | row) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        self._append(self._path, step, values)
+
+    def timings(self, step: int, seconds: Mapping[str, float]) -> None:
+        """Append one line of seconds by name to timings.jsonl, which a resumed run goes on with."""
+        self._append(self._path.with_name(TIMINGS_FILE_NAME), step, seconds)
 
     def histograms(self, step: int, values: Mapping[str, NDArray[np.float64]]) -> None:
         """Write one histogram a name, of arrays of any shape; empty ones are left out."""
@@ -57,6 +58,13 @@ class MetricsWriter:
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= step]
         _rewrite(self._path, kept)
         self._events = SummaryWriter(str(self._path.parent), purge_step=step + 1)
+
+    def _append(self, path: Path, step: int, values: Mapping[str, float]) -> None:
+        row = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | row) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Bring the TensorBoard events to disk; lines of metrics.jsonl are there already."""

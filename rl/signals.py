@@ -50,6 +50,12 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     )
 
 
+def staleness_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """rollout/staleness: steps from the weights that sampled to those that learn, mean over answers."""
+    ages = [group.step - rollout.policy_version for group in groups for rollout in group.rollouts]
+    return {"rollout/staleness": float(np.mean(ages))}
+
+
 def _term_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """term/NAME (mean where it applies), term_does_not_apply/NAME (share of answers), term_iou_correlation/NAME.
 

@@ -1,10 +1,11 @@
 """The main loop: weights to the workers, answers from them, totals, archive, one learner step. Start reading here.
 
 One driver process with no rank in it: all that is distributed is behind WorkerPool and Learner. A run is a folder;
-stopped after
-any step, it goes on from its last checkpoint as if nothing had happened, to the last bit on the CPU.
+stopped after any step, it goes on from its last checkpoint as if nothing had happened, to the last bit on the CPU. With
+pool.staleness above 0 the answers of coming steps are asked for before the learner begins; the loop is the same.
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from rl.learner_stats import sampler_warning
 from rl.metrics import MetricsWriter
 from rl.policy_gradient import PolicyGradient
 from rl.settings import load_settings, save_settings
-from rl.signals import group_histograms, group_metrics, shaping_metrics
+from rl.signals import group_histograms, group_metrics, shaping_metrics, staleness_metrics
+from rl.timings import Timings
 from rl.totals import group_terms, past_terms, with_totals
 from rollout import cluster
 from rollout.archive import RolloutArchive
@@ -54,6 +56,16 @@ def step_units(config: RunConfig, step: int, num_examples: int) -> Iterator[Unit
         )
 
 
+def last_step_to_ask(config: RunConfig, step: int) -> int:
+    """The last step whose answers are asked for at `step`: pool.staleness ahead, but never across a checkpoint.
+
+    So the step at a checkpoint is sampled with that checkpoint's weights, and a resumed run needs no older answers.
+    Only a run that ended between two multiples of save_every and is given more steps differs from one longer at once.
+    """
+    next_checkpoint = (step // config.save_every + 1) * config.save_every
+    return min(step + config.pool.staleness, next_checkpoint - 1, config.steps - 1)
+
+
 class Run:
     """Everything that one training run holds open."""
 
@@ -73,8 +85,10 @@ class Run:
         self.metrics = MetricsWriter(self.folder)
         self.shaper = parts.rewards.shaper()
         self.dropped = DroppedSteps(self.folder)
+        self.timings = Timings()
         self._warned = False
         self.first_step = self.checkpoints.load_last(self.learner) if resume else 0
+        self._next_to_ask = self.first_step
         if resume:
             self.archive.set_aside_after(self.first_step - 1)
             # The archive holds every term already: a history kept in the checkpoint could only disagree with it.
@@ -85,20 +99,33 @@ class Run:
 
     def step(self, step: int) -> dict[str, float]:
         """One step: sample, total, archive, learn, record."""
-        config = self.config
-        groups = self.pool.answer(step_units(config, step, len(self.train)))
+        begun = time.perf_counter()
+        with self.timings.waiting_for("weights"):
+            self.pool.set_weights(self.learner.weights(), version=step)
+        self.ask(step)
+        with self.timings.waiting_for("answers"):
+            groups = self.pool.collect()
         terms = group_terms(groups)
         shaped = self.shaper.shape(step, terms)
         groups = with_totals(groups, shaped.totals)
         self.archive.append(step, groups)
         batch = pack(groups, self.algorithm)
-        learned = self.learner.step(batch)
-        numbers = group_metrics(groups) | shaping_metrics(self.shaper, step, terms, shaped)
+        with self.timings.waiting_for("learner"):
+            learned = self.learner.step(batch)
+        numbers = group_metrics(groups) | staleness_metrics(groups) | shaping_metrics(self.shaper, step, terms, shaped)
         numbers |= {f"learner/{name}": value for name, value in learned.items()}
         self.metrics.scalars(step, numbers)
         self.metrics.histograms(step, group_histograms(groups))
         self.dropped.record(step, batch, learned["updates_dropped"])
+        self.metrics.timings(step, self.timings.end_step(time.perf_counter() - begun))
         return numbers
+
+    def ask(self, step: int) -> None:
+        """Ask for the answers of all steps due at `step` that were not asked for before."""
+        last = last_step_to_ask(self.config, step)
+        for due in range(self._next_to_ask, last + 1):
+            self.pool.ask(step_units(self.config, due, len(self.train)))
+        self._next_to_ask = last + 1
 
     def new_warning(self, numbers: dict[str, float]) -> str | None:
         """What a step's numbers should be warned of, the first time that there is something."""
@@ -140,11 +167,14 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
 def _refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
     """Refuse to go on with settings that would make another run of it."""
     kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "env", "codec", "policy", "rewards"]
-    for name in [*kept, "shaping", "algorithm", "sampling", "learner"]:
-        if vars(config)[name] != vars(begun)[name]:
+    kept += ["shaping", "algorithm", "sampling", "learner"]
+    now, before = ({name: vars(one)[name] for name in kept} for one in (config, begun))
+    now["pool.staleness"], before["pool.staleness"] = config.pool.staleness, begun.pool.staleness
+    for name, value in now.items():
+        if value != before[name]:
             raise ValueError(
-                f"{name} is {vars(config)[name]}, but {config.run} began with {vars(begun)[name]}; resume with the "
-                "same settings, or start another run by run=NAME."
+                f"{name} is {value}, but {config.run} began with {before[name]}; resume with the same settings, or "
+                "start another run by run=NAME."
             )
 
 
@@ -172,7 +202,6 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
                 progress.console.print(f"step {step:>5}  greedy gIoU on validation {run.evaluate(step):.3f}")
             if step % config.save_every == 0:
                 run.checkpoints.save(run.learner, step)
-            run.pool.set_weights(run.learner.weights(), version=step)
             numbers = run.step(step)
             if warning := run.new_warning(numbers):
                 progress.console.print(f"step {step:>5}  [yellow]warning:[/yellow] {warning}", soft_wrap=True)
@@ -180,5 +209,7 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
             progress.update(bar, completed=step + 1, description=f"RL  reward {reward:.3f}")
         progress.console.print(f"step {config.steps:>5}  greedy gIoU on validation {run.evaluate(config.steps):.3f}")
         run.checkpoints.save(run.learner, config.steps)
+    shares = ", ".join(f"{share:.0%} for {what}" for what, share in run.timings.shares.items())
+    console.print(f"time of the steps spent waiting: {shares}")
     run.close()
     return run.folder

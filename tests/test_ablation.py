@@ -142,6 +142,9 @@ def test_a_folder_of_other_settings_or_another_reward_file_is_refused(tmp_path: 
     assert plan(ablation)[0].seconds is None
     with pytest.raises(ValueError, match="steps 60, not 30"):
         plan(Ablation((config,), tmp_path / "out", seeds=1, steps=30))
+    plan(Ablation((config,), tmp_path / "out", seeds=1, overrides=("pool.workers=3",)))
+    with pytest.raises(ValueError, match=r"pool\.staleness 0, not 1"):
+        plan(Ablation((config,), tmp_path / "out", seeds=1, overrides=("pool.staleness=1",)))
     reward.write_text(text + "\n# changed\n")
     with pytest.raises(ValueError, match="another state of the reward files"):
         plan(ablation)

@@ -1,5 +1,7 @@
 """What a step's answers show, against hand-computed numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from envs.example import Example, ImageRef, Prompt, Truth
 from envs.polygons import Answer, AnswerStatus, answer_from_rings
 from policies.base import Response
 from rewards.shaping import Shaper, TermShaping
-from rl.signals import group_histograms, group_metrics, shaping_metrics
+from rl.signals import group_histograms, group_metrics, shaping_metrics, staleness_metrics
 from rollout.records import Group, Rollout
 
 TRIANGLE = answer_from_rings([np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])])
@@ -98,6 +100,15 @@ def test_a_term_that_does_not_differ_has_no_correlation() -> None:
     never = [rollout(k, TRIANGLE, 0.5, None) for k in range(2)]
     assert not [name for name in group_metrics([group(0, EIGHT, same, [0.0] * 2)]) if name.endswith("correlation/near")]
     assert not [name for name in group_metrics([group(0, EIGHT, never, [0.0] * 2)]) if "correlation" in name]
+
+
+def test_staleness_counts_from_the_version_that_sampled_to_the_step_that_learns() -> None:
+    one, other = two_groups()
+    younger = tuple(replace(rollout, policy_version=other.step - 4) for rollout in other.rollouts)
+    older = tuple(replace(rollout, policy_version=one.step - 6) for rollout in one.rollouts)
+    groups = [replace(one, rollouts=older), replace(other, rollouts=younger)]
+    mean = (6 * len(older) + 4 * len(younger)) / (len(older) + len(younger))
+    assert staleness_metrics(groups) == {"rollout/staleness": mean}
 
 
 def test_histograms_hold_each_term_where_it_applies() -> None:

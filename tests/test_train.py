@@ -13,7 +13,7 @@ import pytest
 
 from rl.config import RunConfig
 from rl.settings import load_settings
-from rl.train import example_indices, prepare_folder
+from rl.train import example_indices, last_step_to_ask, prepare_folder
 
 SMALL = [
     "groups_per_step=4",
@@ -58,6 +58,37 @@ def test_every_example_is_asked_once_an_epoch() -> None:
 
 def test_a_step_may_span_two_epochs() -> None:
     assert sorted(example_indices(0, 3, 0, 6)) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("staleness", "versions"),
+    [
+        (0, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (1, [0, 0, 1, 2, 4, 4, 5, 6, 8]),
+        (2, [0, 0, 0, 1, 4, 4, 4, 5, 8]),
+        (3, [0, 0, 0, 0, 4, 4, 4, 4, 8]),
+    ],
+)
+def test_a_step_is_asked_as_early_as_staleness_allows_but_never_across_a_checkpoint(
+    staleness: int, versions: list[int]
+) -> None:
+    config = load_settings(
+        RunConfig, Path("demo"), ["run=unused", "steps=9", "save_every=4", f"pool.staleness={staleness}"]
+    )
+    asked_at: list[int] = []
+    for step in range(9):
+        asked_at += [step] * (last_step_to_ask(config, step) + 1 - len(asked_at))
+    assert asked_at == versions
+    for first in (4, 8):  # as in a run resumed there
+        assert versions[first] == first and last_step_to_ask(config, first - 1) == first - 1
+
+
+def test_a_run_does_not_go_on_under_another_staleness(tmp_path: Path) -> None:
+    prepare_folder(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), resume=False)
+    (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
+    stale = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "pool.staleness=1"])
+    with pytest.raises(ValueError, match=r"^pool.staleness is 1, but .* began with 0; resume with the same settings"):
+        prepare_folder(stale, resume=True)
 
 
 def test_a_run_does_not_go_on_under_another_shaping(tmp_path: Path) -> None:
@@ -143,3 +174,23 @@ def test_a_run_killed_after_its_last_checkpoint_sets_aside_what_came_later_and_g
     assert [row for row in numbers(folder) if row["step"] >= 2] == [
         row for row in numbers(uninterrupted) if row["step"] >= 2
     ]
+
+
+@pytest.mark.long
+def test_a_run_that_samples_ahead_is_the_same_with_any_number_of_workers_and_when_stopped_and_resumed(
+    tmp_path: Path,
+) -> None:
+    through, stopped = tmp_path / "through/run", tmp_path / "stopped/run"
+    ahead = ["pool.staleness=1", "save_every=3"]
+    train(through, *ahead, "steps=6", "pool.workers=3")
+    train(stopped, *ahead, "steps=3", "pool.workers=1")
+    train(stopped, *ahead, "steps=6", "pool.workers=2", "--resume")
+    assert shards(stopped) == shards(through) and len(shards(through)) == 12
+    ages = [row["rollout/staleness"] for row in numbers(through) if "rollout/staleness" in row]
+    assert ages == [0, 1, 1, 0, 1, 1]
+    resumed, expected = numbers(stopped), numbers(through)
+    assert [row for row in resumed if row["step"] >= 3] == [row for row in expected if row["step"] >= 3]
+    assert any("learner/loss" in row and row["learner/grad_norm"] > 0 for row in resumed if row["step"] == 5)
+    seconds = [json.loads(line) for line in (stopped / "timings.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in seconds] == [0, 1, 2, 3, 4, 5]
+    assert all({"seconds/answers", "seconds/learner", "seconds/step"} <= row.keys() for row in seconds)
