@@ -187,8 +187,7 @@ class WorkerPool:
             try:
                 for ref in ready:
                     self._crew.settle(ref)
-                if not ready:  # only then: after a pause of this process, words are there to be read
-                    self._crew.end_silent()
+                self._crew.end_silent()
             except (RayError, RuntimeError, ValueError, OSError) as error:
                 self._fail(error)
             self._changed.notify_all()

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.5
 """Pause before a worker that restarts is spoken to again."""
+_PAUSE_SECONDS = 5.0
+"""A look at the workers that is later than this says that the driver itself stood still."""
 _TELL_SECONDS = 60.0
 """How often a worker is spoken of that does not start."""
 
@@ -40,6 +42,7 @@ class Crew:
         self._settings, self._units_each = settings, units_each
         self._weights: WeightVersion | None = None
         self._deaths = 0
+        self._looked_at = 0.0
 
     def set_weights(self, weights: WeightVersion) -> None:
         """Have whoever has nothing else to do take `weights`."""
@@ -156,8 +159,11 @@ class Crew:
         member.spare(_RETRY_SECONDS)
 
     def end_silent(self) -> None:
-        """Kill who is hung; give up who does not come back."""
+        """Kill who is hung; give up who does not come back. To be called all the time while something is in hand."""
+        paused, self._looked_at = time.monotonic() - self._looked_at > _PAUSE_SECONDS, time.monotonic()
         for member in self.members:
+            if paused:
+                member.excuse()  # what it said meanwhile is yet to be read
             if member.died_at is not None and member.dead_seconds > self._settings.restart_seconds:
                 raise self._not_back(member)
             if member.vitals is None and member.silent_seconds > member.told_seconds + _TELL_SECONDS:

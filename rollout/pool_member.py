@@ -52,6 +52,10 @@ class Member:
         """Note a sign of life."""
         self.vitals, self.died_at, self._heard_at = vitals, None, time.monotonic()
 
+    def excuse(self) -> None:
+        """Begin to count its silence anew."""
+        self._heard_at = time.monotonic()
+
     def drop(self) -> list[Asked]:
         """Take everything from it, and its word that it holds any weights; returns the units to be asked again."""
         again = [*self.unproved, *(asked for task in self.tasks.values() for asked in task.lost)]

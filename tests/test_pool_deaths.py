@@ -1,10 +1,15 @@
+import time
+
 import pytest
 from ray.core.generated.common_pb2 import WorkerExitType
 from ray.core.generated.gcs_pb2 import WorkerTableData
 
 from rollout.engine_shared import Sampling
 from rollout.pool_actor import Vitals
+from rollout.pool_crew import Crew
 from rollout.pool_deaths import _cause, cause_of_death, death_report
+from rollout.pool_member import Member
+from rollout.pool_settings import PoolSettings
 from rollout.pool_weights import WeightRefs, WeightVersion
 from rollout.pool_work import Batch, Task
 from rollout.worker import Unit
@@ -12,6 +17,20 @@ from rollout.worker import Unit
 VITALS = Vitals(4242, "ab" * 28, "10.0.0.5", memory_bytes=3 * 2**29, available_bytes=2**28)
 WEIGHTS = WeightVersion(7, WeightRefs((), ()))
 UNIT = Unit("train", 5, (4, 5), (0, 1), group_size=2, sampling=Sampling(1.0, 8))
+
+
+def test_a_worker_is_hung_by_the_silence_since_its_last_word_and_not_while_the_driver_itself_stood_still() -> None:
+    crew = Crew([Member("0", None)], PoolSettings(unit_seconds=30.0), units_each=2)
+    (member,) = crew.members
+    member.heard(VITALS)
+    assert member.silent_seconds == 0.0
+    long_ago = time.monotonic() - 100
+    member.tasks = {"first": Task(WEIGHTS, since=long_ago), "second": Task(WEIGHTS, since=long_ago + 1)}
+    assert member.silent_seconds < 1.0  # it has just said something
+    member._heard_at = long_ago - 50
+    assert 99 < member.silent_seconds < 130
+    crew.end_silent()  # the first look in a long time: nobody is killed
+    assert member.silent_seconds < 1.0 and member.died_at is None
 
 
 def test_a_report_says_who_died_where_of_what_with_how_much_memory_and_in_the_middle_of_what() -> None:
