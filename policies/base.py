@@ -101,11 +101,18 @@ class PolicyContract(Protocol):
         """Rows of B images with several (phrase, answer token ids) each; only answers are scored."""
         ...
 
-    def forward(self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None) -> Tensor:
+    def checkpoint_gradients(self) -> None:
+        """From now on compute layers again in the backward pass instead of keeping what they need for it."""
+        ...
+
+    def forward(
+        self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None, most_scored: int = 0
+    ) -> Tensor:
         """[B, G, T] float32 log-probabilities of the response tokens, logits divided by temperature.
 
         0 outside scored_mask. grammar_tokens: the limit on tokens with which they were sampled under the grammar, so
-        that other tokens are left out here too; None where no grammar was on.
+        that other tokens are left out here too; None where no grammar was on. most_scored: the most tokens that any
+        rank scores in this pass; a policy whose module calls depend on their number makes as many calls as that takes.
         """
         ...
 

@@ -10,7 +10,7 @@ the learner
 takes its log-probabilities under the same restriction, so that both speak of one distribution.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -32,6 +31,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from envs.polygons import Answer, AnswerCodec
 from policies.base import PromptRows, Response, VisionFeatures
+from policies.chunks import in_chunks, num_chunks
 from policies.grammar import TokenGrammar
 from policies.packing import pack_rows, pad_left, pad_responses
 from policies.pieces import token_pieces
@@ -41,8 +41,6 @@ _FAMILIES: dict[str, Any] = {
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
 }
-_LOGIT_CHUNK = 4096
-"""Scored tokens whose logits are held at once: [tokens, vocabulary] of a long batch would not fit."""
 
 
 @dataclass
@@ -60,12 +58,18 @@ class Policy(nn.Module):
     """A vision-language model with its tokenizer, its image processor, and the codec of its answers."""
 
     def __init__(
-        self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32"
+        self,
+        checkpoint: Path,
+        codec: AnswerCodec,
+        question: str = "{phrase}",
+        dtype: str = "float32",
+        logit_bytes: int = 2**28,
     ) -> None:
         """Load a Hugging Face folder.
 
-        question: the user's text, `{phrase}` standing for the example's phrase. dtype: name of a torch dtype. Raises
-        FileNotFoundError without such a folder, ValueError for a model of another family.
+        question: the user's text, `{phrase}` standing for the example's phrase. dtype: name of a torch dtype.
+        logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for a
+        moment. Raises FileNotFoundError without such a folder, ValueError for a model of another family.
         """
         super().__init__()
         if not (checkpoint / "config.json").is_file():
@@ -84,7 +88,7 @@ class Policy(nn.Module):
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.codec = codec
         self._grammar: TokenGrammar | None = None
-        self.question = question
+        self.question, self._logit_bytes = question, logit_bytes
         self.end_token: int = self.tokenizer.eos_token_id
         self._image_token: int = config.image_token_id
         self._vision_end: int = config.vision_end_token_id
@@ -171,6 +175,13 @@ class Policy(nn.Module):
 
     # Learning.
 
+    def checkpoint_gradients(self) -> None:
+        """From now on keep only the inputs of layers, text and vision, and compute them again in the backward pass.
+
+        While training; a frozen vision tower has no backward pass.
+        """
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
     def _prompt_positions(self, rows: PromptRows) -> tuple[Tensor, Tensor]:
         """Three-axis positions [3, B, P] of the prompts, and the position [B] at which text goes on."""
         positions, _ = self.model.model.get_rope_index(
@@ -204,22 +215,29 @@ class Policy(nn.Module):
             logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         return torch.log_softmax(logits / temperature, dim=-1)
 
-    def forward(self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None) -> Tensor:
+    def _scored(self, score: Callable[[Tensor, slice], Tensor], states: Tensor, most_scored: int = 0) -> Tensor:
+        """[S] score(states of some tokens, which tokens) of states [S, width], in chunks of logit_bytes of logits."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return in_chunks(score, states, num_chunks(max(len(states), most_scored), vocabulary, self._logit_bytes))
+
+    def forward(
+        self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None, most_scored: int = 0
+    ) -> Tensor:
         """[B, G, T] float32 log-probabilities of the response tokens at a temperature; 0 outside scored_mask.
 
-        grammar_tokens: the limit on tokens under which they were sampled with the grammar; None: without. Raises
-        ValueError for tokens that the grammar refuses.
+        grammar_tokens: the limit on tokens under which they were sampled with the grammar; None: without. most_scored:
+        where ranks share out weights (ZeRO-3) and must call every module equally often, the most tokens that any of
+        them scores. Raises ValueError for tokens that the grammar refuses.
         """
         states, targets, places = self._scored_states(rows)
         masks = self._masks(rows, places, grammar_tokens)
-        chosen = []
-        for first in range(0, len(targets), _LOGIT_CHUNK):
-            part = slice(first, first + _LOGIT_CHUNK)
+
+        def chosen(states: Tensor, part: slice) -> Tensor:
             allowed = None if masks is None else self.token_grammar().allowed(masks[part])
-            logprobs = self._token_logprobs(states[part], temperature, allowed)
-            chosen.append(logprobs.gather(1, targets[part, None])[:, 0])
-        flat = torch.zeros(rows.scored_mask.numel(), device=self.device).index_put((places,), torch.cat(chosen))
-        return flat.view(rows.scored_mask.shape)
+            return self._token_logprobs(states, temperature, allowed).gather(1, targets[part, None])[:, 0]
+
+        flat = torch.zeros(rows.scored_mask.numel(), device=self.device)
+        return flat.index_put((places,), self._scored(chosen, states, most_scored)).view(rows.scored_mask.shape)
 
     def _masks(self, rows: PromptRows, places: Tensor, grammar_tokens: int | None) -> NDArray[np.int64] | None:
         """[S] numbers of the grammar's masks at `places` [S] of [B * G * T]; None without a grammar."""
@@ -247,16 +265,20 @@ class Policy(nn.Module):
         number_spread: where above 0, a number's target is a Gaussian of that many numbers' width over its neighbours.
         """
         states, targets, _ = self._scored_states(rows)
-        logprobs = self._token_logprobs(states, 1.0)
-        if number_spread <= 0:
-            return functional.nll_loss(logprobs, targets)
-        numbers = torch.tensor(list(self._number_tokens()), device=self.device)
-        value = (targets[:, None] == numbers).float() @ torch.arange(len(numbers), device=self.device).float()
-        distance = torch.arange(len(numbers), device=self.device) - value[:, None]
-        weights = torch.softmax(-0.5 * (distance / number_spread) ** 2, dim=1)
-        spread = -(weights * logprobs[:, numbers]).sum(1)
-        exact = -logprobs.gather(1, targets[:, None])[:, 0]
-        return torch.where(torch.isin(targets, numbers), spread, exact).mean()
+        numbers = torch.tensor(list(self._number_tokens() if number_spread > 0 else ()), device=self.device)
+
+        def loss(states: Tensor, part: slice) -> Tensor:
+            logprobs, target = self._token_logprobs(states, 1.0), targets[part, None]
+            exact = -logprobs.gather(1, target)[:, 0]
+            if number_spread <= 0:
+                return exact
+            value = (target == numbers).float() @ torch.arange(len(numbers), device=self.device).float()
+            distance = torch.arange(len(numbers), device=self.device) - value[:, None]
+            weights = torch.softmax(-0.5 * (distance / number_spread) ** 2, dim=1)
+            spread = -(weights * logprobs[:, numbers]).sum(1)
+            return torch.where(torch.isin(target[:, 0], numbers), spread, exact)
+
+        return self._scored(loss, states).mean()
 
     def _number_tokens(self) -> Iterator[int]:
         """Ids of "0", "1", ... as far as each is one token."""

@@ -28,7 +28,8 @@ class Batch:
     tokens: tuple[tuple[NDArray[np.int64], ...], ...]
     """[B][G] token ids of each answer, end token included."""
     sampler_logprobs: tuple[tuple[NDArray[np.float32], ...], ...]
-    """[B][G] log-probability of each token as the sampler saw it; compared and logged, never learned from."""
+    """[B][G] log-probability of each token as the sampler saw it; compared and logged, and learned from only as
+    importance weights."""
     advantages: NDArray[np.float32]
     """[B, G]"""
     counts: NDArray[np.bool_]
@@ -36,6 +37,8 @@ class Batch:
     nothing."""
     token_advantages: TokenAdvantages | None = None
     """[B][G] arrays [T] that take the place of `advantages` in the loss, where the algorithm gives tokens their own."""
+    prompt_lengths: tuple[int, ...] | None = None
+    """[B] tokens of each prompt, image placeholders included; None where nobody counted them."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -50,17 +53,29 @@ class Batch:
             self.advantages[list(indices)],
             self.counts[list(indices)],
             None if self.token_advantages is None else tuple(self.token_advantages[k] for k in indices),
+            None if self.prompt_lengths is None else tuple(self.prompt_lengths[k] for k in indices),
         )
 
     def padded_advantages(self, num_tokens: int) -> NDArray[np.float32]:
         """[B, G] advantages of the responses, or [B, G, num_tokens] of their tokens where these have their own."""
-        if self.token_advantages is None:
-            return self.advantages
-        padded = np.zeros((*self.advantages.shape, num_tokens), np.float32)
-        for b, row in enumerate(self.token_advantages):
-            for g, values in enumerate(row):
-                padded[b, g, : len(values)] = values
-        return padded
+        return self.advantages if self.token_advantages is None else _padded(self.token_advantages, num_tokens)
+
+    def padded_sampler_logprobs(self, num_tokens: int) -> NDArray[np.float32]:
+        """[B, G, num_tokens] log-probabilities that the sampler gave, 0 on padding."""
+        return _padded(self.sampler_logprobs, num_tokens)
+
+    def answer_tokens(self) -> NDArray[np.int64]:
+        """[B] tokens of all answers of each group together."""
+        return np.array([sum(len(tokens) for tokens in row) for row in self.tokens], np.int64)
+
+
+def _padded(rows: Sequence[Sequence[NDArray[np.float32]]], num_tokens: int) -> NDArray[np.float32]:
+    """[B, G, num_tokens] of B x G arrays of uneven length, 0 behind their ends."""
+    padded = np.zeros((len(rows), max(map(len, rows), default=0), num_tokens), np.float32)
+    for b, row in enumerate(rows):
+        for g, values in enumerate(row):
+            padded[b, g, : len(values)] = values
+    return padded
 
 
 def pack(groups: Sequence[Group], algorithm: PolicyGradient) -> Batch:
@@ -81,6 +96,7 @@ def pack(groups: Sequence[Group], algorithm: PolicyGradient) -> Batch:
         advantages=advantages.astype(np.float32),
         counts=counts,
         token_advantages=token_advantages,
+        prompt_lengths=tuple(len(group.prompt_tokens) for group in groups),
     )
 
 

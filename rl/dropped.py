@@ -56,6 +56,8 @@ def write_batch(batch: Batch, path: Path) -> None:
     }
     if batch.token_advantages is not None:
         arrays["token_advantages"] = _joined(batch.token_advantages)
+    if batch.prompt_lengths is not None:
+        arrays["prompt_lengths"] = np.array(batch.prompt_lengths, np.int64)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -73,7 +75,7 @@ def read_batch(path: Path) -> Batch:
         raise ValueError(f"{path} holds no {', '.join(sorted(missing))}; give a file of RUN/dropped/.")
     rows = zip(found["image_keys"], found["image_sha256"], found["image_sizes"], strict=True)
     lengths = found["lengths"]
-    token_advantages = found.get("token_advantages")
+    token_advantages, prompt_lengths = found.get("token_advantages"), found.get("prompt_lengths")
     return Batch(
         images=tuple(ImageRef(str(key), str(sha256), int(h), int(w)) for key, sha256, (h, w) in rows),
         phrases=tuple(str(phrase) for phrase in found["phrases"]),
@@ -82,6 +84,7 @@ def read_batch(path: Path) -> Batch:
         advantages=found["advantages"],
         counts=found["counts"],
         token_advantages=None if token_advantages is None else _split(token_advantages, lengths),
+        prompt_lengths=None if prompt_lengths is None else tuple(prompt_lengths.tolist()),
     )
 
 

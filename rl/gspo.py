@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl.policy_gradient import LossTerms, PolicyGradient, sequence_log_ratio
+from rl.policy_gradient import LossTerms, PolicyGradient, mean_over_tokens, sequence_log_ratio
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,12 @@ class Algorithm(PolicyGradient):
     clip_high: float = 4e-3
 
     def terms(self, new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, advantages: Tensor) -> LossTerms:
-        """One ratio a response, K = 1, from token log-probabilities [B, G, T] and advantages [B, G]."""
+        """One ratio a response, K = 1, from token log-probabilities [B, G, T] and advantages [B, G].
+
+        Of advantages [B, G, T], such as importance weights of tokens make them, it takes each response's mean.
+        """
+        if advantages.dim() == 3:
+            advantages = mean_over_tokens(advantages, mask)
         log_ratio = sequence_log_ratio(new_logprobs, old_logprobs, mask)
         objective, ratio, clipped = self.clip(log_ratio, advantages)
         present = torch.ones_like(clipped)[..., None]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,8 +20,10 @@ from envs.example import Env
 from policies.base import PromptRows
 from policies.weights import Bucket, bucket_names, make_bucket
 from rl.batch import Batch
-from rl.learner_stats import loss_stats, pass_mean, sampler_stats, step_stats
-from rl.policy_gradient import PolicyGradient, token_divergence
+from rl.learner_stats import Mean, PassStats, step_stats
+from rl.pass_loss import MiniBatch, Work, pass_loss, work_of
+from rl.passes import GroupTokens, Round, budget_passes, even_passes
+from rl.policy_gradient import PolicyGradient
 from rl.rank_settings import RankPlace, RankSettings
 
 if not torch.cuda.is_available():
@@ -40,6 +43,8 @@ class LearnerRank:
         policy = settings.policy.build()
         policy.train()
         policy.vision_tower.requires_grad_(not settings.learner.freeze_vision)
+        if settings.learner.gradient_checkpointing:
+            policy.checkpoint_gradients()
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=settings.learner.lr, betas=(0.9, 0.95), weight_decay=settings.learner.weight_decay
@@ -61,8 +66,9 @@ class LearnerRank:
     def _deepspeed_config(self) -> dict[str, Any]:
         learner = self._settings.learner
         return {
-            "train_micro_batch_size_per_gpu": learner.micro_groups,
-            "gradient_accumulation_steps": self._micro_steps,
+            # The number of passes between two updates may change from step to step: `step` marks the last one itself.
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
             "gradient_clipping": learner.grad_clip,
             "zero_optimization": {"stage": learner.zero_stage},
             "zero_allow_untested_optimizer": True,
@@ -72,94 +78,106 @@ class LearnerRank:
             "wall_clock_breakdown": False,
         }
 
-    @property
-    def _micro_steps(self) -> int:
-        """Forward and backward passes of this rank between two updates."""
-        learner = self._settings.learner
-        return self._settings.groups_per_step // (learner.minibatches * learner.micro_groups * self._place.world_size)
-
     def step(self, batch: Batch) -> dict[str, float]:
-        """Learn from one rollout batch (all ranks get the same one and take their share); returns what to log.
+        """Learn from one rollout batch (all ranks get the same one and take their share); returns what to log of it.
 
         Mini-batches are stretches of the batch. Every rank does the same number of passes, with or without signal in
-        its groups.
+        its groups, and comes to the same numbers.
         """
-        learner, world = self._settings.learner, self._place.world_size
+        learner = self._settings.learner
         for group in self._optimizer.param_groups:
             group["lr"] = learner.lr_at(self._steps_done)
-        minibatches = np.array_split(np.arange(len(batch)), learner.minibatches)
-        shares = [part[self._place.rank :: world].reshape(-1, learner.micro_groups) for part in minibatches]
-        parts = [[batch.part(micro.tolist()) for micro in share] for share in shares]
-        rows = [[self._rows(part) for part in share] for share in parts]
+        shares = [self._share(batch, part) for part in np.array_split(np.arange(len(batch)), learner.minibatches)]
         # Before the first update the new log-probabilities are the old ones, so that pass needs no other.
-        old = [[self._logprobs(row) if m else None for row in share] for m, share in enumerate(rows)]
-        logs: list[dict[str, float]] = []
-        for m, minibatch in enumerate(minibatches):
-            sequences = int(batch.counts[minibatch].sum()) * batch.advantages.shape[1]
-            for part, row, before in zip(parts[m], rows[m], old[m], strict=True):
-                logs.append(self._micro_step(part, row, before, max(1, sequences)))
+        old = [[self._logprobs(work) if m else None for work in share] for m, share in enumerate(shares)]
+        logs: list[PassStats] = []
+        norms, dropped = [], 0.0
+        for share, before in zip(shares, old, strict=True):
+            for work, logprobs in zip(share, before, strict=True):
+                logs.append(self._learn(work, logprobs, last=work is share[-1]))
+            norm, applied = self._update()
+            norms.append(norm)
+            dropped += not applied
         self._steps_done += 1
         self._update_average()
-        return step_stats(logs) | {"lr": self._optimizer.param_groups[0]["lr"]}
+        stats = step_stats(self._of_all_ranks(logs)) | {"grad_norm": float(np.mean(norms)), "updates_dropped": dropped}
+        return stats | {"lr": self._optimizer.param_groups[0]["lr"]}
+
+    def _share(self, batch: Batch, groups: NDArray[np.int64]) -> list[Work]:
+        """This rank's passes over a mini-batch, some groups of the batch."""
+        rounds = self._rounds(batch, groups.tolist())
+        answers = batch.answer_tokens()
+        num_passes = sum(one.weighs for at_once in rounds for one in at_once)
+        responses = int(batch.counts[groups].sum()) * batch.advantages.shape[1]
+        minibatch, share = MiniBatch(max(1, responses), num_passes), []
+        for at_once in rounds:
+            mine = at_once[self._place.rank]
+            most_scored = max(int(answers[list(one.groups)].sum()) for one in at_once)
+            share.append(work_of(batch, mine, self._rows(batch.part(mine.groups)), most_scored, minibatch))
+        return share
+
+    def _rounds(self, batch: Batch, groups: list[int]) -> list[Round]:
+        learner, world = self._settings.learner, self._place.world_size
+        if learner.token_budget is None:
+            return even_passes(groups, learner.micro_groups, world)
+        if batch.prompt_lengths is None:
+            raise ValueError("learner.token_budget needs a batch that knows its prompt_lengths; make it by pack().")
+        tokens = GroupTokens(np.array(batch.prompt_lengths), batch.answer_tokens())
+        return budget_passes(groups, tokens, learner.token_budget, world)
 
     def _rows(self, part: Batch) -> PromptRows:
         images = [self._env.image(ref) for ref in part.images]
         return self._engine.module.rows(images, part.phrases, part.tokens)
 
-    @torch.no_grad()
-    def _logprobs(self, rows: PromptRows) -> Tensor:
-        return self._engine(rows, self._settings.temperature, self._settings.grammar_tokens)
+    def _forward(self, policy: torch.nn.Module, work: Work) -> Tensor:
+        return policy(work.rows, self._settings.temperature, self._settings.grammar_tokens, work.most_scored)
 
-    def _micro_step(self, part: Batch, rows: PromptRows, old: Tensor | None, sequences: int) -> dict[str, float]:
-        """One forward and backward pass, and the update if it is the last one of its mini-batch.
+    @torch.no_grad()
+    def _logprobs(self, work: Work) -> Tensor:
+        return self._forward(self._engine, work)
+
+    def _learn(self, work: Work, old: Tensor | None, last: bool) -> PassStats:
+        """One forward and backward pass, the last one of its mini-batch or not.
 
         old: [B, G, T] log-probabilities before the first update; None where this pass comes before it.
         """
-        device = self._engine.module.device
-        advantages = torch.from_numpy(part.padded_advantages(rows.scored_mask.shape[-1])).to(device)
-        counts = torch.from_numpy(part.counts).to(device)[:, None].expand(part.advantages.shape)
-        weights = counts.float() / sequences
-        new = self._engine(rows, self._settings.temperature, self._settings.grammar_tokens)
-        old = new.detach() if old is None else old
-        terms = self._algorithm.terms(new, old, rows.scored_mask, advantages)
-        loss = self._algorithm.loss(terms, weights)
-        stats = loss_stats(terms, counts) | sampler_stats(part, rows.scored_mask, old)
+        self._engine.set_gradient_accumulation_boundary(last)
+        new = self._forward(self._engine, work)
+        reference = None
         if self._reference is not None:
-            divergence = self._divergence(rows, new)
-            loss = loss + self._algorithm.kl * (self._algorithm.pool(divergence, rows.scored_mask) * weights).sum()
-            stats["kl"] = pass_mean(divergence, counts[..., None] & rows.scored_mask)
-        stats["loss"] = float(loss.detach()) * self._micro_steps * self._place.world_size
-        if not math.isfinite(stats["loss"]):
+            with torch.no_grad():
+                reference = self._forward(self._reference, work)
+        loss, stats = pass_loss(self._algorithm, work, new, new.detach() if old is None else old, reference)
+        if not math.isfinite(stats["loss"].value):
             loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
-        # DeepSpeed averages over passes and ranks; the weights above already make the mean over the mini-batch.
-        self._engine.backward(loss * (self._micro_steps * self._place.world_size))
-        return stats | self._update()
+        # DeepSpeed averages over ranks; the loss is this rank's part of a sum.
+        self._engine.backward(loss * self._place.world_size)
+        return stats
 
-    def _update(self) -> dict[str, float]:
-        """Change the weights after the last pass of a mini-batch, on all ranks or, by a gradient that is not finite,
-        on none; nothing is logged of the other passes."""
-        learner, last_pass = self._settings.learner, self._engine.is_gradient_accumulation_boundary()
+    def _update(self) -> tuple[float, bool]:
+        """Change the weights, after the last pass of a mini-batch, on all ranks or, by a gradient that is not finite,
+        on none; the gradient's norm, and whether it was done."""
         # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        kept = learner.zero_stage > 0 or learner.dtype != "float32" or math.isfinite(norm)
-        if kept or not last_pass:
-            self._engine.step()
-        else:
-            # Elsewhere DeepSpeed drops such an update by itself; here it is left to count the pass.
-            self._engine.zero_grad()
-            self._engine.micro_steps += 1
-        if not last_pass:
-            return {}
-        norm = float(self._engine.get_global_grad_norm() or norm) if kept else norm
-        return {"grad_norm": norm, "updates_dropped": float(not (kept and self._engine.was_step_applied()))}
+        learner = self._settings.learner
+        if learner.zero_stage == 0 and learner.dtype == "float32" and not math.isfinite(norm):
+            self._engine.zero_grad()  # elsewhere DeepSpeed drops such an update by itself
+            return norm, False
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or norm), self._engine.was_step_applied()
 
-    def _divergence(self, rows: PromptRows, new: Tensor) -> Tensor:
-        """[B, G, T] from the policy that the run began with; the gradient goes through `new`."""
-        assert self._reference is not None
-        with torch.no_grad():
-            reference = self._reference(rows, self._settings.temperature, self._settings.grammar_tokens)
-        return token_divergence(new, reference, rows.scored_mask)
+    def _of_all_ranks(self, logs: list[PassStats]) -> list[PassStats]:
+        """The numbers of the passes of all ranks, on every rank."""
+        if self._place.world_size == 1:
+            return logs
+        names = list(logs[0])
+        mine = torch.tensor([[one[name] for name in names] for one in logs], dtype=torch.float64)
+        mine = mine.to(self._engine.module.device)
+        gathered = [torch.empty_like(mine) for _ in range(self._place.world_size)]
+        torch.distributed.all_gather(gathered, mine)
+        rows = torch.cat(gathered).tolist()
+        return [{name: Mean(*pair) for name, pair in zip(names, row, strict=True)} for row in rows]
 
     @torch.no_grad()
     def _update_average(self) -> None:

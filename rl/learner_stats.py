@@ -1,6 +1,10 @@
-"""What a learner rank logs of its passes, and what of it deserves a warning."""
+"""What the learner's ranks log of their passes, and what of it deserves a warning.
+
+Passes hold more or fewer answers, and those of several ranks make one step: each number knows what it is a mean over.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,23 +18,35 @@ WEIGHT_CAP = 2.0
 _WEIGHT, _WEIGHT_SQUARE = "sampler_weight", "sampler_weight_square"
 
 
-def loss_stats(terms: LossTerms, counts: Tensor) -> dict[str, float]:
+class Mean(NamedTuple):
+    """A number of one pass."""
+
+    value: float
+    over: float
+    """How many things it is the mean (or, of a _max, the largest) of: its weight beside other passes; 0: of none."""
+
+
+PassStats = dict[str, Mean]
+
+
+def loss_stats(terms: LossTerms, counts: Tensor) -> PassStats:
     """ratio_mean, ratio_max and clip_fraction (share of ratios clipped) of the responses [B, G] that count.
 
     Of one ratio a response or one a token, as the algorithm has them.
     """
     counted = counts[..., None] & terms.present
-    if not bool(counted.any()):
-        return {"ratio_mean": 1.0, "ratio_max": 1.0, "clip_fraction": 0.0}
+    num = int(counted.sum())
+    if not num:
+        return {"ratio_mean": Mean(1.0, 0), "ratio_max": Mean(1.0, 0), "clip_fraction": Mean(0.0, 0)}
     ratio = terms.ratio.detach()[counted]
     return {
-        "ratio_mean": float(ratio.mean()),
-        "ratio_max": float(ratio.max()),
-        "clip_fraction": float(terms.clipped[counted].float().mean()),
+        "ratio_mean": Mean(float(ratio.mean()), num),
+        "ratio_max": Mean(float(ratio.max()), num),
+        "clip_fraction": Mean(float(terms.clipped[counted].float().mean()), num),
     }
 
 
-def sampler_stats(part: Batch, scored_mask: Tensor, old_logprobs: Tensor) -> dict[str, float]:
+def sampler_stats(part: Batch, scored_mask: Tensor, old_logprobs: Tensor) -> PassStats:
     """How the learner's log-probabilities [B, G, T] of the sampled tokens differ from the sampler's own.
 
     sampler_logprob_difference and its _max: mean and largest absolute difference of a token; and of each response's
@@ -42,31 +58,54 @@ def sampler_stats(part: Batch, scored_mask: Tensor, old_logprobs: Tensor) -> dic
     log_weights = np.bincount(np.repeat(np.arange(len(sizes)), sizes), difference, minlength=len(sizes))
     weights = np.minimum(np.exp(np.clip(log_weights, -MAX_LOG_RATIO, MAX_LOG_RATIO)), WEIGHT_CAP)
     return {
-        "sampler_logprob_difference": float(np.abs(difference).mean()),
-        "sampler_logprob_difference_max": float(np.abs(difference).max()),
-        _WEIGHT: float(weights.mean()),
-        _WEIGHT_SQUARE: float((weights**2).mean()),
+        "sampler_logprob_difference": Mean(float(np.abs(difference).mean()), len(difference)),
+        "sampler_logprob_difference_max": Mean(float(np.abs(difference).max()), len(difference)),
+        _WEIGHT: Mean(float(weights.mean()), len(sizes)),
+        _WEIGHT_SQUARE: Mean(float((weights**2).mean()), len(sizes)),
     }
 
 
-def pass_mean(values: Tensor, counted: Tensor) -> float:
+def importance_stats(importance: Tensor, cap: float, counted: Tensor) -> PassStats:
+    """What the loss was weighed by: importance_mean and _max of min(cap, weight), importance_capped the share cut off.
+
+    importance: weights [B, G, 1] of responses or [B, G, T] of tokens, before the cap; counted: bool, broadcast to it.
+    """
+    chosen = importance[counted.expand(importance.shape)]
+    num = len(chosen)
+    if not num:
+        return {"importance_mean": Mean(1.0, 0), "importance_max": Mean(1.0, 0), "importance_capped": Mean(0.0, 0)}
+    used = chosen.clamp(max=cap)
+    return {
+        "importance_mean": Mean(float(used.mean()), num),
+        "importance_max": Mean(float(used.max()), num),
+        "importance_capped": Mean(float((chosen > cap).float().mean()), num),
+    }
+
+
+def pass_mean(values: Tensor, counted: Tensor) -> Mean:
     """Mean of values where `counted`, a bool mask of their shape; 0 where nothing is."""
-    return float(torch.where(counted, values.detach(), 0.0).sum() / counted.sum().clamp(min=1))
+    num = int(counted.sum())
+    return Mean(float(torch.where(counted, values.detach(), 0.0).sum()) / max(1, num), num)
 
 
-def step_stats(passes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The numbers of a step from those of its passes, which have equally many responses.
+def step_stats(passes: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
+    """The numbers of a step from those of its passes on all ranks, each of which has the same names.
 
-    Means; of a _max the largest, of updates_dropped the sum.
+    Means over what the passes' own are means over; of a _max the largest.
 
     sampler_effective_sample_size: (sum w)^2 / (n sum w^2) over the n responses, 1 where all weigh the same and 1 / n
     where one weighs all: the share of them that still speaks for the learner's policy (Kong 1992).
     """
-    values = {name: [one[name] for one in passes if name in one] for name in passes[-1]}
-    stats = {name: float(max(v) if name.endswith("_max") else np.mean(v)) for name, v in values.items()}
-    stats["updates_dropped"] = sum(values.get("updates_dropped", []), 0.0)
+    stats = {name: _joined(name, [one[name] for one in passes]) for name in passes[0]}
     mean, square = stats.pop(_WEIGHT), stats.pop(_WEIGHT_SQUARE)
     return stats | {"sampler_effective_sample_size": mean**2 / square}
+
+
+def _joined(name: str, means: Sequence[Mean]) -> float:
+    # Of nothing anywhere, all passes say the same.
+    something = [mean for mean in means if mean.over] or [Mean(means[0].value, 1)]
+    values, over = np.array(something, np.float64).T
+    return float(values.max() if name.endswith("_max") else values @ over / over.sum())
 
 
 def sampler_warning(numbers: Mapping[str, float], limit: float) -> str | None:

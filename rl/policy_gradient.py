@@ -25,6 +25,7 @@ from rollout.records import Group
 MAX_LOG_RATIO = 10.0
 """Log ratios are clamped to this before exp: exp can overflow, and 0 * inf is NaN in the backward pass."""
 NORMALISATIONS = ("group", "batch", "none")
+IMPORTANCE_LEVELS = ("sequence", "token")
 
 TokenAdvantages = tuple[tuple[NDArray[np.float32], ...], ...]
 """[B][G] arrays [T]: an advantage for each token of each response."""
@@ -110,6 +111,18 @@ def token_divergence(new_logprobs: Tensor, reference_logprobs: Tensor, mask: Ten
     return difference.exp() - difference - 1
 
 
+def importance_weights(learner_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, level: str) -> Tensor:
+    """How much likelier the sampled tokens are to the learner, before its first update, than they were to the sampler.
+
+    level: `sequence`, [B, G, 1] of whole responses, the product over their tokens; `token`, [B, G, T], 1 outside the
+    mask. All given are [B, G, T]. The log of a weight is clamped to MAX_LOG_RATIO either way; no gradient.
+    """
+    log_weight = token_log_ratio(learner_logprobs, sampler_logprobs, mask).detach()
+    if level == "sequence":
+        log_weight = log_weight.sum(-1, keepdim=True)
+    return log_weight.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
 @dataclass(frozen=True)
 class PolicyGradient:
     """Settings and steps that all algorithms share; each adds its own `terms`."""
@@ -126,6 +139,12 @@ class PolicyGradient:
     """Whose standard deviation divides advantages: `group`, `batch` or `none`."""
     kl: float = 0.0
     """Weight of the divergence from the policy that the run began with; above 0, each rank holds a copy of that."""
+    importance_cap: float | None = None
+    """Where set, what answers say is weighed by min(cap, p_learner / p_sampler): truncated importance sampling, for
+    answers of another engine or of older weights. Null: not weighed.
+    """
+    importance_level: str = "sequence"
+    """Whose likelihoods that ratio is of: a whole answer's (`sequence`) or each token's own (`token`)."""
 
     def __post_init__(self) -> None:
         if not (0 < self.clip_low < 1 and 0 < self.clip_high < math.inf):
@@ -147,6 +166,16 @@ class PolicyGradient:
                 f"algorithm.normalise_by is {self.normalise_by!r}{did_you_mean(self.normalise_by, NORMALISATIONS)} "
                 f"There are: {', '.join(NORMALISATIONS)}."
             )
+        if self.importance_cap is not None and not 0 < self.importance_cap < math.inf:
+            raise ValueError(
+                f"algorithm.importance_cap is {self.importance_cap}; set it to a finite number above 0, such as 2, or "
+                "to null for no importance weights."
+            )
+        if self.importance_level not in IMPORTANCE_LEVELS:
+            raise ValueError(
+                f"algorithm.importance_level is {self.importance_level!r}"
+                f"{did_you_mean(self.importance_level, IMPORTANCE_LEVELS)} There are: {', '.join(IMPORTANCE_LEVELS)}."
+            )
 
     def advantages(self, totals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Advantages [B, G] of total rewards [B, G], 0 in groups without signal, and which groups [B] carry one."""
@@ -161,6 +190,15 @@ class PolicyGradient:
         groups: B with their totals; advantages: theirs, [B, G]. Only algorithms with a ratio a token can use them.
         """
         return None
+
+    def weigh(self, advantages: Tensor, importance: Tensor) -> Tensor:
+        """Advantages [B, G] or [B, G, T] times importance weights [B, G, 1] or [B, G, T], truncated; for `terms`.
+
+        A weight is above 0, so that min(x A, clip(x) A) is multiplied by it.
+        """
+        assert self.importance_cap is not None
+        weighed = per_token(advantages) * importance.clamp(max=self.importance_cap)
+        return weighed[..., 0] if weighed.shape[-1] == 1 else weighed
 
     def clip(self, log_ratio: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`clipped_objective` under these settings."""

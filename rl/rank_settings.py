@@ -37,6 +37,15 @@ class LearnerSettings:
     """Updates a step; from the second one on the policy has moved and clipping acts."""
     micro_groups: int = 16
     """Groups in one forward and backward pass of one rank."""
+    token_budget: int | None = None
+    """Most tokens of one forward pass, padding included; where set, it takes the place of micro_groups.
+
+    A pass of B groups runs on B * (longest prompt + most answer tokens of a group) tokens. Groups of like length go
+    together, in as few passes as the budget allows; what a mini-batch learns stays the same.
+    """
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again in the backward pass: a third more time, and the memory of one layer at a time.
+    """
     warn_sampler_difference: float = 0.02
     """Mean difference between the learner's and the sampler's log-probability of a token from which a run warns, once.
 
@@ -69,6 +78,11 @@ class LearnerSettings:
             raise ValueError(
                 f"learner.warn_sampler_difference is {self.warn_sampler_difference}; set it above 0, such as 0.02, or "
                 "to .inf for no warning."
+            )
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ValueError(
+                f"learner.token_budget is {self.token_budget}; set it to what one pass may hold, such as 8192, or to "
+                "null for passes of learner.micro_groups groups."
             )
         if self.decay_steps is not None and self.decay_steps < 1:
             raise ValueError(f"learner.decay_steps is {self.decay_steps}; set it to 1 or more, or to null.")

@@ -44,6 +44,9 @@ def test_a_batch_holds_what_the_groups_asked_and_answered() -> None:
     assert batch.phrases == ("the dog", "the cat", "the cow")
     assert [tokens.tolist() for tokens in batch.tokens[0]] == [[5, 1], [6, 7, 1]]
     assert [[values.tolist() for values in row] for row in batch.sampler_logprobs][2] == [[-0.5, -0.5], [-1.5]]
+    assert batch.padded_sampler_logprobs(3)[2].tolist() == [[-0.5, -0.5, 0.0], [-1.5, 0.0, 0.0]]
+    assert batch.prompt_lengths == (2, 2, 2)
+    assert batch.answer_tokens().tolist() == [5, 4, 3]
 
 
 def test_advantages_are_those_of_each_group_and_a_group_without_signal_keeps_its_place() -> None:
@@ -64,6 +67,7 @@ def test_a_part_takes_every_field_at_the_same_places() -> None:
     assert part.sampler_logprobs == (whole.sampler_logprobs[2], whole.sampler_logprobs[0])
     assert part.advantages.tolist() == whole.advantages[[2, 0]].tolist()
     assert part.counts.tolist() == [True, True]
+    assert replace(whole, prompt_lengths=(7, 8, 9)).part([2, 0]).prompt_lengths == (9, 7)
     assert len(whole.part([])) == 0
 
 

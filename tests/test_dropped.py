@@ -18,7 +18,14 @@ def batch(by_token: bool) -> Batch:
     advantages = np.array([[0.5, -0.5], [np.nan, np.inf]], np.float32)
     counts = np.array([True, False])
     return Batch(
-        images, ("the dog", "der Stuhl (groß)"), tokens, floats, advantages, counts, floats if by_token else None
+        images,
+        ("the dog", "der Stuhl (groß)"),
+        tokens,
+        floats,
+        advantages,
+        counts,
+        floats if by_token else None,
+        (5, 7) if by_token else None,
     )
 
 
@@ -37,6 +44,7 @@ def test_a_batch_is_read_as_it_was_written_and_nothing_is_pickled(tmp_path: Path
     np.testing.assert_array_equal(found.counts, whole.counts)
     np.testing.assert_array_equal(found.padded_advantages(4), whole.padded_advantages(4))
     assert (found.token_advantages is None) is not by_token
+    assert found.prompt_lengths == whole.prompt_lengths
 
 
 def test_only_dropped_steps_leave_a_file_and_the_third_in_a_row_stops_the_run(tmp_path: Path) -> None:

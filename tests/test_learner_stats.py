@@ -8,7 +8,16 @@ import torch
 
 from envs.example import ImageRef
 from rl.batch import Batch
-from rl.learner_stats import WEIGHT_CAP, loss_stats, pass_mean, sampler_stats, sampler_warning, step_stats
+from rl.learner_stats import (
+    WEIGHT_CAP,
+    Mean,
+    importance_stats,
+    loss_stats,
+    pass_mean,
+    sampler_stats,
+    sampler_warning,
+    step_stats,
+)
 from rl.policy_gradient import LossTerms
 
 MASK = torch.tensor([[[True, True, False], [True, False, False]]])
@@ -22,7 +31,7 @@ def part(*sampled: list[float]) -> Batch:
     return Batch((image,), ("it",), (tokens,), (logprobs,), np.zeros((1, len(sampled)), np.float32), np.ones(1, bool))
 
 
-def step_of(*passes: dict[str, float]) -> dict[str, float]:
+def step_of(*passes: dict[str, Mean]) -> dict[str, float]:
     return step_stats(list(passes))
 
 
@@ -30,9 +39,10 @@ def test_ratios_are_those_of_the_tokens_that_are_there_in_groups_that_count() ->
     ratio = torch.tensor([[[1.0, 2.0, 9.0], [3.0, 9.0, 9.0]], [[8.0] * 3] * 2])
     terms = LossTerms(torch.zeros(2, 2), ratio, ratio > 1.5, MASK.expand(2, 2, 3))
     counts = torch.tensor([[True, True], [False, False]])
-    assert loss_stats(terms, counts) == {"ratio_mean": 2.0, "ratio_max": 3.0, "clip_fraction": pytest.approx(2 / 3)}
+    share = Mean(pytest.approx(2 / 3), 3)
+    assert loss_stats(terms, counts) == {"ratio_mean": (2.0, 3), "ratio_max": (3.0, 3), "clip_fraction": share}
     nothing = torch.zeros(2, 2, dtype=torch.bool)
-    assert loss_stats(terms, nothing) == {"ratio_mean": 1.0, "ratio_max": 1.0, "clip_fraction": 0.0}
+    assert loss_stats(terms, nothing) == {"ratio_mean": (1.0, 0), "ratio_max": (1.0, 0), "clip_fraction": (0.0, 0)}
 
 
 def test_the_difference_from_the_sampler_is_a_mean_and_a_largest_over_tokens() -> None:
@@ -60,19 +70,32 @@ def test_an_importance_weight_is_truncated_and_never_overflows(change: float, we
     assert WEIGHT_CAP == 2.0
 
 
-def test_a_step_is_the_mean_of_its_passes_and_the_largest_of_what_is_a_maximum() -> None:
-    weights = {"sampler_weight": 1.0, "sampler_weight_square": 1.0}
-    passes = [{"loss": 1.0, "ratio_max": 3.0} | weights, {"loss": 2.0, "ratio_max": 1.0, "grad_norm": 7.0} | weights]
-    expected = {"loss": 1.5, "ratio_max": 3.0, "grad_norm": 7.0, "sampler_effective_sample_size": 1.0}
-    assert step_of(*passes) == expected | {"updates_dropped": 0.0}
-    dropped = [one | {"updates_dropped": 1.0} for one in passes]
-    assert step_of(*dropped)["updates_dropped"] == 2.0
+def test_a_step_is_the_mean_of_what_its_passes_are_means_over_and_the_largest_of_what_is_a_maximum() -> None:
+    weights = {"sampler_weight": Mean(1.0, 2), "sampler_weight_square": Mean(1.0, 2)}
+    passes = [
+        {"clip_fraction": Mean(1.0, 3), "ratio_max": Mean(3.0, 3)} | weights,
+        {"clip_fraction": Mean(0.2, 1), "ratio_max": Mean(1.0, 1)} | weights,
+        # A repeat, or a pass without signal: of nothing.
+        {"clip_fraction": Mean(math.nan, 0), "ratio_max": Mean(9.0, 0)} | weights,
+    ]
+    expected = {"clip_fraction": pytest.approx(0.8), "ratio_max": 3.0, "sampler_effective_sample_size": 1.0}
+    assert step_of(*passes) == expected
+    assert step_of(passes[2] | {"clip_fraction": Mean(0.0, 0)})["clip_fraction"] == 0.0
+
+
+def test_importance_weights_are_logged_of_the_answers_that_count_as_they_were_used() -> None:
+    weights = torch.tensor([[[0.5], [4.0]], [[9.0], [9.0]]])
+    counted = torch.tensor([[[True], [True]], [[False], [False]]])
+    expected = {"importance_mean": (1.25, 2), "importance_max": (2.0, 2), "importance_capped": (0.5, 2)}
+    assert importance_stats(weights, 2.0, counted) == expected
+    none = {"importance_mean": (1.0, 0), "importance_max": (1.0, 0), "importance_capped": (0.0, 0)}
+    assert importance_stats(weights, 2.0, torch.zeros_like(counted)) == none
 
 
 def test_a_mean_over_what_counts_is_0_where_nothing_does() -> None:
     values = torch.tensor([1.0, 2.0, math.nan])
-    assert pass_mean(values, torch.tensor([True, True, False])) == 1.5
-    assert pass_mean(values, torch.tensor([False, False, False])) == 0.0
+    assert pass_mean(values, torch.tensor([True, True, False])) == (1.5, 2)
+    assert pass_mean(values, torch.tensor([False, False, False])) == (0.0, 0)
 
 
 def test_a_warning_comes_above_the_limit_and_at_nan_and_names_the_setting() -> None:

@@ -1,0 +1,96 @@
+"""Which groups go through the policy together: a mini-batch cut into passes, and these dealt to the ranks.
+
+Pure functions of what every rank knows, so that all ranks come to the same plan without a word. A pass of B groups runs
+on B * (P + K) tokens, P the longest prompt in it and K the most answer tokens of a group of it (policies/packing.py);
+what is shorter is padded. Besides, its attention mask takes B * (P + K)^2 bytes: with rows of 8000 tokens 64 MB each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of one rank."""
+
+    groups: tuple[int, ...]
+    """Places in the batch."""
+    weighs: bool = True
+    """False for a repeat of another pass, which only keeps this rank in step with those that have one more."""
+
+
+Round = tuple[Pass, ...]
+"""[ranks] passes that the ranks do at the same time."""
+
+
+@dataclass(frozen=True)
+class GroupTokens:
+    """How many tokens each group of a batch takes."""
+
+    prompts: NDArray[np.int64]
+    """[B] of its prompt."""
+    answers: NDArray[np.int64]
+    """[B] of all its answers together."""
+
+    def padded(self, groups: Sequence[int]) -> int:
+        """Tokens that a pass over these groups runs on, padding included."""
+        chosen = list(groups)
+        return len(chosen) * int(self.prompts[chosen].max() + self.answers[chosen].max())
+
+
+def even_passes(groups: Sequence[int], per_pass: int, ranks: int) -> list[Round]:
+    """Passes of per_pass groups each; ranks * per_pass must divide the number of groups."""
+    shares = [np.asarray(groups)[rank::ranks].reshape(-1, per_pass).tolist() for rank in range(ranks)]
+    return [tuple(Pass(tuple(share)) for share in at_once) for at_once in zip(*shares, strict=True)]
+
+
+def budget_passes(groups: Sequence[int], tokens: GroupTokens, budget: int, ranks: int) -> list[Round]:
+    """As few passes as a budget of padded tokens allows, with as little padding: groups by length, the longest first.
+
+    Passes are halved until all ranks have equally many; where single groups run out first, repeats without weight fill
+    the last round. Raises ValueError, with the arithmetic, for a group that alone is above the budget.
+    """
+    _refuse_too_long(groups, tokens, budget)
+    by_length = sorted(groups, key=lambda k: (-int(tokens.prompts[k] + tokens.answers[k]), k))
+    passes = _stretches(by_length, tokens, budget)
+    while len(passes) % ranks and max(map(len, passes)) > 1:
+        longest = max((one for one in passes if len(one) > 1), key=tokens.padded)
+        at, half = passes.index(longest), len(longest) // 2
+        passes[at : at + 1] = [longest[:half], longest[half:]]
+    filled = [Pass(tuple(one)) for one in passes]
+    # The shortest pass is the cheapest to repeat.
+    filled += [Pass(filled[-1].groups, weighs=False)] * (-len(filled) % ranks)
+    return [tuple(filled[first : first + ranks]) for first in range(0, len(filled), ranks)]
+
+
+def _stretches(groups: list[int], tokens: GroupTokens, budget: int) -> list[list[int]]:
+    """The groups, in their order, cut into the fewest passes within the budget, and of these cuts the least padded."""
+    cuts = [(0, 0, 0)]  # of the first n groups: passes, padded tokens, where the last pass begins
+    for end in range(1, len(groups) + 1):
+        found = []
+        for first in range(end - 1, -1, -1):
+            padded = tokens.padded(groups[first:end])
+            if padded > budget:
+                break
+            found.append((cuts[first][0] + 1, cuts[first][1] + padded, first))
+        cuts.append(min(found))
+    passes, end = [], len(groups)
+    while end:
+        first = cuts[end][2]
+        passes.append(groups[first:end])
+        end = first
+    return passes[::-1]
+
+
+def _refuse_too_long(groups: Sequence[int], tokens: GroupTokens, budget: int) -> None:
+    longest = max(groups, key=lambda k: int(tokens.prompts[k] + tokens.answers[k]))
+    prompt, answers = int(tokens.prompts[longest]), int(tokens.answers[longest])
+    if prompt + answers > budget:
+        raise ValueError(
+            f"group {longest} of the step takes {prompt} prompt + {answers} answer tokens = {prompt + answers}, more "
+            f"than learner.token_budget {budget}, and a group is one row: set the budget to {prompt + answers} or "
+            "more, or lower group_size, sampling.max_tokens or the size of images."
+        )
