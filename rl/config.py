@@ -87,15 +87,10 @@ class RunConfig:
             if value < 1:
                 raise ValueError(f"{name} is {value}; set it to 1 or more.")
         self._refuse_staleness_without_effect()
-        learner = self.learner
-        pass_groups = learner.minibatches * learner.micro_groups * learner.ranks
-        if self.groups_per_step % pass_groups:
-            raise ValueError(
-                f"groups_per_step is {self.groups_per_step}, but learner.minibatches {learner.minibatches} x "
-                "learner.micro_groups "
-                f"{learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide it, so that "
-                f"every rank does the same passes; {_advice(self.groups_per_step, learner)}."
-            )
+        if self.learner.token_budget is None:
+            _refuse_uneven_passes(self.groups_per_step, self.learner)
+        else:
+            _refuse_small_budget(self, self.learner.token_budget)
 
     def _refuse_staleness_without_effect(self) -> None:
         staleness, save_every = self.pool.staleness, self.save_every
@@ -105,6 +100,36 @@ class RunConfig:
                 f"its own weights, so no answer is older than {save_every} - 1 = {save_every - 1} steps. Set "
                 f"pool.staleness to {save_every - 1}, or save_every to {staleness + 1} or more."
             )
+
+
+def _refuse_uneven_passes(groups_per_step: int, learner: LearnerSettings) -> None:
+    pass_groups = learner.minibatches * learner.micro_groups * learner.ranks
+    if groups_per_step % pass_groups:
+        raise ValueError(
+            f"groups_per_step is {groups_per_step}, but learner.minibatches {learner.minibatches} x "
+            f"learner.micro_groups {learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide "
+            f"it, so that every rank does the same passes; {_advice(groups_per_step, learner)}."
+        )
+
+
+def _refuse_small_budget(config: RunConfig, budget: int) -> None:
+    answers = most_answer_tokens(config)
+    if answers >= budget:
+        raise ValueError(
+            f"learner.token_budget is {budget}, but one group can take group_size {config.group_size} x "
+            f"sampling.max_tokens {config.sampling.max_tokens} = {answers} answer tokens and its prompt besides, "
+            f"all in one row; set it to {answers} and the longest prompt's tokens, or more, or lower the others."
+        )
+    if config.groups_per_step < config.learner.minibatches:
+        raise ValueError(
+            f"groups_per_step is {config.groups_per_step} and learner.minibatches {config.learner.minibatches}, which "
+            "leaves mini-batches without a group; set learner.minibatches to that number or less."
+        )
+
+
+def most_answer_tokens(config: RunConfig) -> int:
+    """Tokens that the answers of one group can have together."""
+    return config.group_size * config.sampling.max_tokens
 
 
 def _advice(groups_per_step: int, learner: LearnerSettings) -> str:
@@ -201,4 +226,5 @@ def rank_settings(config: RunConfig, parts: RunParts) -> RankSettings:
         groups_per_step=config.groups_per_step,
         seed=config.seed,
         grammar_tokens=config.sampling.grammar_tokens,
+        most_answer_tokens=most_answer_tokens(config),
     )

@@ -22,7 +22,7 @@ from policies.weights import Bucket, bucket_names, make_bucket
 from rl.batch import Batch
 from rl.learner_stats import Mean, PassStats, step_stats
 from rl.pass_loss import MiniBatch, Work, pass_loss, work_of
-from rl.passes import GroupTokens, Round, budget_passes, even_passes
+from rl.passes import GroupTokens, Round, budget_passes, even_passes, refuse_small_budget
 from rl.policy_gradient import PolicyGradient
 from rl.rank_settings import RankPlace, RankSettings
 
@@ -123,6 +123,7 @@ class LearnerRank:
         if batch.prompt_lengths is None:
             raise ValueError("learner.token_budget needs a batch that knows its prompt_lengths; make it by pack().")
         tokens = GroupTokens(np.array(batch.prompt_lengths), batch.answer_tokens())
+        refuse_small_budget(learner.token_budget, tokens, self._settings.most_answer_tokens)
         return budget_passes(groups, tokens, learner.token_budget, world)
 
     def _rows(self, part: Batch) -> PromptRows:

@@ -73,6 +73,6 @@ def pass_loss(
         divergence = token_divergence(new, reference, mask)
         loss = loss + algorithm.kl * (algorithm.pool(divergence, mask) * weights).sum()
         stats["kl"] = pass_mean(divergence, counts[..., None] & mask)
-    # The mean of these over passes is the loss of the mini-batch; and mini-batches weigh the same, of few passes or many.
+    # The mean of these over passes is the loss of the mini-batch; and all mini-batches weigh the same.
     stats["loss"] = Mean(float(loss.detach()) * work.minibatch.passes, 1 / work.minibatch.passes)
     return loss, stats if work.weighs else {name: Mean(mean.value, 0) for name, mean in stats.items()}

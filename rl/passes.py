@@ -35,10 +35,14 @@ class GroupTokens:
     answers: NDArray[np.int64]
     """[B] of all its answers together."""
 
+    def of(self, groups: Sequence[int]) -> "GroupTokens":
+        """Those of some groups."""
+        return GroupTokens(self.prompts[list(groups)], self.answers[list(groups)])
+
     def padded(self, groups: Sequence[int]) -> int:
         """Tokens that a pass over these groups runs on, padding included."""
-        chosen = list(groups)
-        return len(chosen) * int(self.prompts[chosen].max() + self.answers[chosen].max())
+        chosen = self.of(groups)
+        return len(groups) * int(chosen.prompts.max() + chosen.answers.max())
 
 
 def even_passes(groups: Sequence[int], per_pass: int, ranks: int) -> list[Round]:
@@ -51,9 +55,9 @@ def budget_passes(groups: Sequence[int], tokens: GroupTokens, budget: int, ranks
     """As few passes as a budget of padded tokens allows, with as little padding: groups by length, the longest first.
 
     Passes are halved until all ranks have equally many; where single groups run out first, repeats without weight fill
-    the last round. Raises ValueError, with the arithmetic, for a group that alone is above the budget.
+    the last round. Raises ValueError for a group that alone is above the budget.
     """
-    _refuse_too_long(groups, tokens, budget)
+    refuse_small_budget(budget, tokens.of(groups))
     by_length = sorted(groups, key=lambda k: (-int(tokens.prompts[k] + tokens.answers[k]), k))
     passes = _stretches(by_length, tokens, budget)
     while len(passes) % ranks and max(map(len, passes)) > 1:
@@ -85,12 +89,17 @@ def _stretches(groups: list[int], tokens: GroupTokens, budget: int) -> list[list
     return passes[::-1]
 
 
-def _refuse_too_long(groups: Sequence[int], tokens: GroupTokens, budget: int) -> None:
-    longest = max(groups, key=lambda k: int(tokens.prompts[k] + tokens.answers[k]))
-    prompt, answers = int(tokens.prompts[longest]), int(tokens.answers[longest])
-    if prompt + answers > budget:
+def refuse_small_budget(budget: int, tokens: GroupTokens, most_answer_tokens: int = 0) -> None:
+    """Raise ValueError, with the arithmetic, where a group is above the budget or could be.
+
+    most_answer_tokens: of one group; where its answers were short this time, the next ones may not be.
+    """
+    answers = np.maximum(tokens.answers, most_answer_tokens)
+    longest = int((tokens.prompts + answers).argmax())
+    prompt, most = int(tokens.prompts[longest]), int(answers[longest])
+    if prompt + most > budget:
         raise ValueError(
-            f"group {longest} of the step takes {prompt} prompt + {answers} answer tokens = {prompt + answers}, more "
-            f"than learner.token_budget {budget}, and a group is one row: set the budget to {prompt + answers} or "
-            "more, or lower group_size, sampling.max_tokens or the size of images."
+            f"group {longest} of the step can take {prompt} prompt + {most} answer tokens = {prompt + most}, more than "
+            f"learner.token_budget {budget}, and a group is one row: set the budget to {prompt + most} or more, or "
+            "lower group_size, sampling.max_tokens or the size of images."
         )

@@ -118,3 +118,5 @@ class RankSettings:
     seed: int
     grammar_tokens: int | None = None
     """The sampler's limit on tokens where it sampled under the codec's grammar: the masks follow from it."""
+    most_answer_tokens: int = 0
+    """Tokens that the answers of one group can have together; by these a token budget is judged at the first step."""

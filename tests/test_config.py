@@ -25,6 +25,9 @@ def demo(*overrides: str) -> RunConfig:
         ("learner.micro_groups=64", r"groups_per_step is 32, but .* = 128 must divide it.*a divisor of 16"),
         ("learner.minibatches=5", "groups_per_step is 32, but learner.minibatches 5 x learner.micro_groups 16"),
         ("learner.ranks=3", r"learner.ranks 3 = 96 must divide it"),
+        ("learner.token_budget=384", r"group_size 8 x sampling.max_tokens 48 = 384 answer tokens and its prompt"),
+        ("learner.token_budget=0", "learner.token_budget is 0; set it to what one pass may hold"),
+        ("learner={token_budget: 500, minibatches: 33}", "groups_per_step is 32 and learner.minibatches 33, which"),
         ("steps=0", "steps is 0; set it to 1 or more"),
         ("groups_per_unit=0", "groups_per_unit is 0; set it to 1 or more"),
         ("evaluation.every=0", "evaluation.every is 0; set it to 1 or more"),
@@ -103,6 +106,12 @@ def test_one_setting_puts_sampler_evaluation_and_learner_under_the_grammar(overr
     assert {unit.sampling.grammar_tokens for unit in step_units(config, 0, 100)} == {tokens}
     assert {unit.sampling.grammar_tokens for unit in greedy_units(config, "test", 9)} == {tokens}
     assert demo().sampling.grammar is False
+
+
+def test_a_token_budget_frees_the_number_of_groups_from_that_of_passes() -> None:
+    config = demo("groups_per_step=7", "learner.token_budget=500", "learner.ranks=2")
+    settings = rank_settings(config, run_parts(config))
+    assert (settings.learner.token_budget, settings.most_answer_tokens) == (500, 384)
 
 
 @pytest.mark.parametrize("name", shipped_configs())
