@@ -43,6 +43,21 @@ _FAMILIES: dict[str, Any] = {
 }
 
 
+def _known_config(checkpoint: Path) -> Any:
+    """The transformers config of a folder with a model of these families."""
+    if not (checkpoint / "config.json").is_file():
+        raise FileNotFoundError(
+            f"policy.checkpoint is {checkpoint}, which has no config.json; give a Hugging Face model folder."
+        )
+    config = AutoConfig.from_pretrained(checkpoint)
+    if config.model_type not in _FAMILIES:
+        raise ValueError(
+            f"{checkpoint} is a {config.model_type} model, and this file knows {' and '.join(_FAMILIES)}; "
+            "another family is one more file in policies/."
+        )
+    return config
+
+
 @dataclass
 class PromptCache:
     """Keys and values of prompts, forked to N answers that go on from them."""
@@ -72,18 +87,10 @@ class Policy(nn.Module):
         moment. Raises FileNotFoundError without such a folder, ValueError for a model of another family.
         """
         super().__init__()
-        if not (checkpoint / "config.json").is_file():
-            raise FileNotFoundError(
-                f"policy.checkpoint is {checkpoint}, which has no config.json; give a Hugging Face model folder."
-            )
-        config = AutoConfig.from_pretrained(checkpoint)
-        if config.model_type not in _FAMILIES:
-            raise ValueError(
-                f"{checkpoint} is a {config.model_type} model, and this file knows {' and '.join(_FAMILIES)}; "
-                "another family is one more file in policies/."
-            )
-        family = _FAMILIES[config.model_type]
-        self.model: Any = family.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
+        config = _known_config(checkpoint)
+        self.model: Any = _FAMILIES[config.model_type].from_pretrained(
+            checkpoint, dtype=dtype, attn_implementation="sdpa"
+        )
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.codec = codec

@@ -20,7 +20,7 @@ from envs.example import Env
 from policies.base import PromptRows
 from policies.weights import Bucket, bucket_names, make_bucket
 from rl.batch import Batch
-from rl.learner_stats import Mean, PassStats, step_stats
+from rl.learner_stats import PassStats, of_all_ranks, step_stats
 from rl.pass_loss import MiniBatch, Work, pass_loss, work_of
 from rl.passes import GroupTokens, Round, budget_passes, even_passes, refuse_small_budget
 from rl.policy_gradient import PolicyGradient
@@ -100,7 +100,10 @@ class LearnerRank:
             dropped += not applied
         self._steps_done += 1
         self._update_average()
-        stats = step_stats(self._of_all_ranks(logs)) | {"grad_norm": float(np.mean(norms)), "updates_dropped": dropped}
+        stats = step_stats(of_all_ranks(logs, self._engine.module.device)) | {
+            "grad_norm": float(np.mean(norms)),
+            "updates_dropped": dropped,
+        }
         return stats | {"lr": self._optimizer.param_groups[0]["lr"]}
 
     def _share(self, batch: Batch, groups: NDArray[np.int64]) -> list[Work]:
@@ -167,18 +170,6 @@ class LearnerRank:
             return norm, False
         self._engine.step()
         return float(self._engine.get_global_grad_norm() or norm), self._engine.was_step_applied()
-
-    def _of_all_ranks(self, logs: list[PassStats]) -> list[PassStats]:
-        """The numbers of the passes of all ranks, on every rank."""
-        if self._place.world_size == 1:
-            return logs
-        names = list(logs[0])
-        mine = torch.tensor([[one[name] for name in names] for one in logs], dtype=torch.float64)
-        mine = mine.to(self._engine.module.device)
-        gathered = [torch.empty_like(mine) for _ in range(self._place.world_size)]
-        torch.distributed.all_gather(gathered, mine)
-        rows = torch.cat(gathered).tolist()
-        return [{name: Mean(*pair) for name, pair in zip(names, row, strict=True)} for row in rows]
 
     @torch.no_grad()
     def _update_average(self) -> None:

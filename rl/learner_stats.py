@@ -88,6 +88,21 @@ def pass_mean(values: Tensor, counted: Tensor) -> Mean:
     return Mean(float(torch.where(counted, values.detach(), 0.0).sum()) / max(1, num), num)
 
 
+def of_all_ranks(passes: Sequence[PassStats], device: torch.device) -> list[PassStats]:
+    """The numbers of all ranks' passes, on every rank; of this one's where it is alone.
+
+    All ranks call it, with equally many passes of the same names.
+    """
+    if torch.distributed.get_world_size() == 1:
+        return list(passes)
+    names = list(passes[0])
+    mine = torch.tensor([[one[name] for name in names] for one in passes], dtype=torch.float64, device=device)
+    gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(gathered, mine)
+    rows = torch.cat(gathered).tolist()
+    return [{name: Mean(*pair) for name, pair in zip(names, row, strict=True)} for row in rows]
+
+
 def step_stats(passes: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
     """The numbers of a step from those of its passes on all ranks, each of which has the same names.
 
