@@ -9,7 +9,6 @@ import pytest
 import torch
 from test_vision_language import ANSWERS, PHRASES, gradients, images, shared_rows, tokens_of, write_qwen2_5_vl
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -44,32 +43,6 @@ class PeakBytes(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
-
-
-class SavedBytes:
-    """A context that adds up what autograd keeps for the backward pass, the storage of each parameter left out."""
-
-    def __init__(self, policy: nn.Module) -> None:
-        self._sizes: dict[int, int] = {}
-        self._parameters = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
-        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._parameters:
-            self._sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def __enter__(self) -> "SavedBytes":
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
-
-    @property
-    def total(self) -> int:
-        return sum(self._sizes.values())
 
 
 TOKENS, WIDTH, VOCABULARY = 600, 8, 20_000
@@ -171,9 +144,9 @@ def test_checkpointed_layers_keep_less_and_have_the_same_gradients(folder: Path,
     for policy in (plain, checkpointed):
         policy.vision_tower.requires_grad_(not freeze_vision)
         rows = shared_rows(policy)
-        with SavedBytes(policy) as saved:
+        with PeakBytes() as memory:
             value = policy(rows).sum()
-        found.append((saved.total, value.item(), gradients(policy, value)))
+        found.append((memory.live, value.item(), gradients(policy, value)))
     (kept, value, expected), (kept_less, other_value, slopes) = found
     assert kept_less < 0.5 * kept
     assert other_value == value
