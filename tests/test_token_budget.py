@@ -177,7 +177,7 @@ def test_under_zero_3_two_ranks_with_uneven_chunks_of_logits_and_checkpointed_la
     (plain,) = jobs_of(batches, None, (0,))
     (alone,) = apart(learn, wide, [plain], RankPlace(port=free_port()))
     learner = replace(plain.learner, zero_stage=3, token_budget=tight, gradient_checkpointing=True)
-    # A few tokens a chunk: ranks with 6 and with 60 tokens to score would not call the head equally often by themselves.
+    # A few tokens a chunk: ranks with 6 and with 60 to score would not call the head equally often by themselves.
     first, second = on_two_ranks(wide, [replace(plain, learner=learner, logit_bytes=8 * 4 * 300)])
     for found in (first[0], second[0]):
         assert_same_steps(found, alone)
