@@ -21,8 +21,12 @@ class PackedRows:
 
     tokens: Tensor
     """[B, L] int64: prompt (padded on the left), then all response tokens without gaps, then padding."""
-    attends: Tensor
-    """[B, 1, L, L] bool: query (third axis) may see key (last axis)."""
+    prompt_mask: Tensor
+    """[B, P] bool, True on real tokens."""
+    order: Tensor
+    """[B, K] int64 into the flat [G * T] of each row: where each packed token stands in the rows."""
+    real: Tensor
+    """[B, K] bool, False on padding."""
     steps: Tensor
     """[B, K] int64: place of each packed token in its own response, from 0."""
     predictors: Tensor
@@ -31,6 +35,13 @@ class PackedRows:
     """[S] int64: the scored tokens."""
     places: Tensor
     """[S] int64 into the flat [B * G * T]: where each scored token stands in the rows."""
+    shape: tuple[int, int, int]
+    """(B, G, T) of the rows."""
+
+    @property
+    def attends(self) -> Tensor:
+        """[B, 1, L, L] bool: query (third axis) may see key (last axis)."""
+        return _attends(self.prompt_mask, self.order // self.shape[2], self.real)
 
 
 def pack_rows(rows: PromptRows) -> PackedRows:
@@ -47,11 +58,14 @@ def pack_rows(rows: PromptRows) -> PackedRows:
     before = torch.where(steps[row, column] == 0, p - 1, p + column - 1)
     return PackedRows(
         tokens=tokens,
-        attends=_attends(rows.prompt_mask, order // t, real),
+        prompt_mask=rows.prompt_mask,
+        order=order,
+        real=real,
         steps=steps,
         predictors=row * tokens.shape[1] + before,
         targets=tokens[row, p + column],
         places=row * real_flat.shape[1] + order[row, column],
+        shape=(rows.response_mask.shape[0], rows.response_mask.shape[1], t),
     )
 
 
@@ -61,12 +75,19 @@ def _attends(prompt_mask: Tensor, response: Tensor, real: Tensor) -> Tensor:
     in_prompt = torch.full_like(prompt_mask, -1, dtype=torch.int64)
     owner = torch.cat([in_prompt, response], dim=1)
     exists = torch.cat([prompt_mask, real], dim=1)
-    length = owner.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=owner.device).tril()
     shared = (owner == -1)[:, None, :] | (owner[:, :, None] == owner[:, None, :])
-    # Padding attends to itself: a query without any key would be NaN, and NaN spreads in the backward pass.
-    diagonal = torch.eye(length, dtype=torch.bool, device=owner.device)
-    return ((causal & shared & exists[:, None, :]) | diagonal)[:, None]
+    return (causal(exists) & (shared | torch.eye(owner.shape[1], dtype=torch.bool, device=owner.device)))[:, None]
+
+
+def causal(exists: Tensor) -> Tensor:
+    """[B, L, L] bool: query before key, by order, padding (where `exists` [B, L] is False) left out as a key.
+
+    Padding attends to itself: a query without any key would be NaN, and NaN spreads in the backward pass.
+    """
+    length = exists.shape[1]
+    order = torch.ones(length, length, dtype=torch.bool, device=exists.device).tril()
+    diagonal = torch.eye(length, dtype=torch.bool, device=exists.device)
+    return (order & exists[:, None, :]) | diagonal
 
 
 def pad_left(sequences: Sequence[NDArray[np.int64]], fill: int) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from envs.polygons import Answer, AnswerCodec
+from policies import shared_attention
 from policies.base import PromptRows, Response, VisionFeatures
 from policies.chunks import in_chunks, num_chunks
 from policies.grammar import TokenGrammar
@@ -89,7 +90,7 @@ class Policy(nn.Module):
         super().__init__()
         config = _known_config(checkpoint)
         self.model: Any = _FAMILIES[config.model_type].from_pretrained(
-            checkpoint, dtype=dtype, attn_implementation="sdpa"
+            checkpoint, dtype=dtype, attn_implementation={"": "sdpa", "text_config": shared_attention.NAME}
         )
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
@@ -207,7 +208,7 @@ class Policy(nn.Module):
         response_positions = (following[:, None] + packed.steps).expand(3, -1, -1)
         states = self.model.model(
             input_ids=packed.tokens,
-            attention_mask=packed.attends,
+            **shared_attention.inputs(packed),
             position_ids=torch.cat([prompt_positions, response_positions], dim=2),
             pixel_values=rows.pixel_values,
             image_grid_thw=rows.image_grid,
