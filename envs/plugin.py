@@ -17,6 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_PREFIXES = {"Engine": "engine_"}
+"""How the files of some classes begin, in a package that holds much else; a config leaves it out."""
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -25,9 +28,9 @@ class Plugin:
     package: str
     """Import package that the file is in; for people only where `module` is set."""
     class_name: str
-    """What the file must define: Reward, Policy, Algorithm, Env or Codec."""
+    """What the file must define: Reward, Policy, Algorithm, Env, Codec or Engine."""
     name: str
-    """Name of the file without ".py"; with `module`, whatever the config calls it."""
+    """Name of the file without ".py" (an Engine's also without "engine_"); with `module`, what the config calls it."""
     settings: dict[str, Any]
     """Fields of the class that the config sets, already of the right types; the others keep their defaults."""
     module: str | None = None
@@ -60,9 +63,10 @@ class Plugin:
         return replace(self, settings=self.settings | changed)
 
     def _import_named(self) -> ModuleType:
-        file = resources.files(self.package) / f"{self.name}.py"
-        if self.name.isidentifier() and file.is_file() and _defines(file, self.class_name):
-            return importlib.import_module(f"{self.package}.{self.name}")
+        module = _PREFIXES.get(self.class_name, "") + self.name
+        file = resources.files(self.package) / f"{module}.py"
+        if module.isidentifier() and file.is_file() and _defines(file, self.class_name):
+            return importlib.import_module(f"{self.package}.{module}")
         names = plugin_names(self.package, self.class_name)
         raise ValueError(
             f"no file of {self.package}/ with a class {self.class_name} is called {self.name!r}"
@@ -73,8 +77,10 @@ class Plugin:
 
 def plugin_names(package: str, class_name: str) -> list[str]:
     """Names of the files of `package` that define a class `class_name`, sorted; reads the files, imports none."""
+    prefix = _PREFIXES.get(class_name, "")
     files = [file for file in resources.files(package).iterdir() if file.name.endswith(".py")]
-    return sorted(file.name.removesuffix(".py") for file in files if _defines(file, class_name))
+    named = [file for file in files if file.name.startswith(prefix) and _defines(file, class_name)]
+    return sorted(file.name.removeprefix(prefix).removesuffix(".py") for file in named)
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:

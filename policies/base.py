@@ -6,7 +6,7 @@ Dimension letters: B groups in a batch, G answers a group, P prompt tokens, T ch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from envs.polygons import Answer
 from policies.grammar import TokenGrammar
+from policies.prompt_cache import EncodedPrompts, PromptCache
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,21 @@ class PromptRows:
     scored_mask: Tensor
     """[B, G, T] bool, True where a log-probability or a loss is wanted; a subset of response_mask."""
 
+    def groups(self, first: int, end: int) -> "PromptRows":
+        """The rows `first` to `end - 1`, each with its own image."""
+        own = slice(first, end)
+        patches = self.image_grid.prod(-1).tolist()
+        pixels = slice(sum(patches[:first]), sum(patches[:end]))
+        return PromptRows(
+            self.prompt_tokens[own],
+            self.prompt_mask[own],
+            self.pixel_values[pixels],
+            self.image_grid[own],
+            self.response_tokens[own],
+            self.response_mask[own],
+            self.scored_mask[own],
+        )
+
 
 @dataclass(frozen=True)
 class VisionFeatures:
@@ -67,6 +83,8 @@ class PolicyContract(Protocol):
 
     model: nn.Module
     end_token: int
+    unsampled_tokens: list[int]
+    """Special tokens other than the end token: they have no probability, in sampling or in learning."""
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +98,10 @@ class PolicyContract(Protocol):
 
     def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
         """[P] token ids of the question about an image [H, W, 3]."""
+        ...
+
+    def question_tokens(self, phrase: str) -> NDArray[np.int64]:
+        """Token ids of a question with one placeholder for the image, for an engine that fits in its tokens itself."""
         ...
 
     def answer_tokens(self, text: str) -> NDArray[np.int64]:
@@ -124,24 +146,15 @@ class PolicyContract(Protocol):
         """The codec's grammar in this vocabulary, made once; ValueError where the vocabulary cannot write it."""
         ...
 
-    def prefill(
-        self, rows: PromptRows, group_size: int, temperature: float, allowed: Tensor | None = None
-    ) -> tuple[Any, Tensor]:
-        """Encode B prompts once, fork each to G answers: a cache, and log-probabilities [B*G, V] of the first token.
-
-        allowed: [1, V] bool, the tokens that can be sampled; None: all.
-        """
+    def encode(self, rows: PromptRows) -> EncodedPrompts:
+        """Keys and values of B prompts, each encoded once."""
         ...
 
-    def decode(self, cache: Any, tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
-        """Log-probabilities [N, V] of the token after `tokens` [N]; the cache grows by one.
+    def decode(self, cache: PromptCache, tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+        """Log-probabilities [R*C, V] of the token after `tokens` [R, C]; the cache grows by one.
 
-        allowed: [N, V] bool, the tokens that can be sampled; None: all.
+        allowed: [R*C, V] bool, the tokens that can be sampled; None: all.
         """
-        ...
-
-    def keep(self, cache: Any, indices: Tensor) -> None:
-        """Drop all answers of the cache but `indices` [M]."""
         ...
 
     def text(self, response: Response) -> str:

@@ -206,22 +206,26 @@ class GrammarWalk:
     """N answers on their way through a grammar, together; without one, everything is allowed (None)."""
 
     def __init__(self, grammar: TokenGrammar | None, num: int, max_tokens: int) -> None:
-        self._grammar = grammar
+        self._grammar, self._max_tokens = grammar, max_tokens
         self._progress = [] if grammar is None else [grammar.start(max_tokens)] * num
 
-    def allowed_first(self) -> Tensor | None:
-        """[1, V] bool: the tokens that may come first."""
-        return None if self._grammar is None else self._grammar.allowed([self._grammar.mask(self._progress[0])])
+    def allowed(self) -> Tensor | None:
+        """[N, V] bool: the tokens that may come next."""
+        return None if self._grammar is None else self._grammar.allowed([self._grammar.mask(p) for p in self._progress])
 
-    def allowed_after(self, tokens: Tensor) -> Tensor | None:
-        """[N, V] bool: what may come next after each answer has taken its token of `tokens` [N]."""
-        if self._grammar is None:
-            return None
-        pairs = zip(self._progress, tokens.tolist(), strict=True)
-        self._progress = [self._grammar.advance(each, token) for each, token in pairs]
-        return self._grammar.allowed([self._grammar.mask(each) for each in self._progress])
+    def advance(self, tokens: Tensor) -> None:
+        """Each answer takes its token of `tokens` [N]."""
+        if self._grammar is not None:
+            pairs = zip(self._progress, tokens.tolist(), strict=True)
+            self._progress = [self._grammar.advance(each, token) for each, token in pairs]
+
+    def restart(self, indices: Tensor) -> None:
+        """Begin anew at `indices` [M]: other answers have taken those places."""
+        if self._grammar is not None:
+            for k in indices.tolist():
+                self._progress[k] = self._grammar.start(self._max_tokens)
 
     def keep(self, indices: Tensor) -> None:
-        """Drop all answers but `indices` [M]."""
+        """Drop all answers but `indices` [M], which come in that order."""
         if self._grammar is not None:
             self._progress = [self._progress[k] for k in indices.tolist()]

@@ -11,7 +11,6 @@ takes its log-probabilities under the same restriction, so that both speak of on
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    DynamicCache,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
@@ -36,6 +34,7 @@ from policies.chunks import in_chunks, num_chunks
 from policies.grammar import TokenGrammar
 from policies.packing import pack_rows, pad_left, pad_responses
 from policies.pieces import token_pieces
+from policies.prompt_cache import EncodedPrompts, PromptCache, next_states
 from policies.weights import held_checksum
 
 _FAMILIES: dict[str, Any] = {
@@ -59,17 +58,6 @@ def _known_config(checkpoint: Path) -> Any:
     return config
 
 
-@dataclass
-class PromptCache:
-    """Keys and values of prompts, forked to N answers that go on from them."""
-
-    keys_values: DynamicCache
-    mask: Tensor
-    """[N, length so far] bool."""
-    next_position: Tensor
-    """[N] int64."""
-
-
 class Policy(nn.Module):
     """A vision-language model with its tokenizer, its image processor, and the codec of its answers."""
 
@@ -80,17 +68,21 @@ class Policy(nn.Module):
         question: str = "{phrase}",
         dtype: str = "float32",
         logit_bytes: int = 2**28,
+        weights: bool = True,
     ) -> None:
         """Load a Hugging Face folder.
 
         question: the user's text, `{phrase}` standing for the example's phrase. dtype: name of a torch dtype.
         logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for a
-        moment. Raises FileNotFoundError without such a folder, ValueError for a model of another family.
+        moment. weights: False leaves them out, for who only asks and reads while another engine answers. Raises
+        FileNotFoundError without such a folder, ValueError for a model of another family.
         """
         super().__init__()
         config = _known_config(checkpoint)
+        attention = {"": "sdpa", "text_config": shared_attention.NAME}
+        where = {} if weights else {"device_map": "meta"}
         self.model: Any = _FAMILIES[config.model_type].from_pretrained(
-            checkpoint, dtype=dtype, attn_implementation={"": "sdpa", "text_config": shared_attention.NAME}
+            checkpoint, dtype=dtype, attn_implementation=attention, **where
         )
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
@@ -101,8 +93,8 @@ class Policy(nn.Module):
         self._image_token: int = config.image_token_id
         self._vision_end: int = config.vision_end_token_id
         self._merge: int = config.vision_config.spatial_merge_size
-        unsampled = sorted(set(self.tokenizer.all_special_ids) - {self.end_token})
-        self.register_buffer("_unsampled", torch.tensor(unsampled), persistent=False)
+        self.unsampled_tokens: list[int] = sorted(set(self.tokenizer.all_special_ids) - {self.end_token})
+        self.register_buffer("_unsampled", torch.tensor(self.unsampled_tokens), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +131,10 @@ class Policy(nn.Module):
         _, _, (image_tokens,) = self._image_inputs([image])
         shared, rest = self._question_tokens(phrase, image_tokens)
         return np.array(shared + rest, np.int64)
+
+    def question_tokens(self, phrase: str) -> NDArray[np.int64]:
+        """Token ids of a question with one placeholder for the image, for an engine that fits in its tokens itself."""
+        return np.array(list(chain(*self._question_tokens(phrase, 1))), np.int64)
 
     def answer_tokens(self, text: str) -> NDArray[np.int64]:
         """[T] token ids of an answer's text, end token included."""
@@ -299,49 +295,33 @@ class Policy(nn.Module):
     # Sampling.
 
     @torch.no_grad()
-    def prefill(
-        self, rows: PromptRows, group_size: int, temperature: float, allowed: Tensor | None = None
-    ) -> tuple[PromptCache, Tensor]:
-        """Encode B prompts once and fork each to G answers: the cache, and log-probabilities [B*G, V] of the first
-        token, among `allowed` [1, V]."""
+    def encode(self, rows: PromptRows) -> EncodedPrompts:
+        """Keys and values of B prompts, all tokens but the last; rows' own responses are not looked at."""
         positions, following = self._prompt_positions(rows)
-        length = rows.prompt_mask.shape[1]
+        mask = rows.prompt_mask[:, :-1]
+        length = mask.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
         diagonal = torch.eye(length, dtype=torch.bool, device=self.device)
-        output = self.model.model(
-            input_ids=rows.prompt_tokens,
-            attention_mask=((causal & rows.prompt_mask[:, None, :]) | diagonal)[:, None],
-            position_ids=positions,
+        layers = self.model.model(
+            input_ids=rows.prompt_tokens[:, :-1],
+            attention_mask=((causal & mask[:, None, :]) | diagonal)[:, None],
+            position_ids=positions[:, :, :-1],
             pixel_values=rows.pixel_values,
             image_grid_thw=rows.image_grid,
             use_cache=True,
+        ).past_key_values.layers
+        return EncodedPrompts(
+            keys=torch.stack([layer.keys for layer in layers]),
+            values=torch.stack([layer.values for layer in layers]),
+            mask=mask.clone(),
+            last_tokens=rows.prompt_tokens[:, -1].clone(),
+            last_positions=following - 1,
         )
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(group_size)
-        logprobs = self._token_logprobs(output.last_hidden_state[:, -1], temperature, allowed)
-        forked = PromptCache(
-            cache, rows.prompt_mask.repeat_interleave(group_size, 0), following.repeat_interleave(group_size)
-        )
-        return forked, logprobs.repeat_interleave(group_size, 0)
 
     @torch.no_grad()
     def decode(self, cache: PromptCache, tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
-        """Log-probabilities [N, V] of the token after `tokens` [N], among `allowed` [N, V]; the cache grows by one."""
-        cache.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
-        states = self.model.model(
-            input_ids=tokens[:, None],
-            attention_mask=cache.mask[:, None, None, :],
-            position_ids=cache.next_position.expand(3, -1)[:, :, None],
-            past_key_values=cache.keys_values,
-            use_cache=True,
-        ).last_hidden_state[:, 0]
-        cache.next_position = cache.next_position + 1
-        return self._token_logprobs(states, temperature, allowed)
-
-    def keep(self, cache: PromptCache, indices: Tensor) -> None:
-        """Drop all answers of the cache but `indices` [M], so that finished ones cost nothing."""
-        cache.keys_values.batch_select_indices(indices)
-        cache.mask, cache.next_position = cache.mask[indices], cache.next_position[indices]
+        """Log-probabilities [R*C, V] of the token after `tokens` [R, C], among `allowed` [R*C, V]; the cache grows."""
+        return self._token_logprobs(next_states(self.model.model.language_model, cache, tokens), temperature, allowed)
 
     def text(self, response: Response) -> str:
         """The response's text without its end token."""

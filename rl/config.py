@@ -12,7 +12,7 @@ from rl.rank_settings import LearnerSettings, RankSettings
 from rl.reward_settings import RewardParts, reward_parts
 from rl.settings import plugin_from_settings
 from rl.train_refiner import RefinerTraining
-from rollout.engine_shared import Sampling
+from rollout.engine import Sampling
 from rollout.pool_settings import PoolSettings
 from rollout.worker import WorkerSettings
 
@@ -153,6 +153,7 @@ class RunParts:
     policy: Plugin
     rewards: RewardParts
     algorithm: Plugin
+    engine: Plugin
 
 
 def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
@@ -166,7 +167,7 @@ def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
             f"policy.checkpoint is not set; give a Hugging Face model folder, or {EMBEDDED} for the embedded one."
         )
     plugin = plugin_from_settings(
-        "policies", "Policy", entry | {"checkpoint": str(entry["checkpoint"])}, "policy", ["codec"]
+        "policies", "Policy", entry | {"checkpoint": str(entry["checkpoint"])}, "policy", ["codec", "weights"]
     )
     folder = Path(str(files("policies") / "tiny")) if entry["checkpoint"] == EMBEDDED else Path(entry["checkpoint"])
     if not (folder / "config.json").is_file():
@@ -200,7 +201,14 @@ def run_parts(config: RunConfig) -> RunParts:
     rewards = reward_parts(config.rewards, config.shaping)
     algorithm = plugin_from_settings("rl", "Algorithm", {"name": "gspo"} | config.algorithm, "algorithm")
     algorithm.build()
-    return RunParts(env, codec, policy_plugin(config.policy, codec), rewards, algorithm)
+    return RunParts(env, codec, policy_plugin(config.policy, codec), rewards, algorithm, engine_plugin(config))
+
+
+def engine_plugin(config: RunConfig) -> Plugin:
+    """The engine that `pool.engine` means; raises ValueError for one that cannot do what the run asks of it."""
+    plugin = plugin_from_settings("rollout", "Engine", {"name": "shared"} | config.pool.engine, "pool.engine")
+    plugin.build().check(config.sampling, config.pool.gpus_per_worker)
+    return plugin
 
 
 def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:
@@ -210,6 +218,7 @@ def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:
         seed=config.seed,
         env=parts.env,
         policy=parts.policy,
+        engine=parts.engine,
         rewards=parts.rewards.recipes,
         threads=config.pool.threads,
     )

@@ -25,7 +25,7 @@ from rl.learner import Learner
 from rl.policy_gradient import PolicyGradient
 from rl.settings import load_settings
 from rollout import cluster
-from rollout.engine_shared import Sampling
+from rollout.engine import Sampling
 
 
 @dataclass(frozen=True)

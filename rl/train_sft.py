@@ -27,7 +27,8 @@ from policies.vision_language import Policy
 from rl.config import policy_plugin
 from rl.settings import plugin_from_settings, save_settings
 from rl.sft_settings import SftConfig, SftSettings, SftStage
-from rollout.engine_shared import Sampling, sample
+from rollout.engine import Sampling
+from rollout.engine_shared import sample
 
 
 @dataclass(frozen=True)

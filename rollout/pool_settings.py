@@ -3,7 +3,8 @@
 Apart from the pool, so that a config is checked without loading Ray. What the settings mean in use: docs/workers.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -23,6 +24,8 @@ class PoolSettings:
     verify_every: int = 1
     """In every so many steps workers prove after answering, too, that they hold the weights that were sent; 0: only on
     arrival. It costs one hash of the whole policy a worker and step."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """What samples: `name` shared (our own, the default) or vllm, and that engine's settings."""
     max_deaths: int = 10
     """Deaths after which the pool gives up, counted from one `set_weights` to the next."""
     restart_seconds: float = 300.0

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +15,14 @@ from numpy.typing import NDArray
 from envs.example import Env, Example
 from envs.plugin import Plugin
 from policies.base import Response
-from policies.weights import Bucket, bucket_names, held_checksum, load_bucket, make_bucket
+from policies.weights import Bucket
 from rewards import kernels
 from rewards.score import Comparisons, Target, compare
 from rewards.scorer import Columns, RewardRecipe, Scorer
-from rollout.engine_shared import Sampling, sample, uniforms
+from rollout.engine import Sampler, Sampling
 from rollout.records import Group, Rollout
+
+_SHARED = Plugin("rollout", "Engine", "shared", {})
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class WorkerSettings:
     seed: int
     env: Plugin
     policy: Plugin
+    engine: Plugin = _SHARED
+    """What samples."""
     rewards: Mapping[str, RewardRecipe] = field(default_factory=dict)
     threads: int = 1
     """Torch threads of one worker."""
@@ -85,9 +88,7 @@ class RolloutWorker:
         # One thread samples, or takes weights, at a time; scoring is free of it, since a reward may be slow.
         self._sampling = Lock()
         self._settings = settings
-        # Ray shows a worker only the GPUs reserved for it, so with gpus_per_worker 0 there is none to be seen.
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._policy: Any = settings.policy.build().to(self._device).eval()
+        self._sampler: Sampler = settings.engine.build().open(settings.policy)
         self.scorer = Scorer(settings.rewards)
         self._envs: dict[str, Env] = {}
         self._version = -1
@@ -98,8 +99,8 @@ class RolloutWorker:
         with self._sampling:
             self._version = -1
             for bucket in buckets:
-                load_bucket(self._policy.model, bucket)
-            self._checksum = held_checksum(self._policy.model)
+                self._sampler.load_bucket(bucket)
+            self._checksum = self._sampler.held_checksum()
             self._version = version
             return self._checksum
 
@@ -110,11 +111,11 @@ class RolloutWorker:
         """
         with self._sampling:
             self._version = -1
-            self._policy = self._settings.policy.with_settings(checkpoint=checkpoint).build().to(self._device).eval()
+            self._sampler.load_checkpoint(checkpoint)
 
     def buckets(self) -> Iterator[Bucket]:
         """The weights that this worker holds, cut into buckets."""
-        return (make_bucket(part) for part in bucket_names(self._policy.model))
+        return self._sampler.buckets()
 
     def answer(self, unit: Unit, version: int) -> list[Group]:
         """Sample and score a unit's groups with the weights of `version`; while it scores, another unit may be sampled.
@@ -142,7 +143,8 @@ class RolloutWorker:
             [answer_seed(self._settings.seed, unit.step, position, k) for k in range(unit.group_size)]
             for position in unit.positions
         ]
-        responses = self._sample(unit, examples, images, seeds)
+        phrases = [example.prompt.text for example in examples]
+        responses = self._sampler.sample(images, phrases, unit.sampling, seeds)
         return [
             self._group(unit, n, example, image, responses[n], seeds[n])
             for n, (example, image) in enumerate(zip(examples, images, strict=True))
@@ -153,16 +155,6 @@ class RolloutWorker:
             self._envs[split] = self._settings.env.build(split=split)
         return self._envs[split]
 
-    def _sample(
-        self, unit: Unit, examples: list[Example], images: list[NDArray[np.uint8]], seeds: list[list[int]]
-    ) -> list[list[Response]]:
-        """[B][G] responses."""
-        no_response = [[np.array([self._policy.end_token])]] * len(examples)
-        rows = self._policy.rows(images, [example.prompt.text for example in examples], no_response)
-        draws = np.array([[uniforms((s,), unit.sampling.max_tokens) for s in row] for row in seeds])
-        flat = sample(self._policy, rows, unit.sampling, draws)
-        return [flat[first : first + unit.group_size] for first in range(0, len(flat), unit.group_size)]
-
     def _group(
         self,
         unit: Unit,
@@ -172,21 +164,21 @@ class RolloutWorker:
         responses: list[Response],
         seeds: list[int],
     ) -> _Sampled:
-        height, width = example.image.height, example.image.width
-        answers = [self._policy.read(response, height, width) for response in responses]
+        policy, height, width = self._sampler.policy, example.image.height, example.image.width
+        answers = [policy.read(response, height, width) for response in responses]
         group = Group(
             run=self._settings.run,
             step=unit.step,
             position=unit.positions[n],
             example=example,
-            prompt_tokens=self._policy.prompt_tokens(image, example.prompt.text),
+            prompt_tokens=policy.prompt_tokens(image, example.prompt.text),
             policy_checksum=self._checksum,
             temperature=unit.sampling.temperature,
             rollouts=(),
         )
         return _Sampled(
             group,
-            texts=tuple(self._policy.text(response) for response in responses),
+            texts=tuple(policy.text(response) for response in responses),
             responses=tuple(responses),
             comparisons=compare(answers, Target.from_truth(example.truth), example.id, example.prompt.text),
             policy_version=self._version,

@@ -8,8 +8,10 @@ from scipy.stats import chisquare
 
 from envs.path_tokens import Codec
 from policies.base import PromptRows, Response
+from policies.prompt_cache import EncodedPrompts, PromptCache
 from policies.vision_language import Policy
-from rollout.engine_shared import Sampling, sample, uniforms
+from rollout.engine import Sampling, uniforms
+from rollout.engine_shared import Engine, sample
 
 PHRASES = ["dog", "the upper left banana", "cat"]
 
@@ -17,6 +19,25 @@ PHRASES = ["dog", "the upper left banana", "cat"]
 @pytest.fixture(scope="module")
 def policy(tiny_untrained: Path) -> Policy:
     return Policy(tiny_untrained, Codec())
+
+
+class Counting(Policy):
+    """A policy that notes how many prompts and answers it is asked for at a time."""
+
+    def __init__(self, checkpoint: Path, codec: Codec) -> None:
+        super().__init__(checkpoint, codec)
+        self.encoded: list[int] = []
+        self.decoded: list[int] = []
+
+    def encode(self, rows: PromptRows) -> EncodedPrompts:
+        self.encoded.append(len(rows.prompt_tokens))
+        return super().encode(rows)
+
+    def decode(
+        self, cache: PromptCache, tokens: torch.Tensor, temperature: float, allowed: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        self.decoded.append(tokens.numel())
+        return super().decode(cache, tokens, temperature, allowed)
 
 
 def images(num: int) -> list[NDArray[np.uint8]]:
@@ -63,14 +84,16 @@ def sample_without_leaving(
     """All answers [N, T] drawn to the last token, whatever they said, one token and one answer at a time."""
     b, g, most = draws.shape
     tokens, chosen_logprobs = np.zeros((b * g, most), np.int64), np.zeros((b * g, most), np.float32)
-    cache, logprobs = policy.prefill(rows, g, temperature)
+    cache = PromptCache(policy.encode(rows), g, most)
+    last = cache.prompts.last_tokens[:, None].expand(b, g)
     for t in range(most):
+        logprobs = policy.decode(cache, last, temperature)
         for k in range(b * g):
             probabilities = logprobs[k].double().exp().numpy()
             passed = probabilities.cumsum() > draws.reshape(b * g, most)[k, t] * probabilities.cumsum()[-1]
             tokens[k, t] = passed.argmax()
             chosen_logprobs[k, t] = logprobs[k, tokens[k, t]]
-        logprobs = policy.decode(cache, torch.from_numpy(tokens[:, t]), temperature)
+        last = torch.from_numpy(tokens[:, t]).view(b, g)
     return tokens, chosen_logprobs
 
 
@@ -96,7 +119,9 @@ def test_evenly_spaced_draws_give_every_token_its_share_to_within_one(policy: Po
     draws = ((np.arange(num) + 0.5) / num).reshape(1, num, 1)
     responses = sample(policy, rows, Sampling(temperature, 1), draws)
     counts = np.bincount([response.tokens[0] for response in responses], minlength=len(policy.tokenizer))
-    probabilities = policy.prefill(rows, 1, temperature)[1][0].double().exp().numpy()
+    prompts = policy.encode(rows)
+    logprobs = policy.decode(PromptCache(prompts, 1, 1), prompts.last_tokens[:, None], temperature)
+    probabilities = logprobs[0].detach().double().exp().numpy()
     assert np.abs(counts - num * probabilities).max() < 1.01
     assert counts.max() > 3 * num / len(policy.tokenizer)  # far enough from uniform to mean something
 
@@ -155,6 +180,44 @@ def test_answers_that_leave_when_finished_change_none_of_the_others(policy: Poli
         length = ends[0] + 1 if len(ends) else 16
         assert response.tokens.tolist() == tokens[k, :length].tolist()
         np.testing.assert_allclose(response.logprobs, logprobs[k, :length], atol=1e-4)
+
+
+@pytest.mark.parametrize("grammar", [False, True])
+def test_groups_that_enter_as_others_leave_get_the_answers_they_would_get_together(
+    policy: Policy, grammar: bool
+) -> None:
+    num, draws = 7, draws_of(7, 4, 24)
+    draws[np.random.default_rng(1).random(draws.shape) < 0.08] = 0.0  # the end, so that groups leave at many times
+    phrases = [PHRASES[k % 3] for k in range(num)]
+    rows = policy.rows(images(num), phrases, [[np.array([policy.end_token])]] * num)
+    together = sample(policy, rows, Sampling(1.0, 24, grammar), draws)
+    assert len({len(response.tokens) for response in together}) > 5
+    for max_answers in (1, 8, 13):
+        entering = sample(policy, rows, Sampling(1.0, 24, grammar), draws, max_answers)
+        assert tokens_of(entering) == tokens_of(together)
+        for found, expected in zip(entering, together, strict=True):
+            np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-5)
+
+
+def test_no_more_answers_are_under_way_than_allowed_and_each_prompt_is_encoded_once(tiny_untrained: Path) -> None:
+    policy = Counting(tiny_untrained, Codec())
+    rows = policy.rows(images(7), [PHRASES[k % 3] for k in range(7)], [[np.array([policy.end_token])]] * 7)
+    sample(policy, rows, Sampling(1.0, 16), draws_of(7, 4, 16), max_answers=11)
+    assert max(policy.decoded) == 8  # two whole groups of four
+    assert policy.decoded[-1] < 8  # the last ones have left
+    assert sum(policy.encoded) == 7 and policy.encoded[0] == 2
+
+
+def test_a_cache_holds_a_prompt_once_however_many_answers_it_has(policy: Policy) -> None:
+    prompts = policy.encode(questions(policy, 2))
+    for group_size in (1, 64):
+        assert PromptCache(prompts, group_size, 8).prompts.keys.shape[1] == 2
+
+
+@pytest.mark.parametrize("max_answers", [0, -3])
+def test_an_engine_without_room_for_an_answer_is_refused(max_answers: int) -> None:
+    with pytest.raises(ValueError, match=rf"pool.engine.max_answers is {max_answers}; set it to 1 or more"):
+        Engine(max_answers)
 
 
 def test_an_answer_is_cut_at_the_limit_and_says_so_unless_its_last_token_is_the_end(policy: Policy) -> None:

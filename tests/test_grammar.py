@@ -16,10 +16,12 @@ from envs import path_tokens, point_text
 from envs.polygons import AnswerCodec, AnswerStatus
 from policies.base import PromptRows, Response
 from policies.grammar import TokenGrammar
+from policies.prompt_cache import PromptCache
 from policies.tiny_model import TinySizes, word_tokenizer, write_untrained
 from policies.vision_language import Policy
 from rl.gspo import sequence_log_ratio
-from rollout.engine_shared import Sampling, sample
+from rollout.engine import Sampling
+from rollout.engine_shared import sample
 
 PHRASES = ["dog", "the upper left banana", "cat"]
 PATH, POINT = path_tokens.Codec(max_rings=4, max_vertices=16), point_text.Codec(max_rings=4, max_vertices=16)
@@ -170,7 +172,11 @@ def test_probabilities_of_the_allowed_tokens_add_up_to_one_at_steps_of_every_kin
 def test_what_the_mask_leaves_out_has_no_probability_in_sampling(case: Case) -> None:
     grammar, rows = case.policy.token_grammar(), rows_of(case.policy, [[np.array([case.policy.end_token])]])
     allowed = grammar.allowed([grammar.mask(grammar.start(case.max_tokens))])
-    free, masked = (case.policy.prefill(rows, 1, 0.7, mask)[1][0] for mask in (None, allowed))
+    prompts = case.policy.encode(rows)
+    free, masked = (
+        case.policy.decode(PromptCache(prompts, 1, 1), prompts.last_tokens[:, None], 0.7, mask)[0]
+        for mask in (None, allowed)
+    )
     assert (masked[~allowed[0]] == -math.inf).all()
     expected = free[allowed[0]] - free[allowed[0]].logsumexp(0)
     torch.testing.assert_close(masked[allowed[0]], expected, atol=1e-5, rtol=0)

@@ -21,7 +21,8 @@ from rl.batch import Batch
 from rl.gspo import Algorithm
 from rl.policy_gradient import PolicyGradient, token_divergence
 from rl.rank_settings import LearnerSettings, RankPlace, RankSettings
-from rollout.engine_shared import Sampling, sample
+from rollout.engine import Sampling
+from rollout.engine_shared import sample
 
 STAGES = (0, 1, 2, 3)
 ENV = Plugin("envs", "Env", "cutout_scenes", {"image_size": 32, "num_scenes": 8})

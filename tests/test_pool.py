@@ -18,7 +18,7 @@ import ray
 from rl.config import RunConfig, run_parts, worker_settings
 from rl.settings import load_settings
 from rollout import cluster
-from rollout.engine_shared import Sampling
+from rollout.engine import Sampling
 from rollout.pool import WeightRefs, WorkerPool
 from rollout.records import Group
 from rollout.worker import Unit

@@ -16,7 +16,7 @@ from rl.dropped import write_batch
 from rl.gspo import Algorithm
 from rl.replay import group_losses, replay
 from rl.settings import load_settings, save_settings
-from rollout.engine_shared import Sampling
+from rollout.engine import Sampling
 
 
 def batch(policy: Policy, env: Env) -> Batch:

@@ -14,9 +14,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from envs.path_tokens import Codec
 from envs.polygons import AnswerStatus
 from policies.base import PromptRows, Response
+from policies.prompt_cache import PromptCache
 from policies.tiny_model import word_tokenizer
 from policies.vision_language import Policy
-from rollout.engine_shared import Sampling, sample
+from rollout.engine import Sampling
+from rollout.engine_shared import sample
 
 PHRASES = ["dog", "the upper left banana"]
 ANSWERS = [["1 2 30 40 0 0 5 5 0 5", "none", "3 4"], ["7 8 9", "none ; none ; M", "64 0 0 0 0 0 0"]]
@@ -83,6 +85,11 @@ def shared_rows(policy: Policy) -> PromptRows:
 def questions(policy: Policy, pictures: list[np.ndarray], phrases: Sequence[str]) -> PromptRows:
     """Rows to sample from; their one response is a placeholder."""
     return policy.rows(pictures, phrases, [[np.array([policy.end_token])]] * len(phrases))
+
+
+def two_caches(policy: Policy, rows: PromptRows) -> list[PromptCache]:
+    """Equal caches of the rows' prompts, with three answers each of up to eight tokens."""
+    return [PromptCache(policy.encode(rows), 3, 8) for _ in range(2)]
 
 
 def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndarray) -> Tensor:
@@ -164,6 +171,29 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
         torch.testing.assert_close(policy(rows)[b : b + 1, :, : alone.shape[2]], alone, atol=1e-5, rtol=0)
 
 
+def test_groups_of_rows_come_with_their_own_images(policy: Policy) -> None:
+    if policy.model.config.model_type == "qwen3_vl":
+        pytest.skip("the tiny Qwen3-VL sees all images at one size")
+    mixed = [images(1)[0], images(1, height=48, width=24)[0], images(1, seed=2)[0]]
+    rows = policy.rows(mixed, [*PHRASES, "dog"], [*tokens_of(policy, ANSWERS), [policy.answer_tokens("none")]])
+    torch.testing.assert_close(policy(rows.groups(1, 3)), policy(rows)[1:], atol=1e-5, rtol=0)
+
+
+def test_a_policy_without_weights_asks_and_reads_like_one_with_them(policy: Policy, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    hollow = Policy(tmp_path, Codec(), question="find {phrase}", weights=False)
+    assert {parameter.device.type for parameter in hollow.parameters()} == {"meta"}
+    shapes, hollow_shapes = ({n: p.shape for n, p in each.model.named_parameters()} for each in (policy, hollow))
+    assert shapes == hollow_shapes
+    prompt = hollow.prompt_tokens(images(1)[0], "dog")
+    assert prompt.tolist() == policy.prompt_tokens(images(1)[0], "dog").tolist()
+    placeholder = prompt != hollow.model.config.image_token_id
+    placeholder[np.flatnonzero(~placeholder)[0]] = True
+    assert hollow.question_tokens("dog").tolist() == prompt[placeholder].tolist()
+    tokens = policy.answer_tokens("none")
+    assert hollow.read(Response(tokens, np.zeros(2, np.float32), "stop"), 32, 32).status is AnswerStatus.EMPTY
+
+
 def test_a_row_with_fewer_answers_has_zeros_in_their_place(policy: Policy) -> None:
     answers = tokens_of(policy, ANSWERS)
     rows = policy.rows(images(2), PHRASES, [answers[0][:1], answers[1]])
@@ -210,8 +240,10 @@ def test_temperature_divides_the_logits(policy: Policy) -> None:
         torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
 def test_only_special_tokens_other_than_the_end_have_probability_zero(policy: Policy) -> None:
-    _, logprobs = policy.prefill(questions(policy, images(2), PHRASES), 1, 1.0)
+    cache = PromptCache(policy.encode(questions(policy, images(2), PHRASES)), 1, 1)
+    logprobs = policy.decode(cache, cache.prompts.last_tokens[:, None], 1.0)
     impossible = {policy.tokenizer.pad_token_id, policy.tokenizer.unk_token_id, policy.model.config.image_token_id}
     impossible |= {policy.model.config.video_token_id, policy.model.config.vision_start_token_id}
     impossible |= {policy.model.config.vision_end_token_id, policy.tokenizer.convert_tokens_to_ids("<|answer|>")}
@@ -232,7 +264,7 @@ def test_thousands_of_sampled_tokens_hold_no_special_one_and_every_answer_reads_
     assert all(isinstance(policy.read(response, 32, 32).status, AnswerStatus) for response in responses)
 
 
-def test_prefill_and_decode_report_the_log_probabilities_of_forward(policy: Policy) -> None:
+def test_encode_and_decode_report_the_log_probabilities_of_forward(policy: Policy) -> None:
     rows = questions(policy, images(2), PHRASES)
     responses = sample(
         policy, rows, Sampling(temperature=0.7, max_tokens=24), np.random.default_rng(3).random((2, 5, 24))
@@ -244,16 +276,46 @@ def test_prefill_and_decode_report_the_log_probabilities_of_forward(policy: Poli
     np.testing.assert_allclose(np.concatenate([r.logprobs for r in responses]), logprobs, atol=1e-5)
 
 
+@torch.no_grad()
 def test_answers_that_stay_in_the_cache_do_not_notice_those_that_left(policy: Policy) -> None:
-    rows = questions(policy, images(2), PHRASES)
-    tokens = torch.tensor([policy.end_token, 20, 30, 40])
-    whole, kept = [policy.prefill(rows, 2, 1.0)[0] for _ in range(2)]
-    left = torch.tensor([1, 3])
-    policy.keep(kept, left)
-    for _ in range(3):
-        expected, found = policy.decode(whole, tokens, 1.0)[left], policy.decode(kept, tokens[left], 1.0)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-        tokens = tokens + 1
+    whole, kept = two_caches(policy, questions(policy, images(3), [*PHRASES, "dog"]))
+    tokens = torch.arange(20, 29).view(3, 3)
+    for cache in (whole, kept):
+        policy.decode(cache, tokens, 1.0)
+    places, answers = torch.tensor([0, 2]), torch.tensor([[2, 0], [1, 2]])
+    kept.keep(places, answers)
+    for step in range(3):
+        tokens = tokens + 1 + step
+        expected = policy.decode(whole, tokens, 1.0).view(3, 3, -1)[places[:, None], answers]
+        found = policy.decode(kept, tokens[places[:, None], answers], 1.0)
+        torch.testing.assert_close(found, expected.flatten(0, 1), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_prompt_that_enters_late_is_answered_as_if_it_had_been_alone(policy: Policy) -> None:
+    first = questions(policy, images(2), PHRASES)
+    cache = PromptCache(policy.encode(first.groups(0, 1)), 3, 4)
+    together = PromptCache(policy.encode(first), 3, 4)
+    together.replace(torch.tensor([1]), policy.encode(first.groups(0, 1)))
+    tokens = torch.arange(20, 23)[None]
+    for step in range(9):  # more than there are places, so that they are used again
+        if step in (2, 5):
+            together.replace(torch.tensor([0]), policy.encode(first.groups(0, 1)))
+            cache = PromptCache(policy.encode(first.groups(0, 1)), 3, 4)
+        found = policy.decode(together, tokens.expand(2, -1), 1.0)[:3]
+        torch.testing.assert_close(found, policy.decode(cache, tokens, 1.0), atol=1e-5, rtol=0)
+        tokens = tokens + 2
+
+
+def test_bfloat16_answers_have_the_log_probabilities_of_forward_to_its_precision(tiny_untrained: Path) -> None:
+    policy = Policy(tiny_untrained, Codec(), dtype="bfloat16")
+    draws = np.random.default_rng(3).random((2, 5, 24))
+    responses = sample(policy, questions(policy, images(2), PHRASES), Sampling(max_tokens=24), draws)
+    again = [[response.tokens for response in responses[5 * b : 5 * b + 5]] for b in range(2)]
+    rows = policy.rows(images(2), PHRASES, again)
+    logprobs = policy(rows)[rows.response_mask].detach().numpy()
+    difference = np.abs(np.concatenate([r.logprobs for r in responses]) - logprobs)
+    assert difference.mean() < 0.02 and difference.max() < 0.2
 
 
 def test_vision_features_stand_where_their_pixels_are(policy: Policy) -> None:

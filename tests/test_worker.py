@@ -16,7 +16,7 @@ from policies.vision_language import Policy
 from policies.weights import bucket_names, checksum, held_checksum, make_bucket
 from rewards.score import Target, compare
 from rewards.scorer import RewardRecipe, Scorer
-from rollout.engine_shared import Sampling
+from rollout.engine import Sampling
 from rollout.records import Group
 from rollout.worker import RolloutWorker, Unit, WorkerSettings, answer_seed
 

@@ -1,0 +1,97 @@
+"""What a rollout worker asks of whatever samples for it, and how answers are drawn.
+
+An engine is a file `engine_NAME.py` here with a class `Engine`: its settings, which travel. Opened, it is a sampler
+that holds a model. A sampler is a plain object in the worker's process; nothing in it knows of Ray.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.plugin import Plugin
+from policies.base import PolicyContract, Response
+from policies.weights import Bucket
+
+
+@dataclass
+class Sampling:
+    """How answers are drawn."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token (and reports its log-probability at temperature 1)."""
+    max_tokens: int = 64
+    """Longest answer, tokens; longer ones are cut and read as truncated."""
+    grammar: bool = False
+    """Whether only tokens are sampled that lead to a valid answer within max_tokens, by the codec's grammar.
+
+    The learner takes its log-probabilities among the same tokens.
+    """
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.max_tokens < 1:
+            raise ValueError(
+                f"sampling.temperature is {self.temperature} and sampling.max_tokens {self.max_tokens}; they must "
+                "be 0 or more and 1 or more."
+            )
+
+    @property
+    def grammar_tokens(self) -> int | None:
+        """The limit on tokens that masks depend on; None where the grammar is off."""
+        return self.max_tokens if self.grammar else None
+
+
+def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
+    """[max_tokens] numbers in [0, 1) for one answer, a function of its key alone."""
+    return np.random.default_rng(list(key)).random(max_tokens)
+
+
+class Sampler(Protocol):
+    """A model that answers, in this process."""
+
+    policy: PolicyContract
+    """Writes prompts and reads answers; it need not hold the weights."""
+
+    def load_bucket(self, bucket: Bucket) -> None:
+        """Take over some weights. Raises ValueError or KeyError where they do not fit the model."""
+        ...
+
+    def held_checksum(self) -> str:
+        """Checksum of the weights taken over, comparable to the sender's; docs of an engine say what it proves."""
+        ...
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        """Replace the weights by those of a Hugging Face folder."""
+        ...
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The weights that are held, cut into buckets, under the names that a learner gives them."""
+        ...
+
+    def sample(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        phrases: Sequence[str],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Response]]:
+        """[B][G] responses to B questions (image [H, W, 3], phrase).
+
+        seeds: [B][G] keys of the answers' random streams.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Settings of an engine: a dataclass in a file of its own, checked when it is made."""
+
+    def check(self, sampling: Sampling, gpus_per_worker: float) -> None:
+        """Raises ValueError where this engine cannot draw answers so, or not with so many GPUs."""
+        ...
+
+    def open(self, policy: Plugin) -> Sampler:
+        """A sampler that holds the policy's checkpoint, on the GPU where this process sees one."""
+        ...
