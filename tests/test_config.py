@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rewards.shaping import TermShaping
-from rl.config import RunConfig, rank_settings, run_parts
+from rl.config import RunConfig, rank_settings, run_parts, worker_settings
 from rl.evaluate import greedy_units
 from rl.rank_settings import LearnerSettings
 from rl.settings import load_settings, save_settings, shipped_configs
@@ -84,11 +84,21 @@ def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, messa
         ("rewards.mask_iuo={}", ValueError, "did you mean 'mask_iou'"),
         ("algorithm.clip_low=2", ValueError, "algorithm.clip_low is 2"),
         ("evaluation.final_split=tets", ValueError, "split is 'tets'"),
+        ("pool.engine={name: vlm}", ValueError, r"pool.engine: .* did you mean 'vllm'\? There are: shared, vllm"),
+        ("pool.engine={max_answer: 8}", ValueError, "pool.engine.max_answer is not .* did you mean pool.engine.max_an"),
+        ("pool.engine={max_answers: 0}", ValueError, "pool.engine.max_answers is 0; set it to 1 or more, or to null"),
+        ("pool.engine={name: vllm}", ValueError, r"vllm is not installed here; install it by .* 'polytrace\[vllm\]'"),
     ],
 )
 def test_a_wrong_part_is_refused_when_the_parts_are_built(override: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run_parts(demo(override))
+
+
+def test_the_engine_of_the_config_reaches_the_workers_and_is_our_own_unless_named() -> None:
+    plain, bounded = demo(), demo("pool.engine={name: shared, max_answers: 64}")
+    assert worker_settings(plain, run_parts(plain)).engine.build().max_answers is None
+    assert worker_settings(bounded, run_parts(bounded)).engine.build().max_answers == 64
 
 
 def test_shaping_is_read_saved_and_read_back_equal(tmp_path: Path) -> None:

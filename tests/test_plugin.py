@@ -52,6 +52,13 @@ def test_names_are_the_files_that_define_the_class(tmp_path, monkeypatch):
     assert "shapes_listed.circle" not in sys.modules
 
 
+def test_an_engine_is_named_without_the_prefix_of_its_file():
+    assert plugin_names("rollout", "Engine") == ["shared", "vllm"]
+    assert Plugin("rollout", "Engine", "shared", {}).load().__module__ == "rollout.engine_shared"
+    with pytest.raises(ValueError, match=r"is called 'vlm'; did you mean 'vllm'\? There are: shared, vllm\."):
+        Plugin("rollout", "Engine", "vlm", {}).load()
+
+
 @pytest.mark.parametrize("name", ["circel", "colours", "__init__", "circle.Shape", "../circle", "", "circle.py"])
 def test_an_unknown_name_lists_the_files_there_are(tmp_path, monkeypatch, name):
     package = "shapes_unknown"
@@ -116,7 +123,8 @@ def test_only_a_near_name_is_proposed():
 
 
 @pytest.mark.parametrize(
-    ("package", "class_name"), [("rewards", "Reward"), ("envs", "Env"), ("envs", "Codec"), ("rl", "Algorithm")]
+    ("package", "class_name"),
+    [("rewards", "Reward"), ("envs", "Env"), ("envs", "Codec"), ("rl", "Algorithm"), ("rollout", "Engine")],
 )
 def test_every_plugin_file_of_the_repository_defines_a_dataclass_with_a_docstring(package, class_name):
     names = plugin_names(package, class_name)
