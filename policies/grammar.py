@@ -211,7 +211,11 @@ class GrammarWalk:
 
     def allowed(self) -> Tensor | None:
         """[N, V] bool: the tokens that may come next."""
-        return None if self._grammar is None else self._grammar.allowed([self._grammar.mask(p) for p in self._progress])
+        if self._grammar is None:
+            return None
+        # Once for all that are at one place, as they all are at the start.
+        masks = {progress: self._grammar.mask(progress) for progress in set(self._progress)}
+        return self._grammar.allowed([masks[progress] for progress in self._progress])
 
     def advance(self, tokens: Tensor) -> None:
         """Each answer takes its token of `tokens` [N]."""

@@ -126,12 +126,11 @@ class _Flight:
         self._draws = functional.pad(torch.from_numpy(draws.reshape(b * g, most)), (0, 1)).to(policy.device)
         self._tokens = torch.zeros(b * g, most + 1, dtype=torch.int64, device=policy.device)
         self._logprobs = torch.zeros(b * g, most + 1, device=policy.device)
-        self._lengths = torch.zeros(b * g, dtype=torch.int64, device=policy.device)
         self._walk = GrammarWalk(policy.token_grammar() if sampling.grammar else None, r * g, most)
         self._next_group, self._num_groups, self._group_size = r, b, g
         self._cache = PromptCache(policy.encode(rows.groups(0, r)), g, most)
-        # By place: the answer there, by number in [B * G], whether it is finished, and its last token.
-        self._answers = torch.arange(r * g, device=policy.device).view(r, g)
+        # By place: where the answer there has its row in the flat [B * G * (T + 1)], if it is finished, its last token.
+        self._starts = torch.arange(r * g, device=policy.device).view(r, g) * (most + 1)
         self._ended = torch.zeros(r, g, dtype=torch.bool, device=policy.device)
         self._last = self._cache.prompts.last_tokens[:, None].expand(r, g)
         self._drawn = torch.zeros(r, 1, dtype=torch.int64, device=policy.device)
@@ -141,13 +140,12 @@ class _Flight:
         """One more token of every answer; those of finished ones are never looked at."""
         temperature = self._sampling.temperature or 1.0
         logprobs = self._policy.decode(self._cache, self._last, temperature, self._walk.allowed())
-        draws = self._draws[self._answers, self._drawn].view(-1)
-        chosen = _choose(logprobs, draws, self._sampling.temperature == 0)
+        now = (self._starts + self._drawn).view(-1)
+        chosen = _choose(logprobs, self._draws.take(now), self._sampling.temperature == 0)
         self._walk.advance(chosen)
-        self._last = chosen.view_as(self._answers)
-        self._tokens[self._answers, self._drawn] = self._last
-        self._logprobs[self._answers, self._drawn] = logprobs.gather(1, chosen[:, None]).view_as(self._last)
-        self._lengths[self._answers] += ~self._ended
+        self._tokens.put_(now, chosen)
+        self._logprobs.put_(now, logprobs.gather(1, chosen[:, None])[:, 0])
+        self._last = chosen.view_as(self._starts)
         self._drawn = (self._drawn + 1).clamp(max=self._sampling.max_tokens)
         at_limit = self._drawn == self._sampling.max_tokens
         self._ended = self._ended | (self._last == self._policy.end_token) | at_limit
@@ -172,7 +170,7 @@ class _Flight:
         entering = self._policy.encode(self._rows.groups(first, self._next_group))
         self._cache.replace(places, entering)
         answers = torch.arange(first * size, self._next_group * size, device=self._policy.device)
-        self._answers = self._answers.index_copy(0, places, answers.view(-1, size))
+        self._starts = self._starts.index_copy(0, places, answers.view(-1, size) * self._tokens.shape[1])
         self._last = self._last.index_copy(0, places, entering.last_tokens[:, None].expand(-1, size))
         self._ended[places] = False
         self._drawn[places] = 0
@@ -183,17 +181,19 @@ class _Flight:
         order = self._ended[places].to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         self._cache.keep(places, order)
         self._walk.keep((places[:, None] * self._ended.shape[1] + order).view(-1))
-        self._answers, self._ended, self._last = (
-            part[places].gather(1, order) for part in (self._answers, self._ended, self._last)
+        self._starts, self._ended, self._last = (
+            part[places].gather(1, order) for part in (self._starts, self._ended, self._last)
         )
         self._drawn = self._drawn[places]
 
     def responses(self) -> list[Response]:
-        """All answers, in order."""
-        tokens, logprobs = self._tokens.cpu().numpy(), self._logprobs.cpu().numpy()
+        """All answers, in order, each to its first end token."""
+        tokens, logprobs = self._tokens[:, :-1].cpu().numpy(), self._logprobs[:, :-1].cpu().numpy()
+        ends = tokens == self._policy.end_token
+        lengths = np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
         return [
             _response(tokens[k, :length], logprobs[k, :length], self._policy.end_token)
-            for k, length in enumerate(self._lengths.tolist())
+            for k, length in enumerate(lengths)
         ]
 
 
