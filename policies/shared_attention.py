@@ -45,11 +45,12 @@ class SharedLayout:
 def inputs(packed: PackedRows) -> dict[str, Any]:
     """What the language model is called with so that packed rows are attended as they should be.
 
-    Where answers are so uneven that their empty slots would cost more than the whole row, it is a mask of that.
+    A mask of the whole row where nothing is shared, or where answers are so uneven that their empty slots would cost
+    more than it.
     """
     b, g, t = packed.shape
     p, k = packed.prompt_mask.shape[1], packed.order.shape[1]
-    if p * p + g * t * (p + t) >= (p + k) ** 2:
+    if g == 1 or p * p + g * t * (p + t) >= (p + k) ** 2:
         return {"attention_mask": packed.attends}
     # transformers leaves a mask of four axes as it is, and makes none of its own.
     return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": shared_layout(packed)}

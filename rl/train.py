@@ -169,7 +169,8 @@ def _refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
     kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "env", "codec", "policy", "rewards"]
     kept += ["shaping", "algorithm", "sampling", "learner"]
     now, before = ({name: vars(one)[name] for name in kept} for one in (config, begun))
-    now["pool.staleness"], before["pool.staleness"] = config.pool.staleness, begun.pool.staleness
+    for name in ("staleness", "engine"):
+        now[f"pool.{name}"], before[f"pool.{name}"] = vars(config.pool)[name], vars(begun.pool)[name]
     for name, value in now.items():
         if value != before[name]:
             raise ValueError(

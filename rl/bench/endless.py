@@ -17,9 +17,5 @@ class Policy(vision_language.Policy):
         self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32"
     ) -> None:
         super().__init__(checkpoint, codec, question, dtype)
-        self._unsampled = torch.cat([self._unsampled, torch.tensor([self.end_token])])
-
-    @property
-    def unsampled(self) -> list[int]:
-        """Ids of the tokens that cannot be sampled."""
-        return [int(token) for token in self._unsampled]
+        self.unsampled_tokens = sorted([*self.unsampled_tokens, self.end_token])
+        self._unsampled = torch.tensor(self.unsampled_tokens)

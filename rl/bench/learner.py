@@ -83,7 +83,7 @@ def both_rows(policy: Policy, choice: ModelChoice, workload: Workload) -> tuple[
 
 def random_answers(policy: Policy, workload: Workload) -> list[list[NDArray[np.int64]]]:
     """[B][G] answers of T tokens that can be sampled."""
-    words = sorted(set(policy.tokenizer.get_vocab().values()) - set(policy.unsampled))
+    words = sorted(set(policy.tokenizer.get_vocab().values()) - set(policy.unsampled_tokens))
     rng = np.random.default_rng(0)
     shape = (workload.groups, workload.answers, workload.tokens)
     return [list(row) for row in rng.choice(np.array(words, np.int64), shape)]

@@ -74,7 +74,7 @@ def generated(policy: Policy, rows: PromptRows, workload: Workload, temperature:
         image_grid_thw=rows.image_grid,
         num_return_sequences=workload.answers if temperature else 1,
         max_new_tokens=workload.tokens,
-        suppress_tokens=policy.unsampled,
+        suppress_tokens=policy.unsampled_tokens,
         **drawing,
     )
     found = tokens[:, rows.prompt_tokens.shape[1] :].cpu().numpy()

@@ -42,7 +42,7 @@ class OwnSteps:
     def __init__(self, policy: Plugin, env: Plugin, workload: Workload) -> None:
         rewards = load_rewards(Path("demo")).recipes
         self._algorithm: PolicyGradient = _ALGORITHM.build()
-        self._worker = RolloutWorker(WorkerSettings("bench", 0, env, policy, rewards, THREADS), "bench")
+        self._worker = RolloutWorker(WorkerSettings("bench", 0, env, policy, rewards=rewards, threads=THREADS), "bench")
         self._rank = LearnerRank(
             RankSettings(
                 learner=LearnerSettings(

@@ -152,7 +152,7 @@ class TrlSteps:
             learning_rate=1e-6,
             temperature=1.0,
             top_k=0,
-            generation_kwargs={"suppress_tokens": self._scene.policy.unsampled},
+            generation_kwargs={"suppress_tokens": self._scene.policy.unsampled_tokens},
             gradient_checkpointing=False,
             use_cpu=not torch.cuda.is_available(),
             bf16=False,
