@@ -3,7 +3,7 @@
 Dimension letters: B groups in a batch, G answers a group, P prompt tokens, T choices of a response, H W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -93,7 +93,8 @@ class PolicyContract(Protocol):
 
     @property
     def vision_tower(self) -> nn.Module:
-        """The part that turns patches into image tokens; may be kept frozen."""
+        """The part that turns patches into image tokens, whatever the refiner's features pass through included; may be
+        kept frozen."""
         ...
 
     def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
@@ -173,6 +174,9 @@ class PolicyContract(Protocol):
         """Checksum of the vision tower alone: what a refiner was trained on."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face folder."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write an ordinary Hugging Face folder.
+
+        weights: what to write by the names of `model` before any adapter; None: what `model` holds.
+        """
         ...

@@ -2,15 +2,13 @@
 sizes.
 
 One row a group (policies/packing.py): the prompt once, then its G responses, each seeing the prompt and itself, at
-positions
-that restart after the prompt. Exact, and P + G*T tokens of work in place of G*(P + T).
+positions that restart after the prompt. Exact, and P + G*T tokens of work in place of G*(P + T).
 
 Special tokens other than the end token cannot be sampled (a sampled image token would break the next forward pass);
-the learner
-takes its log-probabilities under the same restriction, so that both speak of one distribution.
+the learner takes its log-probabilities under the same restriction, so that both speak of one distribution.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from policies import shared_attention
 from policies.base import PromptRows, Response, VisionFeatures
 from policies.chunks import in_chunks, num_chunks
 from policies.grammar import TokenGrammar
+from policies.lora import LoraSettings, add_adapters
 from policies.packing import pack_rows, pad_left, pad_responses
 from policies.pieces import token_pieces
 from policies.prompt_cache import EncodedPrompts, PromptCache, next_states
@@ -69,13 +68,15 @@ class Policy(nn.Module):
         dtype: str = "float32",
         logit_bytes: int = 2**28,
         weights: bool = True,
+        lora: LoraSettings | None = None,
     ) -> None:
         """Load a Hugging Face folder.
 
         question: the user's text, `{phrase}` standing for the example's phrase. dtype: name of a torch dtype.
         logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for a
-        moment. weights: False leaves them out, for who only asks and reads while another engine answers. Raises
-        FileNotFoundError without such a folder, ValueError for a model of another family.
+        moment. weights: False leaves them out, for who only asks and reads while another engine answers. lora:
+        adapters to put into the model, which then alone require a gradient. Raises FileNotFoundError without such a
+        folder, ValueError for a model of another family.
         """
         super().__init__()
         config = _known_config(checkpoint)
@@ -95,6 +96,8 @@ class Policy(nn.Module):
         self._merge: int = config.vision_config.spatial_merge_size
         self.unsampled_tokens: list[int] = sorted(set(self.tokenizer.all_special_ids) - {self.end_token})
         self.register_buffer("_unsampled", torch.tensor(self.unsampled_tokens), persistent=False)
+        if lora is not None:
+            add_adapters(self.model, self.vision_tower, lora)
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +106,8 @@ class Policy(nn.Module):
 
     @property
     def vision_tower(self) -> nn.Module:
-        """The part that turns patches into image tokens."""
+        """The part that turns patches into image tokens, its mergers (Qwen3-VL's deepstack ones too) included: what a
+        refiner reads its features from is all of it."""
         return self.model.model.visual
 
     # Text and images in.
@@ -353,8 +357,11 @@ class Policy(nn.Module):
         """Checksum of the vision tower alone: what a refiner was trained on."""
         return held_checksum(self.vision_tower)
 
-    def save(self, folder: Path) -> None:
-        """Write an ordinary Hugging Face folder (safetensors, tokenizer, image processor)."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write an ordinary Hugging Face folder (safetensors, tokenizer, image processor).
+
+        weights: all of them by the plain model's names, where `model` itself is sharded or has adapters.
+        """
+        self.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)

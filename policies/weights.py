@@ -32,17 +32,33 @@ class Bucket:
 def make_bucket(parameters: Sequence[tuple[str, Tensor]]) -> Bucket:
     """A bucket of named tensors."""
     data = np.concatenate([_bytes(tensor) for _, tensor in parameters])
-    return Bucket(tuple(name for name, _ in parameters), data, hashlib.sha256(data.tobytes()).hexdigest())
+    return Bucket(tuple(name for name, _ in parameters), data, hashlib.sha256(data.data).hexdigest())
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is that of a low-rank adapter (policies/lora.py)."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def travelling(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The named parameters that a learner sends and a worker proves: all of them, or the adapters alone if there are
+    any."""
+    named = list(module.named_parameters())
+    return [(name, parameter) for name, parameter in named if is_adapter(name)] or named
 
 
 def bucket_names(module: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Named parameters of `module`, in order, a part being closed at `bucket_bytes`.
+    """What travels of `module`, in order, a part being closed at `bucket_bytes`."""
+    return in_buckets(travelling(module), bucket_bytes)
 
-    Sharded ones count their full size.
-    """
+
+def in_buckets(
+    named: Iterable[tuple[str, nn.Parameter]], bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    """Named parameters in order, a part being closed at `bucket_bytes`; sharded ones count their full size."""
     part: list[tuple[str, nn.Parameter]] = []
     size = 0
-    for name, parameter in module.named_parameters():
+    for name, parameter in named:
         part.append((name, parameter))
         # Under ZeRO-3 a parameter is empty until gathered; ds_numel is its full size.
         size += vars(parameter).get("ds_numel", parameter.numel()) * parameter.element_size()

@@ -1,15 +1,61 @@
-"""A run's checkpoints: written under a temporary name and renamed when whole, old ones dropped only then.
+"""A run's checkpoints: written beside, synced to disk, renamed when whole, and old ones dropped only then.
 
-checkpoints/step-000040/   learner/ (DeepSpeed's files, of all ranks), state.json
-checkpoints/best-000020/   policy/ (a Hugging Face folder), state.json: the best greedy gIoU on validation so far
+    checkpoints/step-000040/   learner/ (files of all ranks, rl/rank_files.py), random-driver.safetensors, state.json
+    checkpoints/best-000020/   policy/ (a Hugging Face folder), state.json: the best greedy gIoU on validation so far
+
+A folder that is being written is called NAME.partial, one that is being deleted NAME.dropped; neither is ever read, so
+a kill between any two operations leaves the last whole checkpoint in place. state.json lists every file with its size.
+
+All that a run needs to go on is there or follows from the config: weights, optimizer and average of each rank, the
+generators (torch, Python, numpy) of each rank and of the driver, the step, how many examples were asked and how many
+steps are archived. The history of shaping is read from the archive. Answers and examples have no state: their random
+numbers are keyed by seed and step.
 """
 
 import json
+import os
+import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from rl.learner import Learner
+from safetensors.torch import load_file, save_file
+
+from rl.random_states import random_states, set_random_states
+from rollout.shards import sync_folder
+
+FORMAT = 1
+_DRIVER = "random-driver.safetensors"
+
+
+class Savable(Protocol):
+    """What of the learner a checkpoint asks for."""
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write what is needed to go on, below folder/tag."""
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Go on from `save`."""
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands."""
+
+    step: int
+    """Steps done, and updates that the weights have seen."""
+    examples_asked: int
+    """The prompt cursor: how far the stream of training examples has been read."""
+    archived_steps: int
+    """Steps in the archive, 0 .. archived_steps - 1."""
+    ranks: int
+    """Learner ranks that wrote this; another number may read it."""
+    zero_stage: int
 
 
 @dataclass(frozen=True)
@@ -29,29 +75,36 @@ class Checkpoints:
     def __init__(self, run: Path, keep: int) -> None:
         self._folder = run / "checkpoints"
         self._keep = keep
-        self._folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, learner: Learner, step: int) -> None:
-        """Write a checkpoint after `step` updates; drop all but the last few."""
-        partial = self._begin(f"step-{step:06d}")
-        learner.save(partial, "learner")
-        self._finish(partial, {"step": step})
+    def save(self, learner: Savable, position: Position) -> None:
+        """Write a checkpoint; drop all but the last few. One that is there already, of a run just resumed, stays."""
+        name = f"step-{position.step:06d}"
+        if not _is_whole(self._folder / name):
+            partial = self._begin(name)
+            learner.save(partial, "learner")
+            save_file(random_states(), partial / _DRIVER)
+            self._finish(partial, {"position": asdict(position)})
         self._prune("step", self._keep)
 
-    def load_last(self, learner: Learner) -> int:
-        """Bring the learner to the last checkpoint; returns its step. Raises FileNotFoundError where there is none."""
-        step = self.last_step
-        if step is None:
-            raise FileNotFoundError(
-                f"{self._folder} holds no checkpoint to resume from; start the run without --resume."
-            )
-        learner.load(self._folder / f"step-{step:06d}", "learner")
-        return step
+    def load_last(self, learner: Savable) -> int:
+        """Bring the learner and this process's generators to the last checkpoint; returns its step.
 
-    def save_best(self, learner: Learner, step: int, giou: float) -> bool:
+        Raises FileNotFoundError where there is none, ValueError where files of it are missing or cut.
+        """
+        position = self.last_position
+        if position is None:
+            raise FileNotFoundError(
+                f"{self._folder} holds no whole checkpoint to resume from; start the run without --resume."
+            )
+        folder = self.folder_of(position.step)
+        learner.load(folder, "learner")
+        set_random_states(load_file(folder / _DRIVER))
+        return position.step
+
+    def save_best(self, learner: Savable, step: int, giou: float) -> bool:
         """Keep the policy of `step` if its greedy gIoU is the best so far; returns whether it is."""
         best = self.best
-        if best is not None and best.giou >= giou:
+        if best is not None and (best.giou >= giou or best.step == step):
             return False
         partial = self._begin(f"best-{step:06d}")
         learner.save_policy(partial / "policy")
@@ -63,15 +116,54 @@ class Checkpoints:
         """Drop what was kept after `step`, so that a resumed run chooses its best policy as an uninterrupted one
         would."""
         for kind in ("step", "best"):
-            for path in self._whole(kind):
-                if _state(path)["step"] > step:
-                    shutil.rmtree(path)
+            for number, path in self._whole(kind).items():
+                if number > step:
+                    _drop(path)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, in order."""
+        return list(self._whole("step"))
 
     @property
     def last_step(self) -> int | None:
         """Step of the last whole checkpoint."""
-        whole = self._whole("step")
-        return int(_state(whole[-1])["step"]) if whole else None
+        return max(self.steps, default=None)
+
+    @property
+    def last_position(self) -> Position | None:
+        """Where the run stood at its last whole checkpoint. Raises ValueError where that one is damaged."""
+        step = self.last_step
+        return None if step is None else self.position_of(step)
+
+    def position_of(self, step: int) -> Position:
+        """Where the run stood at a whole checkpoint. Raises ValueError where that one is damaged."""
+        folder = self.folder_of(step)
+        state = _state(folder)
+        _refuse_damage(folder, state["files"])
+        return Position(**state["position"])
+
+    def refuse_other_place(self, groups_per_step: int, archived_steps: int) -> None:
+        """Check that the run's archive and settings still fit its last checkpoint. Raises ValueError where not.
+
+        archived_steps: how many steps, from the first on, the archive holds now.
+        """
+        position = self.last_position
+        if position is None:
+            return
+        asked = position.step * groups_per_step
+        if asked != position.examples_asked:
+            raise ValueError(
+                f"{self.folder_of(position.step)} was written after {position.examples_asked} examples, but "
+                f"{position.step} steps of {groups_per_step} groups ask {asked}; resume with the groups_per_step that "
+                "the run began with."
+            )
+        if archived_steps < position.archived_steps:
+            raise ValueError(
+                f"{self.folder_of(position.step)} goes on after {position.archived_steps} archived steps, but the "
+                f"archive holds {archived_steps}; bring back its missing shards (polytrace archive verify names them), "
+                "or start another run."
+            )
 
     @property
     def best(self) -> BestPolicy | None:
@@ -79,28 +171,74 @@ class Checkpoints:
         whole = self._whole("best")
         if not whole:
             return None
-        state = _state(whole[-1])
-        return BestPolicy(int(state["step"]), state["giou"], whole[-1] / "policy")
+        step = max(whole)
+        return BestPolicy(step, _state(whole[step])["giou"], whole[step] / "policy")
 
-    def _whole(self, kind: str) -> list[Path]:
-        return sorted(path for path in self._folder.glob(f"{kind}-*") if path.suffix != ".partial")
+    def folder_of(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self._folder / f"step-{step:06d}"
+
+    def _whole(self, kind: str) -> dict[int, Path]:
+        """Whole folders by step, in order."""
+        matches = [(re.fullmatch(rf"{kind}-(\d{{6,}})", path.name), path) for path in self._folder.glob(f"{kind}-*")]
+        return dict(sorted((int(match[1]), path) for match, path in matches if match and _is_whole(path)))
 
     def _begin(self, name: str) -> Path:
         partial = self._folder / f"{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(parents=True)
         return partial
 
-    def _finish(self, partial: Path, state: dict[str, float]) -> None:
-        (partial / "state.json").write_text(json.dumps(state) + "\n")
-        whole = partial.with_suffix("")
-        shutil.rmtree(whole, ignore_errors=True)
-        partial.rename(whole)
+    def _finish(self, partial: Path, state: Mapping[str, Any]) -> None:
+        """Give a folder that is written its name, once all of it is on disk."""
+        files = {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial)}
+        (partial / "state.json").write_text(json.dumps({"format": FORMAT, **state, "files": files}, indent=1) + "\n")
+        for path in _files(partial):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for folder in [path for path in partial.rglob("*") if path.is_dir()] + [partial]:
+            sync_folder(folder)
+        partial.rename(partial.with_suffix(""))
+        sync_folder(self._folder)
 
     def _prune(self, kind: str, keep: int) -> None:
-        for path in self._whole(kind)[:-keep]:
-            shutil.rmtree(path)
+        for path in list(self._whole(kind).values())[:-keep]:
+            _drop(path)
+        for leftover in [*self._folder.glob(f"{kind}-*.partial"), *self._folder.glob(f"{kind}-*.dropped")]:
+            shutil.rmtree(leftover)  # of a run that was killed
 
 
-def _state(path: Path) -> dict[str, float]:
-    return json.loads((path / "state.json").read_text())
+def _drop(path: Path) -> None:
+    dropped = path.with_name(f"{path.name}.dropped")
+    shutil.rmtree(dropped, ignore_errors=True)
+    path.rename(dropped)  # half a folder must never carry the name of a whole one
+    shutil.rmtree(dropped)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _is_whole(path: Path) -> bool:
+    return (path / "state.json").is_file()
+
+
+def _state(path: Path) -> dict[str, Any]:
+    state = json.loads((path / "state.json").read_text())
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {state.get('format')}, this version of Polytrace reads {FORMAT}; go on with the "
+            "version that began the run, or start another run."
+        )
+    return state
+
+
+def _refuse_damage(folder: Path, files: Mapping[str, int]) -> None:
+    for name, size in files.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            raise ValueError(
+                f"{path} is {'missing' if found is None else f'{found} bytes long'}, {size} bytes were written; bring "
+                f"the file back, or delete {folder} to go on from the checkpoint before it."
+            )

@@ -143,6 +143,22 @@ def export_pairs(
     console.print(f"kept {report.kept} of {report.answers} answers: {out / 'pairs.parquet'}")
 
 
+@export_app.command("checkpoint")
+def export_checkpoint(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="New folder for the model, its tokenizer and its image processor.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint of this step; the last one if left out.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best policy on validation so far.")] = False,
+) -> None:
+    """Write a run's policy as a Hugging Face folder that `from_pretrained` loads; adapters are merged."""
+    from rl.export_checkpoint import export_checkpoint as write_checkpoint
+
+    if best and step is not None:
+        raise ValueError(f"--best and --step {step} ask for two checkpoints; give one of them.")
+    exported = write_checkpoint(_run_config(run), out, step, best)
+    console.print(f"policy of step {exported}: {out}")
+
+
 def _folder(run: Path) -> Path:
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is not a folder; give the folder of a run, such as runs/demo.")

@@ -4,11 +4,10 @@ A plain class that runs without Ray, alone or as one of several ranks.
 """
 
 import math
-import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,17 +17,20 @@ from torch import Tensor
 
 from envs.example import Env
 from policies.base import PromptRows
-from policies.weights import Bucket, bucket_names, make_bucket
+from policies.lora import Pushed, pushed
+from policies.weights import BUCKET_BYTES, Bucket, make_bucket
 from rl.batch import Batch
+from rl.deepspeed_engine import build_engine, gathered, join
 from rl.learner_stats import PassStats, of_all_ranks, step_stats
 from rl.pass_loss import MiniBatch, Work, pass_loss, work_of
 from rl.passes import GroupTokens, Round, budget_passes, even_passes, refuse_small_budget
 from rl.policy_gradient import PolicyGradient
+from rl.rank_files import AVERAGE, load_ranks, save_ranks
 from rl.rank_settings import RankPlace, RankSettings
+from rl.watchdog import Watchdog, watched
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns, in every process, that it found no GPU
-import deepspeed
+T = TypeVar("T")
+Weights = list[tuple[str, Tensor]]
 
 
 class LearnerRank:
@@ -40,44 +42,37 @@ class LearnerRank:
         self._settings, self._place = settings, place
         self._algorithm: PolicyGradient = settings.algorithm.build()
         self._env: Env = settings.env.build(split="train")
-        policy = settings.policy.build()
-        policy.train()
-        policy.vision_tower.requires_grad_(not settings.learner.freeze_vision)
-        if settings.learner.gradient_checkpointing:
-            policy.checkpoint_gradients()
-        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=settings.learner.lr, betas=(0.9, 0.95), weight_decay=settings.learner.weight_decay
-        )
-        _join(place)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=policy, optimizer=optimizer, config=self._deepspeed_config()
-        )
+        self.watchdog = Watchdog(f"learner rank {place.rank} of {place.world_size}")
+        policy = self._build_policy()
+        with self.watchdog.phase("joining the other ranks"):
+            join(place)
+        with self.watchdog.phase("deepspeed.initialize"):
+            self._engine, self._optimizer = build_engine(policy, settings.learner)
         self._steps_done = 0
         self._reference = self._build_reference() if self._algorithm.kl > 0 else None
         # Under ZeRO-3 a parameter is empty here; the settings refuse an average then.
         model = self._engine.module.model
-        self._average = {n: p.detach().clone() for n, p in model.named_parameters()} if settings.learner.average else {}
+        named = model.named_parameters() if settings.learner.average else []
+        # In float32, since the steps of a slow average are too small for bfloat16.
+        self._average = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in named}
 
     def _build_reference(self) -> torch.nn.Module:
         """The policy that the run began with, whole on this rank at every ZeRO stage; its checkpoint never changes."""
         return self._settings.policy.build().to(self._engine.module.device).requires_grad_(False).eval()
 
-    def _deepspeed_config(self) -> dict[str, Any]:
+    def _build_policy(self) -> Any:
+        """The policy to train, frozen where the settings say so."""
         learner = self._settings.learner
-        return {
-            # The number of passes between two updates may change from step to step: `step` marks the last one itself.
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": learner.grad_clip,
-            "zero_optimization": {"stage": learner.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": learner.dtype == "bfloat16"},
-            "steps_per_print": 2**31,
-            "wall_clock_breakdown": False,
-        }
+        recipe = self._settings.policy
+        policy = (recipe if learner.lora is None else recipe.with_settings(lora=learner.lora)).build()
+        policy.train()
+        if learner.freeze_vision:
+            policy.vision_tower.requires_grad_(False)
+        if learner.gradient_checkpointing:
+            policy.checkpoint_gradients()
+        return policy
 
+    @watched
     def step(self, batch: Batch) -> dict[str, float]:
         """Learn from one rollout batch (all ranks get the same one and take their share); returns what to log of it.
 
@@ -179,68 +174,67 @@ class LearnerRank:
         for name, average in self._average.items():
             average.lerp_(parameters[name].to(average.dtype), 1 - decay)
 
-    def buckets(self, average: bool = False) -> Iterator[Bucket]:
-        """The weights, or their running average where there is one, gathered bucket by bucket.
+    def buckets(self, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
+        """What the workers get: the weights, or their running average where there is one, gathered bucket by bucket.
 
-        All ranks must walk through it: under ZeRO-3 each bucket is a collective.
+        bucket_bytes: a receiver proves what it holds by buckets of the default size. All ranks must walk through it:
+        under ZeRO-3 each bucket is a collective.
         """
-        for part in bucket_names(self._engine.module.model):
-            parameters = [parameter for _, parameter in part]
-            with deepspeed.zero.GatheredParameters(parameters, enabled=self._settings.learner.zero_stage == 3):
-                yield make_bucket([(n, self._average.get(n, p) if average else p) for n, p in part])
+        lora = self._settings.learner.lora
+        merged = lora is None or lora.push == "merged"
+        return self._gathered(make_bucket, pushed(self._engine.module.model, merged, bucket_bytes), average)
 
+    def _gathered(self, take: Callable[[Weights], T], parts: Iterable[list[Pushed]], average: bool) -> Iterator[T]:
+        """What `take` makes of the weights of each part while they are whole. It must copy: nothing that is gathered
+        or merged here outlives its part."""
+        for part in parts:
+            with (
+                self.watchdog.phase(f"gathering weights from {part[0].name} on"),
+                gathered(chain.from_iterable(each.parameters for each in part), self._settings.learner),
+            ):
+                taken = take([(each.name, self._sent(each, average)) for each in part])
+            yield taken
+
+    def _sent(self, weight: Pushed, average: bool) -> Tensor:
+        if average and self._average:
+            return self._average[weight.name].to(weight.parameter.dtype)
+        return weight.value()
+
+    @watched
     def save(self, folder: Path, tag: str) -> None:
-        """Write engine and optimizer state below folder/tag. All ranks call it."""
-        self._engine.save_checkpoint(
-            str(folder), tag=tag, client_state={"steps_done": self._steps_done}, save_latest=False
-        )
+        """Write what is needed to go on below folder/tag (rl/rank_files.py). All ranks call it."""
+        save_ranks(self._engine, folder / tag, self._settings.learner, self._place, self._steps_done)
         if self._average and self._place.rank == 0:
-            save_file(self._average, folder / tag / "average.safetensors")
+            save_file(self._average, folder / tag / AVERAGE)
 
+    @watched
     def load(self, folder: Path, tag: str) -> None:
-        """Go on from `save`, with the same number of ranks.
+        """Go on from `save`, by whatever number of ranks. All ranks call it.
 
         Reads DeepSpeed's own files: only from the run's own folder.
         """
-        path, state = self._engine.load_checkpoint(str(folder), tag=tag)
-        if path is None:
-            raise FileNotFoundError(f"no DeepSpeed checkpoint {folder}/{tag}; start the run anew or name another one.")
-        self._steps_done = state["steps_done"]
+        files = load_ranks(self._engine, folder / tag, self._settings.learner, self._place)
+        self._steps_done = files.steps_done
         if self._average:
-            self._average = load_file(folder / tag / "average.safetensors", device=str(self._engine.module.device))
+            self._average = load_file(folder / tag / AVERAGE, device=str(self._engine.module.device))
 
+    @watched
     def save_policy(self, folder: Path) -> None:
-        """Write the policy (its running average, where there is one) as a Hugging Face folder.
+        """Write the policy (its running average, where there is one; its adapters merged) as a Hugging Face folder.
 
-        Rank 0 writes, all ranks call.
+        Rank 0 writes, all ranks call. Rank 0 needs the host's memory for one copy, no GPU for more than a bucket.
         """
-        module = self._engine.module
-        sharded = self._settings.learner.zero_stage == 3
-        with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=sharded):
-            if self._place.rank == 0:
-                self._swap_average()
-                module.save(folder)
-                self._swap_average()
-
-    def _swap_average(self) -> None:
-        """Let parameters and their averages change places."""
-        for name, parameter in self._engine.module.model.named_parameters():
-            if name in self._average:
-                parameter.data, self._average[name] = self._average[name], parameter.data
+        take = _on_host if self._place.rank == 0 else _nothing
+        weights = dict(
+            chain.from_iterable(self._gathered(take, pushed(self._engine.module.model, merged=True), average=True))
+        )
+        if self._place.rank == 0:
+            self._engine.module.save(folder, weights)
 
 
-def _join(place: RankPlace) -> None:
-    """Join the process group of the ranks."""
-    os.environ |= {
-        "RANK": str(place.rank),
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": str(place.world_size),
-        "MASTER_ADDR": place.host,
-        "MASTER_PORT": str(place.port),
-    }
-    # A lock left in the shared cache by a killed build makes every later run wait without a word; and this op takes
-    # minutes to
-    # compile for nothing that gloo does not do.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/polytrace-torch-extensions")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+def _on_host(weights: Weights) -> Weights:
+    return [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in weights]
+
+
+def _nothing(_: Weights) -> Weights:
+    return []

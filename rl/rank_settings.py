@@ -5,8 +5,10 @@ Apart from the rank itself, so that a config is checked without loading DeepSpee
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from envs.plugin import Plugin
+from policies.lora import LoraSettings
 
 
 @dataclass
@@ -14,8 +16,13 @@ class LearnerSettings:
     """How the policy is updated."""
 
     ranks: int = 1
+    """May change when a run is resumed, and with it `micro_groups`, `threads` and `gpus_per_rank`."""
     zero_stage: int = 0
     """DeepSpeed ZeRO stage, 0 to 3."""
+    offload_optimizer: bool = False
+    """Whether the optimizer's state (and float32 copies of bfloat16 weights) stays in the host's memory and torch's
+    AdamW works there: 8 to 16 bytes a weight less on the GPU, for a copy of gradients and weights an update. Needs
+    stage 1, 2 or 3. On a CPU run it changes nothing but the order of some copies."""
     dtype: str = "float32"
     """float32 or bfloat16."""
     lr: float = 1e-5
@@ -30,7 +37,10 @@ class LearnerSettings:
     gradient of a few hundred answers is mostly noise; their average is less so.
     """
     freeze_vision: bool = False
-    """Whether the vision tower keeps its weights."""
+    """Whether the vision tower keeps its weights: patch embedding, blocks and all mergers, so everything that a refiner
+    reads its features from. Everything else learns."""
+    lora: LoraSettings | None = None
+    """Adapters that learn in place of the weights; null: the weights themselves learn."""
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     minibatches: int = 2
@@ -55,6 +65,13 @@ class LearnerSettings:
     """Torch threads of one rank."""
     gpus_per_rank: float = 0.0
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must stay as it is when a run is resumed: all but what says who does which part of the same sums."""
+        free = {"ranks", "threads", "gpus_per_rank", "micro_groups", "token_budget", "gradient_checkpointing"}
+        free |= {"offload_optimizer", "warn_sampler_difference"}
+        return {name: value for name, value in vars(self).items() if name not in free}
+
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, 0 being the first; a function of settings and step alone."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
@@ -73,6 +90,16 @@ class LearnerSettings:
             raise ValueError(
                 f"learner.average is {self.average} at learner.zero_stage {self.zero_stage}; it must lie in 0..1, 1 "
                 "not included, and be 0 under stage 3, where no rank holds whole weights."
+            )
+        if self.lora is not None and self.average > 0:
+            raise ValueError(
+                f"learner.average is {self.average} with learner.lora, but the average of products is not the product "
+                "of averages; set learner.average to 0."
+            )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError(
+                "learner.offload_optimizer is on at learner.zero_stage 0, where DeepSpeed cannot offload; set "
+                "learner.zero_stage to 1, 2 or 3."
             )
         if not self.warn_sampler_difference > 0:
             raise ValueError(

@@ -1,0 +1,153 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: W x becomes W x + (alpha / rank) B A x, and only A and B
+learn.
+
+peft puts its layers in the place of the model's own, so the model keeps its class: `...q_proj.weight` is then called
+`...q_proj.base_layer.weight`, beside `...q_proj.lora_A.default.weight` and `...lora_B...`. B begins at zero, so the
+policy begins as what it was. What travels to the workers is either one ordinary model (`push: merged`: a worker knows
+nothing of adapters) or the adapters alone (`push: adapters`: a worker builds the same ones).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policies.weights import BUCKET_BYTES, in_buckets, is_adapter, travelling
+
+ALL_LINEAR = "all-linear"
+_NAME = "default"
+"""What peft calls a model's only adapter."""
+
+
+@dataclass
+class LoraSettings:
+    """Adapters in place of whole weights."""
+
+    rank: int = 16
+    """Width of A and B."""
+    alpha: float = 32.0
+    """Adapters count alpha / rank times."""
+    dropout: float = 0.0
+    """Share of an adapter's input that is dropped while learning; the ratio to the old policy is then noisy."""
+    targets: Any = ALL_LINEAR
+    """`all-linear`: each linear layer of the language model but the head. Or a list of layers by the end of their
+    names, such as [q_proj, v_proj]; [visual.merger.linear_fc1] reaches into the vision tower."""
+    push: str = "merged"
+    """merged: workers get whole weights and need nothing of adapters. adapters: only these travel; a push is then
+    smaller by the factor that the adapters are."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"learner.lora.rank is {self.rank}, alpha {self.alpha}, dropout {self.dropout}; set rank to 1 or "
+                "more, alpha above 0, and dropout into 0..1, 1 not included."
+            )
+        if self.push not in ("merged", "adapters"):
+            raise ValueError(f"learner.lora.push is {self.push!r}; it must be merged or adapters.")
+        targets = self.targets
+        named = isinstance(targets, list) and targets and all(isinstance(each, str) for each in targets)
+        if targets != ALL_LINEAR and not named:
+            raise ValueError(
+                f"learner.lora.targets is {targets!r}; give {ALL_LINEAR} or a list of names such as [q_proj, v_proj]."
+            )
+
+
+def add_adapters(model: nn.Module, vision_tower: nn.Module, lora: LoraSettings) -> None:
+    """Put adapters into `model`, in place; afterwards they alone require a gradient.
+
+    Raises ValueError where a target is the end of no linear layer's name.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and only a run with adapters needs it
+
+    inject_adapter_in_model(
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated as int, and only ever divided
+            lora_dropout=lora.dropout,
+            target_modules=_target_names(model, vision_tower, lora.targets),
+            bias="none",
+        ),
+        model,
+        adapter_name=_NAME,
+    )
+
+
+def _target_names(model: nn.Module, vision_tower: nn.Module, targets: Any) -> list[str]:
+    """Full names of the linear layers that get an adapter."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if targets == ALL_LINEAR:
+        left_out = {id(module) for module in vision_tower.modules()}
+        # A head shares its weights with the embedding in small models, and an adapter on one would part them.
+        left_out |= {id(module) for name, module in linear.items() if name.split(".")[-1] == "lm_head"}
+        return [name for name, module in linear.items() if id(module) not in left_out]
+    for target in targets:
+        if not any(_ends(name, target) for name in linear):
+            ends = sorted({name.split(".")[-1] for name in linear})
+            raise ValueError(
+                f"learner.lora.targets names {target!r}, but no linear layer's name ends so; there are "
+                f"{', '.join(ends)}."
+            )
+    return [name for name in linear if any(_ends(name, target) for target in targets)]
+
+
+def _ends(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """One weight as it travels."""
+
+    name: str
+    """As the receiver calls it."""
+    parameter: nn.Parameter
+    down: nn.Parameter | None = None
+    """A [rank, in] of the adapter to merge; None where there is none."""
+    up: nn.Parameter | None = None
+    """B [out, rank]."""
+    scale: float = 0.0
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What must be whole for `value`."""
+        return [part for part in (self.parameter, self.down, self.up) if part is not None]
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """The parameter itself, or a new tensor of it and its adapter: summed in float32, rounded once."""
+        if self.down is None or self.up is None:
+            return self.parameter
+        delta = self.up.float() @ self.down.float()
+        return torch.add(self.parameter.float(), delta, alpha=self.scale).to(self.parameter.dtype)
+
+
+def pushed(model: nn.Module, merged: bool, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[Pushed]]:
+    """What a learner's `model` sends, cut into buckets as the receiver will count them.
+
+    merged: whether adapters go into the weights they belong to, so that names, order and sizes are the plain model's;
+    else they alone are sent where there are any, and everything where there are none.
+    """
+    if not merged:
+        yield from ([Pushed(*named) for named in part] for part in in_buckets(travelling(model), bucket_bytes))
+        return
+    adapters = {
+        f"{name}.base_layer.weight": (module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, module.scaling[_NAME])
+        for name, module in _adapted(model)
+    }
+    base = [(name, parameter) for name, parameter in model.named_parameters() if not is_adapter(name)]
+    for part in in_buckets(base, bucket_bytes):
+        yield [Pushed(plain_name(name), parameter, *adapters.get(name, ())) for name, parameter in part]
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers that peft has put in, by name."""
+    for name, module in model.named_modules():
+        if "lora_A" in dict(module.named_children()):
+            yield name, module
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter before adapters were put in."""
+    return name.replace(".base_layer.", ".")
