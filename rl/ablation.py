@@ -23,7 +23,7 @@ _GIVEN = {
     "shaping": "the reward configs",
 }
 """What an override may not set, and what sets it instead."""
-_NO_PART_OF_THE_RESULT = ("run", "pool", "ray_address")
+_NO_PART_OF_THE_RESULT = ("run", "pool", "ray")
 _TAIL_LINES = 15
 
 

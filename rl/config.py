@@ -1,19 +1,23 @@
 """The settings of a run, and the checks that need several of them at once."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from envs.plugin import Plugin
 from policies.mask_refiner import RefinerSettings
 from rewards.shaping import TermShaping
+from rl.deepspeed_version import refuse_wrong_gradients
 from rl.rank_settings import LearnerSettings, RankSettings
 from rl.reward_settings import RewardParts, reward_parts
 from rl.settings import plugin_from_settings
 from rl.train_refiner import RefinerTraining
 from rollout.engine import Sampling
 from rollout.pool_settings import PoolSettings
+from rollout.ray_settings import RaySettings
 from rollout.worker import WorkerSettings
 
 EMBEDDED = "tiny"
@@ -60,8 +64,8 @@ class RunConfig:
     """Groups sampled in one batch. Part of the result's identity to the last bit, unlike the number of workers."""
     save_every: int = 20
     keep_checkpoints: int = 2
-    ray_address: str | None = None
-    """Address of a running Ray cluster; null starts Ray on this machine."""
+    refills: int = 0
+    """Most rounds in which a step asks other examples in place of groups without signal; 0 learns from fewer groups."""
     env: dict[str, Any] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +74,7 @@ class RunConfig:
     """By reward name, or `total` for the weighted mean; what is left out stays raw."""
     algorithm: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
+    ray: RaySettings = field(default_factory=RaySettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
@@ -78,8 +83,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.group_size < 2:
             raise ValueError(
-                f"group_size is {self.group_size}, but GSPO compares answers to the same example; set it to 2 or more."
+                f"group_size is {self.group_size}, but every algorithm compares answers to the same example; set it to "
+                "2 or more."
             )
+        if self.refills < 0:
+            raise ValueError(f"refills is {self.refills}; set it to 0 or more.")
         counts = {"steps": self.steps, "groups_per_step": self.groups_per_step, "groups_per_unit": self.groups_per_unit}
         counts |= {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}
         counts |= {"evaluation.every": self.evaluation.every, "evaluation.num_scenes": self.evaluation.num_scenes}
@@ -91,6 +99,7 @@ class RunConfig:
             _refuse_uneven_passes(self.groups_per_step, self.learner)
         else:
             _refuse_small_budget(self, self.learner.token_budget)
+        refuse_wrong_gradients(version("deepspeed"), self.learner.zero_stage)
 
     def _refuse_staleness_without_effect(self) -> None:
         staleness, save_every = self.pool.staleness, self.save_every
@@ -167,7 +176,11 @@ def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
             f"policy.checkpoint is not set; give a Hugging Face model folder, or {EMBEDDED} for the embedded one."
         )
     plugin = plugin_from_settings(
-        "policies", "Policy", entry | {"checkpoint": str(entry["checkpoint"])}, "policy", ["codec", "weights"]
+        "policies",
+        "Policy",
+        entry | {"checkpoint": str(entry["checkpoint"])},
+        "policy",
+        ["codec", "weights", "lora"],
     )
     folder = Path(str(files("policies") / "tiny")) if entry["checkpoint"] == EMBEDDED else Path(entry["checkpoint"])
     if not (folder / "config.json").is_file():
@@ -201,7 +214,13 @@ def run_parts(config: RunConfig) -> RunParts:
     rewards = reward_parts(config.rewards, config.shaping)
     algorithm = plugin_from_settings("rl", "Algorithm", {"name": "gspo"} | config.algorithm, "algorithm")
     algorithm.build()
-    return RunParts(env, codec, policy_plugin(config.policy, codec), rewards, algorithm, engine_plugin(config))
+    policy = policy_plugin(config.policy, codec)
+    if config.learner.lora is not None and "lora" not in signature(policy.load()).parameters:
+        raise ValueError(
+            f"learner.lora is set, but the policy {policy.name} takes no `lora`; leave it out, or give the class that "
+            "parameter and let it call policies.lora.add_adapters."
+        )
+    return RunParts(env, codec, policy, rewards, algorithm, engine_plugin(config))
 
 
 def engine_plugin(config: RunConfig) -> Plugin:
@@ -212,12 +231,14 @@ def engine_plugin(config: RunConfig) -> Plugin:
 
 
 def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:
-    """What the rollout workers build themselves from."""
+    """What the rollout workers build themselves from: with the learner's adapters, where these travel alone."""
+    lora = config.learner.lora
+    adapted = lora is not None and lora.push == "adapters"
     return WorkerSettings(
         run=Path(config.run).name,
         seed=config.seed,
         env=parts.env,
-        policy=parts.policy,
+        policy=parts.policy.with_settings(lora=lora) if adapted else parts.policy,
         engine=parts.engine,
         rewards=parts.rewards.recipes,
         threads=config.pool.threads,

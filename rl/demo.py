@@ -17,6 +17,7 @@ from envs.example import Env
 from policies.mask_refiner import MaskRefiner
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
+from rl.demand import object_store_bytes
 from rl.evaluate import greedy_groups, score_groups
 from rl.memory import PeakMemory
 from rl.metrics import Curve, read_curves
@@ -105,7 +106,8 @@ def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dic
     split = config.evaluation.final_split
     env: Env = parts.env.build(split=split)
     num_scenes = min(config.evaluation.final_scenes, len(env))
-    cluster.start(config.ray_address, num_cpus=config.pool.workers + config.learner.ranks, num_gpus=num_gpus(config))
+    num_cpus, store = config.pool.workers + config.learner.ranks, object_store_bytes(config, parts)
+    cluster.start(config.ray.address, num_cpus, num_gpus(config), store)
     pool = WorkerPool(config.pool, worker_settings(config, parts))
     stages = {}
     checkpoints = {"sft": Path(parts.policy.settings["checkpoint"]), "rl": best.folder.resolve()}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from envs.example import ImageRef
 from rl.batch import Batch
+from rollout import disk
 
 MOST_IN_A_ROW = 3
 """So many dropped steps after each other are no accident: the run stops."""
@@ -23,6 +24,15 @@ class DroppedSteps:
     def __init__(self, run: Path) -> None:
         self._folder = run / "dropped"
         self._in_a_row = 0
+
+    def forget_from(self, step: int) -> None:
+        """Delete the batches of `step` and later; go on counting from the dropped steps that lead up to it."""
+        found = {int(path.stem.removeprefix("step-")): path for path in self._folder.glob("step-*.npz")}
+        for late in (path for number, path in found.items() if number >= step):
+            late.unlink()
+        for partial in self._folder.glob("*.partial"):
+            partial.unlink()
+        self._in_a_row = next(count for count in range(step + 1) if step - 1 - count not in found)
 
     def record(self, step: int, batch: Batch, updates_dropped: float) -> None:
         """Take in a step; writes its batch where an update of it was dropped.
@@ -59,9 +69,10 @@ def write_batch(batch: Batch, path: Path) -> None:
     if batch.prompt_lengths is not None:
         arrays["prompt_lengths"] = np.array(batch.prompt_lengths, np.int64)
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(partial, path)
+    with disk.writing("the batch of this dropped step", path):
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(partial, path)
 
 
 def read_batch(path: Path) -> Batch:

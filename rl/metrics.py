@@ -6,13 +6,14 @@ metrics.jsonl holds no clock, so equal runs write equal files; seconds go to tim
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
+
+from rollout import disk
 
 FILE_NAME = "metrics.jsonl"
 TIMINGS_FILE_NAME = "timings.jsonl"
@@ -43,32 +44,39 @@ class MetricsWriter:
 
     def histograms(self, step: int, values: Mapping[str, NDArray[np.float64]]) -> None:
         """Write one histogram a name, of arrays of any shape; empty ones are left out."""
-        for name, array in values.items():
-            if array.size:
-                self._events.add_histogram(name, array, step)
+        with disk.writing(f"a histogram of step {step}", self._path):
+            for name, array in values.items():
+                if array.size:
+                    self._events.add_histogram(name, array, step)
 
     def pictures(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
         """Write uint8 RGB images [H, W, 3] by name."""
-        for name, image in images.items():
-            self._events.add_image(name, image, step, dataformats="HWC")
+        with disk.writing(f"a picture of step {step}", self._path):
+            for name, image in images.items():
+                self._events.add_image(name, image, step, dataformats="HWC")
 
     def drop_after(self, step: int) -> None:
         """Forget everything written for steps after `step`, as a run does that resumes from that step's checkpoint."""
+        lines = _whole_lines(self._path)
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        if len(kept) == len(lines):
+            return  # a step's line goes before its events
         self._events.close()
-        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= step]
         _rewrite(self._path, kept)
         self._events = SummaryWriter(str(self._path.parent), purge_step=step + 1)
 
     def _append(self, path: Path, step: int, values: Mapping[str, float]) -> None:
         row = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | row) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        with disk.writing(f"the line of step {step}", path):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | row) + "\n")
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Bring the TensorBoard events to disk; lines of metrics.jsonl are there already."""
-        self._events.flush()
+        with disk.writing("TensorBoard's events", self._path):
+            self._events.flush()
 
     def close(self) -> None:
         """Flush and close the event file."""
@@ -83,9 +91,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def _rewrite(path: Path, lines: Sequence[str]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, path)
+    disk.replace_text(path, "".join(lines))
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:

@@ -19,7 +19,8 @@ from policies.base import PolicyContract
 from policies.weights import load_bucket
 from rl.batch import Batch
 from rl.checkpoints import Checkpoints
-from rl.config import RunConfig, num_gpus, rank_settings, run_parts
+from rl.config import RunConfig, num_gpus, rank_settings, run_parts, worker_settings
+from rl.demand import object_store_bytes
 from rl.dropped import read_batch
 from rl.learner import Learner
 from rl.policy_gradient import PolicyGradient
@@ -87,10 +88,10 @@ def replay(path: Path, console: Console) -> list[GroupLoss]:
     checkpoints = Checkpoints(run, config.keep_checkpoints)
     if checkpoints.last_step is None:
         raise FileNotFoundError(f"{run}/checkpoints holds no checkpoint to replay {path.name} on.")
-    cluster.start(config.ray_address, num_cpus=config.learner.ranks, num_gpus=num_gpus(config))
+    cluster.start(config.ray.address, config.learner.ranks, num_gpus(config), object_store_bytes(config, parts))
     learner = Learner(rank_settings(config, parts))
     step = checkpoints.load_last(learner)
-    policy = parts.policy.build()
+    policy = worker_settings(config, parts).policy.build()  # which has adapters where these travel alone
     for bucket in learner.buckets():
         load_bucket(policy.model, bucket)
     learner.close()

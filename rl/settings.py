@@ -23,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from envs.plugin import Plugin, did_you_mean, plugin_names
+from rollout.disk import replace_text
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def save_settings(settings: Any, path: Path) -> None:
     """Write a settings dataclass as YAML in which nothing is left to resolve; loading it gives an equal object."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(_plain(settings))), encoding="utf-8")
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(_plain(settings))))
 
 
 def shipped_configs(folder: str = "") -> list[str]:

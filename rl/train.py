@@ -10,19 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from envs.example import Env
 from rl.batch import pack
-from rl.checkpoints import Checkpoints
+from rl.checkpoints import Checkpoints, Position
 from rl.config import RunConfig, RunParts, num_gpus, rank_settings, run_parts, worker_settings
+from rl.demand import object_store_bytes, refuse_full_disk, refuse_missing_gpus
 from rl.dropped import DroppedSteps
 from rl.evaluate import greedy_units, record_evaluation, score_groups
 from rl.learner import Learner
 from rl.learner_stats import sampler_warning
 from rl.metrics import MetricsWriter
 from rl.policy_gradient import PolicyGradient
+from rl.refill import learned, num_missing, refill_metrics, refill_units, units, with_signal
 from rl.settings import load_settings, save_settings
 from rl.signals import group_histograms, group_metrics, shaping_metrics, staleness_metrics
 from rl.timings import Timings
@@ -30,6 +33,7 @@ from rl.totals import group_terms, past_terms, with_totals
 from rollout import cluster
 from rollout.archive import RolloutArchive
 from rollout.pool import WorkerPool
+from rollout.records import Group
 from rollout.worker import Unit
 
 
@@ -43,17 +47,19 @@ def example_indices(seed: int, num_examples: int, step: int, num: int) -> list[i
 
 def step_units(config: RunConfig, step: int, num_examples: int) -> Iterator[Unit]:
     """A step's groups, cut into the fixed units that are sampled together."""
-    indices = example_indices(config.seed, num_examples, step, config.groups_per_step)
-    for first in range(0, config.groups_per_step, config.groups_per_unit):
-        positions = tuple(range(first, min(first + config.groups_per_unit, config.groups_per_step)))
-        yield Unit(
-            split="train",
-            step=step,
-            positions=positions,
-            indices=tuple(indices[position] for position in positions),
-            group_size=config.group_size,
-            sampling=config.sampling,
-        )
+    return units(config, step, 0, example_indices(config.seed, num_examples, step, config.groups_per_step))
+
+
+def start_actors(config: RunConfig, parts: RunParts) -> tuple[Learner, WorkerPool]:
+    """Ray, the learner's ranks and the workers; raises ValueError where they don't fit on the cluster."""
+    learner, pool = config.learner, config.pool
+    store, num_cpus = object_store_bytes(config, parts), pool.workers + learner.ranks
+    cluster.start(config.ray.address, num_cpus, num_gpus(config), store)
+    ranks = cluster.Share("learner ranks", learner.ranks, learner.gpus_per_rank)
+    workers = cluster.Share("rollout workers", pool.workers, pool.gpus_per_worker)
+    places = cluster.place(config.ray.placement, ranks, workers)
+    actors = Learner(rank_settings(config, parts), places.ranks)
+    return actors, WorkerPool(pool, worker_settings(config, parts), places.workers)
 
 
 def last_step_to_ask(config: RunConfig, step: int) -> int:
@@ -69,17 +75,13 @@ def last_step_to_ask(config: RunConfig, step: int) -> int:
 class Run:
     """Everything that one training run holds open."""
 
-    def __init__(self, config: RunConfig, parts: RunParts, resume: bool) -> None:
+    def __init__(self, config: RunConfig, parts: RunParts, actors: tuple[Learner, WorkerPool], resume: bool) -> None:
         self.config, self.parts = config, parts
+        self.learner, self.pool = actors
         self.folder = Path(config.run)
         self.algorithm: PolicyGradient = parts.algorithm.build()
         self.train: Env = parts.env.build(split="train")
         self.validation: Env = parts.env.build(split="validation")
-        cluster.start(
-            config.ray_address, num_cpus=config.pool.workers + config.learner.ranks, num_gpus=num_gpus(config)
-        )
-        self.learner = Learner(rank_settings(config, parts))
-        self.pool = WorkerPool(config.pool, worker_settings(config, parts))
         self.checkpoints = Checkpoints(self.folder, config.keep_checkpoints)
         self.archive = RolloutArchive(self.folder / "archive")
         self.metrics = MetricsWriter(self.folder)
@@ -89,34 +91,37 @@ class Run:
         self._warned = False
         self.first_step = self.checkpoints.load_last(self.learner) if resume else 0
         self._next_to_ask = self.first_step
-        if resume:
-            self.archive.set_aside_after(self.first_step - 1)
-            # The archive holds every term already: a history kept in the checkpoint could only disagree with it.
-            self.shaper.replay(past_terms(self.archive, list(parts.rewards.weights)))
-            # The numbers of an evaluation at a checkpoint's step are written again when the run goes on from it.
-            self.metrics.drop_after(self.first_step - 1)
-            self.checkpoints.forget_after(self.first_step)
+        # In a new run, too: one that ended before its first checkpoint has left an evaluation, perhaps a best policy.
+        self.archive.set_aside_after(self.first_step - 1)
+        # The archive holds every term already: a history kept in the checkpoint could only disagree with it.
+        self.shaper.replay(past_terms(self.archive, list(parts.rewards.weights)))
+        # The numbers of an evaluation at a checkpoint's step are written again when the run goes on from it.
+        self.metrics.drop_after(self.first_step - 1)
+        self.dropped.forget_from(self.first_step)
+        self.checkpoints.forget_after(self.first_step)
 
     def step(self, step: int) -> dict[str, float]:
         """One step: sample, total, archive, learn, record."""
-        begun = time.perf_counter()
+        begun, num_groups = time.perf_counter(), self.config.groups_per_step
         with self.timings.waiting_for("weights"):
             self.pool.set_weights(self.learner.weights(), version=step)
         self.ask(step)
         with self.timings.waiting_for("answers"):
-            groups = self.pool.collect()
+            groups = self._refilled(step, self.pool.collect())
         terms = group_terms(groups)
         shaped = self.shaper.shape(step, terms)
         groups = with_totals(groups, shaped.totals)
         self.archive.append(step, groups)
-        batch = pack(groups, self.algorithm)
+        chosen = learned(self.algorithm.advantages(shaped.totals)[1], num_groups)
+        batch = pack([groups[k] for k in chosen], self.algorithm)
         with self.timings.waiting_for("learner"):
-            learned = self.learner.step(batch)
+            stats = self.learner.step(batch)
         numbers = group_metrics(groups) | staleness_metrics(groups) | shaping_metrics(self.shaper, step, terms, shaped)
-        numbers |= {f"learner/{name}": value for name, value in learned.items()}
+        numbers |= refill_metrics(chosen, len(groups), num_groups) if self.config.refills else {}
+        numbers |= {f"learner/{name}": value for name, value in stats.items()}
         self.metrics.scalars(step, numbers)
         self.metrics.histograms(step, group_histograms(groups))
-        self.dropped.record(step, batch, learned["updates_dropped"])
+        self.dropped.record(step, batch, stats["updates_dropped"])
         self.metrics.timings(step, self.timings.end_step(time.perf_counter() - begun))
         return numbers
 
@@ -126,6 +131,16 @@ class Run:
         for due in range(self._next_to_ask, last + 1):
             self.pool.ask(step_units(self.config, due, len(self.train)))
         self._next_to_ask = last + 1
+
+    def _refilled(self, step: int, groups: list[Group]) -> list[Group]:
+        """A step's groups, followed by those that were asked because others had no signal."""
+        num = self.config.groups_per_step
+        for turn in range(1, self.config.refills + 1):
+            missing = num_missing(with_signal(self.shaper, self.algorithm, step, groups), num)
+            if not missing:
+                break
+            groups = groups + self.pool.answer(refill_units(self.config, step, turn, missing, len(self.train)))
+        return groups
 
     def new_warning(self, numbers: dict[str, float]) -> str | None:
         """What a step's numbers should be warned of, the first time that there is something."""
@@ -141,6 +156,11 @@ class Run:
         giou = record_evaluation(self.metrics, step, groups, score_groups(groups), self.validation)
         self.checkpoints.save_best(self.learner, step, giou)
         return giou
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` steps."""
+        learner, asked = self.config.learner, step * self.config.groups_per_step
+        self.checkpoints.save(self.learner, Position(step, asked, step, learner.ranks, learner.zero_stage))
 
     def close(self) -> None:
         """End workers and ranks; Ray itself stays."""
@@ -160,17 +180,23 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
         raise FileNotFoundError(f"{folder} holds no checkpoint to resume from; start the run without --resume.")
     if resume:
         _refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
+        last_step = RolloutArchive(folder / "archive").last_step
+        archived_steps = 0 if last_step is None else last_step + 1
+        Checkpoints(folder, config.keep_checkpoints).refuse_other_place(config.groups_per_step, archived_steps)
     folder.mkdir(parents=True, exist_ok=True)
     save_settings(config, folder / "config.yaml")
 
 
 def _refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
     """Refuse to go on with settings that would make another run of it."""
-    kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "env", "codec", "policy", "rewards"]
-    kept += ["shaping", "algorithm", "sampling", "learner"]
+    kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "refills", "env", "codec", "policy", "rewards"]
+    kept += ["shaping", "algorithm", "sampling"]
     now, before = ({name: vars(one)[name] for name in kept} for one in (config, begun))
     for name in ("staleness", "engine"):
         now[f"pool.{name}"], before[f"pool.{name}"] = vars(config.pool)[name], vars(begun.pool)[name]
+    # The number of ranks, and how they share the work, may change: the sums are the same, up to their order.
+    now |= {f"learner.{name}": value for name, value in config.learner.identity.items()}
+    before |= {f"learner.{name}": value for name, value in begun.learner.identity.items()}
     for name, value in now.items():
         if value != before[name]:
             raise ValueError(
@@ -182,13 +208,24 @@ def _refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
 def train(config: RunConfig, resume: bool, console: Console) -> Path:
     """Run the job that `config` describes; returns the folder of the run.
 
-    Raises ValueError, FileNotFoundError or FileExistsError for what is wrong with the config before Ray starts,
-    FloatingPointError where updates have to be dropped step after step.
+    Raises ValueError, FileNotFoundError or FileExistsError for what is wrong with the config before Ray starts, OSError
+    where the disk or Ray's object store is full, ChildProcessError where a learner rank dies, FloatingPointError where
+    updates have to be dropped step after step.
     """
     parts = run_parts(config)
+    refuse_missing_gpus(config, torch.cuda.device_count())
+    refuse_full_disk(config, parts)
     prepare_folder(config, resume)
     with console.status("starting Ray, workers and learner"):
-        run = Run(config, parts, resume)
+        run = Run(config, parts, start_actors(config, parts), resume)
+    loop(run, console)
+    run.close()
+    return run.folder
+
+
+def loop(run: Run, console: Console) -> None:
+    """Every step that is left, with what belongs between them."""
+    config = run.config
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -202,15 +239,13 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
             if step % config.evaluation.every == 0:
                 progress.console.print(f"step {step:>5}  greedy gIoU on validation {run.evaluate(step):.3f}")
             if step % config.save_every == 0:
-                run.checkpoints.save(run.learner, step)
+                run.save(step)
             numbers = run.step(step)
             if warning := run.new_warning(numbers):
                 progress.console.print(f"step {step:>5}  [yellow]warning:[/yellow] {warning}", soft_wrap=True)
             reward = numbers.get("reward/unshaped_mean", numbers["reward/mean"])
             progress.update(bar, completed=step + 1, description=f"RL  reward {reward:.3f}")
         progress.console.print(f"step {config.steps:>5}  greedy gIoU on validation {run.evaluate(config.steps):.3f}")
-        run.checkpoints.save(run.learner, config.steps)
+        run.save(config.steps)
     shares = ", ".join(f"{share:.0%} for {what}" for what, share in run.timings.shares.items())
     console.print(f"time of the steps spent waiting: {shares}")
-    run.close()
-    return run.folder

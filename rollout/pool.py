@@ -43,12 +43,13 @@ class WorkerPool:
     All that was asked is then forgotten.
     """
 
-    def __init__(self, settings: PoolSettings, worker: WorkerSettings) -> None:
+    def __init__(self, settings: PoolSettings, worker: WorkerSettings, strategy: Any = "DEFAULT") -> None:
+        """strategy: Ray's scheduling strategy of every worker (cluster.place)."""
         # Only slow rewards make it worthwhile to give a worker a unit before it is done with the last one.
         units_each = settings.units_in_flight if worker.hosts_rewards else 1
         remote = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=1, num_gpus=settings.gpus_per_worker)(
             PoolActor
-        ).options(max_concurrency=units_each)
+        ).options(max_concurrency=units_each, scheduling_strategy=strategy)
         self.actors: list[Any] = [remote.remote(worker, f"{k}") for k in range(settings.workers)]
         members = [Member(f"{k}", actor) for k, actor in enumerate(self.actors)]
         self._crew = Crew(members, settings, units_each)

@@ -34,7 +34,7 @@ class Crew:
     """Workers, and the units that wait for one of them."""
 
     def __init__(self, members: Sequence[Member], settings: PoolSettings, units_each: int) -> None:
-        self.members = members
+        self.members = list(members)
         self.waiting: deque[Asked] = deque()
         """What nobody has in hand yet, in the order in which it is handed out."""
         self.skipped: Counter[str] = Counter()
@@ -154,18 +154,20 @@ class Crew:
         if member.died_at is None:
             self._mourn(member, cause_of_death(member.vitals, error))
         elif member.dead_seconds > self._settings.restart_seconds:
-            raise self._not_back(member)
+            self._give_up(member)
+            return
         self._ask_again(member.drop())
         member.spare(_RETRY_SECONDS)
 
     def end_silent(self) -> None:
         """Kill who is hung; give up who does not come back. To be called all the time while something is in hand."""
         paused, self._looked_at = time.monotonic() - self._looked_at > _PAUSE_SECONDS, time.monotonic()
-        for member in self.members:
+        for member in tuple(self.members):
             if paused:
                 member.excuse()  # what it said meanwhile is yet to be read
             if member.died_at is not None and member.dead_seconds > self._settings.restart_seconds:
-                raise self._not_back(member)
+                self._give_up(member)
+                continue
             if member.vitals is None and member.silent_seconds > member.told_seconds + _TELL_SECONDS:
                 member.told_seconds += _TELL_SECONDS
                 log.warning("rollout worker %s has not started for %.0f s", member.name, member.silent_seconds)
@@ -186,11 +188,19 @@ class Crew:
             )
         log.warning("%s. It restarts, and takes its weights before it answers again", report)
 
-    def _not_back(self, member: Member) -> RuntimeError:
-        return RuntimeError(
+    def _give_up(self, member: Member) -> None:
+        """Go on without a worker that does not come back, such as one whose node is lost, as long as one is left."""
+        text = (
             f"rollout worker {member.name}, last seen on {member.place}, has not come back for "
-            f"{member.dead_seconds:.0f} s. Look for lack of memory or places, or raise pool.restart_seconds."
+            f"{member.dead_seconds:.0f} s"
         )
+        others = [other for other in self.members if other is not member]
+        if not any(other.died_at is None for other in others):
+            raise RuntimeError(f"{text}. Look for lack of memory or places, or raise pool.restart_seconds.")
+        log.warning("%s and is given up; the run goes on with %d", text, len(others))
+        self._ask_again(member.drop())
+        ray.kill(member.actor)
+        self.members = others
 
     def _ask_again(self, asked: Sequence[Asked]) -> None:
         for one in reversed(asked):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from envs.raster import RASTER_VERSION
+from rollout import disk
 
 SCHEMA_VERSION = 1
 """Raised whenever a column or its meaning changes."""
@@ -78,8 +79,7 @@ def write_shard(path: Path, table: pa.Table) -> None:
         sync_folder(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        reason = f"{error.strerror}: this shard was not written, those before it are whole; free the disk, then resume"
-        raise OSError(error.errno, reason, str(path)) from error
+        raise disk.refused("this shard", path, error.strerror, error.errno) from error
 
 
 def _seal(encoded: bytes) -> bytes:

@@ -17,7 +17,7 @@ from rl.config import RunConfig, run_parts
 from rl.settings import load_settings
 from rl.signals import group_histograms, group_metrics, shaping_metrics
 from rl.totals import group_terms, with_totals
-from rl.train import Run, step_units
+from rl.train import Run, start_actors, step_units
 from rollout.records import Group
 
 BAR = 0.05
@@ -48,7 +48,8 @@ def measure(overrides: Sequence[str] = (), steps: int = _STEPS) -> DemoStep:
     """Take steps of the config `demo`, changed by `overrides`, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as folder:
         config = load_settings(RunConfig, Path("demo"), [f"run={folder}/demo", *overrides])
-        run = Run(config, run_parts(config), resume=False)
+        parts = run_parts(config)
+        run = Run(config, parts, start_actors(config, parts), resume=False)
         scorer = Scorer(run.parts.rewards.recipes)
         laps = [_laps(run, scorer, step) for step in range(_WARM + steps)][_WARM:]
         scorer.close()
