@@ -69,7 +69,7 @@ def test_the_ratio_reported_is_the_median_of_the_rounds_and_null_without_the_oth
 def test_a_row_a_group_and_a_row_an_answer_give_the_same_log_probabilities_for_fewer_operations() -> None:
     found = learner.measure(SMALL, ModelChoice(), rounds=2)
     report = json.loads(json.dumps(learner.report([found], peak_tflops=0.1)))
-    assert 0 < report["max_logprob_difference"] < 1e-5
+    assert report["max_logprob_difference"] < 1e-5
     assert report["ratio"]["row_per_answer"] > 0
     ours, other = report["cases"][0]["ours"], report["cases"][0]["row_per_answer"]
     prompts = (other["tokens"] - ours["tokens"]) / 2  # two of three answers share
@@ -109,7 +109,7 @@ def test_a_model_in_a_released_shape_is_written_and_measured_in_bfloat16(monkeyp
     monkeypatch.setitem(SHAPES, "2b", Shape(32, 64, 2, 8, False, 64, 128, 2, (0, 1)))
     found = learner.measure(SMALL, ModelChoice("2b", "bfloat16"), rounds=1)
     assert found.timed.prompt_tokens == learner.measure(SMALL, ModelChoice(), rounds=1).timed.prompt_tokens
-    assert 0 < found.max_logprob_difference < 0.1 and found.tokens_per_second > 0
+    assert found.max_logprob_difference < 0.1 and found.tokens_per_second > 0
 
 
 def step_report(workload: Workload) -> SideBySide:

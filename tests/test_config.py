@@ -21,7 +21,7 @@ def demo(*overrides: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("group_size=1", "group_size is 1, but GSPO compares answers to the same example; set it to 2 or more"),
+        ("group_size=1", "group_size is 1, but every algorithm compares .* set it to 2 or more"),
         ("learner.micro_groups=64", r"groups_per_step is 32, but .* = 128 must divide it.*a divisor of 16"),
         ("learner.minibatches=5", "groups_per_step is 32, but learner.minibatches 5 x learner.micro_groups 16"),
         ("learner.ranks=3", r"learner.ranks 3 = 96 must divide it"),
@@ -29,6 +29,9 @@ def demo(*overrides: str) -> RunConfig:
         ("learner.token_budget=0", "learner.token_budget is 0; set it to what one pass may hold"),
         ("learner={token_budget: 500, minibatches: 33}", "groups_per_step is 32 and learner.minibatches 33, which"),
         ("steps=0", "steps is 0; set it to 1 or more"),
+        ("refills=-1", "refills is -1; set it to 0 or more"),
+        ("ray.placement=near", "ray.placement is 'near'; set it to shared or apart"),
+        ("ray_address=auto", "ray_address is not a setting"),
         ("groups_per_unit=0", "groups_per_unit is 0; set it to 1 or more"),
         ("evaluation.every=0", "evaluation.every is 0; set it to 1 or more"),
         ("learner.zero_stage=4", "learner.zero_stage is 4"),
@@ -83,6 +86,7 @@ def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, messa
         ("shaping.total={kind: rank, power: 3}", ValueError, "shaping.total.power is 3.0, of no use to kind rank"),
         ("rewards.mask_iuo={}", ValueError, "did you mean 'mask_iou'"),
         ("algorithm.clip_low=2", ValueError, "algorithm.clip_low is 2"),
+        ("algorithm.clip_low=0.005", ValueError, "algorithm.clip_low is 0.005, above clip_high 0.004"),
         ("evaluation.final_split=tets", ValueError, "split is 'tets'"),
         ("pool.engine={name: vlm}", ValueError, r"pool.engine: .* did you mean 'vllm'\? There are: shared, vllm"),
         ("pool.engine={max_answer: 8}", ValueError, "pool.engine.max_answer is not .* did you mean pool.engine.max_an"),

@@ -65,3 +65,20 @@ def test_what_is_no_such_file_is_named(tmp_path: Path) -> None:
         ValueError, match=r"other\.npz holds no advantages, counts, image_keys, sampler_logprobs, tokens"
     ):
         read_batch(tmp_path / "other.npz")
+
+
+def test_a_resumed_run_forgets_later_batches_and_counts_on_from_those_that_lead_up_to_it(tmp_path: Path) -> None:
+    whole, first = batch(by_token=False), DroppedSteps(tmp_path)
+    first.record(4, whole, updates_dropped=1.0)
+    first.record(5, whole, updates_dropped=1.0)
+    (tmp_path / "dropped/step-000006.partial").write_bytes(b"torn")
+    resumed = DroppedSteps(tmp_path)
+    resumed.forget_from(5)
+    assert [path.name for path in (tmp_path / "dropped").iterdir()] == ["step-000004.npz"]
+    resumed.record(5, whole, updates_dropped=1.0)
+    with pytest.raises(FloatingPointError, match="in 3 steps in a row, the last of them 6"):
+        resumed.record(6, whole, updates_dropped=1.0)
+    earlier = DroppedSteps(tmp_path)
+    earlier.forget_from(3)
+    assert list((tmp_path / "dropped").iterdir()) == []
+    earlier.record(3, whole, updates_dropped=1.0)

@@ -29,7 +29,7 @@ ONLY_IN = {
         "rollout/cluster.py",
         "rl/learner.py",
     ),
-    "deepspeed": ("rl/learner_rank.py",),
+    "deepspeed": ("rl/deepspeed_engine.py", "rl/rank_files.py"),
     "vllm": ("rollout/engine_vllm.py",),
     "omegaconf": ("rl/",),
     "torch": ("policies/", "rollout/", "rl/"),

@@ -107,6 +107,17 @@ def test_a_run_does_not_go_on_with_the_grammar_where_it_began_without(tmp_path: 
         prepare_folder(masked, resume=True)
 
 
+def test_a_run_may_go_on_with_another_number_of_ranks_but_not_at_another_zero_stage(tmp_path: Path) -> None:
+    base = [f"run={tmp_path}", *SMALL]
+    prepare_folder(load_settings(RunConfig, Path("demo"), base), resume=False)
+    (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
+    more = load_settings(RunConfig, Path("demo"), [*base, "learner.ranks=2", "learner.micro_groups=1"])
+    prepare_folder(more, resume=True)
+    other = load_settings(RunConfig, Path("demo"), [*base, "learner.zero_stage=1"])
+    with pytest.raises(ValueError, match=r"^learner\.zero_stage is 1, but .* began with 0; resume with the same"):
+        prepare_folder(other, resume=True)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"

@@ -1,0 +1,120 @@
+"""A learner and a pool of one rank and one worker in this process: what the loop does is then the only thing tested."""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from policies.weights import Bucket
+from rl.batch import Batch
+from rl.config import RunConfig, RunParts, rank_settings, run_parts, worker_settings
+from rl.learner_rank import LearnerRank
+from rl.rank_settings import RankPlace
+from rl.settings import load_settings
+from rl.train import Run, loop, prepare_folder
+from rollout.records import Group
+from rollout.worker import RolloutWorker, Unit
+
+TINY = [
+    "groups_per_step=2",
+    "group_size=3",
+    "groups_per_unit=1",
+    "sampling.max_tokens=24",
+    "learner.micro_groups=1",
+    "learner.threads=1",
+    "learner.average=0",
+    "evaluation.num_scenes=4",
+    "save_every=2",
+    "evaluation.every=2",
+    "keep_checkpoints=1",
+    "shaping.total={kind: quantile, history: 9}",
+]
+
+
+class LocalLearner:
+    """One LearnerRank behind the methods of Learner."""
+
+    def __init__(self, config: RunConfig, parts: RunParts, port: int) -> None:
+        self._rank = LearnerRank(rank_settings(config, parts), RankPlace(port=port))
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        return self._rank.step(batch)
+
+    def weights(self, average: bool = False) -> list[Bucket]:
+        return list(self._rank.buckets(average))
+
+    def save(self, folder: Path, tag: str) -> None:
+        self._rank.save(folder, tag)
+
+    def load(self, folder: Path, tag: str) -> None:
+        self._rank.load(folder, tag)
+
+    def save_policy(self, folder: Path) -> None:
+        self._rank.save_policy(folder)
+
+    def close(self) -> None:
+        pass
+
+
+class LocalPool:
+    """One RolloutWorker behind the methods of WorkerPool."""
+
+    def __init__(self, config: RunConfig, parts: RunParts) -> None:
+        self._worker = RolloutWorker(worker_settings(config, parts), "0")
+        self._version = -1
+        self._asked: deque[list[Group]] = deque()
+
+    def set_weights(self, weights: Sequence[Bucket], version: int) -> None:
+        self._worker.set_weights(version, weights)
+        self._version = version
+
+    def ask(self, units: Iterable[Unit]) -> None:
+        self._asked.append([group for unit in units for group in self._worker.answer(unit, self._version)])
+
+    def collect(self) -> list[Group]:
+        return self._asked.popleft()
+
+    def answer(self, units: Iterable[Unit]) -> list[Group]:
+        self.ask(units)
+        return self._asked.pop()
+
+    def close(self) -> None:
+        pass
+
+
+def settings(folder: Path, *overrides: str) -> RunConfig:
+    return load_settings(RunConfig, Path("demo"), [f"run={folder}", *TINY, *overrides])
+
+
+def run_here(folder: Path, port: int, overrides: Sequence[str] = ()) -> None:
+    """Train as `polytrace demo` does: from the last checkpoint where there is one."""
+    config = settings(folder, *overrides)
+    resume = any((folder / "checkpoints").glob("step-??????"))
+    prepare_folder(config, resume)
+    parts = run_parts(config)
+    actors = (LocalLearner(config, parts, port), LocalPool(config, parts))
+    run = Run(config, parts, actors, resume)  # type: ignore[arg-type]
+    loop(run, Console(quiet=True))
+    run.close()
+
+
+def apart(function: Callable[..., None], *arguments: Any) -> int:
+    """The exit code of a process that calls the function; imports are done once for all such processes."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["in_process"])
+    with pytest.MonkeyPatch.context() as patch:
+        # A fork server does not hear of sys.path otherwise, and imports nothing beforehand.
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        process = context.Process(target=function, args=arguments)
+        process.start()
+    process.join(timeout=300)
+    if process.exitcode is None:
+        process.kill()
+        return -1
+    return process.exitcode
