@@ -205,7 +205,7 @@ def test_every_zero_stage_takes_the_steps_of_plain_torch(
             assert logged["loss"] == pytest.approx(right["loss"], abs=1e-5)
     for outcome in outcomes[1:]:
         for found, right in zip(outcome.weights, outcomes[0].weights, strict=True):
-            np.testing.assert_allclose(found, right, atol=1e-6)
+            np.testing.assert_allclose(found, right, atol=2e-6)  # a 500th of one update
 
 
 @pytest.mark.slow

@@ -117,11 +117,14 @@ def whole(tiny_untrained: Path, batches: list[Batch]) -> list[Outcome]:
     return apart(learn, tiny_untrained, jobs, RankPlace(port=free_port()))
 
 
-def assert_same_steps(found: Outcome, expected: Outcome) -> None:
+def assert_same_steps(found: Outcome, expected: Outcome, outliers: float = 0.0) -> None:
+    """outliers: share of the weights that may differ by more than NEAR, though by no more than a tenth of one update:
+    where a gradient is all rounding, AdamW makes as large a step of it as of any."""
     for before, after in zip(expected.weights, expected.weights[1:], strict=False):
         assert np.median(np.abs(after - before)) > 0.5 * ONE_UPDATE
     for one, other in zip(found.weights, expected.weights, strict=True):
-        assert np.abs(one - other).max() <= NEAR
+        assert np.mean(np.abs(one - other) > NEAR) <= outliers
+        assert np.abs(one - other).max() <= (0.1 * ONE_UPDATE if outliers else NEAR)
     for logged, right in zip(found.stats, expected.stats, strict=True):
         assert logged.keys() == right.keys()
         for name, value in right.items():
@@ -180,4 +183,4 @@ def test_under_zero_3_two_ranks_with_uneven_chunks_of_logits_and_checkpointed_la
     # A few tokens a chunk: ranks with 6 and with 60 to score would not call the head equally often by themselves.
     first, second = on_two_ranks(wide, [replace(plain, learner=learner, logit_bytes=8 * 4 * 300)])
     for found in (first[0], second[0]):
-        assert_same_steps(found, alone)
+        assert_same_steps(found, alone, outliers=1e-5)  # of 7.8 million
