@@ -1,17 +1,18 @@
-"""Which answers become pairs for a refiner.
+"""Which answers become pairs for a refiner: the settings, and the seeded orders that every choice follows.
 
-Of the answers offered, each outline of an example counts once. At most `per_example` an example are chosen, spread
-over IoU: the range is cut into `per_example` equal bins, and the bins take turns, the lowest first, each giving its
-outlines in a seeded order. With a limit, examples come in a seeded order until it is reached. Memory holds only what
-may still be chosen: at most `per_example` outlines a bin, and `limit` examples.
+Two choices share the work. rl/pair_shortlist.py keeps, in one pass and bounded memory, the answers that may still be
+chosen: in each stratum of IoU, of each example the first few in a seeded order. rl/pair_choice.py then looks at their
+outlines: at most `per_example` an example, taken from its strata in turns, each time the one that differs most from
+those taken; and where a limit cuts, every stratum of IoU and of boundary error gives the same number, as far as it has.
 """
 
 import hashlib
-import heapq
-from bisect import bisect_left
-from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,19 @@ class PairRule:
     """Which answers become pairs."""
 
     min_iou: float = 0.3
-    """Lowest IoU kept, 0..1."""
+    """Lowest IoU kept, 0..1; below it another object was drawn."""
     max_iou: float = 1.0
     """Highest IoU kept, min_iou..1."""
     per_example: int = 4
-    """Most pairs of one example."""
+    """Most pairs of one example, over all runs."""
     limit: int | None = None
-    """Most pairs in all; None for no limit."""
+    """Most pairs in all; None for no limit. It bounds the memory of the choice."""
+    near_duplicate_iou: float = 0.98
+    """Of two answers to one example whose masks have this IoU with each other or more, only one is kept."""
+    iou_strata: int = 5
+    """Equal parts of min_iou..max_iou that share the limit evenly."""
+    boundary_strata: int = 3
+    """Equal parts of 0..1 of the boundary error (1 - Boundary IoU) that share it within each of them."""
     seed: int = 0
     """Key of every random choice."""
 
@@ -37,78 +44,64 @@ class PairRule:
             )
         if self.per_example < 1 or (self.limit is not None and self.limit < 1):
             raise ValueError(f"per_example is {self.per_example} and limit {self.limit}; set each to 1 or more.")
+        if not 0 < self.near_duplicate_iou <= 1:
+            raise ValueError(
+                f"near_duplicate_iou is {self.near_duplicate_iou}; set it above 0, up to 1 for equal masks only."
+            )
+        if not (1 <= self.iou_strata <= 100 and 1 <= self.boundary_strata <= 100):
+            raise ValueError(
+                f"iou_strata is {self.iou_strata} and boundary_strata {self.boundary_strata}; set each to 1..100."
+            )
 
-    def iou_bin(self, iou: float) -> int:
-        """Bin of an IoU, 0 .. per_example - 1."""
+    def iou_stratum(self, iou: NDArray[np.float64]) -> NDArray[np.int8]:
+        """Stratum 0 .. iou_strata - 1 of each IoU, which lies in min_iou..max_iou."""
         width = max(self.max_iou - self.min_iou, 1e-9)
-        return min(int((iou - self.min_iou) / width * self.per_example), self.per_example - 1)
+        return _part((iou - self.min_iou) / width, self.iou_strata)
 
-    def order(self, *names: bytes) -> bytes:
-        """Place of something in the seeded order: 16 bytes, evenly spread, the same for equal names."""
-        digest = hashlib.blake2b(f"{self.seed}".encode(), digest_size=16)
-        for name in names:
-            digest.update(len(name).to_bytes(8, "little") + name)
-        return digest.digest()
+    def boundary_stratum(self, boundary_iou: NDArray[np.float64]) -> NDArray[np.int8]:
+        """Stratum 0 .. boundary_strata - 1 of each Boundary IoU; 0 holds the smallest errors."""
+        return _part(1 - boundary_iou, self.boundary_strata)
+
+    def key(self, name: str) -> np.uint64:
+        """64 bits that stand for a name, evenly spread, other ones for another seed.
+
+        Among a million examples two have the same key with probability 3e-8; they would share their caps.
+        """
+        digest = hashlib.blake2b(name.encode(), digest_size=8, key=f"{self.seed}".encode()).digest()
+        return np.uint64(int.from_bytes(digest, "little"))
+
+    def answer_orders(self, run: str, *place: NDArray[np.integer]) -> NDArray[np.uint64]:
+        """[A] each answer's number in the seeded order; place: step, position and index in its run, each [A]."""
+        orders = np.full(len(place[0]), self.key(run))
+        for column in place:
+            orders = _mixed(orders + _GOLDEN + column.astype(np.uint64))
+        return orders
 
 
 DEFAULT_RULE = PairRule()
 
 
-class Candidate(NamedTuple):
-    """An answer that may become a pair."""
-
-    order: bytes
-    """Its place among its bin's, by example and outline: equal outlines are equal here."""
-    place: tuple[int, int, int]
-    """Step, position, index."""
+def _part(values: NDArray[np.float64], parts: int) -> NDArray[np.int8]:
+    return np.clip((values * parts).astype(np.int64), 0, parts - 1).astype(np.int8)
 
 
-class Chooser:
-    """Keeps what may still be chosen, whatever the order in which answers are offered."""
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection of 64 bits in which every bit turns on every."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
-    def __init__(self, rule: PairRule) -> None:
-        self.rule = rule
-        self.bins: dict[str, list[list[Candidate]]] = {}
-        self.left_out: Counter[str] = Counter()
-        self._last_first: list[tuple[int, str]] = []
 
-    def offer(self, example_id: str, iou: float, candidate: Candidate) -> None:
-        """Keep the candidate, in place of a later one where its bin is full, or count why not."""
-        if not self._admits(example_id):
-            self.left_out["over_limit"] += 1
-            return
-        bin_ = self.bins[example_id][self.rule.iou_bin(iou)]
-        place = bisect_left(bin_, (candidate.order,))
-        if place < len(bin_) and bin_[place].order == candidate.order:
-            self.left_out["duplicate"] += 1
-            return
-        bin_.insert(place, candidate)
-        if len(bin_) > self.rule.per_example:
-            bin_.pop()
-            self.left_out["over_per_example"] += 1
-
-    def _admits(self, example_id: str) -> bool:
-        """Whether an example may still be chosen: each of the `limit` first examples gives at least one pair."""
-        if example_id in self.bins:
-            return True
-        self.bins[example_id] = [[] for _ in range(self.rule.per_example)]
-        if self.rule.limit is None:
-            return True
-        heapq.heappush(self._last_first, (-int.from_bytes(self.rule.order(example_id.encode())), example_id))
-        if len(self._last_first) <= self.rule.limit:
-            return True
-        _, last = heapq.heappop(self._last_first)
-        self.left_out["over_limit"] += sum(len(bin_) for bin_ in self.bins.pop(last))
-        return last != example_id
-
-    def chosen(self) -> dict[tuple[int, int, int], str]:
-        """Example ids of the pairs by (step, position, index); counts what the caps leave out."""
-        places: dict[tuple[int, int, int], str] = {}
-        for name in sorted(self.bins, key=lambda name: self.rule.order(name.encode())):
-            turns = [(turn, k, item) for k, bin_ in enumerate(self.bins[name]) for turn, item in enumerate(bin_)]
-            fair = [item for _, _, item in sorted(turns)[: self.rule.per_example]]
-            kept = fair if self.rule.limit is None else fair[: self.rule.limit - len(places)]
-            places.update({item.place: name for item in kept})
-            self.left_out["over_per_example"] += len(turns) - len(fair)
-            self.left_out["over_limit"] += len(fair) - len(kept)
-        return places
+def even_shares(sizes: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """What each heap of these sizes gives, evenly as far as they reach, so that they give `wanted` or all they have."""
+    low, high = 0, int(sizes.max(initial=0))
+    while low < high:
+        middle = (low + high) // 2
+        if np.minimum(sizes, middle).sum() >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    shares = np.minimum(sizes, low)
+    spare = max(0, int(shares.sum()) - wanted)
+    shares[np.flatnonzero(shares == low)[::-1][:spare]] -= 1
+    return shares

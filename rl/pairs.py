@@ -1,40 +1,27 @@
-"""Pairs for a refiner out of an archive: a coarse mask that the policy drew, beside the true one.
+"""Pairs for a refiner out of archives: a coarse mask that a policy drew, beside the true one.
 
-Kept are valid outlines of training examples with min_iou <= IoU <= max_iou, of these as many as rl/pair_rule.py allows.
-Below min_iou the answer is about another object: a grounding error that a refiner must not learn to paper over.
+Kept are valid outlines of training examples with min_iou <= IoU <= max_iou, of these as rl/pair_rule.py says. Below
+min_iou the answer is about another object: a grounding error that a refiner must not learn to paper over.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
+from rich.console import Console
 
-from envs.polygons import AnswerStatus, Box, Ring, bounding_box_px, flatten_rings
+from envs.polygons import Box, Ring, bounding_box_px, flatten_rings
 from envs.raster import fill
-from envs.rle import rle_from_mask
-from rl.pair_rule import DEFAULT_RULE, Candidate, Chooser, PairRule
+from rl.bars import bar
+from rl.pair_candidates import LEFT_OUT, PLACE_COLUMNS, candidates_of
+from rl.pair_choice import spread_out, within_limit
+from rl.pair_examples import NOTHING_HELD_OUT, HeldOut, index_examples
+from rl.pair_outlines import ExampleRows, Outlines, read_examples, read_outlines
+from rl.pair_rule import DEFAULT_RULE, PairRule
+from rl.pair_shortlist import Shortlist
 from rollout.archive import RolloutArchive
-from rollout.records import ANSWER_COLUMNS, answer_from_row, truth_from_row
-
-LEFT_OUT = {
-    "example_missing": "its example is not in the archive",
-    "not_training": "its example is not of the training split",
-    "image_held_out": "its image is also in an example of another split",
-    "no_outline": "the answer was empty or could not be read",
-    "wrong_object": "its IoU is below min_iou: another object than the phrase means",
-    "too_good": "its IoU is above max_iou",
-    "duplicate": "the same outline as another answer to this example",
-    "over_per_example": "its example has per_example pairs without it",
-    "over_limit": "the limit was reached without its example",
-}
-"""Why an answer is no pair; the first reason that holds is counted."""
-
-PLACE_COLUMNS = ("step", "position", "index")
-"""Columns that find an answer in the archive of its run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +47,10 @@ class Pair:
     """COCO RLE of pixels that count neither way, [H, W], or None."""
     iou: float
     """Of coarse and true mask, 0..1, ignored pixels left out."""
+    boundary_iou: float
+    """Of their boundary bands, 0..1, likewise (Cheng et al. 2021)."""
     run: str
+    """Name of the run's folder."""
     step: int
     position: int
     index: int
@@ -71,6 +61,8 @@ class Pair:
     """Where image and annotation came from."""
     licence: str
     """Licence of the image."""
+    damage: str | None = None
+    """How the coarse mask was made from the true one (envs/damage.py); None where a policy drew it."""
 
     @property
     def coarse_mask(self) -> NDArray[np.bool_]:
@@ -95,6 +87,34 @@ class SelectionReport:
     """Answers left out, by reason (LEFT_OUT says what each means)."""
 
 
+class Choice:
+    """Chosen pairs, a few bytes each until they are asked for."""
+
+    def __init__(self, outlines: Outlines, examples: ExampleRows, report: SelectionReport) -> None:
+        self.outlines, self.examples, self.report = outlines, examples, report
+
+    def __len__(self) -> int:
+        return len(self.outlines.rows)
+
+    def pairs(self) -> Iterator[Pair]:
+        """All pairs: those of an example together, examples in the seeded order."""
+        return (self._pair(k) for k in range(len(self)))
+
+    def _pair(self, k: int) -> Pair:
+        row, truth = self.outlines.rows[k], self.examples.truth(self.outlines.rows["example"][k])
+        return Pair(
+            **truth.fields,
+            coarse_rings=self.outlines.rings(k),
+            iou=float(row["iou"]),
+            boundary_iou=float(self.outlines.boundary_iou[k]),
+            run=self.outlines.runs[row["run"]],
+            step=int(row["step"]),
+            position=int(row["position"]),
+            index=int(row["index"]),
+            policy_version=self.outlines.policy_version(k),
+        )
+
+
 @dataclass(frozen=True)
 class Selection:
     """Chosen pairs in archive order, and why the others were not."""
@@ -104,19 +124,10 @@ class Selection:
 
 
 def select(archive: RolloutArchive, rule: PairRule = DEFAULT_RULE) -> Selection:
-    """Choose pairs by `rule` (see rl/pair_rule.py), reading the archive twice, a shard at a time.
-
-    Raises FileNotFoundError where there is no archive, ValueError where a shard cannot be read.
-    """
-    chooser = Chooser(rule)
-    reasons = _reasons_by_example(archive)
-    answers = 0
-    for batch in archive.rollouts(["example_id", "status", "iou", *PLACE_COLUMNS, "vertices_px", "ring_offsets"]):
-        _offer_batch(batch, reasons, chooser)
-        answers += batch.num_rows
-    places = chooser.chosen()
-    left_out = {reason: chooser.left_out[reason] for reason in LEFT_OUT}
-    return Selection(list(_pairs(archive, places)), SelectionReport(answers, len(places), left_out))
+    """Choose pairs from one archive by `rule`; as `choose`, all pairs in memory."""
+    choice = choose([archive], rule)
+    pairs = sorted(choice.pairs(), key=lambda pair: (pair.step, pair.position, pair.index))
+    return Selection(pairs, choice.report)
 
 
 def select_pairs(
@@ -128,70 +139,60 @@ def select_pairs(
     seed: int = 0,
 ) -> list[Pair]:
     """The pairs that `select` chooses by these settings (see PairRule)."""
-    return select(archive, PairRule(min_iou, max_iou, per_example, limit, seed)).pairs
+    return select(archive, PairRule(min_iou, max_iou, per_example, limit, seed=seed)).pairs
 
 
-def _reasons_by_example(archive: RolloutArchive) -> dict[str, str | None]:
-    """For each example of the archive why its answers cannot be pairs, or None where they can."""
-    columns = ["example_id", "split", "image_sha256"]
-    held_out = {sha for _, split, sha in _tuples(archive.examples(columns), columns) if split != "train"}
-    reasons: dict[str, str | None] = {}
-    for name, split, sha in _tuples(archive.examples(columns), columns):
-        reasons[name] = "not_training" if split != "train" else "image_held_out" if sha in held_out else None
-    return reasons
+def choose(
+    archives: Sequence[RolloutArchive],
+    rule: PairRule = DEFAULT_RULE,
+    held_out: HeldOut = NOTHING_HELD_OUT,
+    console: Console | None = None,
+) -> Choice:
+    """Choose pairs from the archives of several runs, reading each twice, a shard at a time.
+
+    held_out: what is barred beside what the archives themselves say of other splits. A run goes by the name of its
+    folder; an example that several asked counts once for `per_example`. Memory grows with what may be chosen, never
+    with the answers read. Raises FileNotFoundError where there is no archive, ValueError where a shard cannot be read.
+    """
+    runs = [archive.folder.absolute().parent.name for archive in archives]
+    index, shortlist, answers = index_examples(archives, rule, held_out), Shortlist(rule), 0
+    columns = ["example_id", "status", "iou", *PLACE_COLUMNS]
+    for number, archive in enumerate(archives):
+        for batch in bar(archive.rollouts(columns), f"answers of {runs[number]}", console):
+            candidates = candidates_of(batch, index, rule, shortlist.left_out)
+            candidates["run"] = number
+            candidates["order"] = rule.answer_orders(runs[number], *(candidates[name] for name in PLACE_COLUMNS))
+            shortlist.offer(candidates)
+            answers += batch.num_rows
+    outlines = read_outlines(archives, runs, rule, shortlist.chosen())
+    examples = read_examples(archives, rule, np.unique(outlines.rows["example"]))
+    outlines = _taken(outlines, examples, rule, shortlist.left_out, console)
+    left_out = {reason: shortlist.left_out[reason] for reason in LEFT_OUT}
+    return Choice(outlines, examples, SelectionReport(answers, len(outlines.rows), left_out))
 
 
-def _tuples(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    for batch in batches:
-        yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
-
-
-def _offer_batch(batch: pa.RecordBatch, reasons: Mapping[str, str | None], chooser: Chooser) -> None:
-    outlines = zip(_list_bytes(batch["ring_offsets"]), _list_bytes(batch["vertices_px"]), strict=True)
-    rows = _tuples([batch], ["example_id", "status", "iou", *PLACE_COLUMNS])
-    for (name, status, iou, step, position, index), outline in zip(rows, outlines, strict=True):
-        reason = reasons.get(name, "example_missing") or _reason(status, iou, chooser.rule)
-        if reason:
-            chooser.left_out[reason] += 1
-        else:
-            chooser.offer(name, iou, Candidate(chooser.rule.order(name.encode(), *outline), (step, position, index)))
-
-
-def _reason(status: str, iou: float, rule: PairRule) -> str | None:
-    if status != AnswerStatus.OK:
-        return "no_outline"
-    if iou < rule.min_iou:
-        return "wrong_object"
-    return "too_good" if iou > rule.max_iou else None
-
-
-def _list_bytes(column: pa.ListArray) -> Iterator[bytes]:
-    """The bytes of each list of numbers."""
-    values = np.asarray(column.values)
-    return (values[start:end].tobytes() for start, end in pairwise(np.asarray(column.offsets)))
-
-
-def _pairs(archive: RolloutArchive, places: Mapping[tuple[int, int, int], str]) -> Iterator[Pair]:
-    """Pairs of the answers at these places, in archive order; only their shards are read."""
-    truths = _truths(archive, set(places.values()))
-    steps = {step for step, _, _ in places}
-    for batch in archive.rollouts(
-        [*ANSWER_COLUMNS, *PLACE_COLUMNS, "example_id", "run", "iou", "policy_version"], steps
-    ):
-        wanted = [k for k, place in enumerate(_tuples([batch], PLACE_COLUMNS)) if place in places]
-        for row in batch.take(pa.array(wanted, pa.int64())).to_pylist():
-            rings = tuple(answer_from_row(row).rings_px)
-            copied = {name: row[name] for name in (*PLACE_COLUMNS, "example_id", "run", "iou", "policy_version")}
-            yield Pair(**copied, **truths[row["example_id"]], coarse_rings=rings)
-
-
-def _truths(archive: RolloutArchive, example_ids: Container[str]) -> dict[str, dict[str, Any]]:
-    """By example id, the fields of a Pair that its example gives."""
-    columns = ("image_key", "image_sha256", "height", "width", "prompt", "source", "licence")
-    truths = {}
-    for batch in archive.examples(["example_id", *columns, "masks", "ignore"]):
-        wanted = [k for k, name in enumerate(batch["example_id"].to_pylist()) if name in example_ids]
-        for row in batch.take(pa.array(wanted, pa.int64())).to_pylist():
-            masks = {"true_rle": rle_from_mask(truth_from_row(row).union), "ignore_rle": row["ignore"]}
-            truths[row["example_id"]] = {**{name: row[name] for name in columns}, **masks}
-    return truths
+def _taken(
+    outlines: Outlines, examples: ExampleRows, rule: PairRule, left_out: Counter[str], console: Console | None
+) -> Outlines:
+    """Those of the shortlist that become pairs, by their masks, with their Boundary IoU."""
+    _, starts = np.unique(outlines.rows["example"], return_index=True)
+    ends, kept = np.append(starts, len(outlines.rows))[1:], list[int]()
+    boundary_iou = np.zeros(len(outlines.rows))
+    for start, end in bar(zip(starts, ends, strict=True), "outlines", console, len(starts)):
+        target = examples.truth(outlines.rows["example"][start]).target
+        if not target.area_px:
+            left_out["nothing_there"] += int(end - start)
+            continue
+        answers, strata = outlines.flat(range(start, end)), outlines.rows["stratum"][start:end]
+        first = int(outlines.rows["example"][start] % np.uint64(rule.iou_strata))
+        spread = spread_out(answers, strata, target.height, target.width, rule, first)
+        taken = [int(start) + k for k in sorted(spread.taken)]
+        boundary_iou[taken] = target.boundary_iou(outlines.flat(taken))
+        kept += taken
+        left_out["near_duplicate"] += spread.num_duplicates
+        left_out["over_per_example"] += int(end - start) - len(taken) - spread.num_duplicates
+    found = np.array(kept, np.int64)
+    boundary_strata = rule.boundary_stratum(boundary_iou[found])
+    within = within_limit(outlines.rows["stratum"][found], boundary_strata, rule.limit)
+    left_out["over_limit"] += int((~within).sum())
+    return outlines.part(found[within], boundary_iou[found[within]])
