@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rl.cli_bench import bench_app
+from rl.cli_export import export_app
 from rl.cli_rewards import rewards_app
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ app = typer.Typer(
     help="Reinforcement-learning fine-tuning for vision-language models that answer with polygons.",
 )
 archive_app = typer.Typer(no_args_is_help=True, help="Look into the archive of a run.")
-export_app = typer.Typer(no_args_is_help=True, help="Take something out of a run.")
 app.add_typer(archive_app, name="archive")
 app.add_typer(export_app, name="export")
 app.add_typer(rewards_app, name="rewards")
@@ -122,25 +122,6 @@ def archive_verify(run: RunFolder) -> None:
     if findings:
         raise typer.Exit(1)
     console.print(f"{run / 'archive'} is whole")
-
-
-@export_app.command("pairs")
-def export_pairs(
-    run: RunFolder,
-    out: Annotated[Path, typer.Option(help="New folder for pairs.parquet and its data card.")],
-    min_iou: Annotated[float, typer.Option(help="Lowest IoU kept: below it, another object was drawn.")] = 0.3,
-    per_example: Annotated[int, typer.Option(help="Most pairs of one example.")] = 4,
-    limit: Annotated[int | None, typer.Option(help="Most pairs in all.")] = None,
-    seed: Annotated[int, typer.Option(help="Key of every random choice.")] = 0,
-) -> None:
-    """Write (coarse mask, true mask) pairs of a run's training answers, for a refiner."""
-    from rl.export import export_pairs as write_pairs
-    from rl.pair_rule import PairRule
-
-    report = write_pairs(_folder(run), out, PairRule(min_iou=min_iou, per_example=per_example, limit=limit, seed=seed))
-    for reason, count in report.left_out.items():
-        console.print(f"left out, {reason}: {count}")
-    console.print(f"kept {report.kept} of {report.answers} answers: {out / 'pairs.parquet'}")
 
 
 @export_app.command("checkpoint")

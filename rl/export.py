@@ -1,98 +1,211 @@
-"""Pairs of a run written for others: one Parquet file, images by reference, beside a data card."""
+"""`polytrace export pairs`: pairs of runs written for others, with a report of what was kept and why.
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+In order: runs opened and checked, pairs chosen, every image of theirs looked at, then their index (pairs.parquet),
+shards in the format asked for, and the pages about them. Interrupted at any point, the same command goes on.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import nextafter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
 
-from envs.rle import rle_from_mask
-from rl.pair_rule import DEFAULT_RULE, PairRule
-from rl.pairs import LEFT_OUT, PLACE_COLUMNS, Pair, Selection, SelectionReport, select
-from rollout.archive import RolloutArchive
-from rollout.shards import write_shard
+from envs.example import Env
+from rl.bars import bar
+from rl.export_files import INDEX, PAIR_SCHEMA, PairPictures, pair_row
+from rl.export_formats import FORMATS, publish
+from rl.export_report import ExportReport, export_report, write_report
+from rl.export_shards import clear_parts, finish, write_shards
+from rl.export_state import ExportState, begin, new_state
+from rl.pair_damage import DamageSettings, with_damage
+from rl.pair_examples import HeldOut
+from rl.pair_page import write_pair_page
+from rl.pair_rule import PairRule
+from rl.pair_runs import HeldOutSplit, PairRun, held_out_of, open_runs
+from rl.pairs import Choice, Pair, choose
 
-PAIR_SCHEMA = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("prompt", pa.string()),
-        ("image_key", pa.string()),
-        ("image_sha256", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("coarse_rle", pa.string()),
-        ("true_rle", pa.string()),
-        ("ignore_rle", pa.string()),
-        ("iou", pa.float64()),
-        ("box_px", pa.list_(pa.float64())),
-        ("run", pa.string()),
-        *((name, pa.int64()) for name in (*PLACE_COLUMNS, "policy_version")),
-        ("source", pa.string()),
-        ("licence", pa.string()),
-    ]
-)
-"""Columns of pairs.parquet: the fields of Pair, its coarse mask as COCO RLE, and its box."""
+_ROWS_A_GROUP = 1024
+_SHOWN_FAILURES = 3
+WRONG_OBJECTS = "wrong_objects"
+"""Folder of the answers about another object, where they are asked for."""
 
 
-def export_pairs(run_folder: Path, out: Path, rule: PairRule = DEFAULT_RULE) -> SelectionReport:
-    """Write the chosen pairs of a run to out/pairs.parquet, with a data card in out/README.md.
+@dataclass(frozen=True)
+class PairExport:
+    """What an export keeps and how it is written."""
 
-    Raises ValueError, before anything is written, where `out` is not empty or the rule keeps no answer.
+    rule: PairRule = field(default_factory=PairRule)
+    damage: DamageSettings = field(default_factory=DamageSettings)
+    format: str = "parquet"
+    """parquet, webdataset, coco or png."""
+    shard_mb: int = 256
+    """Most MiB of a shard; a single pair may be larger."""
+    wrong_objects: bool = False
+    """Also export the answers below rule.min_iou, as pairs in a folder of their own, wrong_objects/."""
+    held_out_examples: int | None = 2000
+    """Examples of each held-out split whose ids and images are barred, at least those that a run evaluates; None: all.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; give a new folder for the pairs, or empty this one.")
-    selection = select(RolloutArchive(run_folder / "archive"), rule)
-    if not selection.pairs:
+    unfinished: bool = False
+    """Take also what a run has archived that has not reached its last step."""
+    pictures: int = 6
+    """Pairs shown of each stratum of IoU in pairs.html."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a setting out of range."""
+        if self.format not in FORMATS:
+            raise ValueError(f"format is {self.format!r}; choose of {', '.join(FORMATS)}.")
+        if self.shard_mb < 1 or self.pictures < 0 or (self.held_out_examples or 0) < 0:
+            raise ValueError(
+                f"shard_mb is {self.shard_mb}, pictures {self.pictures}, held_out_examples {self.held_out_examples}; "
+                "set the first to 1 or more, the others to 0 or more."
+            )
+        if self.wrong_objects and self.rule.min_iou == 0:
+            raise ValueError("wrong_objects is true, but rule.min_iou is 0, so no answer is below it; raise min_iou.")
+
+    @property
+    def wrong_object_rule(self) -> PairRule:
+        """The rule of the answers below min_iou."""
+        return replace(self.rule, min_iou=0.0, max_iou=nextafter(self.rule.min_iou, 0.0))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Pairs with an index, shards and a report of their own."""
+
+    folder: Path
+    rule: PairRule
+    damage: DamageSettings
+    state: ExportState
+
+
+def export_pairs(
+    run_folders: Sequence[Path], out: Path, settings: PairExport, console: Console | None = None
+) -> ExportReport:
+    """Write the chosen pairs of these runs to `out`, or go on with that where it was interrupted.
+
+    Raises ValueError or FileNotFoundError, before anything is written, where a run cannot be used, `out` is not empty,
+    the rule keeps no answer, or an image is gone or another one than was answered about.
+    """
+    console = console or Console(quiet=True)
+    runs = open_runs(run_folders, settings.unfinished)
+    wanted = new_state(runs, settings)
+    main = _Part(out, settings.rule, settings.damage, begin(out, wanted))
+    if main.state.finished:
+        clear_parts(out)
+        raise ValueError(f"{out} is not empty: it holds a finished export; give a new folder for the pairs.")
+    parts = [main]
+    if settings.wrong_objects:
+        apart = out / WRONG_OBJECTS
+        parts.append(_Part(apart, settings.wrong_object_rule, DamageSettings(), begin(apart, wanted)))
+    pictures = PairPictures(_training_envs(runs))
+    parts = _with_indices(parts, runs, settings, pictures, console)
+    reports = [_write_part(part, settings, pictures, console) for part in reversed(parts)]
+    return reports[-1]  # of the main part, which is finished last
+
+
+def _training_envs(runs: Sequence[PairRun]) -> dict[str, Env]:
+    """The Env of each run by its name; runs over the same data share one."""
+    envs: dict[str, Env] = {}
+    for k, run in enumerate(runs):
+        same = [other for other in runs[:k] if other.env == run.env]
+        envs[run.name] = envs[same[0].name] if same else run.training_env()
+    return envs
+
+
+def _with_indices(
+    parts: Sequence[_Part], runs: Sequence[PairRun], settings: PairExport, pictures: PairPictures, console: Console
+) -> list[_Part]:
+    """The parts that have a pair, each with its index; images are looked at before anything is written."""
+    if all(part.state.selection for part in parts):
+        return list(parts)
+    held_out, splits = held_out_of(runs, settings.held_out_examples, console)
+    chosen = [(part, None if part.state.selection else _chosen(runs, part, held_out, console)) for part in parts]
+    main_choice = chosen[0][1]
+    if main_choice is not None and not len(main_choice):
+        report = main_choice.report
+        counts = {reason: num for reason, num in report.left_out.items() if num}
         raise ValueError(
-            f"{rule} keeps none of the {selection.report.answers} answers in {run_folder} "
-            f"({selection.report.left_out}); widen the rule, or train for longer."
+            f"{settings.rule} keeps none of the {report.answers} answers in {', '.join(run.name for run in runs)} "
+            f"({counts}); widen the rule, or train for longer."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "README.md").write_text(_data_card(selection, rule), encoding="utf-8")
-    write_shard(out / "pairs.parquet", pa.Table.from_pylist(list(map(_row, selection.pairs)), schema=PAIR_SCHEMA))
-    return selection.report
+    for _, choice in chosen:
+        if choice is not None:
+            _refuse_other_images(choice, pictures, console)
+    return [
+        part if choice is None else _indexed(part, choice, splits, console)
+        for part, choice in chosen
+        if choice is None or len(choice)
+    ]
 
 
-def _row(pair: Pair) -> dict[str, object]:
-    made = {"coarse_rle": rle_from_mask(pair.coarse_mask), "box_px": pair.box_px}
-    fields = vars(pair)
-    return {name: made[name] if name in made else fields[name] for name in PAIR_SCHEMA.names}
+def _chosen(runs: Sequence[PairRun], part: _Part, held_out: HeldOut, console: Console) -> Choice:
+    return choose([run.archive for run in runs], part.rule, held_out, console)
 
 
-def _data_card(selection: Selection, rule: PairRule) -> str:
-    pairs, report = selection.pairs, selection.report
-    sources = Counter((pair.licence, pair.source) for pair in pairs)
-    tenths = Counter(min(int(pair.iou * 10), 9) for pair in pairs)
-    return f"""# Coarse and true masks
-
-{len(pairs)} pairs from {len({pair.example_id for pair in pairs})} training examples over \
-{len({pair.image_sha256 for pair in pairs})} images, chosen from {report.answers} answers of the run \
-{", ".join(sorted({pair.run for pair in pairs}))} by `{rule}`.
-
-A row of `pairs.parquet` is an outline that a policy drew (`coarse_rle`) beside the true mask (`true_rle`), both COCO
-compressed RLE of height x width pixels; `ignore_rle` are pixels that count neither way. Images are given by key and by
-the SHA-256 of their pixels, not copied. `box_px` is (x0, y0, x1, y1) around the outline. Run, step, position and index
-find the answer in its archive.
-
-## Licences of the images
-
-| licence | source | pairs |
-| --- | --- | ---: |
-{_table(sorted((*key, count) for key, count in sources.items()))}
-
-## IoU of coarse and true mask
-
-| IoU | pairs |
-| --- | ---: |
-{_table((f"{k / 10:.1f} to {(k + 1) / 10:.1f}", tenths[k]) for k in range(10))}
-
-## Answers left out
-
-| reason | answers |
-| --- | ---: |
-{_table((meaning, report.left_out[reason]) for reason, meaning in LEFT_OUT.items())}
-"""
+def _refuse_other_images(choice: Choice, pictures: PairPictures, console: Console) -> None:
+    """Raise ValueError where images of the pairs are missing or have changed, naming the first few."""
+    failures, last = list[str](), ""
+    for pair in bar(choice.pairs(), "images", console, len(choice)):
+        if pair.image_sha256 == last:
+            continue
+        last = pair.image_sha256
+        try:
+            pictures.image(vars(pair))
+        except (ValueError, OSError) as error:
+            failures.append(f"{pair.example_id}: {error}")
+    if failures:
+        shown = "; ".join(failures[:_SHOWN_FAILURES])
+        raise ValueError(
+            f"{len(failures)} images of the chosen pairs are gone or are not those of the archive ({shown}); restore "
+            "them, then export again."
+        )
 
 
-def _table(rows: Iterable[Sequence[object]]) -> str:
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |" for row in rows)
+def _indexed(part: _Part, choice: Choice, splits: Sequence[HeldOutSplit], console: Console) -> _Part:
+    """Write the index of a part, and that it is whole."""
+    path = part.folder / INDEX
+    part.state.save(part.folder)  # from here on the folder is known as this export's
+    partial = path.with_name(f".{INDEX}.partial")
+    pairs = bar(with_damage(choice, part.damage, part.rule), "index", console, len(choice))
+    with pq.ParquetWriter(partial, PAIR_SCHEMA, compression="zstd") as writer:
+        for rows in _groups(pairs):
+            writer.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
+    publish(partial, path)
+    state = replace(part.state, selection=choice.report, held_out=tuple(splits))
+    state.save(part.folder)
+    return replace(part, state=state)
+
+
+def _groups(pairs: Iterable[Pair]) -> Iterator[list[dict[str, object]]]:
+    rows: list[dict[str, object]] = []
+    for pair in pairs:
+        rows.append(pair_row(pair))
+        if len(rows) == _ROWS_A_GROUP:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _write_part(part: _Part, settings: PairExport, pictures: PairPictures, console: Console) -> ExportReport:
+    """Write what is missing of the shards of a part, then the pages about it."""
+    folder, state = part.folder, part.state
+    assert state.selection is not None
+    if not state.finished:
+        total = state.selection.kept - state.pairs_done
+        console.print(f"writing {total:,} of {state.selection.kept:,} pairs to {folder}", soft_wrap=True)
+        shards = write_shards(folder, pictures, settings.format, settings.shard_mb, state.shards)
+        for shard in bar(shards, "shards", console):
+            state = replace(state, shards=(*state.shards, shard))
+            state.save(folder)
+    report = export_report(folder, part.rule, settings.format, state)
+    if not state.finished:
+        finish(folder, settings.format, len(state.shards), {name: k for k, name in enumerate(report.licences, 1)})
+        write_report(folder, report, part.rule)
+        write_pair_page(folder, report, part.rule, pictures, settings.pictures)
+        replace(state, finished=True).save(folder)
+    clear_parts(folder)
+    return report

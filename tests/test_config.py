@@ -8,6 +8,7 @@ import pytest
 from rewards.shaping import TermShaping
 from rl.config import RunConfig, rank_settings, run_parts, worker_settings
 from rl.evaluate import greedy_units
+from rl.export import PairExport
 from rl.rank_settings import LearnerSettings
 from rl.settings import load_settings, save_settings, shipped_configs
 from rl.sft_settings import SftConfig
@@ -130,7 +131,8 @@ def test_a_token_budget_frees_the_number_of_groups_from_that_of_passes() -> None
 
 @pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_reads(name: str) -> None:
-    load_settings(SftConfig if name.startswith("sft") else RunConfig, Path(name))
+    schema = {"sft_tiny": SftConfig, "pairs": PairExport}.get(name, RunConfig)
+    load_settings(schema, Path(name))
 
 
 def test_the_embedded_checkpoint_is_small_and_was_trained_as_the_demo_reads_it() -> None:
