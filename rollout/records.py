@@ -66,6 +66,10 @@ class Group:
     """[G] answers, in order of index."""
     totals: tuple[float, ...] = ()
     """[G] one total reward a rollout, made on the driver; () until then."""
+    max_tokens: int | None = None
+    """Longest answer that was allowed, tokens; None where it is not known."""
+    grammar: bool | None = None
+    """Whether only tokens of the codec's grammar were sampled; None where it is not known."""
 
 
 _INTS = pa.list_(pa.int32())
@@ -85,6 +89,8 @@ _ROLLOUT_COLUMNS = {
     "policy_checksum": pa.string(),
     "seed": pa.uint64(),
     "temperature": pa.float64(),
+    "max_tokens": pa.int32(),
+    "grammar": pa.bool_(),
     "status": pa.string(),
     "vertices_px": _FLOATS,
     "ring_offsets": _INTS,
@@ -97,7 +103,7 @@ _ROLLOUT_COLUMNS = {
     "iou": pa.float64(),
     "total": pa.float64(),
 }
-_NULLABLE = {"boxes_px", "labels", "scores", "ignore"}
+_NULLABLE = {"boxes_px", "labels", "scores", "ignore", "max_tokens", "grammar"}
 
 ANSWER_COLUMNS = ("status", "vertices_px", "ring_offsets", "instance_offsets", "boxes_px", "labels", "scores")
 """The columns that `answer_from_row` needs."""
@@ -126,6 +132,16 @@ def rollout_schema(reward_names: Sequence[str]) -> pa.Schema:
     """Schema of the rollouts table: the fixed columns, then a nullable float64 column `reward_<name>` a reward."""
     fixed = [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in _ROLLOUT_COLUMNS.items()]
     return pa.schema(fixed + [pa.field(f"reward_{name}", pa.float64()) for name in reward_names])
+
+
+def current_schema(stored: Sequence[str]) -> pa.Schema:
+    """The schema that the rows of a shard with the columns `stored` have today.
+
+    Columns that came with a later schema are in it; in rows from before they are null.
+    """
+    if "masks" in stored:
+        return EXAMPLE_SCHEMA
+    return rollout_schema([name.removeprefix("reward_") for name in stored if name.startswith("reward_")])
 
 
 def reward_names(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -165,6 +181,8 @@ def _rollout_row(group: Group, rollout: Rollout, total: float) -> dict[str, obje
         "policy_checksum": group.policy_checksum,
         "seed": rollout.seed,
         "temperature": group.temperature,
+        "max_tokens": group.max_tokens,
+        "grammar": group.grammar,
         **_answer_columns(rollout.answer),
         "intersection_px": rollout.intersection_px,
         "answer_area_px": rollout.answer_area_px,

@@ -1,12 +1,17 @@
 """Shards of an archive: one Parquet file each, written whole or not at all, and checked to the last byte.
 
-A shard is one row group; its footer holds the schema version and the SHA-256 of the row group and of the whole file.
+A shard has a row group a step; its footer holds the versions that wrote it, the step and the SHA-256 of each row group,
+and the SHA-256 of the whole file.
 """
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,23 +20,22 @@ import pyarrow.parquet as pq
 from envs.raster import RASTER_VERSION
 from rollout import disk
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a column or its meaning changes."""
 
-_VERSION_KEY, _HASH_KEY = b"polytrace.schema_version", b"polytrace.row_group_sha256"
+READABLE_VERSIONS = (1, 2)
+"""Schema versions that are read; docs/archive.md says how they differ."""
+
+_SCHEMA_KEY, _RASTER_KEY, _WRITER_KEY = b"polytrace.schema_version", b"polytrace.raster_version", b"polytrace.version"
+_HASH_KEY, _STEP_KEY = b"polytrace.row_group_sha256", b"polytrace.row_group_steps"
 _SEAL_KEY, _UNSEALED = b"polytrace.file_sha256", b"not sealed".ljust(64, b"-")
+_CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with an archive."""
-
-    path: Path
-    """The file, or the place where one is missing."""
-    problem: str
-    """What is wrong."""
-    savable: str
-    """What can be saved, and how to go on."""
+@cache
+def polytrace_version() -> str:
+    """The version of this package."""
+    return metadata.version("polytrace")
 
 
 def content_sha256(table: pa.Table) -> str:
@@ -53,46 +57,111 @@ def _add_values(digest: "hashlib._Hash", values: pa.Array) -> None:
         texts = [text.encode() for text in values.fill_null("").to_pylist()]
         digest.update(b"string" + np.array([len(text) for text in texts], "<i8").tobytes() + b"".join(texts))
     else:
-        numbers = np.asarray(values.fill_null(0))
+        numbers = np.asarray(values.fill_null(False if pa.types.is_boolean(values.type) else 0))
         digest.update(str(values.type).encode() + numbers.astype(numbers.dtype.newbyteorder("<")).tobytes())
 
 
-def write_shard(path: Path, table: pa.Table) -> None:
-    """Write `table` (1 row or more) as one row group of a new file.
+class ShardWriter:
+    """The row groups of a shard, one after another; made by `new_shard`."""
 
-    Raises OSError with `path` where the disk refuses (full, read-only); then nothing is left there.
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._parquet: pq.ParquetWriter | None = None
+        self._hashes: list[str] = []
+        self._steps: list[int] = []
+
+    def add(self, table: pa.Table, step: int | None = None) -> None:
+        """Write `table` (1 row or more) as one row group, the rows of `step` where these are rows of an archive."""
+        table = table.replace_schema_metadata(None)
+        if self._parquet is None:
+            # No statistics: nothing checks them, and an altered one would hide rows from a filtering reader.
+            self._parquet = pq.ParquetWriter(
+                self._file, table.schema, compression="zstd", write_page_checksum=True, write_statistics=False
+            )
+        self._parquet.write_table(table, row_group_size=table.num_rows)
+        self._hashes.append(content_sha256(table))
+        if step is not None:
+            self._steps.append(step)
+
+    def close(self) -> None:
+        """Write the footer, its seal still open. Raises ValueError where there is no row group."""
+        if self._parquet is None:
+            raise ValueError("A shard needs a row group; add one before it is closed.")
+        notes = {_SCHEMA_KEY: f"{SCHEMA_VERSION}", _RASTER_KEY: f"{RASTER_VERSION}", _WRITER_KEY: polytrace_version()}
+        if self._steps:
+            notes[_STEP_KEY] = " ".join(map(str, self._steps))
+        self._parquet.add_key_value_metadata({**notes, _HASH_KEY: " ".join(self._hashes), _SEAL_KEY: _UNSEALED})
+        self._parquet.close()
+
+
+@contextmanager
+def new_shard(path: Path) -> Iterator[ShardWriter]:
+    """A shard to add row groups to: whole under `path` when the block ends well, nothing there otherwise.
+
+    Raises OSError with `path` where the disk refuses (full, read-only).
     """
-    versions = {_VERSION_KEY: f"{SCHEMA_VERSION}", b"polytrace.raster_version": f"{RASTER_VERSION}"}
-    table = table.replace_schema_metadata({**versions, _HASH_KEY: content_sha256(table), _SEAL_KEY: _UNSEALED})
-    encoded = pa.BufferOutputStream()
-    # No statistics: nothing checks them, and an altered one would hide rows from a filtering reader.
-    settings = {"compression": "zstd", "write_page_checksum": True, "write_statistics": False}
-    pq.write_table(table, encoded, row_group_size=table.num_rows, **settings)
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(_seal(encoded.getvalue().to_pybytes()))
-            file.flush()
-            os.fsync(file.fileno())
+            shard = ShardWriter(file)
+            yield shard
+            shard.close()
+        _seal(partial)
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise disk.refused("this shard", path, error.strerror, error.errno) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _seal(encoded: bytes) -> bytes:
-    """The bytes of a shard, its place for the file's hash filled with the SHA-256 of the file before that."""
-    # The last occurrence is the one in the footer; row group hashes and page checksums do not cover footers.
-    head, _, tail = encoded.rpartition(_UNSEALED)
-    return head + hashlib.sha256(encoded).hexdigest().encode() + tail
+def write_shard(path: Path, table: pa.Table, step: int | None = None) -> None:
+    """Write `table` (1 row or more) as the one row group of a new shard; raises as `new_shard` does."""
+    with new_shard(path) as shard:
+        shard.add(table, step)
 
 
-def _seal_holds(data: bytes, seal: bytes) -> bool:
-    """True where no byte of a shard has changed since it was sealed."""
-    head, _, tail = data.rpartition(seal)
-    return _seal(head + _UNSEALED + tail) == data
+def _seal(path: Path) -> None:
+    """Fill the place of the file's hash with the SHA-256 of the file before that, and bring the file to the disk."""
+    with path.open("r+b") as file:
+        place = _seal_place(file, _UNSEALED)
+        sha256 = _sha256_with(file, place, _UNSEALED)
+        file.seek(place)
+        file.write(sha256)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def seal_holds(path: Path) -> bool:
+    """True where no byte of a shard has changed since it was sealed; the shard has a footer that reads."""
+    seal = (pq.read_metadata(path).metadata or {}).get(_SEAL_KEY, b"")
+    with path.open("rb") as file:
+        place = _seal_place(file, seal)
+        return len(seal) == len(_UNSEALED) and place >= 0 and _sha256_with(file, place, _UNSEALED) == seal
+
+
+def _seal_place(file: BinaryIO, seal: bytes) -> int:
+    """Where the last `seal` in the footer begins; -1 where there is none."""
+    size = file.seek(-8, os.SEEK_END) + 8
+    footer_size = min(int.from_bytes(file.read(4), "little") + 8, size)
+    file.seek(size - footer_size)
+    # The last occurrence is the file's: row group hashes stand before it.
+    within = file.read(footer_size).rfind(seal)
+    return -1 if within < 0 else size - footer_size + within
+
+
+def _sha256_with(file: BinaryIO, place: int, text: bytes) -> bytes:
+    """SHA-256, hex digits, of the file with `text` at `place`."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while file.tell() < place:
+        digest.update(file.read(min(_CHUNK, place - file.tell())))
+    digest.update(text)
+    file.seek(place + len(text))
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest().encode()
 
 
 def sync_folder(folder: Path) -> None:
@@ -105,50 +174,54 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
-    """A shard of this schema version; raises ValueError with the reason for anything else."""
+    """A shard of a schema version that is read.
+
+    Raises FileNotFoundError where there is no file, ValueError with the reason for anything else.
+    """
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is torn: {error}; `polytrace archive verify RUN` says what can be saved.") from error
-    version = (file.metadata.metadata or {}).get(_VERSION_KEY, b"none").decode("utf-8", "replace")
-    if version != f"{SCHEMA_VERSION}":
+    if schema_version(file) not in map(str, READABLE_VERSIONS):
+        version, writer = schema_version(file), _note(file, _WRITER_KEY)
         file.close()
+        written = f"Polytrace {writer}" if writer else "the Polytrace that wrote it"
         raise ValueError(
-            f"{path} has archive schema version {version}, this Polytrace reads {SCHEMA_VERSION}; "
-            "read it with the Polytrace that wrote it."
+            f"{path} has archive schema version {version or 'none'}, this Polytrace {polytrace_version()} reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; read it with {written}."
         )
+    steps = _note(file, _STEP_KEY).split()
+    if steps and (len(steps) != file.num_row_groups or not all(step.isdecimal() for step in steps)):
+        file.close()
+        raise ValueError(f"{path} is altered: its footer does not name a step for each row group.")
     return file
 
 
-def _row_group(file: pq.ParquetFile, number: int, sha256: str) -> pa.Table | None:
+def _note(file: pq.ParquetFile, key: bytes) -> str:
+    return (file.metadata.metadata or {}).get(key, b"").decode("utf-8", "replace")
+
+
+def schema_version(file: pq.ParquetFile) -> str:
+    """The schema version that a shard was written with; "" where it names none."""
+    return _note(file, _SCHEMA_KEY)
+
+
+def row_group_hashes(file: pq.ParquetFile) -> list[str]:
+    """SHA-256 of the content of each row group (see `content_sha256`), as the shard has it."""
+    return _note(file, _HASH_KEY).split()
+
+
+def row_group_steps(file: pq.ParquetFile, first: int) -> list[int]:
+    """The step of each row group; shards of schema 1 hold only the step `first` that their name says."""
+    return [int(step) for step in _note(file, _STEP_KEY).split()] or [first]
+
+
+def whole_row_group(file: pq.ParquetFile, number: int) -> pa.Table | None:
     """A row group as it was written; None where it cannot be read or its content is another."""
     try:
         table = file.read_row_group(number)
-        return table if content_sha256(table) == sha256 else None
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        return table if content_sha256(table) == row_group_hashes(file)[number] else None
+    except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError):
         return None
-
-
-def check_shard(path: Path) -> tuple[list[Finding], set[str], set[int]]:
-    """What is wrong with one shard, and the example ids and steps of its whole row groups (a step 0 for examples)."""
-    ids: set[str] = set()
-    steps: set[int] = set()
-    try:
-        with open_shard(path) as file:
-            notes = file.metadata.metadata
-            hashes = notes.get(_HASH_KEY, b"").decode("utf-8", "replace").split()
-            tables = [_row_group(file, k, sha) for k, sha in enumerate(hashes[: file.num_row_groups])]
-            num_groups = max(file.num_row_groups, len(hashes), 1)
-    except ValueError as error:
-        return [Finding(path, str(error), "the other shards")], ids, steps
-    whole = [table for table in tables if table is not None]
-    for table in whole:
-        ids |= set(table["example_id"].to_pylist())
-        steps |= set(table["step"].to_pylist()) if "step" in table.column_names else set()
-    if len(whole) == num_groups and _seal_holds(path.read_bytes(), notes.get(_SEAL_KEY) or _UNSEALED):
-        return [], ids, steps
-    problem = f"altered: {num_groups - len(whole)} of {num_groups} row groups differ from their checksum"
-    if len(whole) == num_groups:
-        problem = "altered: its footer differs from the file's checksum"
-    rows = sum(len(table) for table in whole)
-    return [Finding(path, problem, f"{rows} rows in whole row groups; or resume from before this step")], ids, steps

@@ -175,6 +175,8 @@ class RolloutWorker:
             policy_checksum=self._checksum,
             temperature=unit.sampling.temperature,
             rollouts=(),
+            max_tokens=unit.sampling.max_tokens,
+            grammar=unit.sampling.grammar,
         )
         return _Sampled(
             group,

@@ -2,11 +2,14 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +58,7 @@ def rollout(index: int, answer: Answer | None = None, num_tokens: int = 3) -> Ro
 
 def group(step: int, position: int, name: str, num_tokens: int = 3) -> Group:
     rollouts = tuple(rollout(index, num_tokens=num_tokens) for index in range(2))
-    return Group("run", step, position, example(name), np.arange(4), "cd" * 32, 0.5, rollouts, (0.25, 0.75))
+    return Group("run", step, position, example(name), np.arange(4), "cd" * 32, 0.5, rollouts, (0.25, 0.75), 64, True)
 
 
 def write_steps(folder: Path, steps: range) -> RolloutArchive:
@@ -83,6 +86,7 @@ def test_rows_hold_what_was_appended(tmp_path: Path) -> None:
     assert (row["run"], row["example_id"], row["prompt"]) == ("run", "asked at 0", "the square")
     assert (row["tokens"], row["logprobs"], row["text"], row["finish"]) == ([0, 1, 2], [-1, -0.5, 0], "text 1", "stop")
     assert (row["policy_version"], row["policy_checksum"], row["seed"]) == (3, "cd" * 32, 2**64 - 1)
+    assert (row["max_tokens"], row["grammar"]) == (64, True)
     assert (row["temperature"], row["total"], row["reward_mask_iou"], row["reward_format"]) == (0.5, 0.75, 0.5, None)
     assert (row["intersection_px"], row["answer_area_px"], row["iou"]) == (9, 12, 0.5)
     assert row["vertices_px"][:2] == [2.125, 2.125]
@@ -172,7 +176,9 @@ def test_a_shard_names_its_versions_and_its_checksum_can_be_made_again(tmp_path:
     write_steps(tmp_path, range(1))
     with pq.ParquetFile(tmp_path / "rollouts" / "step-00000000.parquet") as file:
         notes, table = file.metadata.metadata, file.read()
-    assert notes[b"polytrace.schema_version"] == b"1"
+    assert notes[b"polytrace.schema_version"] == b"2"
+    assert notes[b"polytrace.version"] == version("polytrace").encode()
+    assert notes[b"polytrace.row_group_steps"] == b"0"
     assert notes[b"polytrace.raster_version"] == f"{RASTER_VERSION}".encode()
     assert notes[b"polytrace.row_group_sha256"].decode() == content_sha256(table)
 
@@ -200,7 +206,7 @@ def test_what_does_not_fit_the_archive_is_refused_and_nothing_is_written(tmp_pat
     fit = group(1, 0, "new")
     other = tuple(replace(one, terms={"mask_iou": 1.0}) for one in fit.rollouts)
     with pytest.raises(ValueError, match=r"rewards.*use another run folder"):
-        RolloutArchive(tmp_path).append(1, [replace(fit, rollouts=other)])
+        archive.append(1, [replace(fit, rollouts=other)])
     with pytest.raises(ValueError, match="0 totals for 2 answers"):
         archive.append(1, [replace(fit, totals=())])
     with pytest.raises(ValueError, match="position 0 is of step 1"):
@@ -271,12 +277,29 @@ def test_verify_finds_leftovers_and_strangers(tmp_path: Path) -> None:
     ]
 
 
-def test_another_schema_version_is_named_and_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_schema_version_is_refused_with_the_version_that_wrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = write_steps(tmp_path, range(1))
-    monkeypatch.setattr("rollout.shards.SCHEMA_VERSION", 7)
-    assert "has archive schema version 1, this Polytrace reads 7" in archive.verify()[0].problem
-    with pytest.raises(ValueError, match="read it with the Polytrace that wrote it"):
+    monkeypatch.setattr("rollout.shards.READABLE_VERSIONS", (7,))
+    told = f"has archive schema version 2, this Polytrace .* reads 7; read it with Polytrace {version('polytrace')}"
+    assert re.search(told, archive.verify()[0].problem)
+    with pytest.raises(ValueError, match=told):
         rows_of(archive)
+
+
+def test_an_archive_of_schema_1_is_read_as_if_it_were_of_today_and_a_run_goes_on_in_it(tmp_path: Path) -> None:
+    """The files in archive_v1 were written by the code of schema 1, with the `write_steps` of this file."""
+    shutil.copytree(Path(__file__).parent / "archive_v1", tmp_path / "old")
+    old, new = RolloutArchive(tmp_path / "old"), write_steps(tmp_path / "new", range(2))
+    assert old.verify() == []
+    unknown = {"max_tokens": None, "grammar": None}
+    assert rows_of(old) == [row | unknown for row in rows_of(new)]
+    assert next(old.rollouts(["grammar", "step"])).to_pydict() == {"grammar": [None] * 4, "step": [0] * 4}
+    assert next(old.rollouts(["grammar"])).to_pydict() == {"grammar": [None] * 4}
+    assert list(old.examples()) == list(new.examples())
+    old.append(2, [group(2, 0, "asked at 0")])
+    assert (old.verify(), rows_of(old)[-1]["grammar"]) == ([], True)
 
 
 def test_later_steps_are_set_aside_and_doing_so_twice_clashes_with_nothing(tmp_path: Path) -> None:
@@ -333,6 +356,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_shards_only(tmp_path: Path) 
         archive = RolloutArchive(tmp_path)
         assert all(finding.path.name.endswith(".partial") for finding in archive.verify())
         archive.set_aside_after(archive.last_step)
+        archive.close()
         assert archive.verify() == []
     assert sum(batch.num_rows for batch in archive.rollouts(["step"])) == 16 * next_step(archive)
 
@@ -360,9 +384,10 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_the_archive_stays_whole
 def test_an_interrupted_step_is_completed_by_the_same_groups_and_other_groups_are_told_what_to_do(
     tmp_path: Path,
 ) -> None:
-    archive = write_steps(tmp_path, range(1))
+    write_steps(tmp_path, range(1)).close()
     write_shard(tmp_path / "examples" / "step-00000001.parquet", example_table([example("a")]))
+    archive = RolloutArchive(tmp_path)
     with pytest.raises(ValueError, match=r"step 1 that was interrupted; call set_aside_after\(0\)"):
-        RolloutArchive(tmp_path).append(1, [group(1, 0, "b")])
-    RolloutArchive(tmp_path).append(1, [group(1, 0, "a")])
+        archive.append(1, [group(1, 0, "b")])
+    archive.append(1, [group(1, 0, "a")])
     assert archive.verify() == []
