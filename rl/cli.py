@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rl.cli_archive import archive_app
 from rl.cli_bench import bench_app
 from rl.cli_export import export_app
 from rl.cli_rewards import rewards_app
@@ -20,7 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Reinforcement-learning fine-tuning for vision-language models that answer with polygons.",
 )
-archive_app = typer.Typer(no_args_is_help=True, help="Look into the archive of a run.")
 app.add_typer(archive_app, name="archive")
 app.add_typer(export_app, name="export")
 app.add_typer(rewards_app, name="rewards")
@@ -106,22 +106,6 @@ def evaluate(run: RunFolder) -> None:
     from rl.demo import finish_run
 
     finish_run(_run_config(run), console)
-
-
-@archive_app.command("verify")
-def archive_verify(run: RunFolder) -> None:
-    """Check every shard of a run's archive: torn, altered, missing or left over.
-
-    Exit status 1 where something is wrong.
-    """
-    from rollout.archive import RolloutArchive
-
-    findings = RolloutArchive(_folder(run) / "archive").verify()
-    for finding in findings:
-        console.print(f"{finding.path}: {finding.problem}; {finding.savable}", soft_wrap=True)
-    if findings:
-        raise typer.Exit(1)
-    console.print(f"{run / 'archive'} is whole")
 
 
 @export_app.command("checkpoint")

@@ -32,6 +32,7 @@ from rl.timings import Timings
 from rl.totals import group_terms, past_terms, with_totals
 from rollout import cluster
 from rollout.archive import RolloutArchive
+from rollout.archive_writer import ArchiveWriter
 from rollout.pool import WorkerPool
 from rollout.records import Group
 from rollout.worker import Unit
@@ -84,6 +85,7 @@ class Run:
         self.validation: Env = parts.env.build(split="validation")
         self.checkpoints = Checkpoints(self.folder, config.keep_checkpoints)
         self.archive = RolloutArchive(self.folder / "archive")
+        self.archiving = ArchiveWriter(self.archive)
         self.metrics = MetricsWriter(self.folder)
         self.shaper = parts.rewards.shaper()
         self.dropped = DroppedSteps(self.folder)
@@ -111,7 +113,7 @@ class Run:
         terms = group_terms(groups)
         shaped = self.shaper.shape(step, terms)
         groups = with_totals(groups, shaped.totals)
-        self.archive.append(step, groups)
+        self.archiving.append(step, groups)
         chosen = learned(self.algorithm.advantages(shaped.totals)[1], num_groups)
         batch = pack([groups[k] for k in chosen], self.algorithm)
         with self.timings.waiting_for("learner"):
@@ -158,12 +160,14 @@ class Run:
         return giou
 
     def save(self, step: int) -> None:
-        """Write a checkpoint after `step` steps."""
+        """Write a checkpoint after `step` steps, once all of them are archived: none may be ahead of the archive."""
+        self.archiving.flush()
         learner, asked = self.config.learner, step * self.config.groups_per_step
         self.checkpoints.save(self.learner, Position(step, asked, step, learner.ranks, learner.zero_stage))
 
     def close(self) -> None:
         """End workers and ranks; Ray itself stays."""
+        self.archiving.close()
         self.metrics.close()
         self.pool.close()
         self.learner.close()

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from rollout.shard_table import TABLES, Shard, ShardTable, shard_name, whole_rows
-from rollout.shards import new_shard, open_shard, row_group_steps, sync_folder
+from rollout.shards import new_shard, open_shard, raster_version, row_group_steps, sync_folder
 
 
 def set_aside_after(archive: Path, step: int) -> list[Path]:
@@ -57,7 +57,7 @@ def _copy_steps(shard: Shard, first: int, last: int, folder: Path) -> list[Path]
         if not places:
             return []
         path = folder / shard_name(first, last)
-        with new_shard(path) as part:
+        with new_shard(path, raster_version(file)) as part:
             for k, step in places:
                 part.add(whole_rows(file, k, shard.path), step)
     return [path]

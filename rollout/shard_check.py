@@ -43,7 +43,9 @@ def check_shard(path: Path, first: int) -> CheckedShard:
                     continue
                 rows, num_whole = rows + len(table), num_whole + 1
                 found.example_ids.update(table["example_id"].to_pylist())
-                found.steps += sorted(set(table["step"].to_pylist())) if "step" in table.column_names else noted[k : k + 1]
+                found.steps += (
+                    sorted(set(table["step"].to_pylist())) if "step" in table.column_names else noted[k : k + 1]
+                )
     except (ValueError, FileNotFoundError) as error:
         found.findings.append(Finding(path, str(error), "the other shards"))
         return found

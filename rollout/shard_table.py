@@ -1,7 +1,7 @@
 """A table of an archive: a folder of shards that follow one another by step.
 
-A shard is `step-00000012.parquet`, or, once compacted, `step-00000000-00000063.parquet`: first and last step. All shards
-of a table are replaced at once, by a folder that takes the place of the old one, so that nobody reads a step twice.
+A shard is `step-00000012.parquet`, or, once compacted, `step-00000000-00000063.parquet`: first and last step. All
+shards of a table are replaced at once, by a folder that takes the place of the old one: nobody reads a step twice.
 """
 
 import re

@@ -7,7 +7,7 @@ and the SHA-256 of the whole file.
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -64,8 +64,8 @@ def _add_values(digest: "hashlib._Hash", values: pa.Array) -> None:
 class ShardWriter:
     """The row groups of a shard, one after another; made by `new_shard`."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, raster_version: str) -> None:
+        self._file, self._raster_version = file, raster_version
         self._parquet: pq.ParquetWriter | None = None
         self._hashes: list[str] = []
         self._steps: list[int] = []
@@ -87,26 +87,36 @@ class ShardWriter:
         """Write the footer, its seal still open. Raises ValueError where there is no row group."""
         if self._parquet is None:
             raise ValueError("A shard needs a row group; add one before it is closed.")
-        notes = {_SCHEMA_KEY: f"{SCHEMA_VERSION}", _RASTER_KEY: f"{RASTER_VERSION}", _WRITER_KEY: polytrace_version()}
+        notes = {_SCHEMA_KEY: f"{SCHEMA_VERSION}", _RASTER_KEY: self._raster_version, _WRITER_KEY: polytrace_version()}
         if self._steps:
             notes[_STEP_KEY] = " ".join(map(str, self._steps))
         self._parquet.add_key_value_metadata({**notes, _HASH_KEY: " ".join(self._hashes), _SEAL_KEY: _UNSEALED})
         self._parquet.close()
 
+    def abandon(self) -> None:
+        """End what an error left open, while its file still is; nothing to do after `close`."""
+        if self._parquet is not None and self._parquet.is_open:
+            with suppress(OSError, pa.ArrowException):  # the disk that refused before
+                self._parquet.close()
+
 
 @contextmanager
-def new_shard(path: Path) -> Iterator[ShardWriter]:
+def new_shard(path: Path, raster_version: str = f"{RASTER_VERSION}") -> Iterator[ShardWriter]:
     """A shard to add row groups to: whole under `path` when the block ends well, nothing there otherwise.
 
+    raster_version: of the rule by which the rows were scored, where they are copied.
     Raises OSError with `path` where the disk refuses (full, read-only).
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            shard = ShardWriter(file)
-            yield shard
-            shard.close()
+            shard = ShardWriter(file, raster_version)
+            try:
+                yield shard
+                shard.close()
+            finally:
+                shard.abandon()
         _seal(partial)
         partial.replace(path)
         sync_folder(path.parent)
@@ -206,6 +216,11 @@ def _note(file: pq.ParquetFile, key: bytes) -> str:
 def schema_version(file: pq.ParquetFile) -> str:
     """The schema version that a shard was written with; "" where it names none."""
     return _note(file, _SCHEMA_KEY)
+
+
+def raster_version(file: pq.ParquetFile) -> str:
+    """The version of the raster rule by which the rows of a shard were scored."""
+    return _note(file, _RASTER_KEY)
 
 
 def row_group_hashes(file: pq.ParquetFile) -> list[str]:

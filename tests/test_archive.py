@@ -19,61 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_archive import SQUARE, example, group, rollout, rows_of, shard_bytes, write_steps
 
-from envs.example import Example, ImageRef, Prompt, Truth
-from envs.polygons import Answer, AnswerStatus, Instance, answer_from_rings, instance_from_rings
+from envs.polygons import Answer, AnswerStatus, Instance, instance_from_rings
 from envs.raster import RASTER_VERSION
-from policies.base import Response
 from rollout.archive import RolloutArchive
-from rollout.records import (
-    ANSWER_COLUMNS,
-    Group,
-    Rollout,
-    answer_from_row,
-    example_table,
-    rollout_table,
-    truth_from_row,
-)
+from rollout.records import ANSWER_COLUMNS, answer_from_row, example_table, rollout_table, truth_from_row
 from rollout.shards import content_sha256, write_shard
 
-SQUARE = np.array([[2.0, 2.0], [6.0, 2.0], [6.0, 6.0], [2.0, 6.0]])
 PROCESSES = multiprocessing.get_context("fork")  # no imports in the child: it writes at once
-
-
-def example(name: str, num_instances: int = 1) -> Example:
-    masks = np.zeros((num_instances, 8, 10), np.bool_)
-    for k in range(num_instances):
-        masks[k, 2:6, 2 + k : 6] = True
-    ref = ImageRef(f"scene {name}", "ab" * 32, 8, 10)
-    return Example(name, ref, Prompt(("the", "square")), Truth(masks), "train", "made by hand", "CC0-1.0")
-
-
-def rollout(index: int, answer: Answer | None = None, num_tokens: int = 3) -> Rollout:
-    response = Response(np.arange(num_tokens), np.linspace(-1, 0, num_tokens, dtype=np.float32), "stop")
-    answer = answer or answer_from_rings([SQUARE + index / 8])
-    return Rollout(
-        index, response, f"text {index}", answer, 9, 12, 0.5, {"mask_iou": 0.5, "format": None}, 3, 2**64 - 1
-    )
-
-
-def group(step: int, position: int, name: str, num_tokens: int = 3) -> Group:
-    rollouts = tuple(rollout(index, num_tokens=num_tokens) for index in range(2))
-    return Group("run", step, position, example(name), np.arange(4), "cd" * 32, 0.5, rollouts, (0.25, 0.75), 64, True)
-
-
-def write_steps(folder: Path, steps: range) -> RolloutArchive:
-    archive = RolloutArchive(folder)
-    for step in steps:
-        archive.append(step, [group(step, 0, "often asked"), group(step, 1, f"asked at {step}")])
-    return archive
-
-
-def rows_of(archive: RolloutArchive) -> list[dict[str, object]]:
-    return [row for batch in archive.rollouts() for row in batch.to_pylist()]
-
-
-def shard_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
 
 
 def test_rows_hold_what_was_appended(tmp_path: Path) -> None:

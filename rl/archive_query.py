@@ -1,0 +1,140 @@
+"""`polytrace archive query`: SQL over the archives of some runs, by DuckDB, which only reads them."""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+
+import duckdb
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rl.rescoring import refuse_unwritable
+from rollout.shard_table import ShardTable
+
+VIEWS = ("rollouts", "examples")
+"""What a query can ask: the tables of docs/archive.md, with the folder of the run as `run_folder` before them."""
+
+_MOST_SHOWN, _MOST_BLOCKS, _NARROWEST, _LONGEST_CELL = 100, 10, 9, 60
+_ROWS_AT_ONCE = 10_000
+_NUMBERS = {"bigint", "integer", "double", "float", "hugeint", "ubigint", "decimal", "smallint", "uinteger"}
+
+
+@contextmanager
+def asked(runs: Sequence[Path], sql: str) -> Iterator["duckdb.DuckDBPyRelation"]:
+    """The answer to one SELECT over the views, computed as it is read.
+
+    Raises ValueError, in one line that names the columns there are, where the SQL is wrong or is no SELECT, or an
+    archive cannot be read; FileNotFoundError where no run has an answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="polytrace-query-") as spill, duckdb.connect(":memory:") as base:
+        # Nothing is fetched from the network for a query; what does not fit in memory goes to a folder of its own.
+        base.execute(f"SET autoinstall_known_extensions = false; SET temp_directory = {_literal(spill)}")
+        columns = ""
+        try:
+            for view in VIEWS:
+                base.execute(f"CREATE VIEW {view} AS {_union(runs, view)}")
+            columns = " ".join(f"{view} has {', '.join(base.table(view).columns)}." for view in VIEWS)
+            yield base.sql(_select(base, sql))
+        except duckdb.Error as error:
+            first_line = str(error).strip().splitlines()[0].rstrip(".!")
+            raise ValueError(f"{first_line}. {columns}") from error
+
+
+def _select(base: "duckdb.DuckDBPyConnection", sql: str) -> "duckdb.Statement":
+    statements = base.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise ValueError(f"{sql!r} is not one SELECT; an archive is only read, so ask one question at a time.")
+    return statements[0]
+
+
+def _union(runs: Sequence[Path], view: str) -> str:
+    """SQL for the rows of all runs; a reward that a run does not have is null there."""
+    parts = []
+    for run in runs:
+        shards = ShardTable(run / "archive", view).shards()
+        if shards:
+            files = ", ".join(_literal(_as_glob(f"{shard.path}")) for shard in shards)
+            read = f"read_parquet([{files}], union_by_name = true)"
+            parts.append(f"SELECT {_literal(f'{run}')} AS run_folder, * FROM {read}")
+    if not parts:
+        raise FileNotFoundError(f"{' and '.join(map(str, runs))} hold no archived {view}; give a run that made a step.")
+    if view == "rollouts":  # what rows of schema 1 do not have is null there, and can be asked for
+        parts.append("SELECT NULL::INTEGER AS max_tokens, NULL::BOOLEAN AS grammar WHERE false")
+    return " UNION ALL BY NAME ".join(parts)
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _as_glob(path: str) -> str:
+    """A pattern that only this path fits."""
+    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in path)
+
+
+def print_table(found: "duckdb.DuckDBPyRelation", console: Console) -> None:
+    """The first rows for people, and how many there are."""
+    made, rows = Table(box=SIMPLE_HEAD, pad_edge=False), _rows(found)
+    if len(found.columns) * _NARROWEST > console.width:  # too many for lines: a block a row
+        made = Table("column", "value", box=SIMPLE_HEAD, pad_edge=False)
+        for row in islice(rows, _MOST_BLOCKS):
+            for name, value in row.items():
+                made.add_row(escape(name), _cell(value), end_section=name == found.columns[-1])
+    else:
+        for name, kind in zip(found.columns, found.types, strict=True):
+            made.add_column(escape(name), justify="right" if kind.id in _NUMBERS else "left", overflow="fold")
+        for row in islice(rows, _MOST_SHOWN):
+            made.add_row(*map(_cell, row.values()))
+    console.print(made)
+    if more := sum(1 for _ in rows):
+        console.print(f"and {more:,} rows more; --csv FILE, --parquet FILE or --json give them all", highlight=False)
+
+
+def print_json(found: "duckdb.DuckDBPyRelation") -> None:
+    """All rows on standard output, as a JSON list of objects; numbers that are not finite are null."""
+    before = "["
+    for row in _rows(found):
+        print(before + json.dumps({name: _plain(value) for name, value in row.items()}, default=str), end="")
+        before = ",\n "
+    print("[]" if before == "[" else "]")
+
+
+def _rows(found: "duckdb.DuckDBPyRelation") -> Iterator[dict[str, object]]:
+    for batch in found.to_arrow_reader(_ROWS_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+def _cell(value: object) -> str:
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else f"{value}"
+    return escape(text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 1] + "…")
+
+
+def _plain(value: object) -> object:
+    """As JSON has it."""
+    if isinstance(value, list):
+        return [_plain(element) for element in value]
+    if isinstance(value, Decimal):  # a sum of whole numbers, among others
+        return int(value) if value == value.to_integral_value() else float(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_rows(found: "duckdb.DuckDBPyRelation", out: Path) -> None:
+    """All rows in a file, Parquet where its name ends in .parquet, else CSV; whole or not there."""
+    refuse_unwritable(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        if out.suffix == ".parquet":
+            found.write_parquet(f"{partial}")
+        else:
+            found.write_csv(f"{partial}")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""`polytrace archive`: look into the archives of runs, check them, merge their shards."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+archive_app = typer.Typer(no_args_is_help=True, help="Look into the archives of runs, check them, merge their shards.")
+console = Console()
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
+RunFolders = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold several.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@archive_app.command("ls")
+def list_archives(runs: RunFolders, as_json: AsJson = False) -> None:
+    """Steps, answers, examples, mean IoU, share of valid answers, size and schema of each run's archive."""
+    from rl.archive_list import list_runs, table
+    from rl.run_folders import archived_runs
+
+    found = list_runs(archived_runs(runs), Console(stderr=True))
+    if as_json:
+        print(json.dumps([vars(one) for one in found], indent=2))
+    else:
+        console.print(table(found))
+
+
+@archive_app.command()
+def show(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="A page (.html) or a picture (.png) to write.")] = Path("answers.html"),
+    step: Annotated[int | None, typer.Option(help="Only answers of this step.")] = None,
+    position: Annotated[int | None, typer.Option(help="Only of the group at this position of its step.")] = None,
+    example: Annotated[str | None, typer.Option(help="Only to this example, by its id.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only of this status: ok, empty, unparsable, ...")] = None,
+    worst: Annotated[int | None, typer.Option(help="So many of the lowest IoU.")] = None,
+    best: Annotated[int | None, typer.Option(help="So many of the highest IoU.")] = None,
+    limit: Annotated[int, typer.Option(help="Most that are shown, without --worst and --best.")] = 64,
+) -> None:
+    """Draw answers over their images, the truth dashed, with IoU and reward terms; by default the last step's."""
+    from rl.archive_page import write_shown
+    from rl.archive_show import Wanted, choose
+
+    wanted = Wanted(step, position, example, status, worst, best, limit)
+    if out.suffix not in (".html", ".png"):
+        raise ValueError(f"{out} ends in neither .html nor .png; give --out one of these.")
+    shown = choose(_folder(run), wanted)
+    for problem in shown.problems:
+        console.print(f"[yellow]over grey, without its image:[/yellow] {problem}", soft_wrap=True)
+    write_shown(shown, out)
+    console.print(
+        f"{len(shown.answers)} of {shown.num_fitting} answers that fit ({wanted.says}): {out}", highlight=False
+    )
+
+
+@archive_app.command()
+def verify(run: RunFolder) -> None:
+    """Check every shard of a run's archive: torn, altered, missing, doubled or left over, and what can be saved.
+
+    Exit status 1 where something is wrong.
+    """
+    from rich.progress import track
+
+    from rollout.archive_check import check_archive, num_shards
+
+    archive = _archive(run)
+    checks = track(
+        check_archive(archive),
+        "reading",
+        total=num_shards(archive) + 2,
+        console=Console(stderr=True),
+        transient=True,
+    )
+    findings = [finding for found in checks for finding in found]
+    for finding in findings:
+        console.print(f"{finding.path}: {finding.problem}; {finding.savable}", soft_wrap=True)
+    if findings:
+        raise typer.Exit(1)
+    console.print(f"{run / 'archive'} is whole")
+
+
+@archive_app.command()
+def query(
+    runs: RunFolders,
+    sql: Annotated[str, typer.Argument(help="One SELECT over the views rollouts and examples.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write all rows to this CSV file.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write all rows to this Parquet file.")] = None,
+) -> None:
+    """Ask the archives of runs by SQL (DuckDB): the tables of docs/archive.md, with `run_folder` before the columns.
+
+    For example: polytrace archive query runs "SELECT step, avg(iou) FROM rollouts GROUP BY step ORDER BY step"
+    """
+    from rl import archive_query
+    from rl.run_folders import archived_runs
+
+    if parquet is not None and parquet.suffix != ".parquet":
+        raise ValueError(f"{parquet} does not end in .parquet; name the file so, or take --csv.")
+    with archive_query.asked(archived_runs(runs), sql) as found:
+        for out in (csv, parquet):
+            if out is not None:
+                archive_query.write_rows(found, out)
+                Console(stderr=True).print(f"written: {out}")
+        if as_json:
+            archive_query.print_json(found)
+        elif csv is None and parquet is None:
+            archive_query.print_table(found, console)
+
+
+@archive_app.command()
+def compact(
+    run: RunFolder,
+    steps_per_shard: Annotated[int, typer.Option(help="Steps of one merged shard.")] = 64,
+) -> None:
+    """Merge the shards of a run that has ended into larger ones: the same rows, a row group and a checksum a step.
+
+    Killed at any point, no row is lost or doubled.
+    """
+    from rich.progress import track
+
+    from rollout.compaction import Compaction
+
+    work = Compaction(_archive(run), steps_per_shard)
+    before, progress = work.num_shards, Console(stderr=True)
+    for _ in track(work.run(), "merging", total=before, console=progress, transient=True):
+        pass
+    console.print(f"{run / 'archive'}: {before} shards are now {work.num_shards}")
+
+
+def _folder(run: Path) -> Path:
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is not a folder; give the folder of a run, such as runs/demo.")
+    return run
+
+
+def _archive(run: Path) -> Path:
+    archive = _folder(run) / "archive"
+    if not archive.is_dir():
+        raise FileNotFoundError(f"No archive in {archive}; give the folder of a run that has made a step.")
+    return archive

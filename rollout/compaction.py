@@ -1,0 +1,85 @@
+"""Merging the shards of an archive: fewer, larger files, the same rows, a row group a step as before.
+
+The merged table is built beside the old one, every row checked as it is copied, and takes its place at once.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rollout.set_aside import link
+from rollout.shard_table import TABLES, Shard, ShardTable, shard_name, whole_rows
+from rollout.shards import new_shard, open_shard, raster_version, row_group_steps
+from rollout.writer_lock import WriterLock
+
+
+class Compaction:
+    """Merging the shards of one archive so that each holds the steps of one stretch of `steps_per_shard`."""
+
+    def __init__(self, archive: Path, steps_per_shard: int = 64) -> None:
+        """Become the writer of the archive; nothing is changed before `run`.
+
+        Raises FileNotFoundError where there is no archive, ValueError where a run still writes it.
+        """
+        if steps_per_shard < 2:
+            raise ValueError(f"steps_per_shard is {steps_per_shard}; set it to 2 or more.")
+        self._tables = [ShardTable(archive, name) for name in TABLES]
+        if not any(table.folder.is_dir() for table in self._tables):
+            raise FileNotFoundError(f"No archive in {archive}; give the folder of a run.")
+        self._steps_per_shard = steps_per_shard
+        self._lock = WriterLock(archive)
+        self._lock.take()
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of both tables, as they are now."""
+        return sum(len(table.shards()) for table in self._tables)
+
+    def run(self) -> Iterator[Shard]:
+        """Merge; yields each old shard once its rows are copied.
+
+        Stopped at any point, an archive has every row once: a table is the old one or the new one. Raises ValueError,
+        the table being as before, where a shard is torn or altered, OSError where the disk refuses.
+        """
+        for table in self._tables:
+            table.clean()
+            parts = self._parts(table)
+            if any(len(part) > 1 for part in parts):
+                staged = table.stage()
+                for part in parts:
+                    yield from _merge(part, staged)
+                table.replace()
+            else:
+                yield from table.shards()
+        self._lock.release()
+
+    def _parts(self, table: ShardTable) -> list[list[Shard]]:
+        """The shards that become one: of one stretch of steps, scored by one raster rule."""
+        parts: list[list[Shard]] = []
+        before = None
+        for shard in table.shards():
+            with open_shard(shard.path) as file:
+                kind = shard.first // self._steps_per_shard, raster_version(file)
+            # Answers that are missing must stay missing, not vanish in a name. Not every step has new examples.
+            follows = table.name == "examples" or (parts and shard.first == parts[-1][-1].last + 1)
+            if kind == before and follows:
+                parts[-1].append(shard)
+            else:
+                parts.append([shard])
+            before = kind
+        return parts
+
+
+def _merge(part: list[Shard], folder: Path) -> Iterator[Shard]:
+    """Write the rows of the shards to one shard in `folder`; yields each that was read."""
+    if len(part) == 1:
+        link(part[0].path, folder / part[0].path.name)
+        yield part[0]
+        return
+    with open_shard(part[0].path) as file:
+        version = raster_version(file)
+    with new_shard(folder / shard_name(part[0].first, part[-1].last), version) as merged:
+        for shard in part:
+            with open_shard(shard.path) as file:
+                for k, step in enumerate(row_group_steps(file, shard.first)):
+                    merged.add(whole_rows(file, k, shard.path), step)
+            yield shard
