@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from envs.example import Env, ImageRef, Truth
+from envs.plugin import Plugin
 from rl.settings import plugin_from_settings, read_mapping
 from rollout.archive import RolloutArchive
 from rollout.records import truth_from_row
@@ -70,8 +71,14 @@ class _Images:
     def _env(self, split: str) -> Env | str:
         if split not in self._envs:
             try:
-                env = read_mapping(self._run / "config.yaml")["env"]
-                self._envs[split] = plugin_from_settings("envs", "Env", env, "env", ["split"]).build(split=split)
-            except (ValueError, OSError, KeyError) as error:
+                self._envs[split] = _plugin(self._run / "config.yaml").build(split=split)
+            except (ValueError, OSError) as error:
                 self._envs[split] = f"the run's data set cannot be opened: {error}"
         return self._envs[split]
+
+
+def _plugin(config: Path) -> Plugin:
+    settings = read_mapping(config)
+    if "env" not in settings:
+        raise ValueError(f"{config} names no env")
+    return plugin_from_settings("envs", "Env", settings["env"], "env", ["split"])
