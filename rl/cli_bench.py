@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -134,6 +135,27 @@ def step(as_json: AsJson = False, quick: Quick = False, work: Work = None) -> No
     if found[0].other is None:
         console.print("TRL is not installed; it is part of the extra `bench`: pip install 'polytrace[bench]'")
     console.print(demo_step.table(demo))
+
+
+@bench_app.command()
+def archive(
+    as_json: AsJson = False,
+    answers: Annotated[int, typer.Option(help="Answers of the largest archive; 10000000 takes some 9 GB.")] = 200_000,
+    pairs: Annotated[int, typer.Option(help="Pairs to choose and write.")] = 100_000,
+    folder: Annotated[Path | None, typer.Option(help="Where archives are written and deleted again.")] = None,
+) -> None:
+    """Choose and write pairs from a generated archive, and append a step to it: time, peak memory, bytes read."""
+    import tempfile
+
+    from rl.bench import archive as bench
+
+    with tempfile.TemporaryDirectory(prefix="polytrace-bench-", dir=folder) as made:
+        found = bench.bench(answers, pairs, Path(made))
+    if as_json:
+        print(json.dumps(bench.as_json(found), indent=2))
+    else:
+        for table in bench.tables(found):
+            console.print(table)
 
 
 def _tracked(found: Iterator[T], quick: bool) -> Iterable[T]:

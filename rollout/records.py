@@ -135,10 +135,7 @@ def rollout_schema(reward_names: Sequence[str]) -> pa.Schema:
 
 
 def current_schema(stored: Sequence[str]) -> pa.Schema:
-    """The schema that the rows of a shard with the columns `stored` have today.
-
-    Columns that came with a later schema are in it; in rows from before they are null.
-    """
+    """The schema today of rows with the columns `stored`, with what came later; in rows from before that is null."""
     if "masks" in stored:
         return EXAMPLE_SCHEMA
     return rollout_schema([name.removeprefix("reward_") for name in stored if name.startswith("reward_")])
