@@ -37,8 +37,7 @@ from rollout.shards import new_shard, write_shard
 PEAK_BAR_MB = 1000.0
 """Most memory that choosing and writing pairs may take."""
 _GROUPS, _ANSWERS, _VERTICES, _TOKENS, _SIDE = 128, 8, 12, 32, 64
-_PER_STEP = _GROUPS * _ANSWERS
-_ROWS_AT_ONCE = 10_000
+_PER_STEP, _ROWS_AT_ONCE = _GROUPS * _ANSWERS, 10_000
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ class ArchiveBench:
 
 def write_archive(folder: Path, num_answers: int) -> None:
     """An archive of about `num_answers` generated answers: columns as in a run of small images, values drawn anew."""
-    rng = np.random.default_rng(0)
-    groups = step_groups(0, "made")
+    rng, groups = np.random.default_rng(0), step_groups(0, "made")
     answers, examples = rollout_table(groups), example_table([group.example for group in groups])
     steps = range(max(1, num_answers // _PER_STEP))
     for step in track(steps, "writing an archive", console=Console(stderr=True), transient=True):
@@ -176,9 +174,8 @@ def choose_and_write(archive: Path, num_pairs: int, out: Path) -> int:
 _CHILD = """
 import sys, time
 from pathlib import Path
-from rewards.kernels import warm
-from rl.bench.archive import choose_and_write
-warm()
+from rl.bench.archive import choose_and_write, step_groups
+step_groups(0, "compiles the kernels")
 def read(): return int(open("/proc/self/io").read().split()[1])
 before, started = read(), time.perf_counter()
 pairs = choose_and_write(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
@@ -237,14 +234,27 @@ def as_json(found: ArchiveBench) -> dict[str, object]:
 
 
 def tables(found: ArchiveBench) -> Iterator[Table]:
-    """What was measured, for people."""
+    """What was measured, for people; seconds and bytes of further answers say whether both are linear and pruned."""
     made = Table(title="Pairs chosen from an archive and written", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("answers", "pairs", "seconds", "a million", "peak MB", "bar MB", "MB read", "of MB"):
+    for column in (
+        "answers",
+        "pairs",
+        "seconds",
+        "s a million more",
+        "peak MB",
+        "bar",
+        "of MB",
+        "read",
+        "of a MB more",
+    ):
         made.add_column(column, justify="right")
-    for one in found.chosen:
-        per_million = f"{one.seconds / one.answers * 1e6:.2f} s"
-        sizes = (f"{value:,.0f}" for value in (one.peak_mb, PEAK_BAR_MB, one.read_mb, one.archive_mb))
-        made.add_row(f"{one.answers:,}", f"{one.pairs:,}", f"{one.seconds:.2f}", per_million, *sizes)
+    for before, one in zip([None, *found.chosen], found.chosen, strict=False):
+        more = "", ""
+        if before is not None and one.answers > before.answers:
+            seconds = (one.seconds - before.seconds) / (one.answers - before.answers) * 1e6
+            more = f"{seconds:.1f}", f"{(one.read_mb - before.read_mb) / (one.archive_mb - before.archive_mb):.2f}"
+        sizes = (f"{value:,.0f}" for value in (one.peak_mb, PEAK_BAR_MB, one.archive_mb, one.read_mb))
+        made.add_row(f"{one.answers:,}", f"{one.pairs:,}", f"{one.seconds:.1f}", more[0], *sizes, more[1])
     yield made
     made = Table(title=f"A step of {_PER_STEP:,} answers appended", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("answers before", "ms a step", "once, on opening"):
