@@ -119,6 +119,8 @@ class RolloutArchive:
         """Ids of the stored examples; what is kept for `append` is read once, so that its cost does not grow."""
         if self._stored_ids is None:
             self._lock.take()
+            self._examples.clean()
+            self._rollouts.clean()
             self._last_step = self.last_step
             if self._last_step is not None:
                 self._reward_names = self.reward_names

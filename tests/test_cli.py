@@ -13,7 +13,8 @@ def polytrace(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 COMMANDS = ["demo", "sft", "train", "refine", "evaluate", "archive", "export", "rewards", "bench"]
-BELOW = ["archive verify", "export pairs", "rewards score", "rewards compare", "rewards ablate", "rewards test"]
+BELOW = [f"archive {name}" for name in ("ls", "show", "verify", "query", "compact")]
+BELOW += ["export pairs", *(f"rewards {name}" for name in ("score", "compare", "ablate", "test")), "bench archive"]
 
 
 def test_the_top_help_names_every_command() -> None:
@@ -44,6 +45,13 @@ def test_every_command_has_help_without_loading_torch(command: list[str]) -> Non
         (["train", "demo", "steps"], "'steps' is not of the form key=value"),
         (["evaluate", "no/such/run"], "no/such/run is not a folder"),
         (["archive", "verify", "no/such/run"], "no/such/run is not a folder"),
+        (["archive", "ls", "no/such/run"], "no/such/run is not a folder"),
+        (["archive", "show", "no/such/run"], "no/such/run is not a folder"),
+        (["archive", "show", "tests", "--out", "page.pdf"], "page.pdf ends in neither .html nor .png"),
+        (["archive", "show", "tests", "--worst", "1", "--best", "1"], "both worst and best are asked for"),
+        (["archive", "query", "tests", "SELECT 1"], "tests holds no archive"),
+        (["archive", "query", "tests", "SELECT 1", "--parquet", "x.csv"], "x.csv does not end in .parquet"),
+        (["archive", "compact", "tests"], "No archive in tests/archive"),
         (["export", "pairs", "no/such/run", "--out", "x"], "no/such/run is not a folder"),
         (["rewards", "test", "mask_iuo"], "did you mean 'mask_iou'?"),
         (["rewards", "score", "no/such/run"], "no/such/run holds no archived answers"),

@@ -15,29 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from envs.example import Example, ImageRef, Prompt, Truth
-from envs.polygons import answer_from_rings
-from envs.raster import fill
 from envs.rle import rle_from_mask
-from policies.base import Response
-from rl.bench.outlines import smooth
+from rl.bench.made_archive import PER_STEP, step_groups, write_archive
 from rl.pair_rule import PairRule
 from rl.pairs import select
 from rollout.archive import RolloutArchive
-from rollout.records import Group, Rollout, example_table, rollout_table
 from rollout.shard_table import TABLES, ShardTable
-from rollout.shards import new_shard, write_shard
+from rollout.shards import new_shard
 
 PEAK_BAR_MB = 1000.0
 """Most memory that choosing and writing pairs may take."""
-_GROUPS, _ANSWERS, _VERTICES, _TOKENS, _SIDE = 128, 8, 12, 32, 64
-_PER_STEP, _ROWS_AT_ONCE = _GROUPS * _ANSWERS, 10_000
+_ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Appended:
     open_seconds: float
     """What the first append costs more than the others: reading which examples are stored."""
     milliseconds: float
-    """A step of _PER_STEP answers, half of its examples new; median."""
+    """A step of PER_STEP answers, half of its examples new; median."""
 
 
 @dataclass(frozen=True)
@@ -75,83 +68,12 @@ class ArchiveBench:
     appended: list[Appended]
 
 
-def write_archive(folder: Path, num_answers: int) -> None:
-    """An archive of about `num_answers` generated answers: columns as in a run of small images, values drawn anew."""
-    rng, groups = np.random.default_rng(0), step_groups(0, "made")
-    answers, examples = rollout_table(groups), example_table([group.example for group in groups])
-    steps = range(max(1, num_answers // _PER_STEP))
-    for step in track(steps, "writing an archive", console=Console(stderr=True), transient=True):
-        ids = [f"a drawn scene {step}/{k}" for k in range(_GROUPS)]
-        hashes = [f"{step:08x}{k:08x}" * 4 for k in range(_GROUPS)]
-        write_shard(folder / "examples" / f"step-{step:08d}.parquet", _examples(examples, ids, hashes), step)
-        write_shard(folder / "rollouts" / f"step-{step:08d}.parquet", _answers(answers, ids, step, rng), step)
-
-
-def _examples(table: pa.Table, ids: list[str], hashes: list[str]) -> pa.Table:
-    return _with(table, {"example_id": pa.array(ids), "image_key": pa.array(ids), "image_sha256": pa.array(hashes)})
-
-
-def _answers(table: pa.Table, ids: list[str], step: int, rng: np.random.Generator) -> pa.Table:
-    num = len(table)
-    angles = np.sort(rng.uniform(0, 2 * np.pi, (num, _VERTICES)), axis=1)
-    radius = rng.uniform(8, 28, (num, _VERTICES))
-    vertices = np.stack([32 + radius * np.cos(angles), 32 + radius * np.sin(angles)], axis=-1)
-    iou = rng.beta(4, 2, num)
-    columns = {
-        "step": pa.array(np.full(num, step)),
-        "example_id": pa.array(np.repeat(ids, _ANSWERS)),
-        "tokens": _lists(rng.integers(0, 200, (num, _TOKENS), np.int32)),
-        "logprobs": _lists(-rng.random((num, _TOKENS), np.float32)),
-        "policy_version": pa.array(np.full(num, step)),
-        "seed": pa.array(rng.integers(0, 2**63, num).astype(np.uint64)),
-        "status": pa.array(np.where(rng.random(num) < 0.1, "unparsable", "ok")),
-        "vertices_px": _lists(np.round(vertices.reshape(num, -1) * 32) / 32),
-        "iou": pa.array(iou),
-        "reward_mask_iou": pa.array(iou),
-        "total": pa.array(iou),
-    }
-    return _with(table, columns)
-
-
-def _lists(rows: NDArray[np.generic]) -> pa.Array:
-    offsets = np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.reshape(-1)))
-
-
-def _with(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
-    arrays = [columns.get(field.name, table[field.name]) for field in table.schema]
-    return pa.table([array.cast(field.type) for array, field in zip(arrays, table.schema, strict=True)], table.schema)
-
-
-def step_groups(step: int, name: str) -> list[Group]:
-    """A step as a run makes it, of _GROUPS groups; the odd ones of a later step ask examples of step 0 again."""
-    rng, outline = np.random.default_rng(step), np.array([0, _VERTICES])
-    groups = []
-    for position in range(_GROUPS):
-        mask = fill(smooth(rng, _VERTICES, _SIDE, _SIDE), outline, _SIDE, _SIDE)
-        asked = f"{name} {0 if position % 2 else step}/{position}"
-        example = Example(
-            *(asked, ImageRef(asked, "0" * 64, _SIDE, _SIDE), Prompt(("the thing",)), Truth(mask[None])),
-            *("train", "drawn for a bench", "CC0-1.0"),
-        )
-        response = Response(np.arange(_TOKENS), np.zeros(_TOKENS, np.float32), "stop")
-        answer = answer_from_rings([smooth(rng, _VERTICES, _SIDE, _SIDE)])
-        terms: dict[str, float | None] = {"mask_iou": 0.5}
-        rollouts = [Rollout(k, response, "drawn", answer, 9, 12, 0.5, terms, step, k) for k in range(_ANSWERS)]
-        totals = (0.5,) * _ANSWERS
-        numbers = np.arange(70)
-        groups.append(
-            Group("bench", step, position, example, numbers, "0" * 64, 1.0, tuple(rollouts), totals, 64, True)
-        )
-    return groups
-
-
 def first_steps(folder: Path, num_answers: int, target: Path) -> None:
     """In `target`, by hard links, the first steps of an archive, of about `num_answers` answers."""
     for name in TABLES:
         (target / name).mkdir(parents=True)
         for shard in ShardTable(folder, name).shards():
-            if shard.last < max(1, num_answers // _PER_STEP):
+            if shard.last < max(1, num_answers // PER_STEP):
                 os.link(shard.path, target / name / shard.path.name)
 
 
@@ -174,7 +96,8 @@ def choose_and_write(archive: Path, num_pairs: int, out: Path) -> int:
 _CHILD = """
 import sys, time
 from pathlib import Path
-from rl.bench.archive import choose_and_write, step_groups
+from rl.bench.archive import choose_and_write
+from rl.bench.made_archive import step_groups
 step_groups(0, "compiles the kernels")
 def read(): return int(open("/proc/self/io").read().split()[1])
 before, started = read(), time.perf_counter()
@@ -192,14 +115,14 @@ def measure_choosing(archive: Path, num_pairs: int) -> Chosen:
     rollouts, examples = ShardTable(archive, "rollouts").shards(), ShardTable(archive, "examples").shards()
     size = sum(shard.path.stat().st_size for shard in [*rollouts, *examples]) / 1e6
     seconds, peak, read = map(float, said[1:])
-    return Chosen(len(rollouts) * _PER_STEP, int(said[0]), seconds, peak, read, size)
+    return Chosen(len(rollouts) * PER_STEP, int(said[0]), seconds, peak, read, size)
 
 
 def measure_appending(folder: Path, rounds: int) -> Appended:
     """Append `rounds` steps to the archive in `folder`, which may be empty."""
     archive = RolloutArchive(folder)
     first, seconds = archive.num_steps, []
-    before = first * _PER_STEP
+    before = first * PER_STEP
     for step in range(first, first + rounds + 1):
         groups = step_groups(step, "appended")
         started = time.perf_counter()
@@ -213,7 +136,7 @@ def measure_appending(folder: Path, rounds: int) -> Appended:
 def bench(num_answers: int, num_pairs: int, folder: Path, rounds: int = 15) -> ArchiveBench:
     """Measure in archives of a quarter, a half and all of `num_answers`.
 
-    folder: where they are written, some 0.9 KB an answer.
+    folder: where they are written, some 0.35 KB an answer.
     """
     write_archive(folder / "whole", num_answers)
     parts = {folder / f"part-{part}": num_answers // part for part in (4, 2, 1)}
@@ -256,7 +179,7 @@ def tables(found: ArchiveBench) -> Iterator[Table]:
         sizes = (f"{value:,.0f}" for value in (one.peak_mb, PEAK_BAR_MB, one.archive_mb, one.read_mb))
         made.add_row(f"{one.answers:,}", f"{one.pairs:,}", f"{one.seconds:.1f}", more[0], *sizes, more[1])
     yield made
-    made = Table(title=f"A step of {_PER_STEP:,} answers appended", box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=f"A step of {PER_STEP:,} answers appended", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("answers before", "ms a step", "once, on opening"):
         made.add_column(column, justify="right")
     for step in found.appended:
