@@ -52,7 +52,9 @@ def show(
         console.print(f"[yellow]over grey, without its image:[/yellow] {problem}", soft_wrap=True)
     write_shown(shown, out)
     console.print(
-        f"{len(shown.answers)} of {shown.num_fitting} answers that fit ({wanted.says}): {out}", highlight=False
+        f"{len(shown.answers)} of {shown.num_fitting} answers that fit ({wanted.says}): {out}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -79,7 +81,7 @@ def verify(run: RunFolder) -> None:
         console.print(f"{finding.path}: {finding.problem}; {finding.savable}", soft_wrap=True)
     if findings:
         raise typer.Exit(1)
-    console.print(f"{run / 'archive'} is whole")
+    console.print(f"{run / 'archive'} is whole", soft_wrap=True)
 
 
 @archive_app.command()
@@ -127,7 +129,7 @@ def compact(
     before, progress = work.num_shards, Console(stderr=True)
     for _ in track(work.run(), "merging", total=before, console=progress, transient=True):
         pass
-    console.print(f"{run / 'archive'}: {before} shards are now {work.num_shards}")
+    console.print(f"{run / 'archive'}: {before} shards are now {work.num_shards}", soft_wrap=True)
 
 
 def _folder(run: Path) -> Path:

@@ -141,7 +141,7 @@ def step(as_json: AsJson = False, quick: Quick = False, work: Work = None) -> No
 def archive(
     as_json: AsJson = False,
     answers: Annotated[int, typer.Option(help="Answers of the largest archive; 10000000 takes some 4 GB.")] = 200_000,
-    pairs: Annotated[int, typer.Option(help="Pairs to choose and write.")] = 100_000,
+    pairs: Annotated[int, typer.Option(help="Pairs to choose and write.")] = 10_000,
     folder: Annotated[Path | None, typer.Option(help="Where archives are written and deleted again.")] = None,
 ) -> None:
     """Choose and write pairs from a generated archive, and append a step to it: time, peak memory, bytes read."""
