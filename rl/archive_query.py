@@ -36,7 +36,7 @@ def asked(runs: Sequence[Path], sql: str) -> Iterator["duckdb.DuckDBPyRelation"]
     with tempfile.TemporaryDirectory(prefix="polytrace-query-") as spill, duckdb.connect(":memory:") as base:
         # Nothing is fetched from the network for a query; what does not fit in memory goes to a folder of its own.
         base.execute(f"SET autoinstall_known_extensions = false; SET temp_directory = {_literal(spill)}")
-        columns = ""
+        columns = "`polytrace archive verify RUN` says what is wrong with an archive."
         try:
             for view in VIEWS:
                 base.execute(f"CREATE VIEW {view} AS {_union(runs, view)}")

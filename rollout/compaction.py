@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rollout.set_aside import link
 from rollout.shard_table import TABLES, Shard, ShardTable, shard_name, whole_rows
-from rollout.shards import new_shard, open_shard, raster_version, row_group_steps
+from rollout.shards import ShardWriter, new_shard, open_shard, raster_version, row_group_steps
 from rollout.writer_lock import WriterLock
 
 
@@ -79,7 +79,11 @@ def _merge(part: list[Shard], folder: Path) -> Iterator[Shard]:
         version = raster_version(file)
     with new_shard(folder / shard_name(part[0].first, part[-1].last), version) as merged:
         for shard in part:
-            with open_shard(shard.path) as file:
-                for k, step in enumerate(row_group_steps(file, shard.first)):
-                    merged.add(whole_rows(file, k, shard.path), step)
+            _copy(shard, merged)
             yield shard
+
+
+def _copy(shard: Shard, merged: ShardWriter) -> None:
+    with open_shard(shard.path) as file:
+        for k, step in enumerate(row_group_steps(file, shard.first)):
+            merged.add(whole_rows(file, k, shard.path), step)

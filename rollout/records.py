@@ -1,6 +1,6 @@
-"""What a step collects (Rollout, Group), and the rows that the archive keeps of it.
+"""What a step collects (Rollout, Group), and the rows that the archive keeps of it, as docs/archive.md says.
 
-The columns are described in docs/archive.md. Vertices and boxes are pixels (x right, y down), masks COCO's RLE.
+Vertices and boxes are pixels (x right, y down), masks COCO's RLE.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from rollout.shards import open_shard, row_group_hashes, row_group_steps, seal_holds, whole_row_group
 
 
@@ -32,34 +34,36 @@ class CheckedShard:
 def check_shard(path: Path, first: int) -> CheckedShard:
     """Read the shard that begins at step `first`, row group by row group, and check each and the file."""
     found = CheckedShard()
-    rows = num_whole = 0
     try:
         with open_shard(path) as file:
             num_groups = max(file.num_row_groups, len(row_group_hashes(file)), 1)
-            noted = row_group_steps(file, first)
-            for k in range(file.num_row_groups):
-                table = whole_row_group(file, k)
-                if table is None:
-                    continue
-                rows, num_whole = rows + len(table), num_whole + 1
-                found.example_ids.update(table["example_id"].to_pylist())
-                found.steps += (
-                    sorted(set(table["step"].to_pylist())) if "step" in table.column_names else noted[k : k + 1]
-                )
+            whole = [_read(file, k, first, found) for k in range(file.num_row_groups)]
     except (ValueError, FileNotFoundError) as error:
         found.findings.append(Finding(path, str(error), "the other shards"))
         return found
+    num_whole = sum(rows > 0 for rows in whole)
     if num_whole < num_groups:
         problem = f"altered: {num_groups - num_whole} of {num_groups} row groups differ from their checksum"
     elif not seal_holds(path):
         problem = "altered: its footer differs from the file's checksum"
     else:
         return found
-    saved = f"{rows} rows in whole row groups"
+    saved = f"{sum(whole)} rows in whole row groups"
     if num_whole and num_groups > 1:
         saved += f", of steps {_spans(found.steps)}"
     found.findings.append(Finding(path, problem, f"{saved}; or resume from before step {first}"))
     return found
+
+
+def _read(file: pq.ParquetFile, k: int, first: int, found: CheckedShard) -> int:
+    """Take in row group k; its number of rows, 0 where it is not whole."""
+    table = whole_row_group(file, k)
+    if table is None:
+        return 0
+    has_steps = "step" in table.column_names
+    found.example_ids.update(table["example_id"].to_pylist())
+    found.steps += sorted(set(table["step"].to_pylist())) if has_steps else [row_group_steps(file, first)[k]]
+    return len(table)
 
 
 def _spans(steps: list[int]) -> str:

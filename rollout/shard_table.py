@@ -122,9 +122,9 @@ class ShardTable:
                 shards = [shard for shard in self.shards() if shard.last > done]
                 continue
             with file:
-                for k, step in enumerate(row_group_steps(file, shard.first)):
-                    if step > done and (steps is None or step in steps):
-                        yield from _row_group(file, k, columns, shard.path)
+                held = enumerate(row_group_steps(file, shard.first))
+                for k in [k for k, step in held if step > done and (steps is None or step in steps)]:
+                    yield from _row_group(file, k, columns, shard.path)
             done = shard.last
 
 

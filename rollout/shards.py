@@ -123,7 +123,8 @@ def new_shard(path: Path, raster_version: str = f"{RASTER_VERSION}") -> Iterator
     except OSError as error:
         raise disk.refused("this shard", path, error.strerror, error.errno) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # gone, or where there is no folder: the error above says more
+            partial.unlink()
 
 
 def write_shard(path: Path, table: pa.Table, step: int | None = None) -> None:

@@ -114,6 +114,12 @@ def test_a_list_of_runs_says_what_is_in_them(runs: list[Path], tmp_path: Path) -
     assert [one.size_bytes for one in found] == [sum(map(len, shard_bytes(run).values())) for run in runs]
 
 
+def test_a_torn_shard_is_named_and_verify_with_it(runs: list[Path]) -> None:
+    (runs[0] / "archive" / "rollouts" / "step-00000001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"step-00000001\.parquet.*polytrace archive verify RUN"):
+        rows(runs, "SELECT count(*) FROM rollouts")
+
+
 def test_folders_without_an_archive_and_a_run_given_twice_are_refused(runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty holds no archive"):

@@ -61,19 +61,18 @@ def test_files_are_those_of_an_archive_written_in_the_loop(tmp_path: Path) -> No
 
 
 def test_an_error_in_writing_is_raised_from_then_on_and_no_later_step_is_written(tmp_path: Path) -> None:
-    write_steps(tmp_path, range(1)).close()
-    (tmp_path / "rollouts" / ".step-00000001.parquet.partial").mkdir()  # where the shard would be written
+    (tmp_path / "rollouts").write_text("a file where the folder of the shards would be made")
     archive = Held(tmp_path)
     writer = ArchiveWriter(archive)
+    writer.append(0, step_groups(0))
     writer.append(1, step_groups(1))
-    writer.append(2, step_groups(2))
     archive.goes_on.set()
     for _ in range(2):
-        with pytest.raises(OSError, match=r"step-00000001\.parquet"):
+        with pytest.raises(OSError, match=r"rollouts/step-00000000\.parquet"):
             writer.flush()
-    with pytest.raises(OSError, match=r"step-00000001\.parquet"):
-        writer.append(3, step_groups(3))
-    with pytest.raises(OSError, match=r"step-00000001\.parquet"):
+    with pytest.raises(OSError, match=r"step-00000000\.parquet"):
+        writer.append(2, step_groups(2))
+    with pytest.raises(OSError, match=r"step-00000000\.parquet"):
         writer.close()
-    assert RolloutArchive(tmp_path).last_step == 0
+    assert [path.name for path in (tmp_path / "examples").iterdir()] == ["step-00000000.parquet"]
     assert not RolloutArchive(tmp_path).being_written
