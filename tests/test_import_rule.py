@@ -32,6 +32,7 @@ ONLY_IN = {
     "deepspeed": ("rl/deepspeed_engine.py", "rl/rank_files.py"),
     "vllm": ("rollout/engine_vllm.py",),
     "omegaconf": ("rl/",),
+    "duckdb": ("rl/archive_query.py",),
     "torch": ("policies/", "rollout/", "rl/"),
 }
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
