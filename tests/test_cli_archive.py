@@ -1,16 +1,18 @@
-"""The archive commands as a user types them, one after another on one run."""
+"""The archive commands one after another on one run, in this process; test_cli.py has them as a user starts them."""
 
 import json
 from pathlib import Path
 
 import pytest
 from made_archive import write_steps
-from test_cli import polytrace
+from typer.testing import CliRunner
+
+from rl.cli_archive import archive_app
 
 
-def said(*arguments: str) -> str:
-    done = polytrace("archive", *arguments)
-    assert done.returncode == 0, done.stderr
+def said(*arguments: str, status: int = 0) -> str:
+    done = CliRunner().invoke(archive_app, arguments)
+    assert done.exit_code == status, done.exception
     return done.stdout
 
 
@@ -19,19 +21,23 @@ def test_a_run_is_listed_compacted_verified_and_asked(tmp_path: Path) -> None:
     run = f"{tmp_path / 'run'}"
     (before,) = json.loads(said("ls", run, "--json"))
     assert (before["steps"], before["answers"], before["shards"]) == (5, 20, 10)
+    assert "0.500" in said("ls", run)
     assert "10 shards are now 4" in said("compact", run, "--steps-per-shard", "4")
     assert "is whole" in said("verify", run)
-    assert json.loads(
-        said("query", run, "SELECT step, count(*) AS n FROM rollouts GROUP BY 1 ORDER BY 1", "--json")
-    ) == [{"step": step, "n": 4} for step in range(5)]
+    sql = "SELECT step, count(*) AS n FROM rollouts GROUP BY step ORDER BY step"
+    assert json.loads(said("query", run, sql, "--json")) == [{"step": step, "n": 4} for step in range(5)]
+    said("query", run, sql, "--csv", f"{tmp_path / 'out.csv'}")
+    assert (tmp_path / "out.csv").read_text().splitlines()[1] == "0,4"
+    said("show", run, "--best", "1", "--out", f"{tmp_path / 'best.html'}")
+    assert (tmp_path / "best.html").exists()
     (tmp_path / "run" / "archive" / "rollouts" / "step-00000004.parquet").write_bytes(b"PAR1")
-    done = polytrace("archive", "verify", run)
-    assert done.returncode == 1 and "step-00000004.parquet is torn" in done.stdout
+    assert "step-00000004.parquet is torn" in said("verify", run, status=1)
 
 
-@pytest.mark.parametrize("command", [["compact"], ["query", "SELECT 1"]])
-def test_a_run_still_written_is_not_compacted_but_can_be_asked(tmp_path: Path, command: list[str]) -> None:
-    archive = write_steps(tmp_path / "run" / "archive", range(1))
-    done = polytrace("archive", command[0], f"{tmp_path / 'run'}", *command[1:])
-    assert ("is being written" in done.stderr, done.returncode) == ((True, 2) if command == ["compact"] else (False, 0))
+def test_a_run_still_written_is_not_compacted_but_can_be_listed_and_asked(tmp_path: Path) -> None:
+    archive, run = write_steps(tmp_path / "run" / "archive", range(1)), f"{tmp_path / 'run'}"
+    with pytest.raises(ValueError, match="is being written by another process"):
+        raise CliRunner().invoke(archive_app, ["compact", run]).exception
+    assert json.loads(said("ls", run, "--json"))[0]["being_written"] is True
+    assert json.loads(said("query", run, "SELECT count(*) AS n FROM rollouts", "--json")) == [{"n": 4}]
     archive.close()
