@@ -79,20 +79,22 @@ def _open_run(folder: Path, unfinished: bool) -> PairRun:
         )
     settings = read_mapping(config)
     if not unfinished:
-        _refuse_unfinished(folder, last_step, settings)
+        _refuse_unfinished(folder, archive, last_step, settings)
     env = plugin_from_settings("envs", "Env", settings.get("env", {}), f"{config}: env", ["split"])
     evaluation = settings_from(EvaluationSettings, settings.get("evaluation", {}), f"{config}: evaluation")
     return PairRun(folder.absolute().name, folder, archive, last_step, env, evaluation)
 
 
-def _refuse_unfinished(folder: Path, last_step: int, settings: dict[str, Any]) -> None:
-    """Raise where a run has not reached its last step, or a shard of it is being written."""
+def _refuse_unfinished(folder: Path, archive: RolloutArchive, last_step: int, settings: dict[str, Any]) -> None:
+    """Raise where a run has not reached its last step, or a process has its archive open for writing."""
     steps = settings.get("steps", 0)
     advice = "wait for it, or go on with it by `polytrace train --resume`; unfinished=true takes what is there"
     if last_step + 1 < steps:
         raise ValueError(
             f"{folder} holds {last_step + 1} of {steps} steps: it is still being written, or was stopped; {advice}."
         )
+    if archive.being_written:
+        raise ValueError(f"{folder} is being written by another process; {advice}.")
     if partial := sorted(folder.glob("archive/*/.*.partial")):
         raise ValueError(f"{partial[0]} is being written, or was left by a write that was interrupted; {advice}.")
 
