@@ -188,7 +188,7 @@ class Policy(nn.Module):
 
         While training; a frozen vision tower has no backward pass.
         """
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     def _prompt_positions(self, rows: PromptRows) -> tuple[Tensor, Tensor]:
         """Three-axis positions [3, B, P] of the prompts, and the position [B] at which text goes on."""

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from envs.path_tokens import Codec
 from policies.chunks import in_chunks, num_chunks
+from policies.prompt_cache import PromptCache
 from policies.vision_language import Policy
 
 
@@ -164,8 +165,8 @@ def test_checkpointed_layers_do_not_show_while_answers_are_sampled(folder: Path)
     policy.checkpoint_gradients()
     with torch.no_grad():
         assert torch.equal(policy(rows), expected)
-    cache, _ = policy.eval().prefill(rows, 2, 1.0)
-    assert policy.decode(cache, torch.full((4,), policy.end_token), 1.0).shape[0] == 4
+    prompts = policy.eval().encode(rows)
+    assert policy.decode(PromptCache(prompts, 2, 4), prompts.last_tokens[:, None].expand(-1, 2), 1.0).shape[0] == 4
 
 
 @pytest.mark.parametrize("answers", [1, 3])

@@ -174,6 +174,7 @@ def test_no_pair_has_the_image_of_a_held_out_scene_though_a_run_trained_on_it(tm
         for k, example in enumerate(asked)
     ]
     archive.append(1, groups)
+    archive.close()
     report = export_pairs([run], tmp_path / "out", PairExport(PairRule(min_iou=0)))
     assert report.left_out["image_held_out"] == 4
     assert not {row["image_sha256"] for row in rows_of(tmp_path / "out")} & {e.image.sha256 for e in stolen}
