@@ -18,6 +18,7 @@ from rl.learner_rank import LearnerRank
 from rl.rank_settings import RankPlace
 from rl.settings import load_settings
 from rl.train import Run, loop, prepare_folder
+from rollout.archive import RolloutArchive
 from rollout.records import Group
 from rollout.worker import RolloutWorker, Unit
 
@@ -88,6 +89,22 @@ class LocalPool:
         pass
 
 
+class LocalWriter:
+    """The archive itself behind the methods of ArchiveWriter: a step is on the disk before the next line runs."""
+
+    def __init__(self, archive: RolloutArchive) -> None:
+        self._archive = archive
+
+    def append(self, step: int, groups: Sequence[Group]) -> None:
+        self._archive.append(step, groups)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._archive.close()
+
+
 def settings(folder: Path, *overrides: str) -> RunConfig:
     return load_settings(RunConfig, Path("demo"), [f"run={folder}", *TINY, *overrides])
 
@@ -100,6 +117,7 @@ def run_here(folder: Path, port: int, overrides: Sequence[str] = ()) -> None:
     parts = run_parts(config)
     actors = (LocalLearner(config, parts, port), LocalPool(config, parts))
     run = Run(config, parts, actors, resume)  # type: ignore[arg-type]
+    run.archiving = LocalWriter(run.archive)  # type: ignore[assignment]
     loop(run, Console(quiet=True))
     run.close()
 

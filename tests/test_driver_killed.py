@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 LOOP = [
     shutil.__file__,  # which deletes checkpoints, file by file
     *(f"rl/{name}.py" for name in ("train", "checkpoints", "metrics", "dropped", "refill", "learner_rank")),
-    *(f"rollout/{name}.py" for name in ("archive", "shards")),
+    *(f"rollout/{name}.py" for name in ("archive", "shards", "shard_table", "set_aside", "stored_ids")),
 ]
 STEPS = ["steps=3"]
 CLOCKED = "events.out.tfevents"
