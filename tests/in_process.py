@@ -3,13 +3,15 @@
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors import SafetensorError
 
 from policies.weights import Bucket
 from rl.batch import Batch
@@ -18,6 +20,7 @@ from rl.learner_rank import LearnerRank
 from rl.rank_settings import RankPlace
 from rl.settings import load_settings
 from rl.train import Run, loop, prepare_folder
+from rollout import disk
 from rollout.archive import RolloutArchive
 from rollout.records import Group
 from rollout.worker import RolloutWorker, Unit
@@ -38,6 +41,15 @@ TINY = [
 ]
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """As Learner tells of a disk that refuses: torch and safetensors raise errors of their own."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise disk.refused("this checkpoint", folder, f"{error}".partition("\n")[0]) from error
+
+
 class LocalLearner:
     """One LearnerRank behind the methods of Learner."""
 
@@ -51,13 +63,15 @@ class LocalLearner:
         return list(self._rank.buckets(average))
 
     def save(self, folder: Path, tag: str) -> None:
-        self._rank.save(folder, tag)
+        with writing(folder):
+            self._rank.save(folder, tag)
 
     def load(self, folder: Path, tag: str) -> None:
         self._rank.load(folder, tag)
 
     def save_policy(self, folder: Path) -> None:
-        self._rank.save_policy(folder)
+        with writing(folder):
+            self._rank.save_policy(folder)
 
     def close(self) -> None:
         pass
