@@ -79,6 +79,7 @@ def test_every_command_has_help_without_loading_torch() -> None:
         (["train", "demo", "group_size=1"], "group_size is 1"),
         (["train", "demo", "steps"], "'steps' is not of the form key=value"),
         (["train", "demo", "groups_per_step=30"], "groups_per_step is 30, but learner.minibatches 2 x learner.micro_g"),
+        (["train", "demo", "sampling.temperature=0"], "sampling.temperature is 0, so that all answers of a group"),
         (["train", "demo", "learner.token_budget=300"], "can take group_size 8 x sampling.max_tokens 48 = 384 answer"),
         (
             ["train", "demo", "algorithm.clip_low=0.5", "algorithm.clip_high=0.1"],

@@ -100,8 +100,8 @@ def test_where_no_group_has_a_signal_the_rounds_end_and_the_batch_keeps_its_shap
     (tmp_path / "constant.py").write_text(REWARD.format(condition="True"))
     reward = f"rewards={{constant: {{module: {tmp_path / 'constant.py'}}}}}"
     folder = tmp_path / "run"
-    # What cannot be read would earn 0 after all; under the grammar every answer can.
-    runs((folder, ["steps=2", "refills=2", "evaluation.every=9", "sampling.grammar=true", reward]))
+    # Nearly greedy: what cannot be read earns 0 after all, but then a whole group does.
+    runs((folder, ["steps=2", "refills=2", "evaluation.every=9", "sampling.temperature=1.0e-4", reward]))
     assert numbers(folder, "refill/groups") == [0.0, 0.0] and numbers(folder, "refill/asked") == [4.0, 4.0]
     assert numbers(folder, "learner/updates_dropped") == [0.0, 0.0] and numbers(folder, "learner/loss") == [0.0, 0.0]
     assert positions(folder, 1) == list(range(6))
