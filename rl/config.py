@@ -96,8 +96,8 @@ class RunConfig:
                 raise ValueError(f"{name} is {value}; set it to 1 or more.")
         if self.sampling.temperature == 0:
             raise ValueError(
-                "sampling.temperature is 0, so that all answers of a group would be the same one and teach nothing; set "
-                "it above 0, such as 1. Evaluation takes the likeliest answer by itself."
+                "sampling.temperature is 0, so that all answers of a group would be the same one and teach nothing; "
+                "set it above 0, such as 1. Evaluation takes the likeliest answer by itself."
             )
         self._refuse_staleness_without_effect()
         if self.learner.token_budget is None:

@@ -95,7 +95,7 @@ def positions(folder: Path, step: int) -> list[int]:
     return sorted(set(table["position"].to_pylist()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_no_group_has_a_signal_the_rounds_end_and_the_batch_keeps_its_shape(tmp_path: Path) -> None:
     (tmp_path / "constant.py").write_text(REWARD.format(condition="True"))
     reward = f"rewards={{constant: {{module: {tmp_path / 'constant.py'}}}}}"
