@@ -118,7 +118,7 @@ def step_report(workload: Workload) -> SideBySide:
     return measure(workload, rounds=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_of_ours_and_of_trl_are_measured_in_one_process_and_without_trl_ours_alone() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         found = process.submit(step_report, SMALL).result(timeout=500)

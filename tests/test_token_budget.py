@@ -131,7 +131,7 @@ def assert_same_steps(found: Outcome, expected: Outcome, outliers: float = 0.0) 
             assert logged[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_rank_takes_the_steps_of_undivided_mini_batches_under_any_budget_and_logs_the_same(
     batches: list[Batch], whole: list[Outcome]
 ) -> None:
@@ -143,7 +143,7 @@ def test_one_rank_takes_the_steps_of_undivided_mini_batches_under_any_budget_and
         assert 0 < expected.stats[0]["importance_capped"] < 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_take_the_steps_of_one_under_a_budget_with_uneven_answers_filtered_groups_and_a_repeated_pass(
     tiny_untrained: Path, batches: list[Batch], whole: list[Outcome]
 ) -> None:
