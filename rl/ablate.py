@@ -11,6 +11,7 @@ from types import FrameType
 from typing import BinaryIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -41,9 +42,9 @@ def ablate(ablation: Ablation, console: Console) -> bool:
     for table in ablation_tables([path.stem for path in ablation.rewards], scores):
         console.print(table)
     for run in failed:
-        console.print(f"[red]failed:[/red] {run.folder}; the same command tries it again", soft_wrap=True)
+        console.print(f"[red]failed:[/red] {escape(str(run.folder))}; the same command tries it again", soft_wrap=True)
     for path in write_ablation(ablation, scores, failed):
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {path}", soft_wrap=True, markup=False)
     return not failed
 
 

@@ -25,7 +25,7 @@ app.add_typer(archive_app, name="archive")
 app.add_typer(export_app, name="export")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(bench_app, name="bench")
-console = Console()
+console = Console(emoji=False)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, as dotted.key=value.", show_default=False)
@@ -84,8 +84,12 @@ def train(
     folder = train_run(settings, resume, console)
     best = Checkpoints(folder, settings.keep_checkpoints).best
     if best is not None:
-        console.print(f"best policy: step {best.step}, greedy gIoU {best.giou:.3f} on validation, {best.folder}")
-    console.print(f"run: {folder}   next: polytrace evaluate {folder}, polytrace export pairs {folder} --out PAIRS")
+        console.print(
+            f"best policy: step {best.step}, greedy gIoU {best.giou:.3f} on validation, {best.folder}", markup=False
+        )
+    console.print(
+        f"run: {folder}   next: polytrace evaluate {folder}, polytrace export pairs {folder} --out PAIRS", markup=False
+    )
 
 
 @app.command()
@@ -97,7 +101,7 @@ def refine(run: RunFolder) -> None:
     from rl.refine import refine_best
 
     refine_best(_run_config(run), console)
-    console.print(f"refiner: {run / 'refiner'}   next: polytrace evaluate {run}")
+    console.print(f"refiner: {run / 'refiner'}   next: polytrace evaluate {run}", markup=False)
 
 
 @app.command()
@@ -121,7 +125,7 @@ def export_checkpoint(
     if best and step is not None:
         raise ValueError(f"--best and --step {step} ask for two checkpoints; give one of them.")
     exported = write_checkpoint(_run_config(run), out, step, best)
-    console.print(f"policy of step {exported}: {out}")
+    console.print(f"policy of step {exported}: {out}", markup=False)
 
 
 def _folder(run: Path) -> Path:
@@ -144,7 +148,7 @@ def _make_way(folder: Path) -> bool:
         names = (f"{folder.name}.previous{k or ''}" for k in range(len(taken) + 1))
         previous = folder.with_name(next(name for name in names if name not in taken))
         folder.rename(previous)
-        console.print(f"the finished demo is kept as {previous}")
+        console.print(f"the finished demo is kept as {previous}", markup=False)
     return any((folder / "checkpoints").glob("step-??????"))
 
 

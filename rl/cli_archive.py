@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 archive_app = typer.Typer(no_args_is_help=True, help="Look into the archives of runs, check them, merge their shards.")
-console = Console()
+console = Console(emoji=False)
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 RunFolders = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold several.")]
@@ -49,12 +50,13 @@ def show(
         raise ValueError(f"{out} ends in neither .html nor .png; give --out one of these.")
     shown = choose(_folder(run), wanted)
     for problem in shown.problems:
-        console.print(f"[yellow]over grey, without its image:[/yellow] {problem}", soft_wrap=True)
+        console.print(f"[yellow]over grey, without its image:[/yellow] {escape(problem)}", soft_wrap=True)
     write_shown(shown, out)
     console.print(
         f"{len(shown.answers)} of {shown.num_fitting} answers that fit ({wanted.says}): {out}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
 
 
@@ -78,10 +80,10 @@ def verify(run: RunFolder) -> None:
     )
     findings = [finding for found in checks for finding in found]
     for finding in findings:
-        console.print(f"{finding.path}: {finding.problem}; {finding.savable}", soft_wrap=True)
+        console.print(f"{finding.path}: {finding.problem}; {finding.savable}", soft_wrap=True, markup=False)
     if findings:
         raise typer.Exit(1)
-    console.print(f"{run / 'archive'} is whole", soft_wrap=True)
+    console.print(f"{run / 'archive'} is whole", soft_wrap=True, markup=False)
 
 
 @archive_app.command()
@@ -129,7 +131,7 @@ def compact(
     before, progress = work.num_shards, Console(stderr=True)
     for _ in track(work.run(), "merging", total=before, console=progress, transient=True):
         pass
-    console.print(f"{run / 'archive'}: {before} shards are now {work.num_shards}", soft_wrap=True)
+    console.print(f"{run / 'archive'}: {before} shards are now {work.num_shards}", soft_wrap=True, markup=False)
 
 
 def _folder(run: Path) -> Path:

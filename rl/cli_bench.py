@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, side by side with the alternatives.")
-console = Console()
+console = Console(emoji=False)
 T = TypeVar("T")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead of a table.")]

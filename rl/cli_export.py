@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 export_app = typer.Typer(no_args_is_help=True, help="Take something out of a run.")
-console = Console()
+console = Console(emoji=False)
 
 
 @export_app.command("pairs")
@@ -38,4 +38,5 @@ def export_pairs(
     console.print(
         f"kept {report.pairs:,} of {report.answers:,} answers: {out}   next: look at {out / 'pairs.html'}",
         soft_wrap=True,
+        markup=False,
     )

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 rewards_app = typer.Typer(no_args_is_help=True, help="A lab for rewards: score, compare, ablate, test.")
-console = Console()
+console = Console(emoji=False)
 
 
 @rewards_app.command()
@@ -62,7 +62,7 @@ def compare(
     for table in comparison_tables(found):
         console.print(table)
     write_comparison(out, found)
-    console.print(f"wrote {out}", soft_wrap=True)
+    console.print(f"wrote {out}", soft_wrap=True, markup=False)
 
 
 @rewards_app.command()

@@ -36,6 +36,11 @@ class EvaluationSettings:
     final_scenes: int = 512
     """Scenes of the table at the end, of a split that chose nothing."""
 
+    def __post_init__(self) -> None:
+        for name in ("every", "num_scenes", "final_scenes"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"evaluation.{name} is {vars(self)[name]}; set it to 1 or more.")
+
 
 @dataclass
 class RefinerRun:
@@ -47,6 +52,13 @@ class RefinerRun:
     max_pairs: int = 6000
     network: RefinerSettings = field(default_factory=RefinerSettings)
     training: RefinerTraining = field(default_factory=RefinerTraining)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_iou <= 1 or self.per_example < 1 or self.max_pairs < 1:
+            raise ValueError(
+                f"refiner.min_iou is {self.min_iou}, per_example {self.per_example}, max_pairs {self.max_pairs}; the "
+                "first must lie in 0..1, the others be 1 or more."
+            )
 
 
 @dataclass
@@ -90,10 +102,13 @@ class RunConfig:
             raise ValueError(f"refills is {self.refills}; set it to 0 or more.")
         counts = {"steps": self.steps, "groups_per_step": self.groups_per_step, "groups_per_unit": self.groups_per_unit}
         counts |= {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}
-        counts |= {"evaluation.every": self.evaluation.every, "evaluation.num_scenes": self.evaluation.num_scenes}
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; set it to 1 or more.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; set it to a number from 0 to 2**63 - 1.")
+        if not self.run or Path(self.run).is_file():
+            raise ValueError(f"run is {self.run!r}, which is no folder; give the folder of a run, such as runs/first.")
         if self.sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature is 0, so that all answers of a group would be the same one and teach nothing; "
@@ -176,7 +191,7 @@ def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
     Raises ValueError or FileNotFoundError for a wrong one.
     """
     entry = {"name": "vision_language"} | policy
-    if "checkpoint" not in entry:
+    if entry.get("checkpoint") is None:
         raise ValueError(
             f"policy.checkpoint is not set; give a Hugging Face model folder, or {EMBEDDED} for the embedded one."
         )

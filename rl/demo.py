@@ -94,7 +94,7 @@ def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: fl
     best = _extras(config)["best_step"]
     console.print(f"after RL: the best policy on validation, of step {best} of {config.steps}")
     for name in ("report.html", "summary.json", "archive"):
-        console.print(f"wrote {folder / name}")
+        console.print(f"wrote {folder / name}", markup=False)
     return folder
 
 

@@ -4,6 +4,7 @@ RUN/dropped/step-000012.npz   plain arrays, nothing pickled; images by reference
 """
 
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,8 +80,11 @@ def read_batch(path: Path) -> Batch:
     """A batch that `write_batch` wrote. Raises FileNotFoundError without a file, ValueError where it is none."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give one of RUN/dropped/.")
-    with np.load(path, allow_pickle=False) as arrays:
-        found = {name: arrays[name] for name in arrays.files}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (EOFError, ValueError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no batch of a dropped step; give a file of RUN/dropped/.") from error
     missing = {"image_keys", "lengths", "tokens", "sampler_logprobs", "advantages", "counts"} - set(found)
     if missing:
         raise ValueError(f"{path} holds no {', '.join(sorted(missing))}; give a file of RUN/dropped/.")

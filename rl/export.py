@@ -196,7 +196,7 @@ def _write_part(part: _Part, settings: PairExport, pictures: PairPictures, conso
     assert state.selection is not None
     if not state.finished:
         total = state.selection.kept - state.pairs_done
-        console.print(f"writing {total:,} of {state.selection.kept:,} pairs to {folder}", soft_wrap=True)
+        console.print(f"writing {total:,} of {state.selection.kept:,} pairs to {folder}", soft_wrap=True, markup=False)
         shards = write_shards(folder, pictures, settings.format, settings.shard_mb, state.shards)
         for shard in bar(shards, "shards", console):
             state = replace(state, shards=(*state.shards, shard))

@@ -43,6 +43,7 @@ class LearnerSettings:
     """Adapters that learn in place of the weights; null: the weights themselves learn."""
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    """Largest norm of a gradient, beyond which it is scaled down; 0 for none."""
     minibatches: int = 2
     """Updates a step; from the second one on the policy has moved and clipping acts."""
     micro_groups: int = 16
@@ -113,11 +114,17 @@ class LearnerSettings:
             )
         if self.decay_steps is not None and self.decay_steps < 1:
             raise ValueError(f"learner.decay_steps is {self.decay_steps}; set it to 1 or more, or to null.")
-        if min(self.ranks, self.minibatches, self.micro_groups, self.threads) < 1 or self.lr <= 0:
+        self._refuse_numbers()
+
+    def _refuse_numbers(self) -> None:
+        if min(self.ranks, self.minibatches, self.micro_groups, self.threads) < 1 or not 0 < self.lr < math.inf:
             raise ValueError(
                 f"learner.ranks is {self.ranks}, minibatches {self.minibatches}, micro_groups {self.micro_groups}, "
-                f"threads {self.threads}, lr {self.lr}; all must be positive."
+                f"threads {self.threads}, lr {self.lr}; all must be positive, and lr finite."
             )
+        for name in ("weight_decay", "grad_clip", "warmup_steps", "gpus_per_rank"):
+            if not 0 <= vars(self)[name] < math.inf:
+                raise ValueError(f"learner.{name} is {vars(self)[name]}; set it to 0 or more.")
 
 
 @dataclass(frozen=True)

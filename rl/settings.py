@@ -246,6 +246,8 @@ def _require(fits: bool, value: Any, hint: Any, where: str) -> None:
 def _fits(value: Any, hint: Any) -> bool:
     if hint not in _ACCEPTED:
         return True
+    if value != value:  # not a number: no comparison in a later check would notice
+        return False
     return isinstance(value, _ACCEPTED[hint]) and (hint is bool or not isinstance(value, bool))
 
 

@@ -217,7 +217,7 @@ def run_sft(config: SftConfig, console: Console) -> Path:
     lines = ["step\tstage\tloss\tgreedy_giou\tvalid"]
     lines += [f"{p.step}\t{p.stage}\t{p.loss:.4f}\t{p.greedy_giou:.4f}\t{p.valid:.4f}" for p in curve]
     (folder / "curve.tsv").write_text("\n".join(lines) + "\n")
-    console.print(f"policy: {folder / 'policy'}   curve: {folder / 'curve.tsv'}")
+    console.print(f"policy: {folder / 'policy'}   curve: {folder / 'curve.tsv'}", markup=False)
     return folder / "policy"
 
 

@@ -4,6 +4,7 @@ An engine is a file `engine_NAME.py` here with a class `Engine`: its settings, w
 that holds a model. A sampler is a plain object in the worker's process; nothing in it knows of Ray.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,10 @@ class Sampling:
     """
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.max_tokens < 1:
+        if not 0 <= self.temperature < math.inf or self.max_tokens < 1:
             raise ValueError(
-                f"sampling.temperature is {self.temperature} and sampling.max_tokens {self.max_tokens}; they must "
-                "be 0 or more and 1 or more."
+                f"sampling.temperature is {self.temperature} and sampling.max_tokens {self.max_tokens}; they must be "
+                "finite, 0 or more and 1 or more."
             )
 
     @property

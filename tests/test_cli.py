@@ -79,6 +79,13 @@ def test_every_command_has_help_without_loading_torch() -> None:
         (["train", "demo", "group_size=1"], "group_size is 1"),
         (["train", "demo", "steps"], "'steps' is not of the form key=value"),
         (["train", "demo", "groups_per_step=30"], "groups_per_step is 30, but learner.minibatches 2 x learner.micro_g"),
+        (["train", "demo", "learner.lr=.nan"], "learner.lr is nan, expected float"),
+        (["train", "demo", "seed=-1"], "seed is -1; set it to a number from 0"),
+        (["train", "demo", "learner.grad_clip=-1"], "learner.grad_clip is -1.0; set it to 0 or more"),
+        (["train", "demo", "policy.checkpoint=null"], "policy.checkpoint is not set; give a Hugging Face model folder"),
+        (["train", "demo", "evaluation.final_scenes=0"], "evaluation.final_scenes is 0; set it to 1 or more"),
+        (["train", "demo", "refiner.min_iou=2"], "refiner.min_iou is 2.0"),
+        (["train", "--replay", "tests/conftest.py"], "tests/conftest.py is no batch of a dropped step"),
         (["train", "demo", "sampling.temperature=0"], "sampling.temperature is 0, so that all answers of a group"),
         (["train", "demo", "learner.token_budget=300"], "can take group_size 8 x sampling.max_tokens 48 = 384 answer"),
         (
