@@ -32,6 +32,6 @@ def test_photos_go_through_the_loop_and_out_as_pairs(tmp_path: Path) -> None:
     examples = ds.dataset(run / "archive/examples").to_table().to_pylist()
     assert all(example["licence"].startswith("CC-BY") for example in examples)
 
-    polytrace("export", "pairs", str(run), "--out", str(tmp_path / "pairs"), "--min-iou", "0.05")
+    polytrace("export", "pairs", str(run), "rule.min_iou=0.05", "--out", str(tmp_path / "pairs"))
     pairs = pq.read_table(tmp_path / "pairs/pairs.parquet").to_pylist()
     assert pairs and all(pair["licence"].startswith("CC-BY") for pair in pairs)
