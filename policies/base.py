@@ -72,7 +72,19 @@ class VisionFeatures:
     final: Tensor
     """[B, C, h, w] float: output of the vision tower (what the language model sees)."""
     early: Tensor
-    """[B, E, h, w] float: output of an early block, where edges still are."""
+    """[B, E, h, w] float: patch embedding, or output of an early block, where edges still are."""
+
+
+class VisionTower(Protocol):
+    """What a refiner asks of a policy."""
+
+    def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:
+        """Features of images [H, W, 3] of one size, without gradient.
+
+        early_block: which early ones, 0 the patch embedding, k the output of the vision tower's block k, counted from
+        1; ValueError where there is no such block.
+        """
+        ...
 
 
 class PolicyContract(Protocol):
@@ -166,8 +178,8 @@ class PolicyContract(Protocol):
         """The response as polygons in pixels of a height x width image; never raises on model output."""
         ...
 
-    def vision_features(self, images: Sequence[NDArray[np.uint8]]) -> VisionFeatures:
-        """Features of images [H, W, 3] of one size, without gradient."""
+    def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:
+        """As VisionTower says."""
         ...
 
     def vision_checksum(self) -> str:

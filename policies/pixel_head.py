@@ -1,0 +1,98 @@
+"""A small convolutional head that sees pixels: some 480 thousand parameters, for a CPU.
+
+An encoder-decoder sees pixels and mask at the crop's resolution, and the features at its narrowest place. It sees
+pixels as the decoder of Qwen3-VL-Seg (arXiv 2605.07141) does, since a small frozen vision tower with 8 px patches keeps
+little of an edge.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from policies.refiner_geometry import resized
+from policies.refiner_pass import RefinerCrops, RefinerPass, expected_iou, foretold
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(4, outputs), nn.ReLU(inplace=True)
+    )
+
+
+class Head(nn.Module):
+    """A U-Net that offers one mask. Untrained, its mask is the one it was given."""
+
+    def __init__(
+        self, crop_px: int, final_channels: int, early_channels: int, channels: int = 12, halvings: int = 3
+    ) -> None:
+        """final_channels, early_channels: C and E of the features.
+
+        channels: at the crop's own resolution, doubled at each halving; a multiple of 4. halvings: how often the
+        resolution is halved on the way to the place where the features come in; crop_px is a multiple of 2 ** halvings.
+        """
+        super().__init__()
+        if channels < 4 or channels % 4 or halvings < 1:
+            raise ValueError(f"channels is {channels}, halvings {halvings}; give a multiple of 4, and 1 or more.")
+        self.num_masks = 1
+        self.multiple = 1 << halvings
+        cells = self.feature_cells(crop_px)
+        widths = [channels * 2**level for level in range(halvings + 1)]
+        narrow, steps = widths[-1], list(pairwise(widths))
+        self.stem = _convolution(4, channels)
+        self.down = nn.ModuleList(
+            nn.Sequential(_convolution(fine, coarse, stride=2), _convolution(coarse, coarse)) for fine, coarse in steps
+        )
+        self.final_norm = nn.GroupNorm(1, final_channels)
+        self.early_norm = nn.GroupNorm(1, early_channels)
+        self.project = nn.Conv2d(final_channels + early_channels, narrow, 1)
+        self.positions = nn.Parameter(torch.zeros(narrow, cells, cells))
+        self.fuse = nn.Sequential(_convolution(2 * narrow, narrow), _convolution(narrow, narrow))
+        self.lateral = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in steps)
+        self.up = nn.ModuleList(_convolution(fine, fine) for fine, _ in steps)
+        self.mask_out = nn.Conv2d(channels, 1, 3, padding=1)
+        self.mask_gain = nn.Parameter(torch.tensor(2.0))
+        self.iou_hidden = nn.Linear(narrow + 3 * channels, 64)
+        self.iou_out = nn.Linear(64, 2)
+        for parameter in (*self.mask_out.parameters(), *self.iou_out.parameters()):
+            nn.init.zeros_(parameter)
+
+    def feature_cells(self, crop_px: int) -> int:
+        """f of a crop of crop_px cells a side; ValueError where halving does not come out even."""
+        if crop_px < self.multiple or crop_px % self.multiple:
+            raise ValueError(f"crop_px is {crop_px}; halvings of the pixel_head need a multiple of {self.multiple}.")
+        return crop_px // self.multiple
+
+    def context(self, crops: RefinerCrops) -> Tensor:
+        """What all passes share: [B, channels * 2 ** halvings, f, f]."""
+        both = torch.cat([self.final_norm(crops.final), self.early_norm(crops.early)], dim=1)
+        projected: Tensor = self.project(both)
+        return projected + resized(self.positions[None], both.shape[2])
+
+    def forward(self, images: Tensor, context: Tensor, masks: Tensor) -> RefinerPass:
+        """One pass over images [B, 3, R, R] in -1..1 and soft masks [B, R, R] in 0..1."""
+        signed = 2 * masks[:, None] - 1
+        levels = [self.stem(torch.cat([images, signed], dim=1))]
+        for down in self.down:
+            levels.append(down(levels[-1]))
+        narrow = x = self.fuse(torch.cat([levels.pop(), context], dim=1))
+        for lateral, up in zip(reversed(self.lateral), reversed(self.up), strict=True):
+            x = functional.interpolate(lateral(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = up(x + levels.pop())
+        logits = self.mask_out(x) + self.mask_gain * signed
+        pooled = [
+            narrow.mean(dim=(2, 3)),
+            x.mean(dim=(2, 3)),
+            _mean_in(x, logits.sigmoid()),
+            _mean_in(x, masks[:, None]),
+        ]
+        correction = self.iou_out(self.iou_hidden(torch.cat(pooled, dim=1)).relu())
+        drawn = torch.cat([logits > 0, masks[:, None] > 0.5], dim=1)
+        iou = foretold(expected_iou(logits, drawn), correction)
+        return RefinerPass(logits, iou[:, :1], iou[:, 1])
+
+
+def _mean_in(x: Tensor, soft: Tensor) -> Tensor:
+    """[B, C] mean of [B, C, R, R] weighted by [B, 1, R, R]."""
+    return (x * soft).sum(dim=(2, 3)) / (soft.sum(dim=(2, 3)) + 1e-6)
