@@ -34,6 +34,7 @@ from policies.lora import LoraSettings, add_adapters
 from policies.packing import pack_rows, pad_left, pad_responses
 from policies.pieces import token_pieces
 from policies.prompt_cache import EncodedPrompts, PromptCache, next_states
+from policies.vision_features import tower_features
 from policies.weights import held_checksum
 
 _FAMILIES: dict[str, Any] = {
@@ -338,20 +339,17 @@ class Policy(nn.Module):
 
     # For the refiner.
 
-    @torch.no_grad()
-    def vision_features(self, images: Sequence[NDArray[np.uint8]]) -> VisionFeatures:
-        """Features of B images [H, W, 3] of one size: tower output, and patch embeddings (before any block) as early
-        ones."""
+    def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:
+        """Features of B images [H, W, 3] of one size, float32, without gradient, on one grid: the tower's output, and
+        early ones.
+
+        early_block: 0 the patch embedding, before positions and blocks; k the output of block k, counted from 1, or
+        ValueError where there is none. The grid spans the image, also where the image processor had to resample it: one
+        whose sides are not multiples of patch times merge size, or whose area is outside its limits.
+        """
         pixel_values, grid, _ = self._image_inputs(images)
         pixel_values, grid = pixel_values.to(self.device, self.model.dtype), grid.to(self.device)
-        visual = self.model.model.visual
-        final = visual(pixel_values, grid_thw=grid).pooler_output
-        early = visual.patch_embed(pixel_values).view(len(pixel_values), -1)
-        rows, columns = (grid[0, 1:] // self._merge).tolist()
-        final = final.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
-        # Patches come merge block by merge block; a block's patches become channels of its place.
-        early = early.view(len(images), rows, columns, -1).permute(0, 3, 1, 2)
-        return VisionFeatures(final.float().contiguous(), early.float().contiguous())
+        return tower_features(self.vision_tower, pixel_values, grid, early_block)
 
     def vision_checksum(self) -> str:
         """Checksum of the vision tower alone: what a refiner was trained on."""

@@ -342,6 +342,49 @@ def test_final_vision_features_are_the_image_tokens_in_reading_order(policy: Pol
         torch.testing.assert_close(final[b].flatten(1).T, tokens[b], atol=1e-5, rtol=0)
 
 
+def test_early_features_of_the_last_block_merge_to_the_final_ones_so_they_stand_in_the_same_order(
+    policy: Policy,
+) -> None:
+    pictures = images(2, height=32, width=48)
+    visual = policy.vision_tower
+    features = policy.vision_features(pictures, early_block=2)
+    tokens = features.early.permute(0, 2, 3, 1).reshape(-1, visual.config.hidden_size)
+    merged = visual.merger(tokens).view(2, *features.final.shape[2:], -1).permute(0, 3, 1, 2)
+    torch.testing.assert_close(merged, features.final, atol=1e-5, rtol=0)
+
+
+def test_features_of_the_first_block_follow_the_pixels_of_their_place_most(policy: Policy) -> None:
+    pictures = images(2)
+    changed = pictures[1].copy()
+    changed[8:16, 16:24] ^= 255
+    early, moved = (policy.vision_features([pictures[0], p], early_block=1).early for p in (pictures[1], changed))
+    assert early.shape[2:] == (4, 4)
+    assert not torch.equal(early, policy.vision_features(pictures, early_block=2).early)
+    assert torch.equal(early[0], moved[0])
+    assert (early - moved)[1].square().sum(0).argmax() == 4 * 1 + 2
+
+
+def test_asking_for_a_block_leaves_no_trace_and_one_that_is_not_there_is_refused_by_how_many_there_are(
+    policy: Policy,
+) -> None:
+    before = policy.vision_features(images(1))
+    policy.vision_features(images(1), early_block=1)
+    assert all(not block._forward_hooks for block in policy.vision_tower.blocks)
+    after = policy.vision_features(images(1))
+    assert torch.equal(before.early, after.early) and torch.equal(before.final, after.final)
+    for block in (-1, 3):
+        with pytest.raises(ValueError, match=rf"early_block is {block}, and the vision tower has 2 blocks; .* 1 to 2"):
+            policy.vision_features(images(1), early_block=block)
+
+
+def test_images_that_the_image_processor_resamples_come_back_on_a_grid_that_spans_them(tiny_untrained: Path) -> None:
+    tiny = Policy(tiny_untrained, Codec())  # its processor makes 32 x 32 px of everything square
+    for side in (16, 24, 48, 51):
+        picture = np.repeat(np.repeat(images(1, height=4, width=4)[0], 16, 0), 16, 1)[:side, :side]
+        features = tiny.vision_features([picture], early_block=1)
+        assert features.final.shape[2:] == features.early.shape[2:] == (4, 4)
+
+
 def test_a_prompt_holds_one_image_token_a_merged_patch_and_the_question(policy: Policy) -> None:
     prompt = policy.prompt_tokens(images(1)[0], "dog")
     assert (prompt == policy.model.config.image_token_id).sum() == 16
