@@ -1,6 +1,6 @@
 """Parts of the two-way head: tokens and an image that attend to each other, as in Segment Anything (arXiv 2304.02643).
 
-Letters: B masks, T tokens, N places of an image map, D channels.
+Letters: B masks, M masks a pass, T tokens, f cells of a side of an image map, N = f * f its places, D channels.
 """
 
 from itertools import pairwise
@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from policies.refiner_geometry import resized
 
 
 class Attention(nn.Module):
@@ -48,6 +50,49 @@ class TwoWayBlock(nn.Module):
         return tokens, self.norms[3](image + seen)
 
 
+class Exchange(nn.Module):
+    """Learned tokens and an image through several two-way blocks, and a last look of the tokens at the image."""
+
+    def __init__(self, width: int, heads: int, blocks: int, mlp_ratio: int, num_tokens: int, cells: int) -> None:
+        """cells: of a side of the map of positions; it is resampled for images of other sizes."""
+        super().__init__()
+        self.tokens, self.token_places = small_normal(num_tokens, width), small_normal(num_tokens, width)
+        self.places = small_normal(width, cells, cells)
+        self.blocks = nn.ModuleList(TwoWayBlock(width, heads, mlp_ratio) for _ in range(blocks))
+        self.last_look, self.last_norm = Attention(width, heads), nn.LayerNorm(width)
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """(tokens [B, T, D], maps [B, D, f, f]) after the exchange, of maps [B, D, f, f]."""
+        size = maps.shape[2]
+        places, image = flat(resized(self.places[None], size)), flat(maps)
+        tokens = self.tokens.expand(len(maps), -1, -1)
+        for block in self.blocks:
+            tokens, image = block(tokens, image, self.token_places, places)
+        seen = self.last_look(tokens + self.token_places, image + places, image)
+        return self.last_norm(tokens + seen), image.transpose(1, 2).unflatten(2, (size, size))
+
+
+class FilteredMap(nn.Module):
+    """The image made eight times finer, and under one filter a token; untrained, all filters are zero."""
+
+    def __init__(self, width: int, heads: int, filters: int) -> None:
+        """heads: of the attention over the finer map, which has width / 8 channels."""
+        super().__init__()
+        narrow = width // 8
+        self.upsample = upsampler(width)
+        self.narrow = nn.Linear(width, narrow)
+        self.look = Attention(narrow, heads)
+        self.filters = nn.ModuleList(perceptron_from_zero(narrow, narrow, narrow) for _ in range(filters))
+
+    def forward(self, tokens: Tensor, maps: Tensor) -> Tensor:
+        """[B, M, 8 f, 8 f] of tokens [B, M, D] and maps [B, D, f, f]."""
+        fine, tokens = self.upsample(maps), self.narrow(tokens)
+        places = flat(fine)
+        tokens = tokens + self.look(tokens, places, places)
+        filters = torch.stack([each(tokens[:, m]) for m, each in enumerate(self.filters)], dim=1)
+        return (filters @ fine.flatten(2)).unflatten(2, fine.shape[2:])
+
+
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of each place of a map [B, D, rows, columns]."""
 
@@ -61,11 +106,12 @@ class ChannelNorm(nn.Module):
         return normed.movedim(-1, 1)
 
 
-def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Three linear layers."""
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
+def perceptron_from_zero(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Three linear layers; the last is zero, so that untrained it says nothing."""
+    last = nn.Linear(hidden, outputs)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
 
 
 def mask_encoder(channels: int, width: int) -> nn.Sequential:

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from policies.refiner_geometry import resized
 from policies.refiner_pass import RefinerCrops, RefinerPass, expected_iou, foretold
-from policies.two_way_blocks import Attention, TwoWayBlock, flat, mask_encoder, perceptron, small_normal, upsampler
+from policies.two_way_blocks import Exchange, FilteredMap, mask_encoder, perceptron_from_zero
 
 
 class Head(nn.Module):
@@ -66,21 +65,11 @@ class Head(nn.Module):
             nn.GroupNorm(math.gcd(32, width), width),
             nn.GELU(),
         )
-        self.positions = small_normal(width, cells, cells)
         self.encode_mask = mask_encoder(mask_channels, width)
-        self.tokens = small_normal(masks + 1, width)
-        self.token_positions = small_normal(masks + 1, width)
-        self.blocks = nn.ModuleList(TwoWayBlock(width, heads, mlp_ratio) for _ in range(blocks))
-        self.last_look, self.last_norm = Attention(width, heads), nn.LayerNorm(width)
-        self.upsample = upsampler(width)
-        self.narrow = nn.Linear(width, width // 8)
-        self.look_at_map = Attention(width // 8, map_heads)
-        self.filters = nn.ModuleList(perceptron(width // 8, width // 8, width // 8) for _ in range(masks))
+        self.exchange = Exchange(width, heads, blocks, mlp_ratio, masks + 1, cells)
+        self.filtered_map = FilteredMap(width, map_heads, masks)
         self.mask_gains = nn.Parameter(torch.linspace(1.5, 2.5, masks) if masks > 1 else torch.tensor([2.0]))
-        self.iou = perceptron(width, width, masks + 1)
-        for network in (self.iou, *self.filters):
-            for parameter in list(network.parameters())[-2:]:
-                nn.init.zeros_(parameter)
+        self.iou = perceptron_from_zero(width, width, masks + 1)
 
     def feature_cells(self, crop_px: int) -> int:
         """f of a crop of crop_px cells a side; ValueError where it is no multiple of cell_px."""
@@ -99,27 +88,11 @@ class Head(nn.Module):
         cells, size = context.shape[2], masks.shape[1]
         encoded = self.encode_mask(masks[:, None])
         encoded = functional.interpolate(encoded, (cells, cells), mode="bilinear", align_corners=False)
-        tokens, image = self._exchange(flat(context + encoded))
-        fine = self.upsample(image.transpose(1, 2).unflatten(2, (cells, cells)))
-        drawn = functional.interpolate(self._filtered(tokens[:, :-1], fine), (size, size), mode="bilinear")
+        tokens, maps = self.exchange(context + encoded)
+        fine = self.filtered_map(tokens[:, :-1], maps)
+        drawn = functional.interpolate(fine, (size, size), mode="bilinear", align_corners=False)
         logits = drawn + self.mask_gains[:, None, None] * (2 * masks[:, None] - 1)
         return self._judged(logits, masks, self.iou(tokens[:, -1]))
-
-    def _exchange(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(tokens [B, M + 1, D], the IoU token last, image [B, f * f, D]) after all blocks, of image [B, f * f, D]."""
-        places = flat(resized(self.positions[None], round(image.shape[1] ** 0.5)))
-        tokens, token_places = self.tokens.expand(len(image), -1, -1), self.token_positions
-        for block in self.blocks:
-            tokens, image = block(tokens, image, token_places, places)
-        seen = self.last_look(tokens + token_places, image + places, image)
-        return self.last_norm(tokens + seen), image
-
-    def _filtered(self, mask_tokens: Tensor, fine: Tensor) -> Tensor:
-        """[B, M, 8 f, 8 f]: the upsampled map [B, D / 8, 8 f, 8 f] under the filter of each mask token [B, M, D]."""
-        tokens, places = self.narrow(mask_tokens), flat(fine)
-        tokens = tokens + self.look_at_map(tokens, places, places)
-        filters = torch.stack([each(tokens[:, m]) for m, each in enumerate(self.filters)], dim=1)
-        return (filters @ fine.flatten(2)).unflatten(2, fine.shape[2:])
 
     def _judged(self, logits: Tensor, masks: Tensor, correction: Tensor) -> RefinerPass:
         """The pass, its IoUs those that its logits [B, M, R, R] let expect, corrected by [B, M + 1] logits of IoU."""
