@@ -28,7 +28,7 @@ class Plugin:
     package: str
     """Import package that the file is in; for people only where `module` is set."""
     class_name: str
-    """What the file must define: Reward, Policy, Algorithm, Env, Codec or Engine."""
+    """What the file must define: Reward, Policy, Head, Algorithm, Env, Codec or Engine."""
     name: str
     """Name of the file without ".py" (an Engine's also without "engine_"); with `module`, what the config calls it."""
     settings: dict[str, Any]
