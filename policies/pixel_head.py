@@ -36,7 +36,7 @@ class Head(nn.Module):
         if channels < 4 or channels % 4 or halvings < 1:
             raise ValueError(f"channels is {channels}, halvings {halvings}; give a multiple of 4, and 1 or more.")
         self.num_masks = 1
-        self.multiple = 1 << halvings
+        self.halvings = halvings
         cells = self.feature_cells(crop_px)
         widths = [channels * 2**level for level in range(halvings + 1)]
         narrow, steps = widths[-1], list(pairwise(widths))
@@ -60,9 +60,10 @@ class Head(nn.Module):
 
     def feature_cells(self, crop_px: int) -> int:
         """f of a crop of crop_px cells a side; ValueError where halving does not come out even."""
-        if crop_px < self.multiple or crop_px % self.multiple:
-            raise ValueError(f"crop_px is {crop_px}; halvings of the pixel_head need a multiple of {self.multiple}.")
-        return crop_px // self.multiple
+        multiple = 1 << self.halvings
+        if crop_px < multiple or crop_px % multiple:
+            raise ValueError(f"crop_px is {crop_px}; {self.halvings} halvings need a multiple of {multiple}.")
+        return crop_px // multiple
 
     def context(self, crops: RefinerCrops) -> Tensor:
         """What all passes share: [B, channels * 2 ** halvings, f, f]."""

@@ -283,5 +283,5 @@ def test_impossible_settings_are_refused(setting, value, advice):
 
 
 def test_a_crop_that_the_head_cannot_take_is_refused():
-    with pytest.raises(ValueError, match="crop_px is 50; halvings of the pixel_head need a multiple of 4"):
+    with pytest.raises(ValueError, match="crop_px is 50; 2 halvings need a multiple of 4"):
         refiner("pixel_head", RefinerSettings(crop_px=50))

@@ -65,7 +65,7 @@ def test_by_default_over_features_of_128_and_96_channels_it_has_481_thousand_par
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"crop_px": 50}, "crop_px is 50; halvings of the pixel_head need a multiple of 8"),
+        ({"crop_px": 50}, "crop_px is 50; 3 halvings need a multiple of 8"),
         ({"crop_px": 48, "channels": 6}, "channels is 6.*multiple of 4"),
         ({"crop_px": 48, "halvings": 0}, "halvings 0.*1 or more"),
     ],
