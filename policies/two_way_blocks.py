@@ -90,7 +90,8 @@ class FilteredMap(nn.Module):
         places = flat(fine)
         tokens = tokens + self.look(tokens, places, places)
         filters = torch.stack([each(tokens[:, m]) for m, each in enumerate(self.filters)], dim=1)
-        return (filters @ fine.flatten(2)).unflatten(2, fine.shape[2:])
+        filtered: Tensor = filters @ fine.flatten(2)
+        return filtered.unflatten(2, fine.shape[2:])
 
 
 class ChannelNorm(nn.Module):
