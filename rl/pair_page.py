@@ -20,7 +20,7 @@ from rl.export_report import ExportReport, stratum_names
 from rl.page import render_page, write_page
 from rl.pair_candidates import LEFT_OUT
 from rl.pair_rule import PairRule
-from rl.pictures import COLOURS, svg_overlay, svg_path
+from rl.pictures import COLOURS, svg_overlay, svg_path, window_around
 
 _MAX_SIDE_PX = 320
 """More pixels are not shown, so that the page stays small."""
@@ -78,7 +78,7 @@ def _sampled(folder: Path, rule: PairRule, num_shown: int) -> list[int]:
 def _shown(row: Mapping[str, Any], pictures: PairPictures) -> _Shown:
     size = row["height"], row["width"]
     coarse, true = mask_from_rle(row["coarse_rle"], *size), mask_from_rle(row["true_rle"], *size)
-    window = _window(coarse | true)
+    window = window_around(coarse | true)
     image, coarse, true = pictures.image(row)[window], coarse[window], true[window]
     scale = min(1.0, _MAX_SIDE_PX / max(coarse.shape))
     if scale < 1:
@@ -94,17 +94,6 @@ def _shown(row: Mapping[str, Any], pictures: PairPictures) -> _Shown:
     notes += f", synthetic: {row['damage'].replace('_', ' ')}" if row["damage"] else ""
     place = f"{row['run']} {row['step']}/{row['position']}/{row['index']}"
     return _Shown(row["prompt"], place, notes, [(title, Markup(svg)) for title, svg in figures])
-
-
-def _window(drawn: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Rows and columns around the pixels drawn, as square as the image allows, and half as much again on every side."""
-    spans = [np.flatnonzero(drawn.any(axis=axis)) for axis in (1, 0)]
-    side = 2 * max(int(span[-1] - span[0]) + 1 for span in spans)
-    window = []
-    for span, length in zip(spans, drawn.shape, strict=True):
-        first = max(0, min(int(span[0] + span[-1] + 1 - side) // 2, length - side))
-        window.append(slice(first, min(length, first + side)))
-    return window[0], window[1]
 
 
 def _rings(mask: NDArray[np.bool_], scale: float) -> list[Ring]:

@@ -93,6 +93,20 @@ def _data_uri(image: NDArray[np.uint8]) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
+def window_around(drawn: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns around the pixels of bool `drawn` [H, W], which must hold one.
+
+    As square as the image allows, with half of the longer side to spare on every side.
+    """
+    spans = [np.flatnonzero(drawn.any(axis=axis)) for axis in (1, 0)]
+    side = 2 * max(int(span[-1] - span[0]) + 1 for span in spans)
+    window = []
+    for span, length in zip(spans, drawn.shape, strict=True):
+        first = max(0, min(int(span[0] + span[-1] + 1 - side) // 2, length - side))
+        window.append(slice(first, min(length, first + side)))
+    return window[0], window[1]
+
+
 @dataclass(frozen=True)
 class Tick:
     """A number on an axis."""

@@ -116,6 +116,17 @@ def _mean_interval(values: NDArray[np.float64], indices: NDArray[np.int64]) -> I
     return _interval(values.mean(), values[indices].mean(axis=1))
 
 
+def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
+    """The mean of [S] numbers, one a scene, and its bootstrap interval over scenes.
+
+    Raises ValueError without any.
+    """
+    numbers = np.asarray(values, np.float64)
+    if not len(numbers):
+        raise ValueError("No scene was scored, so there is no mean; evaluate at least one scene.")
+    return _mean_interval(numbers, resample_indices(len(numbers), seed))
+
+
 def _pooled_iou(intersection_px: ArrayLike, union_px: ArrayLike, giou: ArrayLike) -> NDArray[np.float64]:
     # Without a single true or drawn pixel there is nothing to pool; the scenes' mean IoU stands in.
     return np.where(np.greater(union_px, 0), np.divide(intersection_px, np.maximum(union_px, 1)), giou)

@@ -1,0 +1,242 @@
+"""Where the errors of refined answers come from: the box, the outline, the choice of a pass, the crop, the codec.
+
+Each row scores the same scenes with one source of error taken away. An empty answer stays empty and an invalid one
+scores 0 in every row but the codec's bound, which knows no answer. Where nothing is true, the true box is the answer's
+own. Ignored pixels count neither way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from envs.contours import largest_rings, mask_from_rings, rings_from_mask, simplify
+from envs.example import Truth
+from envs.polygons import Answer, AnswerCodec, AnswerStatus, Box, Ring, bounding_box_px
+from policies.base import VisionTower
+from policies.mask_refiner import MaskRefiner, chosen_pass
+from policies.refiner_geometry import cut, paste
+from policies.refiner_pass import Unrolled
+from policies.refining import crop_features
+from rl.scores import Interval, mean_interval, score_mask
+
+TITLES = {
+    "outline": "outline",
+    "outline_true_box": "outline, true box",
+    "refined": "refined",
+    "refined_true_box": "refined, true box",
+    "refined_oracle": "refined, best pass by the truth",
+    "crop_bound": "bound of the crop",
+    "crop_bound_true_box": "bound of the crop, true box",
+    "codec_bound": "bound of the codec",
+}
+NOTES = {
+    "outline": "the answer as it was drawn",
+    "outline_true_box": "the same path, its box moved and stretched onto the truth's: what remains is the path's error",
+    "refined": "what the refiner returns",
+    "refined_true_box": "the outline in the true box, refined in the crop of the true box",
+    "refined_oracle": "the best of the coarse mask and all passes: what a perfect prediction of IoU would return",
+    "crop_bound": "the true mask, resampled to the crop around the answer and back: about the best of any refiner",
+    "crop_bound_true_box": "the same, with the crop around the truth",
+    "codec_bound": "the true mask, outlined within the budget of vertices, encoded and read back",
+}
+
+
+@dataclass(frozen=True)
+class AnsweredScenes:
+    """S scenes with an answer each."""
+
+    images: Sequence[NDArray[np.uint8]]
+    """[H, W, 3] RGB each, of any sizes."""
+    answers: Sequence[Answer]
+    truths: Sequence[Truth]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the numbers differ."""
+        if not len(self.images) == len(self.answers) == len(self.truths):
+            raise ValueError(
+                f"{len(self.images)} images, {len(self.answers)} answers and {len(self.truths)} truths; give as many "
+                "of each."
+            )
+
+
+@dataclass(frozen=True)
+class OutlineBudget:
+    """What an outline may hold to be said by a codec."""
+
+    codec: AnswerCodec
+    max_vertices: int
+    """Of an instance, as the policy was taught."""
+    max_rings: int
+    """Of an instance; 3 * max_rings vertices or more must be allowed."""
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """Mean scores of the scenes with one source of error taken away."""
+
+    giou: Interval
+    boundary_iou: Interval
+
+
+def split_errors(
+    refiner: MaskRefiner, tower: VisionTower, scenes: AnsweredScenes, budget: OutlineBudget, batch_size: int = 64
+) -> dict[str, SplitRow]:
+    """A row for each of TITLES, with bootstrap intervals over scenes; raises ValueError without a scene."""
+    scores: dict[str, list[tuple[float, float]]] = {name: [] for name in TITLES}
+    for batch in _batches(scenes, batch_size):
+        answer_masks = _answer_masks(refiner, tower, batch)
+        for name, masks in answer_masks.items():
+            statuses = [answer.status for answer in batch.answers]
+            scores[name] += _scored(masks, batch.truths, statuses)
+        outlined = [codec_mask(truth, budget) for truth in batch.truths]
+        scores["codec_bound"] += _scored(outlined, batch.truths, [AnswerStatus.OK] * len(outlined))
+    columns = {name: np.array(pairs).reshape(-1, 2).T for name, pairs in scores.items()}
+    return {name: SplitRow(mean_interval(iou), mean_interval(band)) for name, (iou, band) in columns.items()}
+
+
+def split_dict(rows: dict[str, SplitRow]) -> dict[str, object]:
+    """JSON-ready: the rows by name, plain numbers, with low and high of each under `intervals`."""
+    return {
+        name: {
+            "giou": row.giou.value,
+            "boundary_iou": row.boundary_iou.value,
+            "intervals": {
+                "giou": {"low": row.giou.low, "high": row.giou.high},
+                "boundary_iou": {"low": row.boundary_iou.low, "high": row.boundary_iou.high},
+            },
+        }
+        for name, row in rows.items()
+    }
+
+
+def split_table(rows: dict[str, SplitRow]) -> Table:
+    """The rows as a table of three columns, 80 characters wide."""
+    table = Table(title="Where the errors come from", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("scenes with")
+    for title in ("gIoU", "boundary IoU"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(TITLES[name], Text(str(row.giou)), Text(str(row.boundary_iou)))
+    return table
+
+
+def true_box_px(mask: NDArray[np.bool_]) -> Box | None:
+    """The tight box (x0, y0, x1, y1) of a bool mask [H, W], on the pixels' edges; None where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def reboxed(rings_px: Sequence[Ring], box_px: Box) -> list[Ring]:
+    """Rings [N, 2] px, moved and stretched together so that their own tight box becomes `box_px`.
+
+    A codec whose path is relative to a box would write the same path after this box. An axis along which the rings have
+    no extent is only moved, middle onto middle. No ring gives none.
+    """
+    if not rings_px:
+        return []
+    x0, y0, x1, y1 = bounding_box_px(np.concatenate(rings_px))
+    low, size = np.array([x0, y0]), np.array([x1 - x0, y1 - y0])
+    new_low, new_size = np.array(box_px[:2]), np.array(box_px[2:]) - np.array(box_px[:2])
+    scale = np.where(size > 0, new_size / np.where(size > 0, size, 1), 1)
+    start = np.where(size > 0, new_low, new_low + new_size / 2)
+    return [start + (ring - low) * scale for ring in rings_px]
+
+
+def codec_mask(truth: Truth, budget: OutlineBudget) -> NDArray[np.bool_]:
+    """The true masks [K, H, W], outlined within the budget, written by the codec and read back: [H, W].
+
+    Raises ValueError where the codec's own limits are below the budget.
+    """
+    height, width = truth.masks.shape[1:]
+    instances = [
+        simplify(largest_rings(rings_from_mask(mask), budget.max_rings, 0.0), budget.max_vertices)
+        for mask in truth.masks
+    ]
+    read = budget.codec.read(budget.codec.encode(instances, height, width), height, width)
+    return mask_from_rings(read.rings_px, height, width)
+
+
+def _batches(scenes: AnsweredScenes, batch_size: int) -> list[AnsweredScenes]:
+    """Scenes of one image size each, at most batch_size of them."""
+    order = sorted(range(len(scenes.images)), key=lambda k: scenes.images[k].shape)
+    parts: list[AnsweredScenes] = []
+    for _, group in groupby(order, key=lambda k: scenes.images[k].shape):
+        same = list(group)
+        for first in range(0, len(same), batch_size):
+            part = same[first : first + batch_size]
+            images, answers = [scenes.images[k] for k in part], [scenes.answers[k] for k in part]
+            parts.append(AnsweredScenes(images, answers, [scenes.truths[k] for k in part]))
+    return parts
+
+
+def _answer_masks(refiner: MaskRefiner, tower: VisionTower, batch: AnsweredScenes) -> dict[str, NDArray[np.bool_]]:
+    """Masks [B, H, W] of every row that starts from the answers, for scenes of one image size."""
+    height, width = batch.images[0].shape[:2]
+    images = torch.from_numpy(np.stack(batch.images)).to(refiner.device)
+    true = np.stack([truth.union for truth in batch.truths])
+    outline = np.stack([mask_from_rings(answer.rings_px, height, width) for answer in batch.answers])
+    in_true_box = outline.copy()
+    for k, (answer, mask) in enumerate(zip(batch.answers, true, strict=True)):
+        box_px = true_box_px(mask)
+        if box_px is not None:
+            in_true_box[k] = mask_from_rings(reboxed(answer.rings_px, box_px), height, width)
+    on_device = [torch.from_numpy(masks).to(refiner.device) for masks in (outline, in_true_box, true)]
+    boxes = refiner.boxes_px(on_device[0])
+    true_boxes = torch.where(on_device[2].any(dim=(1, 2))[:, None], refiner.boxes_px(on_device[2]), boxes)
+    unrolled = _unrolled(refiner, tower, images, on_device[0], boxes)
+    again = _unrolled(refiner, tower, images, on_device[1], true_boxes)
+    said = np.array([bool(answer.instances) for answer in batch.answers])[:, None, None]
+    return {
+        "outline": outline,
+        "outline_true_box": in_true_box,
+        "refined": _returned(refiner, unrolled),
+        "refined_true_box": _returned(refiner, again),
+        "refined_oracle": _best_by_truth(unrolled.masks.cpu().numpy(), batch.truths),
+        "crop_bound": _through_crop(refiner, on_device[2], boxes) & said,
+        "crop_bound_true_box": _through_crop(refiner, on_device[2], true_boxes) & said,
+    }
+
+
+def _unrolled(refiner: MaskRefiner, tower: VisionTower, images: Tensor, coarse: Tensor, boxes_px: Tensor) -> Unrolled:
+    if refiner.settings.features == "crop":
+        features = crop_features(refiner, tower, images, boxes_px)
+    else:
+        features = tower.vision_features(list(images.cpu().numpy()), refiner.settings.early_block)
+    return refiner.unroll(images, features, coarse, boxes_px)
+
+
+def _returned(refiner: MaskRefiner, unrolled: Unrolled) -> NDArray[np.bool_]:
+    taken, _ = chosen_pass(unrolled.predicted_iou, refiner.settings.min_gain)
+    return unrolled.masks.cpu().numpy()[taken.cpu().numpy(), np.arange(len(taken))]
+
+
+def _best_by_truth(masks: NDArray[np.bool_], truths: Sequence[Truth]) -> NDArray[np.bool_]:
+    """Of masks [K + 1, B, H, W] those [B, H, W] with the highest IoU; of equals the earliest."""
+    valid = [AnswerStatus.OK] * len(truths)
+    ious = [[iou for iou, _ in _scored(each, truths, valid)] for each in masks]
+    return masks[np.argmax(ious, axis=0), np.arange(len(truths))]
+
+
+def _through_crop(refiner: MaskRefiner, true: Tensor, boxes_px: Tensor) -> NDArray[np.bool_]:
+    """True masks [B, H, W] cut to the crop of boxes [B, 4] and pasted back, as the refiner's own masks are."""
+    height, width = true.shape[1:]
+    crops = cut(true[:, None].float(), boxes_px, height, width, refiner.settings.crop_px)[:, 0]
+    return np.asarray(paste(crops - 0.5, boxes_px, height, width).cpu().numpy())
+
+
+def _scored(
+    masks: Sequence[NDArray[np.bool_]] | NDArray[np.bool_], truths: Sequence[Truth], statuses: Sequence[AnswerStatus]
+) -> list[tuple[float, float]]:
+    """(IoU, boundary IoU) of each mask [H, W]."""
+    scores = [score_mask(mask, truth, status, "") for mask, truth, status in zip(masks, truths, statuses, strict=True)]
+    return [(score.iou, score.boundary_iou) for score in scores]
