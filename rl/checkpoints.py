@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from safetensors.torch import load_file, save_file
 
 from rl.random_states import random_states, set_random_states
-from rollout.shards import sync_folder
+from rollout.disk import sync_folder
 
 FORMAT = 1
 _DRIVER = "random-driver.safetensors"

@@ -4,31 +4,29 @@ In order: runs opened and checked, pairs chosen, every image of theirs looked at
 shards in the format asked for, and the pages about them. Interrupted at any point, the same command goes on.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nextafter
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
 from envs.example import Env
 from rl.bars import bar
-from rl.export_files import INDEX, PAIR_SCHEMA, PairPictures, pair_row
-from rl.export_formats import FORMATS, publish
+from rl.export_files import PairPictures
+from rl.export_formats import FORMATS
 from rl.export_report import ExportReport, export_report, write_report
 from rl.export_shards import clear_parts, finish, write_shards
 from rl.export_state import ExportState, begin, new_state
-from rl.pair_damage import DamageSettings, with_damage
+from rl.pair_damage import DamageSettings
 from rl.pair_examples import HeldOut
+from rl.pair_index import INDEX, all_pairs, refuse_none, refuse_other_images, training_envs, write_index
 from rl.pair_page import write_pair_page
 from rl.pair_rule import PairRule
 from rl.pair_runs import HeldOutSplit, PairRun, held_out_of, open_runs
 from rl.pairs import Choice, Pair, choose
 
-_ROWS_A_GROUP = 1024
-_SHOWN_FAILURES = 3
 WRONG_OBJECTS = "wrong_objects"
 """Folder of the answers about another object, where they are asked for."""
 
@@ -100,23 +98,15 @@ def export_pairs(
     if settings.wrong_objects:
         apart = out / WRONG_OBJECTS
         parts.append(_Part(apart, settings.wrong_object_rule, DamageSettings(), begin(apart, wanted)))
-    pictures = PairPictures(_training_envs(runs))
-    parts = _with_indices(parts, runs, settings, pictures, console)
+    envs = training_envs(runs)
+    parts = _with_indices(parts, runs, settings, envs, console)
+    pictures = PairPictures(envs)
     reports = [_write_part(part, settings, pictures, console) for part in reversed(parts)]
     return reports[-1]  # of the main part, which is finished last
 
 
-def _training_envs(runs: Sequence[PairRun]) -> dict[str, Env]:
-    """The Env of each run by its name; runs over the same data share one."""
-    envs: dict[str, Env] = {}
-    for k, run in enumerate(runs):
-        same = [other for other in runs[:k] if other.env == run.env]
-        envs[run.name] = envs[same[0].name] if same else run.training_env()
-    return envs
-
-
 def _with_indices(
-    parts: Sequence[_Part], runs: Sequence[PairRun], settings: PairExport, pictures: PairPictures, console: Console
+    parts: Sequence[_Part], runs: Sequence[PairRun], settings: PairExport, envs: Mapping[str, Env], console: Console
 ) -> list[_Part]:
     """The parts that have a pair, each with its index; images are looked at before anything is written."""
     if all(part.state.selection for part in parts):
@@ -124,20 +114,17 @@ def _with_indices(
     held_out, splits = held_out_of(runs, settings.held_out_examples, console)
     chosen = [(part, None if part.state.selection else _chosen(runs, part, held_out, console)) for part in parts]
     main_choice = chosen[0][1]
-    if main_choice is not None and not len(main_choice):
-        report = main_choice.report
-        counts = {reason: num for reason, num in report.left_out.items() if num}
-        raise ValueError(
-            f"{settings.rule} keeps none of the {report.answers} answers in {', '.join(run.name for run in runs)} "
-            f"({counts}); widen the rule, or train for longer."
-        )
+    if main_choice is not None:
+        refuse_none(main_choice, runs, settings.damage, settings.rule)
     for _, choice in chosen:
         if choice is not None:
-            _refuse_other_images(choice, pictures, console)
+            refuse_other_images(choice, envs, console)
     return [
-        part if choice is None else _indexed(part, choice, splits, console)
+        part
+        if choice is None
+        else _indexed(part, choice, splits, all_pairs(choice, runs, part.damage, part.rule, held_out, console))
         for part, choice in chosen
-        if choice is None or len(choice)
+        if choice is None or len(choice) or part.damage.per_example
     ]
 
 
@@ -145,49 +132,14 @@ def _chosen(runs: Sequence[PairRun], part: _Part, held_out: HeldOut, console: Co
     return choose([run.archive for run in runs], part.rule, held_out, console)
 
 
-def _refuse_other_images(choice: Choice, pictures: PairPictures, console: Console) -> None:
-    """Raise ValueError where images of the pairs are missing or have changed, naming the first few."""
-    failures, last = list[str](), ""
-    for pair in bar(choice.pairs(), "images", console, len(choice)):
-        if pair.image_sha256 == last:
-            continue
-        last = pair.image_sha256
-        try:
-            pictures.image(vars(pair))
-        except (ValueError, OSError) as error:
-            failures.append(f"{pair.example_id}: {error}")
-    if failures:
-        shown = "; ".join(failures[:_SHOWN_FAILURES])
-        raise ValueError(
-            f"{len(failures)} images of the chosen pairs are gone or are not those of the archive ({shown}); restore "
-            "them, then export again."
-        )
-
-
-def _indexed(part: _Part, choice: Choice, splits: Sequence[HeldOutSplit], console: Console) -> _Part:
+def _indexed(part: _Part, choice: Choice, splits: Sequence[HeldOutSplit], pairs: Iterable[Pair]) -> _Part:
     """Write the index of a part, and that it is whole."""
     path = part.folder / INDEX
     part.state.save(part.folder)  # from here on the folder is known as this export's
-    partial = path.with_name(f".{INDEX}.partial")
-    pairs = bar(with_damage(choice, part.damage, part.rule), "index", console, len(choice))
-    with pq.ParquetWriter(partial, PAIR_SCHEMA, compression="zstd") as writer:
-        for rows in _groups(pairs):
-            writer.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
-    publish(partial, path)
+    write_index(path, pairs)
     state = replace(part.state, selection=choice.report, held_out=tuple(splits))
     state.save(part.folder)
     return replace(part, state=state)
-
-
-def _groups(pairs: Iterable[Pair]) -> Iterator[list[dict[str, object]]]:
-    rows: list[dict[str, object]] = []
-    for pair in pairs:
-        rows.append(pair_row(pair))
-        if len(rows) == _ROWS_A_GROUP:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
 
 
 def _write_part(part: _Part, settings: PairExport, pictures: PairPictures, console: Console) -> ExportReport:
@@ -195,8 +147,9 @@ def _write_part(part: _Part, settings: PairExport, pictures: PairPictures, conso
     folder, state = part.folder, part.state
     assert state.selection is not None
     if not state.finished:
-        total = state.selection.kept - state.pairs_done
-        console.print(f"writing {total:,} of {state.selection.kept:,} pairs to {folder}", soft_wrap=True, markup=False)
+        total = pq.read_metadata(folder / INDEX).num_rows
+        left = total - state.pairs_done
+        console.print(f"writing {left:,} of {total:,} pairs to {folder}", soft_wrap=True, markup=False)
         shards = write_shards(folder, pictures, settings.format, settings.shard_mb, state.shards)
         for shard in bar(shards, "shards", console):
             state = replace(state, shards=(*state.shards, shard))

@@ -6,7 +6,6 @@ docs/pairs.md has a loader for each. Equal pairs give equal bytes: nothing here 
 import csv
 import io
 import json
-import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rl.export_files import PAIR_SCHEMA, RLE_COLUMNS, PairFiles
-from rollout.shards import sync_folder
+from rl.export_files import RLE_COLUMNS, PairFiles
+from rl.pair_index import PAIR_SCHEMA
+from rollout.disk import publish
 
 _ROWS_A_GROUP = 64
 _BYTES_A_GROUP = 8 << 20
@@ -196,14 +196,6 @@ def write_text(path: Path, text: str) -> None:
     partial = _partial(path)
     partial.write_text(text, encoding="utf-8")
     publish(partial, path)
-
-
-def publish(partial: Path, path: Path) -> None:
-    """Give a finished file its name, for good."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
 
 
 def _partial(path: Path) -> Path:

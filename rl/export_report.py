@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rl.export_files import INDEX
 from rl.export_formats import write_text
 from rl.export_state import ExportState
 from rl.pair_candidates import LEFT_OUT
+from rl.pair_index import INDEX
 from rl.pair_rule import PairRule
 from rl.pair_runs import HeldOutSplit
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from envs.rle import spans_from_rle
 from rewards.bands import span_sums
-from rl.export_files import INDEX, PairFiles, PairPictures, index_rows
+from rl.export_files import PairFiles, PairPictures
 from rl.export_formats import CSV_COLUMNS, FORMATS, image_name, part_path
 from rl.export_state import Shard
+from rl.pair_index import INDEX, index_rows
 
 _BLOCK = 512
 """A tar archive pads each file to blocks of this size and puts one before it."""

@@ -1,4 +1,4 @@
-"""A stated share of the pairs with the true mask, damaged, in place of the answer that a policy drew."""
+"""Pairs with the true mask, damaged, for a coarse one: in place of a share of the answers, or beside all of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +10,11 @@ from envs.contours import rings_from_mask
 from envs.damage import DAMAGES, damaged
 from envs.polygons import flat_answers
 from rewards.target import Target
+from rl.pair_examples import USABLE, HeldOut, index_examples
+from rl.pair_outlines import ExampleTruth, read_examples
 from rl.pair_rule import PairRule
 from rl.pairs import Choice, Pair
+from rollout.archive import RolloutArchive
 
 _OTHER_STRENGTHS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
 """Tried where the one that was drawn does too much, or on a small object nothing."""
@@ -23,6 +26,8 @@ class DamageSettings:
 
     share: float = 0.0
     """Of all pairs, 0..1: in so many the answer gives way to a damaged true mask of the same example."""
+    per_example: int = 0
+    """So many more of every training example in the archives, also where no answer to it was kept."""
     kinds: tuple[str, ...] = DAMAGES
     """Of envs/damage.py, taken in turns."""
 
@@ -30,10 +35,15 @@ class DamageSettings:
         """Raises ValueError on a setting out of range."""
         if not 0 <= self.share <= 1:
             raise ValueError(f"damage.share is {self.share}; set it to 0..1, the share of pairs that are synthetic.")
+        if self.per_example < 0:
+            raise ValueError(f"damage.per_example is {self.per_example}; set it to 0 or more.")
         if unknown := sorted(set(self.kinds) - set(DAMAGES)):
             raise ValueError(f"damage.kinds has {unknown[0]!r}; choose of {', '.join(DAMAGES)}.")
-        if self.share and not self.kinds:
-            raise ValueError(f"damage.kinds is empty, but damage.share {self.share}; name one or more kinds.")
+        if (self.share or self.per_example) and not self.kinds:
+            raise ValueError(
+                f"damage.kinds is empty, but damage.share {self.share} and damage.per_example {self.per_example}; name "
+                "one or more kinds."
+            )
 
 
 def with_damage(choice: Choice, settings: DamageSettings, rule: PairRule) -> Iterator[Pair]:
@@ -67,3 +77,45 @@ def _damaged_pair(pair: Pair, target: Target, kinds: Sequence[str], rule: PairRu
                 boundary_iou = float(target.boundary_iou(flat_answers([rings]))[0])
                 return replace(pair, coarse_rings=tuple(rings), iou=iou, boundary_iou=boundary_iou, damage=kind)
     return pair
+
+
+def damage_alone(
+    archives: Sequence[RolloutArchive], settings: DamageSettings, rule: PairRule, held_out: HeldOut
+) -> Iterator[Pair]:
+    """`settings.per_example` pairs of every training example of these archives, all of them true masks, damaged.
+
+    Where they are in an archive is said by -1, except their number. An example that several runs asked counts once.
+    A mask that no damage brings into the range of IoU of the rule gives none.
+    """
+    if not settings.per_example:
+        return
+    index = index_examples(archives, rule, held_out)
+    wanted = index.keys[index.verdicts == USABLE]
+    for archive in archives:
+        examples, run = read_examples([archive], rule, wanted), archive.folder.absolute().parent.name
+        for key in examples.keys:
+            truth = examples.truth(key)
+            if truth.target.area_px:
+                yield from _pairs_of(truth, run, settings, rule, int(key))
+        wanted = np.setdiff1d(wanted, examples.keys)
+
+
+def _pairs_of(truth: ExampleTruth, run: str, settings: DamageSettings, rule: PairRule, key: int) -> Iterator[Pair]:
+    rings = tuple(rings_from_mask(truth.target.mask))
+    for k in range(settings.per_example):
+        whole = Pair(
+            **truth.fields,
+            coarse_rings=rings,
+            iou=1.0,
+            boundary_iou=1.0,
+            run=run,
+            step=-1,
+            position=-1,
+            index=k,
+            policy_version=-1,
+        )
+        first = (key + k) % len(settings.kinds)
+        kinds = settings.kinds[first:] + settings.kinds[:first]
+        pair = _damaged_pair(whole, truth.target, kinds, rule, np.random.default_rng([rule.seed, key, k]))
+        if pair.damage is not None:
+            yield pair

@@ -130,6 +130,11 @@ class ExampleRows:
         self._keys, self._rows, self._table = keys[order], order, table
         self._last: tuple[np.uint64, ExampleTruth] | None = None
 
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """[E] the sorted keys."""
+        return self._keys
+
     def truth(self, key: np.uint64) -> ExampleTruth:
         """The example of a key; the one asked for last is kept."""
         if self._last is None or self._last[0] != key:

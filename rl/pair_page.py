@@ -15,10 +15,11 @@ from PIL import Image
 from envs.contours import rings_from_mask
 from envs.polygons import Ring
 from envs.rle import mask_from_rle
-from rl.export_files import INDEX, PairPictures, index_rows
+from rl.export_files import PairPictures
 from rl.export_report import ExportReport, stratum_names
 from rl.page import render_page, write_page
 from rl.pair_candidates import LEFT_OUT
+from rl.pair_index import INDEX, index_rows
 from rl.pair_rule import PairRule
 from rl.pictures import COLOURS, svg_overlay, svg_path, window_around
 

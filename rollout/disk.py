@@ -38,3 +38,20 @@ def replace_text(path: Path, text: str) -> None:
     with writing(path.name, path):
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Give a finished file its name, for good."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)

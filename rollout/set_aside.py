@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from rollout.disk import sync_folder
 from rollout.shard_table import TABLES, Shard, ShardTable, shard_name, whole_rows
-from rollout.shards import new_shard, open_shard, raster_version, row_group_steps, sync_folder
+from rollout.shards import new_shard, open_shard, raster_version, row_group_steps
 
 
 def set_aside_after(archive: Path, step: int) -> list[Path]:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rollout.disk import sync_folder
 from rollout.records import current_schema
-from rollout.shards import open_shard, row_group_steps, sync_folder, whole_row_group
+from rollout.shards import open_shard, row_group_steps, whole_row_group
 
 TABLES = ("examples", "rollouts")
 """The tables of an archive; examples are written before the answers to them."""

@@ -119,7 +119,7 @@ def new_shard(path: Path, raster_version: str = f"{RASTER_VERSION}") -> Iterator
                 shard.abandon()
         _seal(partial)
         partial.replace(path)
-        sync_folder(path.parent)
+        disk.sync_folder(path.parent)
     except OSError as error:
         raise disk.refused("this shard", path, error.strerror, error.errno) from error
     finally:
@@ -173,15 +173,6 @@ def _sha256_with(file: BinaryIO, place: int, text: bytes) -> bytes:
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
     return digest.hexdigest().encode()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def open_shard(path: Path) -> pq.ParquetFile:
