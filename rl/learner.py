@@ -1,40 +1,18 @@
-"""The learner as the main loop sees it: Ray actors, one a rank, behind step, weights, save and load.
+"""The learner as the main loop sees it: one rank a Ray actor, all of them behind step, weights, save and load."""
 
-Ranks do everything together, so none can go on without another: the first death ends them all and the run, which goes
-on from its last checkpoint.
-"""
-
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.exceptions import (
-    ObjectStoreFullError,
-    OutOfDiskError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
-from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup
 
 from policies.weights import Bucket
 from rl.batch import Batch
-from rl.rank_actor import RankActor, Reply
-from rl.rank_settings import RankPlace, RankSettings
-from rollout import cluster, disk
+from rl.rank_actor import RankActor
+from rl.rank_crew import STORE_FULL, RankCrew, full_store, writing
+from rl.rank_settings import RankSettings
+from rollout import cluster
 from rollout.pool import WeightRefs
-
-_NEIGHBOUR_SECONDS = 10.0
-"""How long after an error of one rank another is given to be found dead: its end breaks their collectives first."""
-_REASON_LENGTH = 170
-"""Of the last line that Ray has to say of a death; after that follow its guesses."""
-_DEATHS = (RayActorError, OutOfMemoryError)
-_STORE_FULL = (ObjectStoreFullError, OutOfDiskError)
 
 
 class Learner:
@@ -49,31 +27,19 @@ class Learner:
     ) -> None:
         """places: a bundle a rank (cluster.place); patience: seconds of waiting for a rank after which it is logged."""
         learner = settings.learner
-        self._patience = patience
-        self._group = places or cluster.together(learner.ranks, learner.gpus_per_rank)
-        bundles = [PlacementGroupSchedulingStrategy(self._group, k) for k in range(learner.ranks)]
-        host, port = self._address(bundles[0])
-        remote = ray.remote(num_cpus=1, num_gpus=learner.gpus_per_rank)(RankActor)
-        self._ranks: list[Any] = [
-            remote.options(scheduling_strategy=bundle).remote(settings, RankPlace(k, learner.ranks, host, port))
-            for k, bundle in enumerate(bundles)
-        ]
-        self._begun = [rank.begin.remote() for rank in self._ranks]
-        self._names = ["its process had not begun"] * learner.ranks
-        self._memory_gib = [0.0] * learner.ranks
-        self._last_task = "none"
+        self._crew = RankCrew(RankActor, settings, learner.ranks, learner.gpus_per_rank, places, patience)
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Learn from a rollout batch; returns the statistics of rank 0."""
         try:
             shared = ray.put(batch)
-        except _STORE_FULL as error:
-            raise _full_store(error) from error
-        return self._all("step", [rank.step.remote(shared) for rank in self._ranks])[0]
+        except STORE_FULL as error:
+            raise full_store(error) from error
+        return self._crew.ask("step", [rank.step.remote(shared) for rank in self._crew.actors])[0]
 
     def weights(self, average: bool = False) -> WeightRefs:
         """The weights, or their running average where there is one, by reference; the driver never holds them."""
-        buckets = self._all("weights", [rank.put_buckets.remote(average) for rank in self._ranks])[0]
+        buckets = self._crew.ask("weights", [rank.put_buckets.remote(average) for rank in self._crew.actors])[0]
         return WeightRefs(tuple(ref for ref, _ in buckets), tuple(sha256 for _, sha256 in buckets))
 
     def buckets(self) -> Iterator[Bucket]:
@@ -82,116 +48,22 @@ class Learner:
 
     def save(self, folder: Path, tag: str) -> None:
         """Write what is needed to go on, below folder/tag."""
-        with _writing("this checkpoint", folder / tag):
-            self._all("save", [rank.save.remote(folder.absolute(), tag) for rank in self._ranks])
+        with writing("this checkpoint", folder / tag):
+            self._crew.ask("save", [rank.save.remote(folder.absolute(), tag) for rank in self._crew.actors])
 
     def load(self, folder: Path, tag: str) -> None:
         """Go on from `save`."""
-        self._all("load", [rank.load.remote(folder.absolute(), tag) for rank in self._ranks])
+        self._crew.ask("load", [rank.load.remote(folder.absolute(), tag) for rank in self._crew.actors])
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder."""
-        with _writing("this policy", folder):
-            self._all("save_policy", [rank.save_policy.remote(folder.absolute()) for rank in self._ranks])
+        with writing("this policy", folder):
+            self._crew.ask("save_policy", [rank.save_policy.remote(folder.absolute()) for rank in self._crew.actors])
 
     def process_ids(self) -> list[int]:
         """Process of each rank, for people and for tests of faults."""
-        self._await_begin()
-        return [int(name.split()[1]) for name in self._names]
+        return self._crew.process_ids()
 
     def close(self) -> None:
         """End the ranks."""
-        for rank in self._ranks:
-            ray.kill(rank)
-        remove_placement_group(self._group)
-
-    def _address(self, bundle: PlacementGroupSchedulingStrategy) -> tuple[str, int]:
-        """Where the ranks meet: the node of rank 0, which on a cluster need not be the driver's."""
-        if cluster.nodes_of(self._group) == {ray.get_runtime_context().get_node_id()}:
-            return cluster.free_address()  # without the seconds that a process of its own takes to start
-        find = ray.remote(num_cpus=0)(cluster.free_address).options(scheduling_strategy=bundle)
-        return ray.get(cluster.first_done([find.remote()], "an address for learner rank 0", self._patience))
-
-    def _await_begin(self) -> None:
-        if self._begun:
-            begun, self._begun = self._begun, []
-            self._names = self._answers("begin", begun)
-
-    def _all(self, task: str, calls: Sequence[Any]) -> list[Any]:
-        """What every rank answers to `task`, in their order."""
-        self._await_begin()
-        values = self._answers(task, calls)
-        self._last_task = task
-        return values
-
-    def _answers(self, task: str, calls: Sequence[Any]) -> list[Any]:
-        waiting, values = {call: k for k, call in enumerate(calls)}, {}
-        while waiting:
-            names = ", ".join(map(str, waiting.values()))
-            ref = cluster.first_done(list(waiting), f"`{task}` of learner rank {names}", self._patience)
-            k = waiting.pop(ref)
-            try:
-                reply: Reply = ray.get(ref)
-            except _DEATHS as error:
-                raise self._ended(self._death(k, task, error)) from None
-            except RayTaskError as error:
-                raise self._ended(self._neighbour_death(task, waiting) or _own_error(error)) from None
-            values[k], self._memory_gib[k] = reply.value, reply.memory_gib
-        return [values[k] for k in range(len(calls))]
-
-    def _neighbour_death(self, task: str, waiting: dict[Any, int]) -> Exception | None:
-        """The death behind another rank's error, if there is one."""
-        until = time.monotonic() + _NEIGHBOUR_SECONDS
-        waiting = dict(waiting)
-        while waiting and (done := ray.wait(list(waiting), timeout=max(0.0, until - time.monotonic()))[0]):
-            k = waiting.pop(done[0])
-            try:
-                ray.get(done[0])
-            except _DEATHS as error:
-                return self._death(k, task, error)
-            except RayTaskError:
-                continue  # as broken as the first
-        return None
-
-    def _death(self, k: int, task: str, error: RayError) -> ChildProcessError:
-        reason = str(error).strip().splitlines()[-1][:_REASON_LENGTH]
-        return ChildProcessError(
-            f"learner rank {k} ({self._names[k]}, {self._memory_gib[k]:.2f} GiB when it last answered) died in "
-            f"`{task}`; the last task that all ranks finished was `{self._last_task}`. What was learned since the last "
-            "checkpoint is lost with it: go on from there by --resume, as demo does by itself; if it dies again, look "
-            f"for lack of memory. Ray says: {reason}"
-        )
-
-    def _ended(self, error: Exception) -> Exception:
-        """End the other ranks, which would wait for ever, and give back the error."""
-        self.close()
-        return error
-
-
-def _own_error(error: RayTaskError) -> Exception:
-    """What a rank raised, without Ray around it where it is a user's to mend."""
-    if isinstance(error.cause, _STORE_FULL):
-        return _full_store(error.cause)
-    return error.cause if isinstance(error.cause, ValueError | OSError) else error
-
-
-def _full_store(error: RayError) -> OSError:
-    reason = str(error).strip().splitlines()[0]
-    return OSError(
-        f"Ray's object store is full, and what it puts on disk finds no room there either ({reason[:_REASON_LENGTH]}). "
-        "Raise ray.object_store_gb (on a cluster, `ray start --object-store-memory`) or free the disk of Ray's "
-        "temporary folder, then go on by --resume."
-    )
-
-
-@contextmanager
-def _writing(what: str, path: Path) -> Iterator[None]:
-    """Around calls in which ranks write: torch and safetensors raise errors of their own where a disk refuses."""
-    try:
-        yield
-    except ChildProcessError:
-        raise
-    except RayTaskError as error:
-        raise disk.refused(what, path, str(error.cause).strip().partition("\n")[0]) from error
-    except OSError as error:
-        raise disk.refused(what, path, error.strerror, error.errno) from error
+        self._crew.close()

@@ -28,6 +28,7 @@ ONLY_IN = {
         "rollout/pool_member.py",
         "rollout/cluster.py",
         "rl/learner.py",
+        "rl/rank_crew.py",
     ),
     "deepspeed": ("rl/deepspeed_engine.py", "rl/rank_files.py"),
     "vllm": ("rollout/engine_vllm.py",),
