@@ -52,7 +52,7 @@ class Head(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in steps)
         self.up = nn.ModuleList(_convolution(fine, fine) for fine, _ in steps)
         self.mask_out = nn.Conv2d(channels, 1, 3, padding=1)
-        self.mask_gain = nn.Parameter(torch.tensor(2.0))
+        self.mask_gain = nn.Parameter(torch.tensor([2.0]))  # DeepSpeed sends no parameter without a dimension
         self.iou_hidden = nn.Linear(narrow + 3 * channels, 64)
         self.iou_out = nn.Linear(64, 2)
         for parameter in (*self.mask_out.parameters(), *self.iou_out.parameters()):

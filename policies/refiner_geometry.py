@@ -28,17 +28,22 @@ def grown_boxes_px(masks: Tensor, growth: float, min_side_px: float) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1)
 
 
-def resampling_weights(start: Tensor, length: Tensor, num_out: int, num_in: int) -> Tensor:
+def resampling_weights(
+    start: Tensor, length: Tensor, num_out: int, num_in: int, filled: Tensor | None = None
+) -> Tensor:
     """Weights [B, num_out, num_in] that read num_out equal cells over a stretch of a line of num_in unit cells.
 
     start, length: [B] of the stretch, in input cells. Linear between cell centres, the outermost value beyond them.
     Where output cells are larger the triangle is as wide as one, so that nothing between is lost. Rows sum to 1.
+    filled: [B] how many cells of each line hold something, from the first on; None: all.
     """
+    ends = start.new_full(start.shape, num_in) if filled is None else filled.to(start.dtype)
     step = (length / num_out)[:, None]
     centres = start[:, None] + (torch.arange(num_out, device=start.device) + 0.5) * step
-    centres = centres.clamp(0.5, num_in - 0.5)
-    distance = (centres[:, :, None] - (torch.arange(num_in, device=start.device) + 0.5)).abs()
-    weights = (1 - distance / step.clamp(min=1)[:, :, None]).clamp(min=0)
+    centres = centres.clamp(min=0.5).minimum(ends[:, None] - 0.5)
+    cells = torch.arange(num_in, device=start.device) + 0.5
+    distance = (centres[:, :, None] - cells).abs()
+    weights = (1 - distance / step.clamp(min=1)[:, :, None]).clamp(min=0) * (cells < ends[:, None])[:, None]
     return weights / weights.sum(dim=2, keepdim=True)
 
 
@@ -48,6 +53,18 @@ def cut(maps: Tensor, boxes_px: Tensor, height: int, width: int, size: int) -> T
     x0, y0, x1, y1 = boxes_px.unbind(1)
     across = resampling_weights(x0 * columns / width, (x1 - x0) * columns / width, size, columns)
     down = resampling_weights(y0 * rows / height, (y1 - y0) * rows / height, size, rows)
+    return down[:, None] @ maps @ across[:, None].transpose(2, 3)
+
+
+def cut_filled(maps: Tensor, filled: Tensor, boxes_px: Tensor, size: int) -> Tensor:
+    """Maps [B, K, h, w] resampled to boxes [B, 4] in their own cells: [B, K, size, size].
+
+    filled: [B, 2] rows and columns of each map that hold something, from the first on; the rest is padding.
+    """
+    rows, columns = maps.shape[2:]
+    x0, y0, x1, y1 = boxes_px.unbind(1)
+    across = resampling_weights(x0, x1 - x0, size, columns, filled[:, 1])
+    down = resampling_weights(y0, y1 - y0, size, rows, filled[:, 0])
     return down[:, None] @ maps @ across[:, None].transpose(2, 3)
 
 

@@ -1,6 +1,7 @@
 """The `polytrace` command. Each command's module is imported when it runs, so that --help is quick."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,15 +94,27 @@ def train(
 
 
 @app.command()
-def refine(run: RunFolder) -> None:
-    """Train a refiner on pairs from a run's archive, over the vision tower of its best policy.
+def refine(
+    source: Annotated[Path, typer.Argument(help="Folder of a run, or a YAML file of runs and settings.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a refiner on pairs from archives, calibrate it, and judge it on images kept apart; goes on if stopped.
 
-    Writes to RUN/refiner.
+    Of a run: its settings under `refiner:`, to RUN/refiner, through its best policy. Of a YAML file, such as the
+    shipped `refiner`: any number of runs. Settings are such as training.steps=1000 (docs/refiner.md).
     """
-    from rl.refine import refine_best
+    from rl.refine import refine as make_refiner
+    from rl.refine import settings_of
+    from rl.refiner_settings import RefineConfig
+    from rl.settings import load_settings
 
-    refine_best(_run_config(run), console)
-    console.print(f"refiner: {run / 'refiner'}   next: polytrace evaluate {run}", markup=False)
+    changed = overrides or []
+    if source.is_dir():
+        config = settings_of(_run_config(source, [f"refiner.{each}" for each in changed]))
+    else:
+        config = load_settings(RefineConfig, source, changed)
+    make_refiner(config, console)
+    console.print(f"refiner: {config.out}   page: {Path(config.out) / 'refiner.html'}", markup=False)
 
 
 @app.command()
@@ -134,11 +147,11 @@ def _folder(run: Path) -> Path:
     return run
 
 
-def _run_config(run: Path) -> "RunConfig":
+def _run_config(run: Path, overrides: Sequence[str] = ()) -> "RunConfig":
     from rl.config import RunConfig
     from rl.settings import load_settings
 
-    return load_settings(RunConfig, _folder(run) / "config.yaml", [f"run={run}"])
+    return load_settings(RunConfig, _folder(run) / "config.yaml", [f"run={run}", *overrides])
 
 
 def _make_way(folder: Path) -> bool:

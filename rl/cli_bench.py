@@ -158,6 +158,31 @@ def archive(
             console.print(table)
 
 
+@bench_app.command()
+def refiner(  # noqa: PLR0913  # options of a command
+    run: Annotated[Path, typer.Argument(help="Folder of an RL run, such as runs/demo.")],
+    sft_run: Annotated[Path, typer.Argument(help="Answers of the checkpoint that it began with: `polytrace sample`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the refiners; a bench that was stopped goes on there.")],
+    as_json: AsJson = False,
+    pairs: Annotated[int, typer.Option(help="Pairs that each refiner is trained on.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each.")] = 300,
+    seeds: Annotated[int, typer.Option(help="Trainings of each, with other pairs and weights.")] = 3,
+    scenes: Annotated[int, typer.Option(help="Held-out scenes to judge by.")] = 600,
+) -> None:
+    """Refiners from RL rollouts, synthetic damage and SFT rollouts, single-pass, and smoothing: the same budget each.
+
+    With the defaults some 40 minutes on two cores.
+    """
+    from rl.bench import refiner as bench
+
+    wanted = bench.RefinerBench(run, sft_run, out, pairs, steps, seeds, scenes)
+    found = list(bench.bench(wanted, Console(stderr=True)))[-1]
+    if as_json:
+        print(json.dumps(bench.as_json(found), indent=2))
+    else:
+        console.print(bench.table(found, wanted))
+
+
 def _tracked(found: Iterator[T], quick: bool) -> Iterable[T]:
     """With a bar on stderr, so that stdout is what was asked for."""
     from rich.progress import track

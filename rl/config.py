@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from envs.plugin import Plugin
-from policies.mask_refiner import RefinerSettings
 from rewards.shaping import TermShaping
 from rl.deepspeed_version import refuse_wrong_gradients
 from rl.rank_settings import LearnerSettings, RankSettings
+from rl.refiner_settings import RefinerRun
 from rl.reward_settings import RewardParts, reward_parts
 from rl.settings import plugin_from_settings
-from rl.train_refiner import RefinerTraining
 from rollout.engine import Sampling
 from rollout.pool_settings import PoolSettings
 from rollout.ray_settings import RaySettings
@@ -40,25 +39,6 @@ class EvaluationSettings:
         for name in ("every", "num_scenes", "final_scenes"):
             if vars(self)[name] < 1:
                 raise ValueError(f"evaluation.{name} is {vars(self)[name]}; set it to 1 or more.")
-
-
-@dataclass
-class RefinerRun:
-    """The refiner that is trained on pairs from the run's archive."""
-
-    min_iou: float = 0.3
-    """Answers below it drew another object: a refiner must not learn to paper over that."""
-    per_example: int = 2
-    max_pairs: int = 6000
-    network: RefinerSettings = field(default_factory=RefinerSettings)
-    training: RefinerTraining = field(default_factory=RefinerTraining)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_iou <= 1 or self.per_example < 1 or self.max_pairs < 1:
-            raise ValueError(
-                f"refiner.min_iou is {self.min_iou}, per_example {self.per_example}, max_pairs {self.max_pairs}; the "
-                "first must lie in 0..1, the others be 1 or more."
-            )
 
 
 @dataclass

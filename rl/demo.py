@@ -18,10 +18,11 @@ from policies.mask_refiner import MaskRefiner
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
 from rl.demand import object_store_bytes
-from rl.evaluate import greedy_groups, score_groups
+from rl.evaluate import greedy_groups, score_groups, score_masks
 from rl.memory import PeakMemory
 from rl.metrics import Curve, read_curves
-from rl.refine import best_policy, refine_run, refined_masks, score_refined
+from rl.refine import best_policy, refine, settings_of
+from rl.refined_scenes import CoarseScenes, refine_scenes
 from rl.report import PAIR_TITLES, Chart, Drawn, Report, SceneRow, chart, choose_scenes, write_report
 from rl.scores import Interval, SceneScore, StageScores, paired_difference, stage_table, summarise, summary_dict
 from rl.train import train
@@ -37,8 +38,8 @@ class StageAnswers:
     groups: Sequence[Group]
     """One greedy answer each; for the refined stage, the answers that were refined."""
     scores: Sequence[SceneScore]
-    masks: NDArray[np.bool_] | None = None
-    """[S, H, W] refined masks, where the stage has them."""
+    masks: Sequence[NDArray[np.bool_]] | None = None
+    """[S] refined masks [H, W], where the stage has them."""
 
     def drawn(self, k: int) -> Drawn:
         """The answer to scene `k` as rings."""
@@ -118,12 +119,11 @@ def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dic
     pool.close()
     policy = best_policy(config, parts)
     folder = Path(config.run) / "refiner"
-    trained = (folder / "refiner.json").is_file()
-    refiner = (
-        MaskRefiner.load(folder, policy.vision_checksum()) if trained else refine_run(config, parts, policy, console)
-    )
-    masks = refined_masks(refiner, policy, env, stages["rl"].groups)
-    stages["refined"] = StageAnswers(stages["rl"].groups, score_refined(masks, stages["rl"].groups), masks)
+    made = (folder / "summary.json").is_file()
+    refiner = MaskRefiner.load(folder, policy.vision_checksum()) if made else refine(settings_of(config), console)
+    answered = stages["rl"].groups
+    masks, _ = refine_scenes(refiner, policy, CoarseScenes.of_groups(env, answered))
+    stages["refined"] = StageAnswers(answered, score_masks(masks, answered), masks)
     return stages
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.contours import mask_from_rings
 from envs.example import Env
@@ -36,12 +37,18 @@ def greedy_groups(pool: WorkerPool, config: RunConfig, split: str, num_scenes: i
 
 def score_groups(groups: Sequence[Group]) -> list[SceneScore]:
     """A score for the first answer of each group."""
-    scores = []
-    for group in groups:
-        answer, ref = group.rollouts[0].answer, group.example.image
-        mask = mask_from_rings(answer.rings_px, ref.height, ref.width)
-        scores.append(score_mask(mask, group.example.truth, answer.status, group.example.id))
-    return scores
+    refs = [group.example.image for group in groups]
+    rings = [group.rollouts[0].answer.rings_px for group in groups]
+    masks = [mask_from_rings(ring, ref.height, ref.width) for ring, ref in zip(rings, refs, strict=True)]
+    return score_masks(masks, groups)
+
+
+def score_masks(masks: Sequence[NDArray[np.bool_]], groups: Sequence[Group]) -> list[SceneScore]:
+    """Scores of masks [H, W] made from the first answer of each group; the status stays that of the answer."""
+    return [
+        score_mask(mask, group.example.truth, group.rollouts[0].answer.status, group.example.id)
+        for mask, group in zip(masks, groups, strict=True)
+    ]
 
 
 def record_evaluation(

@@ -1,106 +1,214 @@
-"""The refiner of a run: trained on pairs from its archive over the frozen vision features of its best policy."""
+"""`polytrace refine`: pairs chosen from archives, features computed once, a refiner trained, calibrated and judged.
 
+Stopped at any point, the same command goes on: `out` says how far it is by what it holds.
+
+    config.yaml  pairs.parquet  features/  checkpoints/  metrics.jsonl    while it is made
+    refiner.json  refiner.safetensors  summary.json  refiner.html         when it is done
+"""
+
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
-from envs.contours import mask_from_rings
-from envs.example import Env, ImageRef
-from envs.rle import mask_from_rle
+from envs.plugin import Plugin
 from policies.base import VisionFeatures
 from policies.mask_refiner import MaskRefiner
 from policies.vision_language import Policy
+from rl.bars import bar
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, run_parts
-from rl.pairs import Pair, select_pairs
-from rl.scores import SceneScore, score_mask
-from rl.train_refiner import TrainingPairs, predict_masks, train_refiner
-from rollout.archive import RolloutArchive
-from rollout.records import Group
+from rl.pair_index import INDEX, all_pairs, refuse_none, refuse_other_images, training_envs, write_index
+from rl.pair_runs import PairRun, held_out_of, open_runs
+from rl.pairs import choose
+from rl.refined_scenes import CoarseScenes, refine_scenes
+from rl.refiner_data import shares
+from rl.refiner_outcomes import mask_scores, outcomes
+from rl.refiner_rank import RefinerRankSettings
+from rl.refiner_scores import MaskScores, refiner_table, summarise_refined
+from rl.refiner_settings import RefineConfig
+from rl.reliability import fit_calibration
+from rl.settings import load_settings, plugin_from_settings, save_settings
+from rl.train_refiner import train_refiner
+from rollout.disk import replace_text
 
-_IMAGES_AT_ONCE = 64
-
-
-def image_features(policy: Policy, images: NDArray[np.uint8]) -> VisionFeatures:
-    """Frozen features of images [M, H, W, 3], a few at a time, on the CPU."""
-    parts = [
-        policy.vision_features(list(images[first : first + _IMAGES_AT_ONCE]))
-        for first in range(0, len(images), _IMAGES_AT_ONCE)
-    ]
-    return VisionFeatures(torch.cat([p.final for p in parts]).cpu(), torch.cat([p.early for p in parts]).cpu())
-
-
-def training_pairs(pairs: Sequence[Pair], env: Env, policy: Policy) -> TrainingPairs:
-    """Arrays of the pairs, each image and its features once. All images must have one size."""
-    refs = {p.image_key: ImageRef(p.image_key, p.image_sha256, p.height, p.width) for p in pairs}
-    place = {key: k for k, key in enumerate(refs)}
-    images = np.stack([env.image(ref) for ref in refs.values()])
-    return TrainingPairs(
-        images=images,
-        features=image_features(policy, images),
-        coarse=np.stack([p.coarse_mask for p in pairs]),
-        true=np.stack([mask_from_rle(p.true_rle, p.height, p.width) for p in pairs]),
-        image_index=np.array([place[p.image_key] for p in pairs], np.int64),
-    )
+_AT_ONCE = 64
+"""Images that are encoded in one batch."""
+_CONFIG, _SUMMARY = "config.yaml", "summary.json"
 
 
-def refine_run(config: RunConfig, parts: RunParts, policy: Policy, console: Console) -> MaskRefiner:
-    """Choose pairs from the run's archive, train the refiner, and write it to the run's refiner/ folder."""
-    folder, wanted = Path(config.run), config.refiner
-    env: Env = parts.env.build(split="train")
-    archive = RolloutArchive(folder / "archive")
-    with console.status("choosing pairs from the archive"):
-        pairs = select_pairs(
-            archive, wanted.min_iou, per_example=wanted.per_example, limit=wanted.max_pairs, seed=config.seed
-        )
-        if not pairs:
-            raise ValueError(
-                f"no answer in {folder}/archive has an IoU of refiner.min_iou {wanted.min_iou} or more; train "
-                "longer, or lower it."
-            )
-        arrays = training_pairs(pairs, env, policy)
-    console.print(f"refiner: {len(pairs)} pairs over {len(arrays.images)} images from the archive")
-    writer = SummaryWriter(str(folder / "refiner"))
-    refiner = train_refiner(arrays, wanted.network, wanted.training, policy.vision_checksum(), writer)
-    writer.close()
-    refiner.save(folder / "refiner")
+def refine(config: RefineConfig, console: Console) -> MaskRefiner:
+    """Make a refiner as `config` says, or go on with it where it was stopped.
+
+    Raises ValueError or FileNotFoundError, before anything is written, where a run cannot be used, `out` holds
+    something else, the rule keeps no answer, or an image is gone or another one than was answered about.
+    """
+    out = Path(config.out)
+    head = head_plugin(config)
+    _refuse_other(out, config)
+    runs = open_runs([Path(run) for run in config.runs], config.unfinished)
+    policy = policy_of(config)
+    _choose(out, config, runs, console)
+    settings = _rank_settings(config, runs, head, policy)
+    keep_features(settings, policy, console)
+    if not (out / "refiner.json").is_file():
+        train_refiner(settings, out, console)
+    refiner = calibrated(settings, policy, out)
+    judge(config, settings, policy, refiner, console)
     return refiner
+
+
+def settings_of(config: RunConfig) -> RefineConfig:
+    """How the refiner of a run is made: in its folder refiner/, over its best policy."""
+    return RefineConfig(**vars(config.refiner), runs=[config.run], out=str(Path(config.run) / "refiner"))
 
 
 def best_policy(config: RunConfig, parts: RunParts) -> Policy:
     """The best policy of a run; raises FileNotFoundError where it has none."""
-    best = Checkpoints(Path(config.run), config.keep_checkpoints).best
-    if best is None:
-        raise FileNotFoundError(f"{config.run} holds no best checkpoint; train it first (polytrace train).")
-    policy: Policy = parts.policy.with_settings(checkpoint=best.folder).build()
+    policy: Policy = parts.policy.with_settings(checkpoint=best_checkpoint(Path(config.run))).build()
     policy.eval()
     return policy
 
 
-def refine_best(config: RunConfig, console: Console) -> MaskRefiner:
-    """Train the refiner of a run over its best policy."""
-    parts = run_parts(config)
-    return refine_run(config, parts, best_policy(config, parts), console)
+def best_checkpoint(run: Path) -> Path:
+    """Hugging Face folder of the best policy of a run; raises FileNotFoundError where it has none."""
+    best = Checkpoints(run, 1).best
+    if best is None:
+        raise FileNotFoundError(f"{run} holds no best checkpoint; train it first (polytrace train).")
+    return best.folder
 
 
-def refined_masks(refiner: MaskRefiner, policy: Policy, env: Env, groups: Sequence[Group]) -> NDArray[np.bool_]:
-    """[S, H, W] refined masks of the first answer of each group; an empty answer stays empty."""
-    refs = [group.example.image for group in groups]
-    images = np.stack([env.image(ref) for ref in refs])
-    coarse = np.stack(
-        [mask_from_rings(g.rollouts[0].answer.rings_px, r.height, r.width) for g, r in zip(groups, refs, strict=True)]
+def policy_of(config: RefineConfig) -> Policy:
+    """The policy whose vision tower the refiner sees through."""
+    run = Path(config.runs[0])
+    settings = load_settings(RunConfig, run / "config.yaml", [f"run={run}"])
+    parts = run_parts(settings)
+    if config.checkpoint is None:
+        return best_policy(settings, parts)
+    folder = Path(config.checkpoint)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"checkpoint is {folder}, which holds no config.json; give a Hugging Face folder.")
+    policy: Policy = parts.policy.with_settings(checkpoint=folder.resolve()).build()
+    policy.eval()
+    return policy
+
+
+def head_plugin(config: RefineConfig) -> Plugin:
+    """The head that a config names; raises ValueError for a wrong one."""
+    return plugin_from_settings(
+        "policies", "Head", config.head, "head", ["crop_px", "final_channels", "early_channels"]
     )
-    return predict_masks(refiner, images, image_features(policy, images), coarse).masks.numpy()
 
 
-def score_refined(masks: NDArray[np.bool_], groups: Sequence[Group]) -> list[SceneScore]:
-    """Scores of refined masks [S, H, W]; the status stays that of the answer they came from."""
-    return [
-        score_mask(mask, group.example.truth, group.rollouts[0].answer.status, group.example.id)
-        for mask, group in zip(masks, groups, strict=True)
-    ]
+def _refuse_other(out: Path, config: RefineConfig) -> None:
+    """Raise ValueError where `out` holds anything but the beginnings of this very training."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / _CONFIG).is_file():
+        raise ValueError(f"{out} is not empty and holds no {_CONFIG} of a refiner; give a new folder.")
+    before = load_settings(RefineConfig, out / _CONFIG)
+    if _identity(before) != _identity(config):
+        changed = sorted(k for k, value in _identity(config).items() if _identity(before)[k] != value)
+        raise ValueError(
+            f"{out} holds a refiner made with other settings of {', '.join(changed)}; give a new folder, or delete it."
+        )
+    if (out / _SUMMARY).is_file():
+        raise ValueError(f"{out} holds a finished refiner; give a new folder, or delete it to train again.")
+
+
+def _identity(config: RefineConfig) -> dict[str, object]:
+    """What must stay as it is when a training goes on."""
+    training = replace(config.training, ranks=1, threads=1, gpus_per_rank=0.0)
+    return vars(config) | {"training": training}
+
+
+def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: Console) -> None:
+    """Write the index of the pairs, unless it is there."""
+    if (out / INDEX).is_file():
+        return
+    held_out, _ = held_out_of(runs, config.held_out_examples, console)
+    choice = choose([run.archive for run in runs], config.rule, held_out, console)
+    refuse_none(choice, runs, config.damage, config.rule)
+    refuse_other_images(choice, training_envs(runs), console)
+    out.mkdir(parents=True, exist_ok=True)
+    save_settings(config, out / _CONFIG)
+    num = write_index(out / INDEX, all_pairs(choice, runs, config.damage, config.rule, held_out, console))
+    left_out = ", ".join(f"{num:,} {reason}" for reason, num in choice.report.left_out.items() if num)
+    console.print(
+        f"refiner: {num:,} pairs, {len(choice):,} by {choice.report.answers:,} answers; left out: {left_out}",
+        soft_wrap=True,
+    )
+
+
+def _rank_settings(config: RefineConfig, runs: Sequence[PairRun], head: Plugin, policy: Policy) -> RefinerRankSettings:
+    out = Path(config.out)
+    probe = policy.vision_features([np.zeros((64, 64, 3), np.uint8)], config.network.early_block)
+    return RefinerRankSettings(
+        config.network,
+        head,
+        config.training,
+        index=out / INDEX,
+        envs={run.name: run.env for run in runs},
+        features=Path(config.features) if config.features else out / "features",
+        tower_checksum=policy.vision_checksum(),
+        final_channels=probe.final.shape[1],
+        early_channels=probe.early.shape[1],
+        calibration_share=config.calibration_share,
+        evaluation_share=config.evaluation_share,
+    )
+
+
+def keep_features(settings: RefinerRankSettings, policy: Policy, console: Console) -> None:
+    """Compute what features are not kept yet, of every image (or crop) of the pairs."""
+    pairs, store, network = settings.pairs(), settings.store(), settings.network
+    wanted = {pairs.feature_path(store, number): number for number in range(len(pairs))}
+    missing = [(path, number) for path, number in wanted.items() if not path.is_file()]
+    by_size: dict[tuple[int, int], list[tuple[Path, int]]] = {}
+    sizes = pairs.sizes([number for _, number in missing])
+    for one, size in zip(missing, sizes, strict=True):
+        by_size.setdefault(size if network.features == "image" else (0, 0), []).append(one)
+    parts = [same[k : k + _AT_ONCE] for same in by_size.values() for k in range(0, len(same), _AT_ONCE)]
+    for part in bar(parts, "features", console, len(parts)):
+        seen = [pairs.seen_by_tower(number) for _, number in part]
+        found = policy.vision_features(seen, network.early_block)
+        for k, (path, _) in enumerate(part):
+            store.write(path, VisionFeatures(found.final[k : k + 1], found.early[k : k + 1]), policy.model.dtype)
+
+
+def calibrated(settings: RefinerRankSettings, policy: Policy, out: Path) -> MaskRefiner:
+    """The trained refiner in `out`, its predicted IoUs brought to what they turn out to be; saved again."""
+    refiner = MaskRefiner.load(out, settings.tower_checksum)
+    pairs = settings.pairs()
+    numbers = shares(pairs.image_hashes(), settings.calibration_share, settings.evaluation_share)["calibration"]
+    if len(numbers):
+        found = outcomes(refiner, policy, settings.store(), pairs, numbers.tolist())
+        refiner.calibration = fit_calibration(found.raw_iou, found.iou)
+        refiner.save(out)
+    return refiner
+
+
+def judge(
+    config: RefineConfig, settings: RefinerRankSettings, policy: Policy, refiner: MaskRefiner, console: Console
+) -> None:
+    """Score the refiner on what it has not seen; writes summary.json and refiner.html, and prints both tables."""
+    pairs = settings.pairs()
+    parts = shares(pairs.image_hashes(), settings.calibration_share, settings.evaluation_share)
+    found: dict[str, MaskScores] = {}
+    if len(parts["evaluation"]):
+        numbers = parts["evaluation"].tolist()
+        found["answers"] = mask_scores(
+            outcomes(refiner, policy, settings.store(), pairs, numbers), refiner.settings.min_gain
+        )
+    if config.damaged_scenes:
+        env = next(iter(settings.envs.values())).build(split="validation")
+        scenes = CoarseScenes.of_damage(env, config.damaged_scenes, config.training.seed)
+        found["damaged"] = refine_scenes(refiner, policy, scenes)[1]
+    summaries = {name: summarise_refined(scores) for name, scores in found.items()}
+    for summary in summaries.values():
+        console.print(refiner_table(summary))
+    facts = {"pairs": {name: len(part) for name, part in parts.items()}, "steps": settings.training.steps}
+    text = json.dumps(facts | {name: summary.as_dict() for name, summary in summaries.items()}, indent=2)
+    replace_text(Path(config.out) / _SUMMARY, text + "\n")

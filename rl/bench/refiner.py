@@ -1,0 +1,192 @@
+"""Refiners trained on different pairs, side by side: the same number of pairs, the same steps, the same judge.
+
+Every variant sees through the vision tower of one RL run's best policy, and is judged by that policy's greedy answers
+on held-out scenes. What differs is where the coarse masks come from: rollouts of the RL run, true masks damaged,
+rollouts of the SFT checkpoint alone; or that only one pass is unrolled. Smoothing learns nothing but a radius.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from envs.example import Env
+from rl.ablation_scores import t_interval
+from rl.config import RunConfig, run_parts, worker_settings
+from rl.evaluate import greedy_units, score_masks
+from rl.pair_damage import DamageSettings
+from rl.pair_rule import PairRule
+from rl.refine import best_checkpoint, policy_of, refine
+from rl.refined_scenes import CoarseScenes, refine_scenes
+from rl.refiner_data import RefinerPairs
+from rl.refiner_settings import RefineConfig, RefinerTraining
+from rl.scores import Interval
+from rl.settings import load_settings
+from rl.smoothing import fit_radius_share, smoothed_by_size
+from rollout.disk import replace_text
+from rollout.records import Group
+from rollout.worker import RolloutWorker
+
+METRICS = {"giou": "gIoU", "boundary_iou": "boundary IoU", "worse": "made worse", "passes": "passes"}
+OUTLINES, SMOOTHED, ROLLOUTS, SYNTHETIC, SFT, SINGLE = (
+    "outlines",
+    "smoothing",
+    "RL rollouts",
+    "synthetic damage",
+    "SFT rollouts",
+    "RL rollouts, single pass",
+)
+VARIANTS = (ROLLOUTS, SYNTHETIC, SFT, SINGLE)
+_FITTED_ON = 500
+"""Training pairs that the radius of smoothing is chosen on."""
+
+
+@dataclass(frozen=True)
+class RefinerBench:
+    """What to compare."""
+
+    run: Path
+    """Of RL; its best policy is refined."""
+    sft_run: Path
+    """Rollouts of the checkpoint that it began with (`polytrace sample`)."""
+    out: Path
+    """Where the refiners go, and what was measured: a bench that was stopped goes on."""
+    pairs: int
+    steps: int
+    seeds: int
+    scenes: int
+    """Held-out scenes."""
+
+    def config(self, variant: str, seed: int) -> RefineConfig:
+        """How a variant is trained."""
+        base = RefineConfig(
+            runs=[str(self.sft_run if variant == SFT else self.run)],
+            out=str(self.out / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"),
+            features=str(self.out / "features"),
+            checkpoint=str(best_checkpoint(self.run)),
+            rule=PairRule(per_example=2, limit=self.pairs, seed=seed),
+            damage=DamageSettings(share=1.0 if variant == SYNTHETIC else 0.0),
+            held_out_examples=0,
+            training=RefinerTraining(steps=self.steps, save_every=self.steps, seed=seed),
+            unfinished=True,
+        )
+        return replace(base, network=replace(base.network, passes=1)) if variant == SINGLE else base
+
+
+Scores = dict[str, float]
+"""By the keys of METRICS."""
+
+
+def bench(wanted: RefinerBench, console: Console) -> Iterator[dict[str, dict[int, Scores]]]:
+    """Scores by variant and seed, as far as they are known, after each training."""
+    file = wanted.out / "measured.json"
+    known = json.loads(file.read_text()) if file.is_file() else {"settings": _identity(wanted), "scores": {}}
+    if known["settings"] != _identity(wanted):
+        raise ValueError(f"{file} was measured with {known['settings']}; give another folder for other settings.")
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    groups, env = greedy_answers(wanted.run, wanted.scenes)
+    scenes = CoarseScenes.of_groups(env, groups)
+    for seed in range(wanted.seeds):
+        for variant in VARIANTS:
+            if str(seed) not in known["scores"].get(variant, {}):
+                config = wanted.config(variant, seed)
+                found = _refined_scores(config, scenes, groups)
+                known["scores"].setdefault(variant, {})[str(seed)] = found
+                replace_text(file, json.dumps(known, indent=1) + "\n")
+                console.print(f"{variant}, seed {seed}: gIoU {found['giou']:.4f}")
+            yield _all_scores(known, scenes, groups, wanted)
+
+
+def _identity(wanted: RefinerBench) -> dict[str, Any]:
+    free = {"out": "", "seeds": 0}
+    return {name: str(value) for name, value in (asdict(wanted) | free).items()}
+
+
+def _all_scores(
+    known: Mapping[str, Any], scenes: CoarseScenes, groups: Sequence[Group], wanted: RefinerBench
+) -> dict[str, dict[int, Scores]]:
+    found = {name: {int(seed): scores for seed, scores in runs.items()} for name, runs in known["scores"].items()}
+    first = wanted.config(ROLLOUTS, 0)
+    pairs = RefinerPairs(Path(first.out) / "pairs.parquet", {}, first.network, 0, 0.0)
+    fitted = [pairs.masks(number) for number in range(min(_FITTED_ON, len(pairs)))]
+    share = fit_radius_share([one[0] for one in fitted], [one[1] for one in fitted])
+    smooth = [smoothed_by_size(mask, share) for mask in scenes.coarse]
+    before = _scores(scenes.coarse, scenes.coarse, groups)
+    return {OUTLINES: {0: before}, SMOOTHED: {0: _scores(smooth, scenes.coarse, groups)}} | found
+
+
+def greedy_answers(run: Path, num_scenes: int) -> tuple[list[Group], Env]:
+    """(greedy answers of a run's best policy on its final split, the Env of these)."""
+    config = load_settings(RunConfig, run / "config.yaml", [f"run={run}"])
+    parts = run_parts(config)
+    worker = RolloutWorker(worker_settings(config, parts), "bench")
+    worker.load_checkpoint(best_checkpoint(run))
+    worker.set_weights(0, list(worker.buckets()))
+    split = config.evaluation.final_split
+    env: Env = parts.env.build(split=split)
+    units = greedy_units(config, split, min(num_scenes, len(env)))
+    return [group for unit in units for group in worker.answer(unit, 0)], env
+
+
+def _refined_scores(config: RefineConfig, scenes: CoarseScenes, groups: Sequence[Group]) -> Scores:
+    """Train as `config` says, and score what becomes of the answers."""
+    policy = policy_of(config)
+    masks, found = refine_scenes(refine(config, Console(quiet=True)), policy, scenes)
+    return _scores(masks, scenes.coarse, groups) | {"passes": float(found.passes[found.drawn].mean())}
+
+
+def _scores(masks: Sequence[NDArray[np.bool_]], before: Sequence[NDArray[np.bool_]], groups: Sequence[Group]) -> Scores:
+    scored, was = score_masks(masks, groups), score_masks(before, groups)
+    worse = [one.iou < other.iou - 1e-9 for one, other in zip(scored, was, strict=True)]
+    return {
+        "giou": float(np.mean([one.iou for one in scored])),
+        "boundary_iou": float(np.mean([one.boundary_iou for one in scored])),
+        "worse": float(np.mean(worse)),
+        "passes": 0.0,
+    }
+
+
+def summary(found: Mapping[str, Mapping[int, Scores]]) -> dict[str, dict[str, Interval]]:
+    """Of each variant: mean over seeds with t-interval of each score, and of gIoU less that of RL rollouts by seed."""
+    rows: dict[str, dict[str, Interval]] = {}
+    for name, runs in found.items():
+        rows[name] = {metric: t_interval([scores[metric] for scores in runs.values()]) for metric in METRICS}
+        common = sorted(runs.keys() & found.get(ROLLOUTS, {}).keys())
+        if name in VARIANTS and name != ROLLOUTS and common:
+            for metric in ("giou", "boundary_iou"):
+                less = [runs[seed][metric] - found[ROLLOUTS][seed][metric] for seed in common]
+                rows[name][f"{metric}_less_rollouts"] = t_interval(less)
+    return rows
+
+
+def table(found: Mapping[str, Mapping[int, Scores]], wanted: RefinerBench) -> Table:
+    """The variants, a row each."""
+    title = f"Refiners on {wanted.pairs:,} pairs, {wanted.steps} steps, {wanted.scenes} scenes; t-intervals over seeds"
+    shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("coarse masks to train on")
+    for heading in (*METRICS.values(), "gIoU less RL rollouts"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for name, row in summary(found).items():
+        less = row.get("giou_less_rollouts")
+        cells = [Text(_cell(row[metric])) for metric in METRICS]
+        shown.add_row(name, *cells, Text("" if less is None else _cell(less)))
+    return shown
+
+
+def _cell(interval: Interval) -> str:
+    known = np.isfinite(interval.low)
+    return f"{interval.value:.3f}" + (f" ± {interval.high - interval.value:.3f}" if known else "")
+
+
+def as_json(found: Mapping[str, Mapping[int, Scores]]) -> dict[str, Any]:
+    """Every number, and the summary."""
+    rows = {name: {metric: asdict(one) for metric, one in row.items()} for name, row in summary(found).items()}
+    return {"scores": {name: dict(runs) for name, runs in found.items()}, "summary": rows}

@@ -1,0 +1,87 @@
+"""What a refiner makes of pairs that it did not learn from: every pass of every mask, at the size of its image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from policies.base import VisionFeatures, VisionTower
+from policies.mask_refiner import MaskRefiner, chosen_pass
+from rewards.kernels import boundary_iou
+from rl.feature_store import FeatureStore
+from rl.refined_scenes import of_one_size, unroll
+from rl.refiner_data import PixelPair, RefinerPairs
+from rl.refiner_scores import MaskScores
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """N masks, K passes; place 0 of K + 1 is the coarse mask itself."""
+
+    raw_iou: NDArray[np.float64]
+    """[K + 1, N] as the network predicts it."""
+    predicted_iou: NDArray[np.float64]
+    """[K + 1, N] calibrated."""
+    iou: NDArray[np.float64]
+    """[K + 1, N] with the truth, ignored pixels left out."""
+    boundary_iou: NDArray[np.float64]
+    """[K + 1, N] likewise."""
+
+
+def outcomes(
+    refiner: MaskRefiner, tower: VisionTower, store: FeatureStore, pairs: RefinerPairs, numbers: Sequence[int]
+) -> Outcomes:
+    """Every pass over these pairs of an index."""
+    found = Outcomes(*np.zeros((4, refiner.settings.passes + 1, len(numbers))))
+    for places in of_one_size(pairs.sizes(numbers)):
+        chosen = [numbers[place] for place in places]
+        pixels = [pairs.pixels(number) for number in chosen]
+        features = kept_features(refiner, store, pairs, chosen)
+        images, coarse = [pair.image for pair in pixels], [pair.coarse for pair in pixels]
+        unrolled = unroll(refiner, tower, images, coarse, features)
+        found.raw_iou[:, places] = unrolled.raw_iou.numpy()
+        found.predicted_iou[:, places] = unrolled.predicted_iou.numpy()
+        for k, pair in enumerate(pixels):
+            iou, band = pass_scores(unrolled.masks[:, k].numpy(), pair)
+            found.iou[:, places[k]], found.boundary_iou[:, places[k]] = iou, band
+    return found
+
+
+def kept_features(
+    refiner: MaskRefiner, store: FeatureStore, pairs: RefinerPairs, numbers: Sequence[int]
+) -> VisionFeatures | None:
+    """Features of the pairs' images as they are kept; None where crops are encoded, whose boxes were moved there."""
+    if refiner.settings.features == "crop":
+        return None
+    found = [store.read(pairs.feature_path(store, number)) for number in numbers]
+    return VisionFeatures(torch.cat([one.final for one in found]), torch.cat([one.early for one in found]))
+
+
+def mask_scores(found: Outcomes, min_gain: float) -> MaskScores:
+    """What the stop rule returns of these masks, scored."""
+    taken, passes = (value.numpy() for value in chosen_pass(torch.from_numpy(found.predicted_iou), min_gain))
+    each = np.arange(len(taken))
+    return MaskScores(
+        coarse_iou=found.iou[0],
+        refined_iou=found.iou[taken, each],
+        coarse_boundary_iou=found.boundary_iou[0],
+        refined_boundary_iou=found.boundary_iou[taken, each],
+        predicted_iou=found.predicted_iou[taken, each],
+        raw_iou=found.raw_iou[taken, each],
+        predicted_coarse_iou=found.predicted_iou[0],
+        raw_coarse_iou=found.raw_iou[0],
+        passes=passes,
+        taken=taken,
+        drawn=np.ones(len(taken), np.bool_),
+    )
+
+
+def pass_scores(masks: NDArray[np.bool_], pair: PixelPair) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(IoU, Boundary IoU) [K + 1] of masks [K + 1, H, W] with the truth of a pair, over the pixels that count."""
+    true = pair.true & pair.counted
+    masks = masks & pair.counted
+    unions = (masks | true).sum(axis=(1, 2))
+    iou = np.where(unions > 0, (masks & true).sum(axis=(1, 2)) / np.maximum(unions, 1), 1.0)
+    return iou, np.array([float(boundary_iou(mask, true)) for mask in masks])
