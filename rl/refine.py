@@ -6,7 +6,6 @@ Stopped at any point, the same command goes on: `out` says how far it is by what
     refiner.json  refiner.safetensors  summary.json  refiner.html         when it is done
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,20 +23,18 @@ from rl.config import RunConfig, RunParts, run_parts
 from rl.pair_index import INDEX, all_pairs, refuse_none, refuse_other_images, training_envs, write_index
 from rl.pair_runs import PairRun, held_out_of, open_runs
 from rl.pairs import choose
-from rl.refined_scenes import CoarseScenes, refine_scenes
 from rl.refiner_data import shares
-from rl.refiner_outcomes import mask_scores, outcomes
+from rl.refiner_judge import SUMMARY, judge
+from rl.refiner_outcomes import outcomes
 from rl.refiner_rank import RefinerRankSettings
-from rl.refiner_scores import MaskScores, refiner_table, summarise_refined
 from rl.refiner_settings import RefineConfig
 from rl.reliability import fit_calibration
 from rl.settings import load_settings, plugin_from_settings, save_settings
 from rl.train_refiner import train_refiner
-from rollout.disk import replace_text
 
 _AT_ONCE = 64
 """Images that are encoded in one batch."""
-_CONFIG, _SUMMARY = "config.yaml", "summary.json"
+_CONFIG = "config.yaml"
 
 
 def refine(config: RefineConfig, console: Console) -> MaskRefiner:
@@ -115,7 +112,7 @@ def _refuse_other(out: Path, config: RefineConfig) -> None:
         raise ValueError(
             f"{out} holds a refiner made with other settings of {', '.join(changed)}; give a new folder, or delete it."
         )
-    if (out / _SUMMARY).is_file():
+    if (out / SUMMARY).is_file():
         raise ValueError(f"{out} holds a finished refiner; give a new folder, or delete it to train again.")
 
 
@@ -188,27 +185,3 @@ def calibrated(settings: RefinerRankSettings, policy: Policy, out: Path) -> Mask
         refiner.calibration = fit_calibration(found.raw_iou, found.iou)
         refiner.save(out)
     return refiner
-
-
-def judge(
-    config: RefineConfig, settings: RefinerRankSettings, policy: Policy, refiner: MaskRefiner, console: Console
-) -> None:
-    """Score the refiner on what it has not seen; writes summary.json and refiner.html, and prints both tables."""
-    pairs = settings.pairs()
-    parts = shares(pairs.image_hashes(), settings.calibration_share, settings.evaluation_share)
-    found: dict[str, MaskScores] = {}
-    if len(parts["evaluation"]):
-        numbers = parts["evaluation"].tolist()
-        found["answers"] = mask_scores(
-            outcomes(refiner, policy, settings.store(), pairs, numbers), refiner.settings.min_gain
-        )
-    if config.damaged_scenes:
-        env = next(iter(settings.envs.values())).build(split="validation")
-        scenes = CoarseScenes.of_damage(env, config.damaged_scenes, config.training.seed)
-        found["damaged"] = refine_scenes(refiner, policy, scenes)[1]
-    summaries = {name: summarise_refined(scores) for name, scores in found.items()}
-    for summary in summaries.values():
-        console.print(refiner_table(summary))
-    facts = {"pairs": {name: len(part) for name, part in parts.items()}, "steps": settings.training.steps}
-    text = json.dumps(facts | {name: summary.as_dict() for name, summary in summaries.items()}, indent=2)
-    replace_text(Path(config.out) / _SUMMARY, text + "\n")

@@ -17,6 +17,7 @@ from policies.base import VisionFeatures, VisionTower
 from policies.mask_refiner import MaskRefiner, chosen_pass
 from policies.refiner_pass import Unrolled
 from policies.refining import crop_features
+from rl.refiner_data import RefinerPairs
 from rl.refiner_scores import MaskScores, joined, score_unrolled
 from rollout.records import Group
 
@@ -39,6 +40,7 @@ class CoarseScenes:
     statuses: Sequence[AnswerStatus]
     """How the answers read."""
     prompts: Sequence[str]
+    example_ids: Sequence[str]
 
     @classmethod
     def of_groups(cls, env: Env, groups: Sequence[Group]) -> "CoarseScenes":
@@ -52,6 +54,20 @@ class CoarseScenes:
             [group.example.truth for group in groups],
             [answer.status for answer in answers],
             [group.example.prompt.text for group in groups],
+            [group.example.id for group in groups],
+        )
+
+    @classmethod
+    def of_pairs(cls, pairs: RefinerPairs, numbers: Sequence[int]) -> "CoarseScenes":
+        """Some pairs of an index."""
+        pixels, rows = [pairs.pixels(number) for number in numbers], [pairs.row(number) for number in numbers]
+        return cls(
+            [pair.image for pair in pixels],
+            [pair.coarse for pair in pixels],
+            [Truth(pair.true[None], None if pair.counted.all() else ~pair.counted) for pair in pixels],
+            [AnswerStatus.OK] * len(pixels),
+            [row["prompt"] for row in rows],
+            [row["example_id"] for row in rows],
         )
 
     @classmethod
@@ -69,6 +85,7 @@ class CoarseScenes:
             [example.truth for example in chosen],
             [AnswerStatus.OK] * len(chosen),
             [example.prompt.text for example in chosen],
+            [example.id for example in chosen],
         )
 
     def part(self, places: Sequence[int]) -> "CoarseScenes":

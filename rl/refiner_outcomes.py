@@ -8,12 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from policies.base import VisionFeatures, VisionTower
-from policies.mask_refiner import MaskRefiner, chosen_pass
+from policies.mask_refiner import MaskRefiner
 from rewards.kernels import boundary_iou
 from rl.feature_store import FeatureStore
 from rl.refined_scenes import of_one_size, unroll
 from rl.refiner_data import PixelPair, RefinerPairs
-from rl.refiner_scores import MaskScores
 
 
 @dataclass(frozen=True)
@@ -57,25 +56,6 @@ def kept_features(
         return None
     found = [store.read(pairs.feature_path(store, number)) for number in numbers]
     return VisionFeatures(torch.cat([one.final for one in found]), torch.cat([one.early for one in found]))
-
-
-def mask_scores(found: Outcomes, min_gain: float) -> MaskScores:
-    """What the stop rule returns of these masks, scored."""
-    taken, passes = (value.numpy() for value in chosen_pass(torch.from_numpy(found.predicted_iou), min_gain))
-    each = np.arange(len(taken))
-    return MaskScores(
-        coarse_iou=found.iou[0],
-        refined_iou=found.iou[taken, each],
-        coarse_boundary_iou=found.boundary_iou[0],
-        refined_boundary_iou=found.boundary_iou[taken, each],
-        predicted_iou=found.predicted_iou[taken, each],
-        raw_iou=found.raw_iou[taken, each],
-        predicted_coarse_iou=found.predicted_iou[0],
-        raw_coarse_iou=found.raw_iou[0],
-        passes=passes,
-        taken=taken,
-        drawn=np.ones(len(taken), np.bool_),
-    )
 
 
 def pass_scores(masks: NDArray[np.bool_], pair: PixelPair) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -27,10 +27,10 @@ from rl.pair_rule import PairRule
 from rl.refine import best_checkpoint, policy_of, refine
 from rl.refined_scenes import CoarseScenes, refine_scenes
 from rl.refiner_data import RefinerPairs
+from rl.refiner_judge import smoothed_like
 from rl.refiner_settings import RefineConfig, RefinerTraining
 from rl.scores import Interval
 from rl.settings import load_settings
-from rl.smoothing import fit_radius_share, smoothed_by_size
 from rollout.disk import replace_text
 from rollout.records import Group
 from rollout.worker import RolloutWorker
@@ -45,8 +45,6 @@ OUTLINES, SMOOTHED, ROLLOUTS, SYNTHETIC, SFT, SINGLE = (
     "RL rollouts, single pass",
 )
 VARIANTS = (ROLLOUTS, SYNTHETIC, SFT, SINGLE)
-_FITTED_ON = 500
-"""Training pairs that the radius of smoothing is chosen on."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,7 @@ def _all_scores(
     found = {name: {int(seed): scores for seed, scores in runs.items()} for name, runs in known["scores"].items()}
     first = wanted.config(ROLLOUTS, 0)
     pairs = RefinerPairs(Path(first.out) / "pairs.parquet", {}, first.network, 0, 0.0)
-    fitted = [pairs.masks(number) for number in range(min(_FITTED_ON, len(pairs)))]
-    share = fit_radius_share([one[0] for one in fitted], [one[1] for one in fitted])
-    smooth = [smoothed_by_size(mask, share) for mask in scenes.coarse]
+    smooth = smoothed_like(pairs, np.arange(len(pairs)), scenes.coarse)
     before = _scores(scenes.coarse, scenes.coarse, groups)
     return {OUTLINES: {0: before}, SMOOTHED: {0: _scores(smooth, scenes.coarse, groups)}} | found
 
