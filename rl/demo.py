@@ -18,11 +18,14 @@ from policies.mask_refiner import MaskRefiner
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
 from rl.demand import object_store_bytes
+from rl.error_split import AnsweredScenes, OutlineBudget, split_errors
 from rl.evaluate import greedy_groups, score_groups, score_masks
 from rl.memory import PeakMemory
 from rl.metrics import Curve, read_curves
 from rl.refine import best_policy, refine, settings_of
-from rl.refined_scenes import CoarseScenes, refine_scenes
+from rl.refined_scenes import CoarseScenes
+from rl.refiner_judge import refiner_charts
+from rl.refiner_report import RefinerReport
 from rl.report import PAIR_TITLES, Chart, Drawn, Report, SceneRow, chart, choose_scenes, write_report
 from rl.scores import Interval, SceneScore, StageScores, paired_difference, stage_table, summarise, summary_dict
 from rl.train import train
@@ -70,6 +73,9 @@ def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: fl
     folder, parts = Path(config.run), run_parts(config)
     stages = evaluate_stages(config, parts, console)
     cluster.stop()
+    answered = stages["rl"].groups
+    refiner = evaluate_refiner(config, parts, answered, console)
+    stages["refined"] = StageAnswers(answered, score_masks(refiner.masks, answered), refiner.masks)
     scores = {name: summarise(stage.scores) for name, stage in stages.items()}
     paired = {
         "rl_minus_sft": paired_difference(stages["sft"].scores, stages["rl"].scores),
@@ -77,6 +83,7 @@ def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: fl
     }
     seconds, num_scenes = time.monotonic() - started, len(stages["rl"].scores)
     summary = summary_dict(scores, paired, num_scenes, seconds, memory.gib, _extras(config))
+    summary["refiner"] = refiner.as_dict()
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     facts = [
         ("seconds", f"{seconds:.0f}"),
@@ -85,6 +92,7 @@ def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: fl
     ]
     facts.append(("config", (folder / "config.yaml").read_text()))
     write_report(folder / "report.html", _report(config, parts, stages, scores, paired, facts))
+    refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(folder / "refiner"), facts)
     console.print(stage_table(scores))
     for name, interval in paired.items():
         console.print(f"{PAIR_TITLES[name]}: gIoU {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
@@ -92,15 +100,16 @@ def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: fl
         f"{num_scenes} scenes of split {config.evaluation.final_split}, {seconds:.0f} s, peak memory "
         f"{memory.gib:.2f} GiB"
     )
+    refiner.show(console)
     best = _extras(config)["best_step"]
     console.print(f"after RL: the best policy on validation, of step {best} of {config.steps}")
-    for name in ("report.html", "summary.json", "archive"):
+    for name in ("report.html", "refiner.html", "summary.json", "archive"):
         console.print(f"wrote {folder / name}", markup=False)
     return folder
 
 
 def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dict[str, StageAnswers]:
-    """Answers of the SFT checkpoint, of the best policy of the run, and of that policy with the refiner."""
+    """Answers of the SFT checkpoint, and of the best policy of the run."""
     best = Checkpoints(Path(config.run), config.keep_checkpoints).best
     if best is None:
         raise FileNotFoundError(f"{config.run} holds no best checkpoint; train it first (polytrace train).")
@@ -117,14 +126,24 @@ def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dic
             groups = greedy_groups(pool, config, split, num_scenes, checkpoint)
         stages[name] = StageAnswers(groups, score_groups(groups))
     pool.close()
-    policy = best_policy(config, parts)
-    folder = Path(config.run) / "refiner"
+    return stages
+
+
+def evaluate_refiner(config: RunConfig, parts: RunParts, groups: Sequence[Group], console: Console) -> RefinerReport:
+    """What the refiner makes of greedy answers of the best policy, and where their errors come from.
+
+    Trains the refiner where there is none.
+    """
+    policy, folder = best_policy(config, parts), Path(config.run) / "refiner"
     made = (folder / "summary.json").is_file()
     refiner = MaskRefiner.load(folder, policy.vision_checksum()) if made else refine(settings_of(config), console)
-    answered = stages["rl"].groups
-    masks, _ = refine_scenes(refiner, policy, CoarseScenes.of_groups(env, answered))
-    stages["refined"] = StageAnswers(answered, score_masks(masks, answered), masks)
-    return stages
+    env: Env = parts.env.build(split=config.evaluation.final_split)
+    scenes = CoarseScenes.of_groups(env, groups)
+    answered = AnsweredScenes(scenes.images, [group.rollouts[0].answer for group in groups], scenes.truths)
+    with console.status("looking where errors come from"):
+        errors = split_errors(refiner, policy, answered, OutlineBudget.of(parts.codec.build()))
+    name = f"greedy answers to scenes of the split {config.evaluation.final_split}"
+    return RefinerReport.of(name, refiner, policy, scenes, errors)
 
 
 def _extras(config: RunConfig) -> dict[str, object]:

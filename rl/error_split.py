@@ -77,6 +77,15 @@ class OutlineBudget:
     max_rings: int
     """Of an instance; 3 * max_rings vertices or more must be allowed."""
 
+    @classmethod
+    def of(cls, codec: AnswerCodec) -> "OutlineBudget | None":
+        """What the codec's settings allow; None for a codec without limits of these names."""
+        limits = vars(codec)
+        if not {"max_vertices", "max_rings"} <= limits.keys():
+            return None
+        most = int(limits["max_vertices"])
+        return cls(codec, most, min(int(limits["max_rings"]), most // 3))
+
 
 @dataclass(frozen=True)
 class SplitRow:
@@ -87,17 +96,23 @@ class SplitRow:
 
 
 def split_errors(
-    refiner: MaskRefiner, tower: VisionTower, scenes: AnsweredScenes, budget: OutlineBudget, batch_size: int = 64
+    refiner: MaskRefiner, tower: VisionTower, scenes: AnsweredScenes, budget: OutlineBudget | None, batch_size: int = 64
 ) -> dict[str, SplitRow]:
-    """A row for each of TITLES, with bootstrap intervals over scenes; raises ValueError without a scene."""
+    """A row for each of TITLES, with bootstrap intervals over scenes; raises ValueError without a scene.
+
+    budget: None leaves the codec's bound out.
+    """
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in TITLES}
     for batch in _batches(scenes, batch_size):
         answer_masks = _answer_masks(refiner, tower, batch)
         for name, masks in answer_masks.items():
             statuses = [answer.status for answer in batch.answers]
             scores[name] += _scored(masks, batch.truths, statuses)
-        outlined = [codec_mask(truth, budget) for truth in batch.truths]
-        scores["codec_bound"] += _scored(outlined, batch.truths, [AnswerStatus.OK] * len(outlined))
+        if budget is not None:
+            outlined = [codec_mask(truth, budget) for truth in batch.truths]
+            scores["codec_bound"] += _scored(outlined, batch.truths, [AnswerStatus.OK] * len(outlined))
+    if budget is None:
+        del scores["codec_bound"]
     columns = {name: np.array(pairs).reshape(-1, 2).T for name, pairs in scores.items()}
     return {name: SplitRow(mean_interval(iou), mean_interval(band)) for name, (iou, band) in columns.items()}
 
