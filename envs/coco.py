@@ -12,11 +12,9 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from envs.coco_files import (
     Photo,
@@ -31,8 +29,7 @@ from envs.coco_files import (
 )
 from envs.example import Example, ImageRef, Prompt, Truth, image_sha256
 from envs.raster import fill
-
-PADDING_GREY = 128
+from envs.view import View
 
 
 @dataclass
@@ -100,7 +97,7 @@ class Env:
                     f"{photo.width} x {photo.height}, so outlines would not fit; fetch the file that was annotated."
                 )
             if self.decode_all and photo.id in self._photos:
-                hashes[photo.id] = image_sha256(self._served(image))
+                hashes[photo.id] = image_sha256(self._view.pixels(image))
         return hashes
 
     def _split_of(self, image_id: int) -> str:
@@ -148,7 +145,7 @@ class Env:
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
         """The photo [H, W, 3] RGB, resized and padded; raises ValueError where it no longer has `ref.sha256`."""
-        pixels = self._served(open_photo(ref.key, "an example's image"))
+        pixels = self._view.pixels(open_photo(ref.key, "an example's image"))
         if image_sha256(pixels) != ref.sha256:
             raise ValueError(
                 f"{ref.key}: SHA-256 of the pixels is {image_sha256(pixels)[:12]}..., but the example was made with "
@@ -162,8 +159,8 @@ class Env:
 
     def _reference(self, photo: Photo) -> ImageRef:
         if photo.id not in self._sha256:
-            self._sha256[photo.id] = image_sha256(self._served(open_photo(photo.path, f"image {photo.id}")))
-        height, width = self._size(photo.height, photo.width)
+            self._sha256[photo.id] = image_sha256(self._view.pixels(open_photo(photo.path, f"image {photo.id}")))
+        height, width = self._view.size(photo.height, photo.width)
         if self.square:
             height = width = max(height, width)
         return ImageRef(photo.path, self._sha256[photo.id], height, width)
@@ -179,27 +176,10 @@ class Env:
 
     def _mask(self, region: Region) -> NDArray[np.bool_]:
         photo = self._photos[region.image_id]
-        height, width = self._size(photo.height, photo.width)
+        height, width = self._view.size(photo.height, photo.width)
         vertices = region.vertices * np.array([width / photo.width, height / photo.height])
-        return self._padded(fill(vertices, region.offsets, height, width), 0)
+        return self._view.padded(fill(vertices, region.offsets, height, width), 0)
 
-    def _served(self, image: Image.Image) -> NDArray[np.uint8]:
-        height, width = self._size(image.height, image.width)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return self._padded(np.array(image, np.uint8), PADDING_GREY)
-
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after resizing, before padding."""
-        if self.image_side is None:
-            return height, width
-        scale = self.image_side / max(height, width)
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def _padded(self, pixels: NDArray[Any], value: int) -> NDArray[Any]:
-        if not self.square:
-            return pixels
-        height, width = pixels.shape[:2]
-        side = max(height, width)
-        margins = [(0, side - height), (0, side - width), (0, 0)][: pixels.ndim]
-        return np.pad(pixels, margins, constant_values=value)
+    @property
+    def _view(self) -> View:
+        return View(self.image_side, self.square)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rl.cli_archive import archive_app
 from rl.cli_bench import bench_app
 from rl.cli_export import export_app
+from rl.cli_predict import predict
 from rl.cli_rewards import rewards_app
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ def evaluate(run: RunFolder) -> None:
     from rl.demo import finish_run
 
     finish_run(_run_config(run), console)
+
+
+app.command()(predict)
 
 
 @export_app.command("checkpoint")

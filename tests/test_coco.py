@@ -13,8 +13,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from envs.coco import PADDING_GREY, Env
+from envs.coco import Env
 from envs.rle import rle_from_mask
+from envs.view import PADDING_GREY
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "coco28"
 needs_photos = pytest.mark.skipif(not DATA.is_dir(), reason=f"the photos are not here: {DATA} is missing")

@@ -1,0 +1,203 @@
+"""`polytrace predict`: one answer about one image, refined where there is a refiner, in the image's own pixels.
+
+The policy is shown a view of the image, as its run's env showed images; answer and refined mask are in pixels of the
+view. The path that is handed out, and the mask filled from it, are in pixels of the image.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from envs.contours import mask_from_rings
+from envs.plugin import Plugin
+from envs.polygons import Answer, AnswerStatus, Ring
+from envs.view import View
+from policies.mask_refiner import MaskRefiner
+from policies.refining import RefinedMask, refine_masks
+from rl.checkpoints import Checkpoints
+from rl.config import EMBEDDED, policy_plugin
+from rl.settings import plugin_from_settings, read_mapping, settings_from
+from rl.vector import iou, rounded_rings, simplified_rings
+from rollout.engine import Sampling
+from rollout.engine_shared import Engine, SharedSampler
+
+
+@dataclass
+class Recipe:
+    """What of a run's config an answer depends on; the rest is not looked at."""
+
+    env: dict[str, Any] = field(default_factory=dict)
+    codec: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What answers: a checkpoint, and how to ask it."""
+
+    recipe: Recipe
+    checkpoint: str
+    """A Hugging Face folder, or the name of the embedded one."""
+    refiner: Path | None
+    """Folder of the refiner; None for the outline as the policy draws it."""
+    view: View
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An answer about an image of H x W pixels."""
+
+    phrase: str
+    view: tuple[int, int]
+    """Height and width of what the policy was shown, padding included."""
+    status: AnswerStatus
+    text: str
+    """What the policy wrote."""
+    rings_px: list[Ring]
+    """The outline, each ring [N, 2] px of the image; [] where the answer is empty or not valid."""
+    mask: NDArray[np.bool_]
+    """[H, W] those rings filled."""
+    refined: RefinedMask | None
+    """What the refiner said, in the view; None where it was not asked."""
+    path_iou: float | None
+    """Overlap, in the view, of the simplified outline with the refined mask; None where none was simplified."""
+
+    @property
+    def num_vertices(self) -> int:
+        """Vertices of all rings."""
+        return sum(map(len, self.rings_px))
+
+
+def find_source(
+    checkpoint: Path, config: Path | None, refiner: Path | None, raw: bool = False, side: int | None = None
+) -> Source:
+    """What `checkpoint` means: the folder of a run, a Hugging Face folder of a policy, or the embedded one by its name.
+
+    config: the YAML with the codec, where it is no run; None for the demo's. refiner: folder of a refiner; None for
+    RUN/refiner, where there is one. raw: without a refiner. side: pixels of the view's longer side, in place of what
+    the env says. Raises FileNotFoundError or ValueError for what does not fit.
+    """
+    if raw and refiner is not None:
+        raise ValueError(f"--raw leaves the refiner out, but --refiner is {refiner}; give one of them.")
+    is_run = (checkpoint / "config.yaml").is_file()
+    if is_run and config is not None:
+        raise ValueError(f"{checkpoint} is a run and has its own config.yaml; leave --config {config} out.")
+    recipe = _read_recipe(checkpoint / "config.yaml" if is_run else config or Path("demo"))
+    view = view_of(recipe.env) if side is None else replace(view_of(recipe.env), side=side)
+    if view.side is not None and view.side < 1:
+        raise ValueError(f"--side is {view.side}; set it to 1 pixel or more, best to what the policy was trained on.")
+    policy = _best_policy(checkpoint) if is_run else _policy_folder(checkpoint)
+    if refiner is None and is_run and (checkpoint / "refiner" / "refiner.json").is_file():
+        refiner = checkpoint / "refiner"
+    return Source(recipe, policy, None if raw else refiner, view)
+
+
+def _read_recipe(path: Path) -> Recipe:
+    values = read_mapping(path)
+    known = {part.name: values[part.name] for part in fields(Recipe) if part.name in values}
+    if "max_tokens" in values:  # as the config of a supervised training says it
+        known.setdefault("sampling", {"max_tokens": values["max_tokens"]})
+    try:
+        return settings_from(Recipe, known, "")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _best_policy(run: Path) -> str:
+    best = Checkpoints(run, keep=1).best
+    if best is None:
+        raise FileNotFoundError(
+            f"{run} holds no best checkpoint yet; let it train until its first evaluation, or write its last one by "
+            f"polytrace export checkpoint {run} --out FOLDER and ask FOLDER with --config {run / 'config.yaml'}."
+        )
+    return str(best.folder)
+
+
+def _policy_folder(checkpoint: Path) -> str:
+    if str(checkpoint) != EMBEDDED and not (checkpoint / "config.json").is_file():
+        what = "holds neither config.yaml nor config.json" if checkpoint.is_dir() else "is not a folder"
+        raise FileNotFoundError(
+            f"{checkpoint} {what}; give the folder of a run, a Hugging Face folder of a policy, or {EMBEDDED} for the "
+            "embedded one."
+        )
+    return str(checkpoint)
+
+
+def view_of(env: Mapping[str, Any]) -> View:
+    """How the env of a config shows images to its policy; the env is not made, so its data need not be there.
+
+    An env with a setting `image_size` shows squares of that side, one with `image_side` (and `square`) what these say;
+    of any other it is not known, and images are shown as they are.
+    """
+    plugin = plugin_from_settings("envs", "Env", env, "env", ["split"])
+    settings = _defaults(plugin) | plugin.settings
+    if "image_size" in settings:
+        return View(settings["image_size"], square=True)
+    return View(settings.get("image_side"), bool(settings.get("square", False)))
+
+
+def _defaults(plugin: Plugin) -> dict[str, Any]:
+    return {part.name: part.default for part in fields(plugin.load()) if part.default is not MISSING}
+
+
+class Predictor:
+    """A policy and perhaps a refiner, loaded; answers any number of images."""
+
+    def __init__(self, source: Source) -> None:
+        """Raises FileNotFoundError or ValueError where a folder is not what it should be.
+
+        Also where the refiner was trained over the vision tower of another policy.
+        """
+        codec = plugin_from_settings("envs", "Codec", source.recipe.codec, "codec")
+        plugin = policy_plugin(source.recipe.policy | {"checkpoint": source.checkpoint}, codec)
+        self._sampler: SharedSampler = Engine().open(plugin)
+        self._policy = self._sampler.policy
+        self._sampling = replace(source.recipe.sampling, temperature=0.0)
+        self._view = source.view
+        self._refiner: MaskRefiner | None = None
+        if source.refiner is not None:
+            self._refiner = MaskRefiner.load(source.refiner, self._policy.vision_checksum()).to(self._policy.device)
+
+    def predict(self, image: Image.Image, phrase: str, min_iou: float = 0.995) -> Prediction:
+        """The likeliest answer about an RGB image; what the policy writes is never an exception.
+
+        min_iou: least overlap, in the view, of a simplified outline with the refined mask. An outline that comes from
+        the policy itself is not simplified. Raises ValueError for an empty phrase.
+        """
+        if not phrase.strip():
+            raise ValueError("the phrase is empty; say what to outline, such as 'the left apple'.")
+        pixels = self._view.pixels(image)
+        [[response]] = self._sampler.sample([pixels], [phrase.strip()], self._sampling, [[0]])
+        answer = self._policy.read(response, *pixels.shape[:2])
+        refined = self._refine(pixels, answer)
+        rings, path_iou = answer.rings_px, None
+        # Where no pass is better than the outline itself, the outline says more than its pixels.
+        if refined is not None and refined.taken > 0:
+            height, width = self._view.size(image.height, image.width)
+            fine = refined.mask[:height, :width]  # the policy may have drawn into the padding
+            rings = simplified_rings(fine, min_iou)
+            path_iou = iou(mask_from_rings(rings, height, width), fine)
+        rings = rounded_rings(self._view.rings_px(rings, image.height, image.width))
+        return Prediction(
+            phrase=phrase.strip(),
+            view=(pixels.shape[0], pixels.shape[1]),
+            status=answer.status,
+            text=self._policy.text(response),
+            rings_px=rings,
+            mask=mask_from_rings(rings, image.height, image.width),
+            refined=refined,
+            path_iou=path_iou,
+        )
+
+    def _refine(self, pixels: NDArray[np.uint8], answer: Answer) -> RefinedMask | None:
+        if self._refiner is None or answer.status is not AnswerStatus.OK:
+            return None
+        coarse = mask_from_rings(answer.rings_px, *pixels.shape[:2])
+        [[refined]] = refine_masks(self._refiner, self._policy, [pixels], [[coarse]])
+        return refined
