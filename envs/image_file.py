@@ -1,5 +1,6 @@
 """Any image file as RGB pixels, the way a viewer would show it: the first frame, upright, over white."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ def read_image(path: Path) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is {'a folder' if path.exists() else 'not there'}; give an image file.")
     try:
-        with Image.open(path) as image:
+        # What Pillow warns of (odd metadata, a large image) would stand between a user and the answer.
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             return _over_white(ImageOps.exif_transpose(_eight_bit(image)))
     except _UNREADABLE as error:
         said = " ".join(str(error).split())
