@@ -97,7 +97,7 @@ def write_prediction(
         elif kind == "svg":
             content = svg_of(prediction, over).encode()
         else:
-            content = (json.dumps(numbers_of(prediction), indent=1) + "\n").encode()
+            content = (json.dumps(numbers_of(prediction)) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(content)

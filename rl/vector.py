@@ -6,11 +6,12 @@ browser and here; a browser shades the pixels along its edges, and half shaded s
 
 from collections.abc import Sequence
 from html import escape
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.contours import mask_from_rings, rings_from_mask, simplify
+from envs.contours import canonical_start, mask_from_rings, rings_from_mask, simplify
 from envs.polygons import Ring
 from rl.pictures import svg_path
 
@@ -30,17 +31,28 @@ def check_floor(min_iou: float) -> None:
         raise ValueError(f"the least IoU of the path is {min_iou}; set it above 0 and to 1 at most, such as 0.995.")
 
 
+def bevelled(ring: Ring) -> Ring:
+    """A pixel-edge ring [N, 2] px with each corner cut off, from half a pixel before it to half a pixel behind it.
+
+    Stairs become slopes, and the fill stays the same to the pixel: what is cut off holds no pixel's centre.
+    """
+    to_last, to_next = np.roll(ring, 1, axis=0) - ring, np.roll(ring, -1, axis=0) - ring
+    around = np.stack([ring + np.sign(to_last) / 2, ring + np.sign(to_next) / 2], axis=1).reshape(-1, 2)
+    return canonical_start(around[(around != np.roll(around, 1, axis=0)).any(axis=1)])
+
+
 def simplified_rings(mask: NDArray[np.bool_], min_iou: float) -> list[Ring]:
     """Rings [N, 2] px of few vertices whose fill has an IoU of `min_iou` or more with `mask` [H, W]; [] where empty.
 
-    Traced along pixel edges, every part and hole kept, then simplified to a budget of vertices that bisection finds:
-    about the smallest. With a `min_iou` of 1 the fill is `mask` to the pixel. Raises ValueError as `check_floor` does.
+    Traced along pixel edges, bevelled, every part and hole kept, then simplified to a budget of vertices that bisection
+    finds: about the smallest. With a `min_iou` of 1 the fill is `mask` to the pixel. ValueError as of `check_floor`.
     """
     check_floor(min_iou)
-    rings = rings_from_mask(mask)
-    perimeter = sum(int(np.abs(np.diff(ring, axis=0, append=ring[:1])).sum()) for ring in rings)
-    # A ring along pixel edges has no more vertices than pixels of length, so this budget leaves all of them in place.
-    enough, too_few = 3 * len(rings) + perimeter, 3 * len(rings) - 1
+    rings = [bevelled(ring) for ring in rings_from_mask(mask)]
+    lengths = [float(np.abs(np.diff(ring, axis=0, append=ring[:1])).sum()) for ring in rings]
+    # `simplify` shares the budget by length, and a bevelled ring has at most a vertex a pixel of its length: with this
+    # budget all vertices stay.
+    enough, too_few = 4 * len(rings) + ceil(sum(lengths)), 3 * len(rings) - 1
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
         if iou(mask_from_rings(simplify(rings, middle), *mask.shape), mask) >= min_iou:

@@ -34,7 +34,7 @@ def polytrace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return run
 
 
-COMMANDS = ["demo", "sft", "train", "refine", "evaluate", "archive", "export", "rewards", "bench"]
+COMMANDS = ["demo", "sft", "train", "refine", "evaluate", "predict", "archive", "export", "rewards", "bench"]
 BELOW = [f"archive {name}" for name in ("ls", "show", "verify", "query", "compact")]
 BELOW += ["export pairs", "export checkpoint", *(f"rewards {name}" for name in ("score", "compare", "ablate", "test"))]
 BENCHES = ["rewards", "rescore", "archive", "learner", "rollout", "step"]

@@ -14,7 +14,7 @@ from PIL import Image
 from envs.contours import mask_from_rings, rings_from_mask
 from envs.polygons import signed_area_px
 from envs.view import View
-from rl.vector import iou, path_svg, rounded_rings, simplified_rings, visible_box_px
+from rl.vector import bevelled, iou, path_svg, rounded_rings, simplified_rings, visible_box_px
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=16))
 
@@ -47,10 +47,25 @@ def test_a_floor_of_one_gives_the_mask_back_to_the_pixel(mask):
     np.testing.assert_array_equal(mask_from_rings(simplified_rings(mask, 1.0), *mask.shape), mask)
 
 
-def test_a_disc_of_80_px_needs_a_fifth_of_its_corners_at_an_iou_of_0_99():
+@given(masks)
+@settings(max_examples=60)
+def test_a_bevelled_ring_fills_to_the_same_pixels(mask):
+    rings = [bevelled(ring) for ring in rings_from_mask(mask)]
+    np.testing.assert_array_equal(mask_from_rings(rings, *mask.shape), mask)
+
+
+def test_bevelled_stairs_are_a_slope_and_a_pixel_a_diamond():
+    stairs = np.tri(3, dtype=bool)  # one pixel, two, three
+    assert bevelled(rings_from_mask(stairs)[0]).tolist() == [
+        [0.5, 0], [1, 0.5], [1.5, 1], [2, 1.5], [2.5, 2], [3, 2.5], [2.5, 3], [0.5, 3], [0, 2.5], [0, 0.5],
+    ]  # fmt: skip
+    assert bevelled(rings_from_mask(np.ones((1, 1), bool))[0]).tolist() == [[0.5, 0], [1, 0.5], [0.5, 1], [0, 0.5]]
+
+
+def test_a_disc_of_80_px_needs_20_vertices_for_its_188_corners_at_an_iou_of_0_99():
     mask = disc(100, 100, 50, 50, 40)
     traced, simplified = rings_from_mask(mask)[0], simplified_rings(mask, 0.99)[0]
-    assert (len(traced), len(simplified)) == (188, 39)
+    assert (len(traced), len(simplified)) == (188, 20)
 
 
 def test_overlap_of_four_and_two_pixels_of_which_two_are_shared_is_a_half():
