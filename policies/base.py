@@ -6,7 +6,7 @@ Dimension letters: B groups in a batch, G answers a group, P prompt tokens, T ch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from envs.polygons import Answer
 from policies.grammar import TokenGrammar
-from policies.prompt_cache import EncodedPrompts, PromptCache
+
+if TYPE_CHECKING:  # transformers, which what reads an archive can do without
+    from policies.prompt_cache import EncodedPrompts, PromptCache
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,11 @@ class PolicyContract(Protocol):
         """The codec's grammar in this vocabulary, made once; ValueError where the vocabulary cannot write it."""
         ...
 
-    def encode(self, rows: PromptRows) -> EncodedPrompts:
+    def encode(self, rows: PromptRows) -> "EncodedPrompts":
         """Keys and values of B prompts, each encoded once."""
         ...
 
-    def decode(self, cache: PromptCache, tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+    def decode(self, cache: "PromptCache", tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
         """Log-probabilities [R*C, V] of the token after `tokens` [R, C]; the cache grows by one.
 
         allowed: [R*C, V] bool, the tokens that can be sampled; None: all.

@@ -1,9 +1,10 @@
-"""A generated archive of many answers: what it costs to choose pairs from it, and to append one more step to it.
+"""A generated archive of many answers: what it costs to choose and export pairs, and to append one more step to it.
 
-Pairs are chosen and written in a process of its own, so that its peak memory and the bytes that it reads are its own
-(as Linux counts them, in /proc). The smaller archives are the first steps of the largest one.
+Choosing and exporting have processes of their own (rl/bench/archive_work.py), so that peak memory and bytes read are
+theirs. The smaller archives are the first steps of the largest one.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -12,40 +13,60 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from envs.rle import rle_from_mask
-from rl.bench.made_archive import PER_STEP, step_groups, write_archive
-from rl.pair_rule import PairRule
-from rl.pairs import select
+from rl.bench.made_archive import PER_STEP, num_steps, step_groups, write_archive, write_config
 from rollout.archive import RolloutArchive
 from rollout.shard_table import TABLES, ShardTable
-from rollout.shards import new_shard
 
 PEAK_BAR_MB = 1000.0
-"""Most memory that choosing and writing pairs may take."""
-_ROWS_AT_ONCE = 10_000
+"""Most memory that choosing and exporting pairs may take."""
+MADE = "made_archive"
+"""Folder of the largest archive, where it is kept; a name that no run's archive has."""
+QUICK_ANSWERS = 30_000
+_PARTS = (4, 2, 1)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Pairs chosen from one archive and written."""
+    """Pairs chosen from one archive, both masks of each written."""
+
+    answers: int
+    pairs: int
+    seconds: float
+    """Of choosing; it reads the archive."""
+    writing_seconds: float
+    """Of filling and writing the masks; it depends on the pairs alone."""
+    peak_mb: float
+    """Highest resident memory of the process, the imports' share included."""
+    read_mb: float
+    """Bytes that choosing read."""
+    archive_mb: float
+    """Bytes of the archive."""
+
+    @property
+    def seconds_a_million(self) -> float:
+        """Of choosing, for each million answers in the archive."""
+        return self.seconds / self.answers * 1e6
+
+
+@dataclass(frozen=True)
+class Exported:
+    """`polytrace export pairs` from the largest archive."""
 
     answers: int
     pairs: int
     seconds: float
     peak_mb: float
     """Highest resident memory of the process, the imports' share included."""
-    read_mb: float
-    """Bytes that the process read, those of its imports left out."""
-    archive_mb: float
-    """Bytes of the archive."""
+    written_mb: float
+    """Bytes of the export: images and masks as PNG in Parquet shards, index, pages."""
 
 
 @dataclass(frozen=True)
@@ -65,57 +86,57 @@ class ArchiveBench:
     """What was measured."""
 
     chosen: list[Chosen]
+    exported: Exported
     appended: list[Appended]
 
+    @property
+    def linearity(self) -> float:
+        """Seconds a million answers in the largest archive over those in the smallest; 1 or less is no worse than
+        linear."""
+        return self.chosen[-1].seconds_a_million / self.chosen[0].seconds_a_million
 
-def first_steps(folder: Path, num_answers: int, target: Path) -> None:
-    """In `target`, by hard links, the first steps of an archive, of about `num_answers` answers."""
+    @property
+    def share_read(self) -> float:
+        """Bytes read of each byte by which the largest archive is larger than the smallest; 1 or more is not pruned.
+
+        Both tables are read twice, once for what is chosen by, once for what is written.
+        """
+        first, last = self.chosen[0], self.chosen[-1]
+        return (last.read_mb - first.read_mb) / max(1e-9, last.archive_mb - first.archive_mb)
+
+
+def first_steps(folder: Path, num_answers: int, run: Path) -> None:
+    """In the folder `run`, by hard links, a run of the first steps of an archive, of at least `num_answers` answers."""
     for name in TABLES:
-        (target / name).mkdir(parents=True)
+        (run / "archive" / name).mkdir(parents=True)
         for shard in ShardTable(folder, name).shards():
-            if shard.last < max(1, num_answers // PER_STEP):
-                os.link(shard.path, target / name / shard.path.name)
+            if shard.last < num_steps(num_answers):
+                os.link(shard.path, run / "archive" / name / shard.path.name)
+    write_config(run, num_answers)
 
 
-def choose_and_write(archive: Path, num_pairs: int, out: Path) -> int:
-    """Choose pairs and write both masks of each as COCO RLE to `out`; returns how many."""
-    pairs = select(RolloutArchive(archive), PairRule(limit=num_pairs)).pairs
-    with new_shard(out) as shard:
-        for first in range(0, len(pairs), _ROWS_AT_ONCE):
-            part = pairs[first : first + _ROWS_AT_ONCE]
-            rows = {
-                "example_id": [pair.example_id for pair in part],
-                "coarse_rle": [rle_from_mask(pair.coarse_mask) for pair in part],
-                "true_rle": [pair.true_rle for pair in part],
-                "iou": [pair.iou for pair in part],
-            }
-            shard.add(pa.table(rows))
-    return len(pairs)
+def measure_choosing(run: Path, num_pairs: int) -> Chosen:
+    """Choose pairs, then write both masks of each, in a process of its own."""
+    shards = [shard for name in TABLES for shard in ShardTable(run / "archive", name).shards()]
+    size = sum(shard.path.stat().st_size for shard in shards) / 1e6
+    return Chosen(answers=_answers(run), archive_mb=size, **_apart("choose", run, num_pairs, "pairs.parquet"))
 
 
-_CHILD = """
-import sys, time
-from pathlib import Path
-from rl.bench.archive import choose_and_write
-from rl.bench.made_archive import step_groups
-step_groups(0, "compiles the kernels")
-def read(): return int(open("/proc/self/io").read().split()[1])
-before, started = read(), time.perf_counter()
-pairs = choose_and_write(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-seconds, peak = time.perf_counter() - started, open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
-print(pairs, seconds, int(peak) * 1024 / 1e6, (read() - before) / 1e6)
-"""
+def measure_exporting(run: Path, num_pairs: int) -> Exported:
+    """Export pairs with their images, in a process of its own."""
+    return Exported(answers=_answers(run), **_apart("export", run, num_pairs, "pairs"))
 
 
-def measure_choosing(archive: Path, num_pairs: int) -> Chosen:
-    """Choose and write pairs in a process of its own."""
-    with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as folder:
-        command = [sys.executable, "-c", _CHILD, f"{archive}", f"{num_pairs}", f"{folder}/pairs.parquet"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    rollouts, examples = ShardTable(archive, "rollouts").shards(), ShardTable(archive, "examples").shards()
-    size = sum(shard.path.stat().st_size for shard in [*rollouts, *examples]) / 1e6
-    seconds, peak, read = map(float, said[1:])
-    return Chosen(len(rollouts) * PER_STEP, int(said[0]), seconds, peak, read, size)
+def _answers(run: Path) -> int:
+    return RolloutArchive(run / "archive").num_steps * PER_STEP
+
+
+def _apart(kind: str, run: Path, num_pairs: int, name: str) -> dict[str, Any]:
+    """What rl/bench/archive_work.py says; what it writes lies beside the run meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="polytrace-bench-", dir=run.parent) as folder:
+        command = [sys.executable, "-m", "rl.bench.archive_work", kind, f"{run}", f"{num_pairs}", f"{folder}/{name}"]
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(said))
 
 
 def measure_appending(folder: Path, rounds: int) -> Appended:
@@ -134,45 +155,59 @@ def measure_appending(folder: Path, rounds: int) -> Appended:
 
 
 def bench(num_answers: int, num_pairs: int, folder: Path, rounds: int = 15) -> ArchiveBench:
-    """Measure in archives of a quarter, a half and all of `num_answers`.
+    """Measure choosing in archives of a quarter, a half and all of `num_answers`, the rest in the largest.
 
-    folder: where they are written, some 0.35 KB an answer.
+    folder: where the archive is written, and stays; one that is there is taken, or made longer.
     """
-    write_archive(folder / "whole", num_answers)
-    parts = {folder / f"part-{part}": num_answers // part for part in (4, 2, 1)}
-    for part, num in parts.items():
-        first_steps(folder / "whole", num, part)
-    bar = track(parts, "choosing pairs", console=Console(stderr=True), transient=True)
-    chosen = [measure_choosing(part, num_pairs) for part in bar]
-    return ArchiveBench(chosen, [measure_appending(folder / name, rounds) for name in ("empty", "whole")])
+    write_archive(folder / MADE, num_answers)
+    with tempfile.TemporaryDirectory(prefix="polytrace-bench-", dir=folder) as beside:
+        runs = {Path(beside) / f"part-{part}": num_answers // part for part in _PARTS}
+        for run, num in runs.items():
+            first_steps(folder / MADE, num, run)
+        bar = track(runs, "choosing pairs", console=Console(stderr=True), transient=True)
+        chosen = [measure_choosing(run, num_pairs) for run in bar]
+        whole = list(runs)[-1]
+        exported = measure_exporting(whole, num_pairs)
+        appended = [measure_appending(run / "archive", rounds) for run in (Path(beside) / "empty", whole)]
+    return ArchiveBench(chosen, exported, appended)
 
 
 def as_json(found: ArchiveBench) -> dict[str, object]:
     """What was measured, for a program; megabytes are of 1e6 bytes."""
     return {
         "peak_bar_mb": PEAK_BAR_MB,
-        "chosen": [vars(one) for one in found.chosen],
+        "linearity": found.linearity,
+        "share_read": found.share_read,
+        "chosen": [vars(one) | {"seconds_a_million": one.seconds_a_million} for one in found.chosen],
+        "exported": vars(found.exported),
         "appended": [vars(one) for one in found.appended],
     }
 
 
 def tables(found: ArchiveBench) -> Iterator[Table]:
-    """What was measured, for people: also seconds a million further answers, and bytes read of each further byte."""
-    title = f"Pairs chosen from an archive and written, in at most {PEAK_BAR_MB:,.0f} MB"
-    made = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("answers", "pairs", "s", "s a million", "peak MB", "MB", "MB read", "of a MB"):
+    """What was measured, for people."""
+    made = Table(title="Pairs chosen, both masks written", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("answers", "pairs", "s", "s a million", "s of writing", "peak MB", "archive MB", "MB read"):
         made.add_column(column, justify="right", no_wrap=True)
-    for before, one in zip([None, *found.chosen], found.chosen, strict=False):
-        more = "", ""
-        if before is not None and one.answers > before.answers:
-            seconds = (one.seconds - before.seconds) / (one.answers - before.answers) * 1e6
-            more = f"{seconds:.1f}", f"{(one.read_mb - before.read_mb) / (one.archive_mb - before.archive_mb):.2f}"
+    for one in found.chosen:
+        seconds = (f"{value:.1f}" for value in (one.seconds, one.seconds_a_million, one.writing_seconds))
         sizes = (f"{value:,.0f}" for value in (one.peak_mb, one.archive_mb, one.read_mb))
-        made.add_row(f"{one.answers:,}", f"{one.pairs:,}", f"{one.seconds:.1f}", more[0], *sizes, more[1])
+        made.add_row(f"{one.answers:,}", f"{one.pairs:,}", *seconds, *sizes)
+    yield made
+    whole = found.exported
+    made = Table(title="`export pairs` with images, from the largest", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("answers", "pairs", "s", "peak MB", "bar MB", "written MB"):
+        made.add_column(column, justify="right")
+    sizes = (f"{value:,.0f}" for value in (whole.peak_mb, PEAK_BAR_MB, whole.written_mb))
+    made.add_row(f"{whole.answers:,}", f"{whole.pairs:,}", f"{whole.seconds:.1f}", *sizes)
     yield made
     made = Table(title=f"A step of {PER_STEP:,} answers appended", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("answers before", "ms a step", "once, on opening"):
         made.add_column(column, justify="right")
     for step in found.appended:
         made.add_row(f"{step.answers:,}", f"{step.milliseconds:.1f}", f"{step.open_seconds:.2f} s")
+    yield made
+    made = Table(title="Ratios", box=SIMPLE_HEAD, pad_edge=False, show_header=False)
+    made.add_row("s a million answers, largest archive over smallest (1: linear)", f"{found.linearity:.2f}")
+    made.add_row("bytes read of each further byte, in two passes (below 1: pruned)", f"{found.share_read:.2f}")
     yield made
