@@ -27,9 +27,10 @@ _NUMBERS = {"bigint", "integer", "double", "float", "hugeint", "ubigint", "decim
 
 
 @contextmanager
-def asked(runs: Sequence[Path], sql: str) -> Iterator["duckdb.DuckDBPyRelation"]:
-    """The answer to one SELECT over the views, computed as it is read.
+def asked(runs: Sequence[Path], sql: str, outs: Sequence[Path] = ()) -> Iterator["duckdb.DuckDBPyRelation"]:
+    """The answer to one SELECT over the views, computed as it is read; it can read no other file.
 
+    outs: where `write_rows` is to write it.
     Raises ValueError, in one line that names the columns there are, where the SQL is wrong or is no SELECT, or an
     archive cannot be read; FileNotFoundError where no run has an answer.
     """
@@ -40,11 +41,21 @@ def asked(runs: Sequence[Path], sql: str) -> Iterator["duckdb.DuckDBPyRelation"]
         try:
             for view in VIEWS:
                 base.execute(f"CREATE VIEW {view} AS {_union(runs, view)}")
+            _lock(base, runs, Path(spill), outs)
             columns = " ".join(f"{view} has {', '.join(base.table(view).columns)}." for view in VIEWS)
             yield base.sql(_select(base, sql))
         except duckdb.Error as error:
             first_line = str(error).strip().splitlines()[0].rstrip(".!")
             raise ValueError(f"{first_line}. {columns}") from error
+
+
+def _lock(base: "duckdb.DuckDBPyConnection", runs: Sequence[Path], spill: Path, outs: Sequence[Path]) -> None:
+    """From here on a query reads the shards of these runs and nothing else, and cannot change that."""
+    tables = [f"{run / 'archive' / view}" for run in runs for view in VIEWS]
+    folders = [*tables, *map(_as_glob, tables), f"{spill}"]  # a pattern is checked before it is looked up, and after
+    files = [f"{_partial(out)}" for out in outs]
+    base.execute(f"SET allowed_directories = {_literals(folders)}; SET allowed_paths = {_literals(files)}")
+    base.execute("SET enable_external_access = false; SET lock_configuration = true")
 
 
 def _select(base: "duckdb.DuckDBPyConnection", sql: str) -> "duckdb.Statement":
@@ -72,6 +83,10 @@ def _union(runs: Sequence[Path], view: str) -> str:
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def _literals(texts: Sequence[str]) -> str:
+    return f"[{', '.join(map(_literal, texts))}]::VARCHAR[]"
 
 
 def _as_glob(path: str) -> str:
@@ -125,11 +140,15 @@ def _plain(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _partial(out: Path) -> Path:
+    return out.absolute().with_name(f".{out.name}.partial")
+
+
 def write_rows(found: "duckdb.DuckDBPyRelation", out: Path) -> None:
     """All rows in a file, Parquet where its name ends in .parquet, else CSV; whole or not there."""
     refuse_unwritable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = _partial(out)
     try:
         if out.suffix == ".parquet":
             found.write_parquet(f"{partial}")

@@ -32,7 +32,9 @@ def list_archives(runs: RunFolders, as_json: AsJson = False) -> None:
 @archive_app.command()
 def show(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="A page (.html) or a picture (.png) to write.")] = Path("answers.html"),
+    out: Annotated[
+        Path, typer.Option(help="A page (.html) or a picture (.png) to write; a folder that is missing is made.")
+    ] = Path("answers.html"),
     step: Annotated[int | None, typer.Option(help="Only answers of this step.")] = None,
     position: Annotated[int | None, typer.Option(help="Only of the group at this position of its step.")] = None,
     example: Annotated[str | None, typer.Option(help="Only to this example, by its id.")] = None,
@@ -91,8 +93,10 @@ def query(
     runs: RunFolders,
     sql: Annotated[str, typer.Argument(help="One SELECT over the views rollouts and examples.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write all rows to this CSV file.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write all rows to this Parquet file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write all rows to this CSV file; a folder that is missing is made.")
+    ] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write all rows to this Parquet file, likewise.")] = None,
 ) -> None:
     """Ask the archives of runs by SQL (DuckDB): the tables of docs/archive.md, with `run_folder` before the columns.
 
@@ -103,14 +107,14 @@ def query(
 
     if parquet is not None and parquet.suffix != ".parquet":
         raise ValueError(f"{parquet} does not end in .parquet; name the file so, or take --csv.")
-    with archive_query.asked(archived_runs(runs), sql) as found:
-        for out in (csv, parquet):
-            if out is not None:
-                archive_query.write_rows(found, out)
-                Console(stderr=True).print(f"written: {out}")
+    outs = [out for out in (csv, parquet) if out is not None]
+    with archive_query.asked(archived_runs(runs), sql, outs) as found:
+        for out in outs:
+            archive_query.write_rows(found, out)
+            Console(stderr=True).print(f"written: {out}", soft_wrap=True, markup=False)
         if as_json:
             archive_query.print_json(found)
-        elif csv is None and parquet is None:
+        elif not outs:
             archive_query.print_table(found, console)
 
 

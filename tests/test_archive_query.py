@@ -65,14 +65,45 @@ def test_a_mistake_or_a_write_is_one_line_and_changes_nothing(
     assert shard_bytes(tmp_path) == before and not list(tmp_path.glob("x.*"))
 
 
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "* FROM read_csv('{secret}')",
+        "* FROM '{secret}'",
+        "content FROM read_text('{secret}')",
+        "content FROM read_text('{run}/archive/rollouts/../../config.yaml')",
+        "* FROM glob('{folder}/*')",
+        "count(*) FROM read_parquet('https://example.org/a.parquet')",
+    ],
+)
+def test_a_query_reads_no_other_file_than_the_shards_of_its_runs(runs: list[Path], asks: str, tmp_path: Path) -> None:
+    secret, run = tmp_path / "secret.csv", runs[0]
+    secret.write_text("a,b\n1,2\n")
+    (run / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(ValueError, match=r"Cannot access file .*disabled by configuration") as caught:
+        rows(runs, "SELECT " + asks.format(secret=secret, run=run, folder=tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_given_by_relative_paths_are_read_and_results_written_to_new_folders(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path("made/here/steps.csv")
+    with asked([Path(run.name) for run in runs], "SELECT count(*) AS n FROM rollouts", [out]) as found:
+        write_rows(found, out)
+    assert (tmp_path / out).read_text().split() == ["n", "20"] and len(list(out.parent.iterdir())) == 1
+
+
 def test_json_csv_and_parquet_hold_every_row(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     columns = "step, sum(position) AS total, 'nan'::DOUBLE AS odd, any_value(tokens) AS tokens"
-    with asked(runs, f"SELECT {columns} FROM rollouts GROUP BY step ORDER BY step") as found:
+    outs = [tmp_path / "out.csv", tmp_path / "out.parquet"]
+    with asked(runs, f"SELECT {columns} FROM rollouts GROUP BY step ORDER BY step", outs) as found:
         print_json(found)
-        write_rows(found, tmp_path / "out.csv")
-        write_rows(found, tmp_path / "out.parquet")
+        for out in outs:
+            write_rows(found, out)
     said = json.loads(capsys.readouterr().out)
     assert said == [{"step": k, "total": [4, 4, 2][k], "odd": None, "tokens": [0, 1, 2]} for k in range(3)]
     with (tmp_path / "out.csv").open() as file:
