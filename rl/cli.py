@@ -95,6 +95,32 @@ def train(
 
 
 @app.command()
+def sample(
+    config: Config,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Sample the best policy of this run, not policy.checkpoint.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last archived step.")] = False,
+) -> None:
+    """Sample, score and archive as `train` does, without learning: what a policy draws, for refiner pairs or rewards.
+
+    Step 0 is that of `train` under the same config, to the last bit.
+    """
+    from rl.config import RunConfig
+    from rl.sample import of_best_policy
+    from rl.sample import sample as sample_run
+    from rl.settings import load_settings
+
+    settings = load_settings(RunConfig, config, overrides or [])
+    folder = sample_run(settings if run is None else of_best_policy(settings, _folder(run)), resume, console)
+    console.print(
+        f"run: {folder}   next: polytrace archive show {folder}, polytrace export pairs {folder} --out PAIRS",
+        markup=False,
+    )
+
+
+@app.command()
 def refine(
     source: Annotated[Path, typer.Argument(help="Folder of a run, or a YAML file of runs and settings.")],
     overrides: Overrides = None,
@@ -185,5 +211,5 @@ def main() -> None:
         raise SystemExit(2) from error
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer's own answer to Ctrl-C
-            console.print("stopped; train goes on with --resume, demo, sft and rewards ablate by themselves")
+            console.print("stopped; train and sample go on with --resume, demo, sft and rewards ablate by themselves")
         raise

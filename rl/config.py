@@ -87,8 +87,8 @@ class RunConfig:
                 raise ValueError(f"{name} is {value}; set it to 1 or more.")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; set it to a number from 0 to 2**63 - 1.")
-        if not self.run or Path(self.run).is_file():
-            raise ValueError(f"run is {self.run!r}, which is no folder; give the folder of a run, such as runs/first.")
+        if not self.run or any(path.is_file() for path in (Path(self.run), *Path(self.run).parents)):
+            raise ValueError(f"run is {self.run!r}, which cannot be a folder; give the folder of a run, such as runs/first.")
         if self.sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature is 0, so that all answers of a group would be the same one and teach nothing; "

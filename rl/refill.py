@@ -8,6 +8,7 @@ for another. (arXiv 2503.14476 samples until a batch is full, without a bound.)
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from rewards.shaping import Shaper
 from rl.config import RunConfig
 from rl.policy_gradient import PolicyGradient
 from rl.totals import group_terms
+from rollout.pool import WorkerPool
 from rollout.records import Group
 from rollout.worker import Unit
 
@@ -67,6 +69,28 @@ def learned(signal: NDArray[np.bool_], num: int) -> list[int]:
     """
     spare = iter((np.flatnonzero(signal[num:]) + num).tolist())
     return [k if signal[k] else next(spare, k) for k in range(num)]
+
+
+@dataclass(frozen=True)
+class Refilling:
+    """Completes the groups of a step, by the pool that answered them."""
+
+    config: RunConfig
+    pool: WorkerPool
+    shaper: Shaper
+    algorithm: PolicyGradient
+    num_examples: int
+    """Of the training split."""
+
+    def refilled(self, step: int, groups: list[Group]) -> list[Group]:
+        """A step's groups, followed by those that were asked because others had no signal."""
+        num = self.config.groups_per_step
+        for turn in range(1, self.config.refills + 1):
+            missing = num_missing(with_signal(self.shaper, self.algorithm, step, groups), num)
+            if not missing:
+                break
+            groups = groups + self.pool.answer(refill_units(self.config, step, turn, missing, self.num_examples))
+        return groups
 
 
 def refill_metrics(chosen: Sequence[int], asked: int, num: int) -> dict[str, float]:

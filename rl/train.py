@@ -25,7 +25,7 @@ from rl.learner import Learner
 from rl.learner_stats import sampler_warning
 from rl.metrics import MetricsWriter
 from rl.policy_gradient import PolicyGradient
-from rl.refill import learned, num_missing, refill_metrics, refill_units, units, with_signal
+from rl.refill import Refilling, learned, refill_metrics, units
 from rl.settings import load_settings, save_settings
 from rl.signals import group_histograms, group_metrics, shaping_metrics, staleness_metrics
 from rl.timings import Timings
@@ -34,7 +34,6 @@ from rollout import cluster
 from rollout.archive import RolloutArchive
 from rollout.archive_writer import ArchiveWriter
 from rollout.pool import WorkerPool
-from rollout.records import Group
 from rollout.worker import Unit
 
 
@@ -88,6 +87,7 @@ class Run:
         self.archiving = ArchiveWriter(self.archive)
         self.metrics = MetricsWriter(self.folder)
         self.shaper = parts.rewards.shaper()
+        self.refilling = Refilling(config, self.pool, self.shaper, self.algorithm, len(self.train))
         self.dropped = DroppedSteps(self.folder)
         self.timings = Timings()
         self._warned = False
@@ -109,7 +109,7 @@ class Run:
             self.pool.set_weights(self.learner.weights(), version=step)
         self.ask(step)
         with self.timings.waiting_for("answers"):
-            groups = self._refilled(step, self.pool.collect())
+            groups = self.refilling.refilled(step, self.pool.collect())
         terms = group_terms(groups)
         shaped = self.shaper.shape(step, terms)
         groups = with_totals(groups, shaped.totals)
@@ -133,16 +133,6 @@ class Run:
         for due in range(self._next_to_ask, last + 1):
             self.pool.ask(step_units(self.config, due, len(self.train)))
         self._next_to_ask = last + 1
-
-    def _refilled(self, step: int, groups: list[Group]) -> list[Group]:
-        """A step's groups, followed by those that were asked because others had no signal."""
-        num = self.config.groups_per_step
-        for turn in range(1, self.config.refills + 1):
-            missing = num_missing(with_signal(self.shaper, self.algorithm, step, groups), num)
-            if not missing:
-                break
-            groups = groups + self.pool.answer(refill_units(self.config, step, turn, missing, len(self.train)))
-        return groups
 
     def new_warning(self, numbers: dict[str, float]) -> str | None:
         """What a step's numbers should be warned of, the first time that there is something."""
@@ -183,7 +173,7 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
     if resume and not any((folder / "checkpoints").glob("step-??????")):
         raise FileNotFoundError(f"{folder} holds no checkpoint to resume from; start the run without --resume.")
     if resume:
-        _refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
+        refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
         last_step = RolloutArchive(folder / "archive").last_step
         archived_steps = 0 if last_step is None else last_step + 1
         Checkpoints(folder, config.keep_checkpoints).refuse_other_place(config.groups_per_step, archived_steps)
@@ -191,7 +181,7 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
     save_settings(config, folder / "config.yaml")
 
 
-def _refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
+def refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
     """Refuse to go on with settings that would make another run of it."""
     kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "refills", "env", "codec", "policy", "rewards"]
     kept += ["shaping", "algorithm", "sampling"]

@@ -89,6 +89,10 @@ class LocalPool:
         self._worker.set_weights(version, weights)
         self._version = version
 
+    def checkpoint_weights(self, checkpoint: Path) -> list[Bucket]:
+        self._worker.load_checkpoint(checkpoint)
+        return list(self._worker.buckets())
+
     def ask(self, units: Iterable[Unit]) -> None:
         self._asked.append([group for unit in units for group in self._worker.answer(unit, self._version)])
 

@@ -34,10 +34,10 @@ def polytrace(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return run
 
 
-COMMANDS = ["demo", "sft", "train", "refine", "evaluate", "predict", "archive", "export", "rewards", "bench"]
+COMMANDS = ["demo", "sft", "train", "sample", "refine", "evaluate", "predict", "archive", "export", "rewards", "bench"]
 BELOW = [f"archive {name}" for name in ("ls", "show", "verify", "query", "compact")]
 BELOW += ["export pairs", "export checkpoint", *(f"rewards {name}" for name in ("score", "compare", "ablate", "test"))]
-BENCHES = ["rewards", "rescore", "archive", "learner", "rollout", "step"]
+BENCHES = ["rewards", "rescore", "archive", "learner", "rollout", "step", "refiner"]
 
 
 HELP_OF_ALL = """
@@ -77,6 +77,13 @@ def test_every_command_has_help_without_loading_torch() -> None:
         (["train"], "train has no config; give a YAML file or the name of a shipped one"),
         (["train", "--replay", "no_such.npz"], "there is no file no_such.npz; give one of RUN/dropped/"),
         (["train", "demo", "group_size=1"], "group_size is 1"),
+        (["train", "demo", "run=README.md/x"], "run is 'README.md/x', which cannot be a folder; give the folder of"),
+        (["sample", "no_such.yaml"], "there is no file no_such.yaml"),
+        (["sample", "demo", "group_size=1"], "group_size is 1"),
+        (["sample", "demo", "--run", "no/such/run"], "no/such/run is not a folder"),
+        (["sample", "demo", "--run", "tests"], "tests holds no best policy; train it first"),
+        (["sample", "demo", "run=no/such/run", "--resume"], "no/such/run holds no archive to go on with"),
+        (["bench", "archive", "--answers", "0"], "answers is 0 and pairs None; set each to 1 or more"),
         (["train", "demo", "steps"], "'steps' is not of the form key=value"),
         (["train", "demo", "groups_per_step=30"], "groups_per_step is 30, but learner.minibatches 2 x learner.micro_g"),
         (["train", "demo", "learner.lr=.nan"], "learner.lr is nan, expected float"),

@@ -1,0 +1,121 @@
+"""`polytrace sample`: the main loop without its learner. One policy answers every step, scored and archived as a run's.
+
+Examples, seeds, shaping and refills are those of training under the same config, so step 0 is the same to the last bit,
+but for the checksum of weights where a run trains adapters and pushes them alone. The folder holds config.yaml and
+archive/, which is all that `archive`, `export pairs` and `rewards` need.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from envs.example import Env
+from rl.checkpoints import Checkpoints
+from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
+from rl.demand import object_store_bytes, refuse_missing_gpus
+from rl.refill import Refilling
+from rl.settings import load_settings, save_settings
+from rl.totals import group_terms, past_terms, with_totals
+from rl.train import refuse_other_settings, step_units
+from rollout import cluster
+from rollout.archive import RolloutArchive
+from rollout.archive_writer import ArchiveWriter
+from rollout.pool import WorkerPool
+
+
+def of_best_policy(config: RunConfig, run: Path) -> RunConfig:
+    """The config with the best policy of `run` in place of policy.checkpoint.
+
+    Raises FileNotFoundError where it has none.
+    """
+    best = Checkpoints(run, config.keep_checkpoints).best
+    if best is None:
+        raise FileNotFoundError(f"{run} holds no best policy; train it first (polytrace train), or leave out --run.")
+    return replace(config, policy=config.policy | {"checkpoint": f"{best.folder.resolve()}"})
+
+
+def sample(config: RunConfig, resume: bool, console: Console) -> Path:
+    """Sample every step that `config` asks for, or those that are left; returns the folder of the run.
+
+    Raises ValueError, FileNotFoundError or FileExistsError for what is wrong with the config before Ray starts, OSError
+    where the disk or Ray's object store is full.
+    """
+    alone = without_learner(config)
+    parts = run_parts(alone)
+    refuse_missing_gpus(alone, torch.cuda.device_count())
+    prepare_folder(config, resume)
+    with console.status("starting Ray and workers"):
+        store = object_store_bytes(alone, parts)
+        cluster.start(config.ray.address, config.pool.workers, num_gpus(alone), store)
+        pool = WorkerPool(config.pool, worker_settings(alone, parts))
+    draw(alone, parts, pool, console)
+    pool.close()
+    return Path(config.run)
+
+
+def without_learner(config: RunConfig) -> RunConfig:
+    """The config as it is without a learner: no GPUs of its own, no adapters."""
+    return replace(config, learner=replace(config.learner, gpus_per_rank=0.0, lora=None))
+
+
+def prepare_folder(config: RunConfig, resume: bool) -> None:
+    """Make the run's folder and write config.yaml into it; refuses to mix one run with another."""
+    folder = Path(config.run)
+    archived = (folder / "archive").exists()
+    if not resume and archived:
+        raise FileExistsError(
+            f"{folder} holds a run already; go on with it by --resume, or give this one another folder by run=NAME."
+        )
+    if (folder / "checkpoints").exists():
+        raise ValueError(f"{folder} holds a training run; give what is sampled a folder of its own by run=NAME.")
+    if resume and not archived:
+        raise FileNotFoundError(f"{folder} holds no archive to go on with; start without --resume.")
+    if resume:
+        refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_settings(config, folder / "config.yaml")
+
+
+def draw(config: RunConfig, parts: RunParts, pool: WorkerPool, console: Console) -> None:
+    """Have `pool` answer every step after the last archived one; a step is asked for while another is scored.
+
+    Raises ValueError where the archive was drawn by other weights.
+    """
+    env: Env = parts.env.build(split="train")
+    archive = RolloutArchive(Path(config.run) / "archive")
+    first = 0 if archive.last_step is None else archive.last_step + 1
+    weights = pool.checkpoint_weights(Path(parts.policy.settings["checkpoint"]))
+    archive.set_aside_after(first - 1)  # what an interrupted write has left
+    shaper, ious = parts.rewards.shaper(), list[float]()
+    shaper.replay(past_terms(archive, list(parts.rewards.weights)))
+    refilling = Refilling(config, pool, shaper, parts.algorithm.build(), len(env))
+    archiving = ArchiveWriter(archive)
+    pool.set_weights(weights, version=0)
+    for step in track(range(first, config.steps), "sampling", console=console):
+        for due in range(step if step == first else step + 1, min(step + 2, config.steps)):
+            pool.ask(step_units(config, due, len(env)))
+        groups = refilling.refilled(step, pool.collect())
+        if step == first:
+            _refuse_other_weights(archive, groups[0].policy_checksum)
+        groups = with_totals(groups, shaper.shape(step, group_terms(groups)).totals)
+        archiving.append(step, groups)
+        ious += [rollout.iou for group in groups for rollout in group.rollouts]
+    archiving.close()
+    if ious:
+        console.print(f"sampled {len(ious):,} answers, mean IoU {np.mean(ious):.3f}")
+
+
+def _refuse_other_weights(archive: RolloutArchive, checksum: str) -> None:
+    last = archive.last_step
+    if last is None:
+        return
+    (stored,) = {name for batch in archive.rollouts(["policy_checksum"], {last}) for name in batch[0].to_pylist()}
+    if stored != checksum:
+        raise ValueError(
+            f"the policy now has the weights {checksum[:12]}, but {archive.folder} was drawn by {stored[:12]}; bring "
+            "them back, or sample into another folder by run=NAME."
+        )
