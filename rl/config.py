@@ -88,7 +88,9 @@ class RunConfig:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; set it to a number from 0 to 2**63 - 1.")
         if not self.run or any(path.is_file() for path in (Path(self.run), *Path(self.run).parents)):
-            raise ValueError(f"run is {self.run!r}, which cannot be a folder; give the folder of a run, such as runs/first.")
+            raise ValueError(
+                f"run is {self.run!r}, which cannot be a folder; give the folder of a run, such as runs/first."
+            )
         if self.sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature is 0, so that all answers of a group would be the same one and teach nothing; "

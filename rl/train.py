@@ -24,6 +24,7 @@ from rl.evaluate import greedy_units, record_evaluation, score_groups
 from rl.learner import Learner
 from rl.learner_stats import sampler_warning
 from rl.metrics import MetricsWriter
+from rl.policy_fit import refuse_unfit_policy
 from rl.policy_gradient import PolicyGradient
 from rl.refill import Refilling, learned, refill_metrics, units
 from rl.settings import load_settings, save_settings
@@ -209,6 +210,7 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     parts = run_parts(config)
     refuse_missing_gpus(config, torch.cuda.device_count())
     refuse_full_disk(config, parts)
+    refuse_unfit_policy(config, parts)
     prepare_folder(config, resume)
     with console.status("starting Ray, workers and learner"):
         run = Run(config, parts, start_actors(config, parts), resume)

@@ -1,0 +1,27 @@
+"""Adapters and token budgets that do not fit the policy are found without its weights, before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from rl.config import RunConfig, run_parts
+from rl.policy_fit import refuse_unfit_policy
+from rl.settings import load_settings
+
+
+def look(*overrides: str) -> None:
+    config = load_settings(RunConfig, Path("demo"), ["learner.average=0", *overrides])
+    refuse_unfit_policy(config, run_parts(config))
+
+
+def test_adapters_for_layers_that_are_there_fit_and_others_are_named() -> None:
+    look("learner.lora={targets: [q_proj, v_proj]}")
+    with pytest.raises(ValueError, match=r"^learner\.lora\.targets names 'q_porj', but no .* there are .*q_proj"):
+        look("learner.lora={targets: [q_porj]}")
+
+
+def test_a_budget_is_measured_against_the_prompts_of_training_examples() -> None:
+    # 8 answers of 48 tokens beside 64 image tokens and a phrase of 4 tokens at least.
+    look("learner.token_budget=600")
+    with pytest.raises(ValueError, match=r"^the prompt of .* has (6[89]|7\d) tokens .* can have 384, tog"):
+        look("learner.token_budget=451")
