@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -143,7 +144,7 @@ def _with_outlines(
     """The columns of outlines, which answers that could not be read have none of."""
     vertices = [row for flat in drawn for row in flat.vertices.reshape(_ANSWERS, -1)]
     rings = [scene.ring_offsets for scene in scenes for _ in range(_ANSWERS)]
-    kept = {
+    kept: dict[str, list[NDArray[Any]]] = {
         "vertices_px": [row if ok else row[:0] for row, ok in zip(vertices, read, strict=True)],
         "ring_offsets": [row if ok else row[:1] for row, ok in zip(rings, read, strict=True)],
         "instance_offsets": [np.array([0, len(row) - 1][: 1 + ok]) for row, ok in zip(rings, read, strict=True)],
