@@ -5,6 +5,7 @@ trainings may share the folder. They keep the tower's own dtype, so nothing is l
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ class FeatureStore:
     def write(self, path: Path, features: VisionFeatures, dtype: torch.dtype) -> None:
         """Keep the features of one image or crop, [1, C, h, w] and [1, E, h, w]."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # trainings may share the folder
         parts = {"final": features.final, "early": features.early}
         save_file({name: part.to(dtype).contiguous() for name, part in parts.items()}, partial)
         partial.replace(path)

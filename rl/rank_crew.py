@@ -37,8 +37,8 @@ STORE_FULL = (ObjectStoreFullError, OutOfDiskError)
 class RankCrew:
     """All ranks of one training. Ray must run (rollout/cluster.py).
 
-    `ask` raises ChildProcessError where a rank dies in it, and what a rank itself raises of ValueError and OSError;
-    after either, all ranks have been ended.
+    `ask` raises ChildProcessError where a rank dies in it, and what a rank itself raises of ValueError, OSError and
+    FloatingPointError; after either, all ranks have been ended.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ def _own_error(error: RayTaskError) -> Exception:
     """What a rank raised, without Ray around it where it is a user's to mend."""
     if isinstance(error.cause, STORE_FULL):
         return full_store(error.cause)
-    return error.cause if isinstance(error.cause, ValueError | OSError) else error
+    return error.cause if isinstance(error.cause, ValueError | OSError | FloatingPointError) else error
 
 
 def full_store(error: RayError) -> OSError:

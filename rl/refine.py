@@ -22,7 +22,7 @@ from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, run_parts
 from rl.pair_index import INDEX, all_pairs, refuse_none, refuse_other_images, training_envs, write_index
 from rl.pair_runs import PairRun, held_out_of, open_runs
-from rl.pairs import choose
+from rl.pairs import Choice, choose
 from rl.refiner_data import shares
 from rl.refiner_judge import SUMMARY, judge
 from rl.refiner_outcomes import outcomes
@@ -48,8 +48,11 @@ def refine(config: RefineConfig, console: Console) -> MaskRefiner:
     _refuse_other(out, config)
     runs = open_runs([Path(run) for run in config.runs], config.unfinished)
     policy = policy_of(config)
-    _choose(out, config, runs, console)
     settings = _rank_settings(config, runs, head, policy)
+    settings.refuse_wrong_crops()
+    _choose(out, config, runs, console)
+    for stage in config.training.stages:
+        settings.fitting(settings.pairs(), stage)
     keep_features(settings, policy, console)
     if not (out / "refiner.json").is_file():
         train_refiner(settings, out, console)
@@ -119,7 +122,8 @@ def _refuse_other(out: Path, config: RefineConfig) -> None:
 def _identity(config: RefineConfig) -> dict[str, object]:
     """What must stay as it is when a training goes on."""
     training = replace(config.training, ranks=1, threads=1, gpus_per_rank=0.0)
-    return vars(config) | {"training": training}
+    runs = [Path(run).resolve() for run in config.runs]
+    return vars(config) | {"training": training, "runs": runs, "out": "", "features": None}
 
 
 def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: Console) -> None:
@@ -129,6 +133,7 @@ def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: C
     held_out, _ = held_out_of(runs, config.held_out_examples, console)
     choice = choose([run.archive for run in runs], config.rule, held_out, console)
     refuse_none(choice, runs, config.damage, config.rule)
+    _refuse_none_to_train(choice, config)
     refuse_other_images(choice, training_envs(runs), console)
     out.mkdir(parents=True, exist_ok=True)
     save_settings(config, out / _CONFIG)
@@ -138,6 +143,19 @@ def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: C
         f"refiner: {num:,} pairs, {len(choice):,} by {choice.report.answers:,} answers; left out: {left_out}",
         soft_wrap=True,
     )
+
+
+def _refuse_none_to_train(choice: Choice, config: RefineConfig) -> None:
+    """Raise ValueError where all images are kept apart, as those of a few pairs can be."""
+    if config.damage.per_example:
+        return
+    hashes = [pair.image_sha256 for pair in choice.pairs()]
+    if not len(shares(hashes, config.calibration_share, config.evaluation_share)["train"]):
+        raise ValueError(
+            f"none of the {len(hashes)} pairs is left to train on: their {len(set(hashes))} images all fell to "
+            f"calibration_share {config.calibration_share:g} and evaluation_share {config.evaluation_share:g}; lower "
+            "these, or take more answers by a wider rule or more runs."
+        )
 
 
 def _rank_settings(config: RefineConfig, runs: Sequence[PairRun], head: Plugin, policy: Policy) -> RefinerRankSettings:

@@ -52,6 +52,24 @@ class RefinerRankSettings:
             channels = self.final_channels, self.early_channels
             return MaskRefiner(self.network, self.head, *channels, self.tower_checksum)
 
+    def refuse_wrong_crops(self) -> None:
+        """Raise ValueError where the head can't take the crops of a stage."""
+        head = self.refiner().head
+        for stage in self.training.stages:
+            head.feature_cells(stage.crop_px or self.network.crop_px)
+
+    def fitting(self, pairs: RefinerPairs, stage: RefinerStage) -> NDArray[np.int64]:
+        """Numbers of the pairs that a stage trains on; raises ValueError where there are none."""
+        numbers = shares(pairs.image_hashes(), self.calibration_share, self.evaluation_share)["train"]
+        iou = pairs.iou[numbers]
+        found: NDArray[np.int64] = numbers[(iou >= stage.min_iou) & (iou <= stage.max_iou)]
+        if not len(found):
+            raise ValueError(
+                f"stage {stage.name!r} trains on pairs of IoU {stage.min_iou:g} to {stage.max_iou:g}, and none of the "
+                f"{len(numbers)} to train on has one; widen it, or take more pairs."
+            )
+        return found
+
     def pairs(self) -> RefinerPairs:
         """The pairs themselves."""
         envs = {run: plugin.build(split="train") for run, plugin in self.envs.items()}
@@ -89,7 +107,7 @@ class RefinerRank:
         self._pairs, self._store = settings.pairs(), settings.store()
         hashes = self._pairs.image_hashes()
         parts = shares(hashes, settings.calibration_share, settings.evaluation_share)
-        self._numbers = parts["train"]
+        self._fitting = [settings.fitting(self._pairs, stage) for stage in settings.training.stages]
         self._shown = np.concatenate([parts["evaluation"], parts["calibration"], parts["train"]])
         with self.watchdog.phase("deepspeed.initialize"):
             self._engine, self._optimizer = build_engine(settings.refiner().train(), self._learner)
@@ -146,9 +164,7 @@ class RefinerRank:
         """This rank's share of the pairs of a step, and how the edges of their boxes move; keyed by seed and step."""
         training = self._settings.training
         rng = np.random.default_rng([training.seed, step])
-        iou = self._pairs.iou[self._numbers]
-        fitting = self._numbers[(iou >= stage.min_iou) & (iou <= stage.max_iou)]
-        drawn = rng.choice(fitting if len(fitting) else self._numbers, training.batch_size)
+        drawn = rng.choice(self._fitting[training.stages.index(stage)], training.batch_size)
         moves = rng.uniform(-1, 1, (training.batch_size, 4)) * training.box_jitter
         mine = slice(self._place.rank, None, self._place.world_size)
         return drawn[mine].tolist(), moves[mine]

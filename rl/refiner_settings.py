@@ -35,6 +35,8 @@ class RefinerStage:
                 f"boundary_weight {self.boundary_weight}; give a share above 0, 0 <= min_iou < max_iou <= 1, and a "
                 "weight of 0 or more."
             )
+        if self.crop_px is not None and self.crop_px < 1:
+            raise ValueError(f"stage {self.name!r} has crop_px {self.crop_px}; give 1 or more, or null.")
 
 
 @dataclass
@@ -85,23 +87,28 @@ class RefinerTraining:
                 f"steps is {self.steps}, batch_size {self.batch_size}, save_every {self.save_every}, lr {self.lr}; the "
                 "first three must be 1 or more, the last above 0."
             )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; set it to 0 or more.")
         if not self.stages:
             raise ValueError("stages is empty; give one or more, such as {name: all, share: 1}.")
         if self.mask_loss not in MASK_LOSSES:
             raise ValueError(f"mask_loss is {self.mask_loss!r}; choose of {', '.join(MASK_LOSSES)}.")
         if not 0 <= self.box_jitter < 0.5 or not 0 <= self.average < 1:
             raise ValueError(
-                f"box_jitter is {self.box_jitter} and average {self.average}; the first must lie in 0..0.5, the second "
-                "in 0..1, 1 not included."
+                f"box_jitter is {self.box_jitter} and average {self.average}; the first must lie in 0..0.5, 0.5 not "
+                "included, the second in 0..1, 1 not included."
             )
         if not 0 <= self.others_share <= 1:
             raise ValueError(f"others_share is {self.others_share}; it must lie in 0..1.")
         weights = (self.mask_weight, self.dice_weight, self.iou_weight, self.focal_gamma)
         if min(weights) < 0:
             raise ValueError(f"mask_weight, dice_weight, iou_weight and focal_gamma are {weights}; give 0 or more.")
+        try:
+            _ = self.engine
+        except ValueError as error:  # what the learner of a run calls learner.NAME is training.NAME here
+            raise ValueError(str(error).replace("learner.", "training.")) from None
         if self.batch_size % self.ranks:
             raise ValueError(f"batch_size is {self.batch_size}, which ranks {self.ranks} must divide; change either.")
-        _ = self.engine
 
     @property
     def engine(self) -> LearnerSettings:
@@ -164,6 +171,9 @@ class RefinerRun:
                 f"calibration_share is {shares[0]} and evaluation_share {shares[1]}; give 0 or more each, and leave a "
                 "tenth or more of the images to train on."
             )
+        for name in ("damaged_scenes", "held_out_examples"):
+            if vars(self)[name] is not None and vars(self)[name] < 0:
+                raise ValueError(f"{name} is {vars(self)[name]}; set it to 0 or more.")
 
 
 @dataclass
