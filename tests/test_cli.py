@@ -91,7 +91,14 @@ def test_every_command_has_help_without_loading_torch() -> None:
         (["train", "demo", "learner.grad_clip=-1"], "learner.grad_clip is -1.0; set it to 0 or more"),
         (["train", "demo", "policy.checkpoint=null"], "policy.checkpoint is not set; give a Hugging Face model folder"),
         (["train", "demo", "evaluation.final_scenes=0"], "evaluation.final_scenes is 0; set it to 1 or more"),
-        (["train", "demo", "refiner.min_iou=2"], "refiner.min_iou is 2.0"),
+        (["train", "demo", "refiner.rule.min_iou=2"], "min_iou is 2.0"),
+        (["train", "demo", "refiner.min_iou=0.4"], "refiner.min_iou is not a setting; did you mean refiner.rule.min_iou"),
+        (["refine", "nowhere"], "there is no file nowhere"),
+        (["refine", "demo"], "run is not a setting; did you mean runs?"),
+        (["refine", "refiner", "training.stepz=3"], "training.stepz is not a setting; did you mean training.steps?"),
+        (["refine", "refiner", "runs=[no/such/run]"], "no/such/run is not a folder"),
+        (["refine", "refiner", "head.name=pixel_hat"], "did you mean 'pixel_head'"),
+        (["refine", "refiner", "network.passes=0"], "passes is 0"),
         (["train", "--replay", "tests/conftest.py"], "tests/conftest.py is no batch of a dropped step"),
         (["train", "demo", "sampling.temperature=0"], "sampling.temperature is 0, so that all answers of a group"),
         (["train", "demo", "learner.token_budget=300"], "can take group_size 8 x sampling.max_tokens 48 = 384 answer"),
@@ -131,6 +138,14 @@ def test_a_mistake_is_one_message_and_status_2(polytrace: Command, arguments: li
         and not done.stdout.strip()
         and "Traceback" not in done.stdout + done.stderr
     )
+
+
+def test_settings_of_a_runs_refiner_are_told_by_their_place_in_its_config(polytrace: Command, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run: x\nsteps: 3\n")
+    done = polytrace("refine", str(tmp_path), "training.stepz=3")
+    assert done.status == 2 and "Traceback" not in done.stderr
+    told = " ".join(done.stderr.split())
+    assert "refiner.training.stepz is not a setting; did you mean refiner.training.steps?" in told
 
 
 def test_a_run_that_is_there_is_not_mixed_with_a_new_one(polytrace: Command, tmp_path: Path) -> None:
