@@ -51,8 +51,7 @@ def refine(config: RefineConfig, console: Console) -> MaskRefiner:
     settings = _rank_settings(config, runs, head, policy)
     settings.refuse_wrong_crops()
     _choose(out, config, runs, console)
-    for stage in config.training.stages:
-        settings.fitting(settings.pairs(), stage)
+    settings.refuse_empty_stages()
     keep_features(settings, policy, console)
     if not (out / "refiner.json").is_file():
         train_refiner(settings, out, console)

@@ -59,7 +59,7 @@ class RefinerPage:
     title: str
     summary: RefinerSummary
     split: str
-    """Which split the masks are from, for people."""
+    """What the masks are, for people."""
     by_kind: Sequence[Sequence[KindRow]]
     """Gains by kind of object, one list for each of rl.object_traits.KINDS."""
     errors: Mapping[str, SplitRow]

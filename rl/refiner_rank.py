@@ -58,6 +58,12 @@ class RefinerRankSettings:
         for stage in self.training.stages:
             head.feature_cells(stage.crop_px or self.network.crop_px)
 
+    def refuse_empty_stages(self) -> None:
+        """Raise ValueError where a stage has no pair to train on."""
+        pairs = self.pairs()
+        for stage in self.training.stages:
+            self.fitting(pairs, stage)
+
     def fitting(self, pairs: RefinerPairs, stage: RefinerStage) -> NDArray[np.int64]:
         """Numbers of the pairs that a stage trains on; raises ValueError where there are none."""
         numbers = shares(pairs.image_hashes(), self.calibration_share, self.evaluation_share)["train"]

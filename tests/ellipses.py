@@ -74,7 +74,11 @@ def row_of(env: Env, index: int, ignore: Mask | None = None) -> dict[str, object
     """A row of the index; ignore: [H, W] pixels that count neither way."""
     example, (_, true, coarse) = env[index], env.drawn(index)
     box = grown_boxes_px(torch.from_numpy(coarse)[None], 0.0, 1.0)[0].tolist()
-    fields = {name: None for name in PAIR_SCHEMA.names} | {"example_id": example.id, "prompt": "ellipse", "run": "made"}
+    fields: dict[str, object] = dict.fromkeys(PAIR_SCHEMA.names) | {
+        "example_id": example.id,
+        "prompt": "ellipse",
+        "run": "made",
+    }
     ref = example.image
     fields |= {"image_key": ref.key, "image_sha256": ref.sha256, "height": ref.height, "width": ref.width}
     fields |= {"coarse_rle": rle_from_mask(coarse), "true_rle": rle_from_mask(true), "iou": iou_of(coarse, true)}
@@ -97,7 +101,7 @@ def features_of(sha256: str, rows: int = 4, columns: int = 4) -> VisionFeatures:
 def prepared(
     folder: Path,
     training: RefinerTraining = TRAINING,
-    env: Env = Env("train"),  # noqa: B008 -- frozen
+    env: Env = Env("train"),
     network: RefinerSettings = NETWORK,
     shares: tuple[float, float] = (0.1, 0.1),
 ) -> RefinerRankSettings:

@@ -92,7 +92,10 @@ def test_every_command_has_help_without_loading_torch() -> None:
         (["train", "demo", "policy.checkpoint=null"], "policy.checkpoint is not set; give a Hugging Face model folder"),
         (["train", "demo", "evaluation.final_scenes=0"], "evaluation.final_scenes is 0; set it to 1 or more"),
         (["train", "demo", "refiner.rule.min_iou=2"], "min_iou is 2.0"),
-        (["train", "demo", "refiner.min_iou=0.4"], "refiner.min_iou is not a setting; did you mean refiner.rule.min_iou"),
+        (
+            ["train", "demo", "refiner.min_iou=0.4"],
+            "refiner.min_iou is not a setting; did you mean refiner.rule.min_iou",
+        ),
         (["refine", "nowhere"], "there is no file nowhere"),
         (["refine", "demo"], "run is not a setting; did you mean runs?"),
         (["refine", "refiner", "training.stepz=3"], "training.stepz is not a setting; did you mean training.steps?"),

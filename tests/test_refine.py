@@ -212,9 +212,7 @@ def test_crops_seen_by_the_tower_and_the_two_way_head_work_from_end_to_end(
     summary = json.loads((Path(config().out) / "summary.json").read_text())
     assert {"answers", "damaged"} <= set(summary)
     untrained = type(refiner)(network, refiner.head_recipe, card["final_channels"], card["early_channels"], "x")
-    assert any(
-        not torch.equal(value, untrained.state_dict()[name]) for name, value in refiner.state_dict().items()
-    )
+    assert any(not torch.equal(value, untrained.state_dict()[name]) for name, value in refiner.state_dict().items())
 
 
 def test_trainings_may_share_their_features(config: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

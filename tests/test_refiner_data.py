@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from ellipses import HEAD, NETWORK, TOWER, TRAINING, Env, iou_of, prepared, row_of, write_index
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.plugin import Plugin
@@ -33,6 +33,7 @@ def cut_whole(pair: PixelPair, box: tuple[float, ...], size: int) -> torch.Tenso
     return cut(torch.from_numpy(maps)[None], torch.tensor([box]), height, width, size)[0]
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([1, 8, 24, 48]))
 def test_crops_of_images_of_mixed_sizes_are_those_of_the_whole_images(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)
@@ -76,8 +77,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def test_a_batch_of_mixed_sizes_is_what_the_refiner_would_cut_for_the_same_boxes(
     mixed: dict, kind: str, crop_px: int
 ) -> None:
-    settings = mixed[kind]
-    pairs, store, refiner = settings.pairs(), settings.store(), refiner_for(settings.network)
+    made = mixed[kind]
+    pairs, store, refiner = made.pairs(), made.store(), refiner_for(made.network)
     numbers, moves = [3, 0, 1, 7, 2], np.random.default_rng(0).uniform(-0.1, 0.1, (5, 4))
     batch = pairs.batch(numbers, moves, crop_px, refiner.head.feature_cells(crop_px), store)
     for k, number in enumerate(numbers):
@@ -88,7 +89,9 @@ def test_a_batch_of_mixed_sizes_is_what_the_refiner_would_cut_for_the_same_boxes
         for name in ("images", "final", "early"):
             found = vars(batch.crops)[name][k : k + 1]
             torch.testing.assert_close(found, vars(expected)[name], atol=1e-4, rtol=0)
-        coarse = cut(torch.from_numpy(pair.coarse)[None, None].float(), torch.tensor([box]), *pair.coarse.shape, crop_px)
+        coarse = cut(
+            torch.from_numpy(pair.coarse)[None, None].float(), torch.tensor([box]), *pair.coarse.shape, crop_px
+        )
         torch.testing.assert_close(batch.coarse[k : k + 1], coarse[:, 0], atol=1e-4, rtol=0)
         cell_px = (box[2] - box[0]) * (box[3] - box[1]) / crop_px**2
         assert batch.truth.area[k].item() == pytest.approx(pair.true.sum() / cell_px, rel=1e-5)
@@ -96,8 +99,8 @@ def test_a_batch_of_mixed_sizes_is_what_the_refiner_would_cut_for_the_same_boxes
 
 @pytest.mark.parametrize("kind", ["image", "crop"])
 def test_a_pair_is_the_same_in_any_batch(mixed: dict, kind: str) -> None:
-    settings = mixed[kind]
-    pairs, store, still = settings.pairs(), settings.store(), np.zeros((3, 4))
+    made = mixed[kind]
+    pairs, store, still = made.pairs(), made.store(), np.zeros((3, 4))
     together, alone = pairs.batch([5, 2, 0], still, 24, 6, store), pairs.batch([2], still[:1], 24, 6, store)
     torch.testing.assert_close(together.crops.images[1:2], alone.crops.images, atol=1e-5, rtol=0)
     torch.testing.assert_close(together.crops.final[1:2], alone.crops.final, atol=1e-5, rtol=0)
@@ -163,8 +166,8 @@ def test_the_area_of_a_truth_leaves_ignored_pixels_out_and_counts_what_the_box_m
     ignore[:16] = True
     network = replace(NETWORK, box_growth=0.0, min_box_px=1.0)
     pairs = RefinerPairs(write_index(tmp_path, [row_of(env, 0, ignore)]), {"made": env}, network, 0, 0.0)
-    settings = prepared(tmp_path / "made", env=env)
-    batch = pairs.batch([0], np.zeros((1, 4)), 24, 6, settings.store())
+    made = prepared(tmp_path / "made", env=env)
+    batch = pairs.batch([0], np.zeros((1, 4)), 24, 6, made.store())
     _, true, coarse = env.drawn(0)
     rows, columns = np.flatnonzero(coarse.any(axis=1)), np.flatnonzero(coarse.any(axis=0))
     box_px = (rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0])
@@ -219,17 +222,17 @@ def test_the_decoded_images_that_are_kept_have_a_limit_and_the_oldest_go_first(
 
 
 def test_an_image_that_is_another_one_now_is_refused(tmp_path: Path) -> None:
-    settings = prepared(tmp_path, env=Env("train", 2))
+    made = prepared(tmp_path, env=Env("train", 2))
     wide = Plugin("envs", "Env", "cutout_scenes", {"image_size": 32, "num_scenes": 2})
     with pytest.raises(ValueError, match=r"."):
-        replace(settings, envs={"made": wide}).pairs().pixels(0)
+        replace(made, envs={"made": wide}).pairs().pixels(0)
 
 
 def test_features_of_another_grid_are_cut_by_their_own_scale(tmp_path: Path) -> None:
     """A map that says where it is: column numbers of a 4 x 8 grid over an image of 32 x 64 px."""
     env = Env("train", 1, ((32, 64),))
-    settings = prepared(tmp_path, env=env)
-    pairs, store = settings.pairs(), settings.store()
+    made = prepared(tmp_path, env=env)
+    pairs, store = made.pairs(), made.store()
     where = torch.arange(8.0).expand(1, 4, 4, 8)
     store.write(pairs.feature_path(store, 0), VisionFeatures(where, where[:, :3]), torch.float32)
     coarse = pairs.pixels(0).coarse

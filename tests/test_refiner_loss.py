@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.refiner_pass import RefinerPass
 from rl.refiner_loss import CropTruth, crop_iou, dice_losses, mask_losses, near_boundary, pass_losses
 from rl.refiner_settings import RefinerStage, RefinerTraining
 
-TRAINING, STAGE = RefinerTraining(), RefinerStage()
+TRAINING, STAGE = RefinerTraining(others_share=0.0), RefinerStage()
 FOCAL = RefinerTraining(mask_loss="focal")
 
 
@@ -95,6 +95,7 @@ def test_near_the_boundary_are_cells_that_see_both_sides_within_two_and_the_crop
     assert not found[1].any()
 
 
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_near_the_boundary_is_what_a_slow_search_finds(seed: int) -> None:
     true = (torch.rand(1, 11, 11, generator=torch.Generator().manual_seed(seed)) > 0.8).float()
@@ -140,6 +141,20 @@ def test_only_the_best_mask_is_held_to_the_truth_whatever_is_predicted_of_it() -
     assert found.logits.grad is not None
     assert not found.logits.grad[:, 0].any() and found.logits.grad[:, 1].all()
     assert found.predicted_iou.grad is None
+
+
+def test_all_masks_together_have_the_share_of_the_loss_that_is_theirs() -> None:
+    found, inputs = two_masks()
+    best, shared, mean = (
+        pass_losses(found, inputs, truth(HALF), replace(TRAINING, others_share=share), STAGE) for share in (0, 0.1, 1)
+    )
+    assert mean.mask.item() == pytest.approx(mask_losses(found.logits, truth(HALF), TRAINING, 0.0).mean().item())
+    for name in ("mask", "dice"):
+        expected = 0.9 * vars(best)[name].item() + 0.1 * vars(mean)[name].item()
+        assert vars(shared)[name].item() == pytest.approx(expected)
+    assert shared.iou.item() == best.iou.item()
+    (shared.mask + shared.dice).backward()
+    assert found.logits.grad is not None and found.logits.grad.all()
 
 
 def test_the_predicted_iou_of_all_masks_and_of_the_input_is_held_to_what_it_is() -> None:

@@ -10,7 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ellipses import HEAD, NETWORK, TOWER, TRAINING, Env, features_of, iou_of, prepared, row_of, with_training, write_index
+from ellipses import (
+    HEAD,
+    NETWORK,
+    TOWER,
+    TRAINING,
+    Env,
+    features_of,
+    iou_of,
+    prepared,
+    row_of,
+    with_training,
+    write_index,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import together
@@ -89,7 +101,8 @@ def test_equal_seeds_give_equal_weights_and_another_seed_others(small: RefinerRa
     assert [line["step"] for line in lines] == [0, 1, 2, 3] and lines == lines_of(tmp_path / "again")
     assert [line["refiner/lr"] for line in lines] == [small.training.lr_at(step) for step in range(4)]
     assert all(
-        line["refiner/loss"] == pytest.approx(sum(line[f"refiner/{n}"] for n in ("mask_loss", "dice_loss", "iou_error")))
+        line["refiner/loss"]
+        == pytest.approx(sum(line[f"refiner/{n}"] for n in ("mask_loss", "dice_loss", "iou_error")))
         for line in lines
     )
 

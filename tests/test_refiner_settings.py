@@ -23,6 +23,7 @@ from rl.settings import load_settings, save_settings
         ({"box_jitter": -0.1}, "box_jitter is -0.1"),
         ({"average": 1.0}, "average 1.0.* 1 not included"),
         ({"iou_weight": -1.0}, "iou_weight .* are .*-1.0.*; give 0 or more"),
+        ({"others_share": 1.5}, "others_share is 1.5; it must lie in 0..1"),
         ({"focal_gamma": -1.0}, "focal_gamma are .*-1.0.*; give 0 or more"),
         ({"batch_size": 9, "ranks": 2}, "batch_size is 9, which ranks 2 must divide"),
         ({"ranks": 0}, "training.ranks is 0"),
