@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from rl.bench.made_archive import write_archive
 from rl.export import PairExport, export_pairs
-from rl.export_files import PAIR_SCHEMA, pair_row
+from rl.pair_index import PAIR_SCHEMA, pair_row
 from rl.pair_rule import PairRule
 from rl.pairs import Choice, choose
 from rollout.archive import RolloutArchive
