@@ -29,7 +29,7 @@ from rl.refiner_outcomes import outcomes
 from rl.refiner_rank import RefinerRankSettings
 from rl.refiner_settings import RefineConfig
 from rl.reliability import fit_calibration
-from rl.settings import load_settings, plugin_from_settings, save_settings
+from rl.settings import load_settings, plugin_from_settings, read_mapping, save_settings
 from rl.train_refiner import train_refiner
 
 _AT_ONCE = 64
@@ -106,7 +106,7 @@ def _refuse_other(out: Path, config: RefineConfig) -> None:
     """Raise ValueError where `out` holds anything but the beginnings of this very training."""
     if not out.is_dir() or not any(out.iterdir()):
         return
-    if not (out / _CONFIG).is_file():
+    if not (out / _CONFIG).is_file() or not {"runs", "out"} <= read_mapping(out / _CONFIG).keys():
         raise ValueError(f"{out} is not empty and holds no {_CONFIG} of a refiner; give a new folder.")
     before = load_settings(RefineConfig, out / _CONFIG)
     if _identity(before) != _identity(config):
@@ -132,8 +132,8 @@ def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: C
     held_out, _ = held_out_of(runs, config.held_out_examples, console)
     choice = choose([run.archive for run in runs], config.rule, held_out, console)
     refuse_none(choice, runs, config.damage, config.rule)
-    _refuse_none_to_train(choice, config)
     refuse_other_images(choice, training_envs(runs), console)
+    _refuse_none_to_train(choice, config)
     out.mkdir(parents=True, exist_ok=True)
     save_settings(config, out / _CONFIG)
     num = write_index(out / INDEX, all_pairs(choice, runs, config.damage, config.rule, held_out, console))

@@ -85,7 +85,7 @@ def test_a_refiner_is_made_calibrated_and_judged_and_is_not_made_twice(config: M
     rows = pq.read_table(out / "pairs.parquet").to_pylist()
     parts = shares([row["image_sha256"] for row in rows], 0.2, 0.2)
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary) == {"pairs", "steps", "answers", "damaged"}
+    assert set(summary) == {"pairs", "steps", "on_pairs", "on_damaged"}
     assert summary["pairs"] == {name: len(part) for name, part in parts.items()} and min(map(len, parts.values())) > 0
     assert summary["steps"] == 4
     assert "NaN" not in (out / "summary.json").read_text()
@@ -210,7 +210,7 @@ def test_crops_seen_by_the_tower_and_the_two_way_head_work_from_end_to_end(
     card = json.loads((Path(config().out) / "refiner.json").read_text())
     assert card["head"]["name"] == head["name"] and refiner.settings == network
     summary = json.loads((Path(config().out) / "summary.json").read_text())
-    assert {"answers", "damaged"} <= set(summary)
+    assert {"on_pairs", "on_damaged"} <= set(summary)
     untrained = type(refiner)(network, refiner.head_recipe, card["final_channels"], card["early_channels"], "x")
     assert any(not torch.equal(value, untrained.state_dict()[name]) for name, value in refiner.state_dict().items())
 

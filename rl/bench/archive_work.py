@@ -8,34 +8,15 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rl.bench.made_archive import write_archive
 from rl.export import PairExport, export_pairs
-from rl.pair_index import PAIR_SCHEMA, pair_row
+from rl.pair_index import write_index
 from rl.pair_rule import PairRule
-from rl.pairs import Choice, choose
+from rl.pairs import choose
 from rollout.archive import RolloutArchive
-
-_ROWS_A_GROUP = 1024
-
-
-def write_choice(choice: Choice, out: Path) -> None:
-    """Write chosen pairs, both masks as COCO RLE, a few at a time."""
-    with pq.ParquetWriter(out, PAIR_SCHEMA, compression="zstd") as writer:
-        for rows in _groups(choice):
-            writer.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
-
-
-def _groups(choice: Choice) -> Iterator[list[dict[str, object]]]:
-    rows = map(pair_row, choice.pairs())
-    while part := list(islice(rows, _ROWS_A_GROUP)):
-        yield part
 
 
 def measure_choice(run: Path, num_pairs: int, out: Path) -> dict[str, float]:
@@ -43,7 +24,7 @@ def measure_choice(run: Path, num_pairs: int, out: Path) -> dict[str, float]:
     before, started = _bytes_read(), time.perf_counter()
     choice = choose([RolloutArchive(run / "archive")], PairRule(limit=num_pairs))
     seconds, read = time.perf_counter() - started, _bytes_read() - before
-    write_choice(choice, out)
+    write_index(out, choice.pairs())
     writing = time.perf_counter() - started - seconds
     return {"pairs": len(choice), "seconds": seconds, "writing_seconds": writing, "read_mb": read / 1e6}
 
