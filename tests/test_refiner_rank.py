@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +72,7 @@ def lines_of(out: Path) -> list[dict[str, float]]:
 
 
 def test_after_40_small_steps_unseen_masks_are_0_15_better_and_their_iou_is_foretold(tmp_path: Path) -> None:
-    training = replace(TRAINING, steps=40, batch_size=16, save_every=40)
+    training = replace(TRAINING, steps=40, batch_size=12, save_every=40)
     train_refiner(prepared(tmp_path / "pairs", training, Env("train", 120)), tmp_path / "out", QUIET)
     refiner, env = MaskRefiner.load(tmp_path / "out", TOWER), Env("test", 40)
     images, true, coarse = (np.stack(part) for part in zip(*(env.drawn(k) for k in range(40)), strict=True))
@@ -248,14 +247,28 @@ def test_an_untrained_refiner_is_the_same_at_every_call_and_follows_the_seed(see
     assert not same(made.refiner().state_dict(), other.refiner().state_dict())
 
 
-def _trained_in_a_rank(place: RankPlace, settings: RefinerRankSettings, folder: Path, last: int) -> None:
-    """Go on from folder/learner where it is, up to step `last`; write everything below `folder` again."""
-    rank = RefinerRank(settings, place)
-    if (folder / "learner").is_dir():
-        rank.load(folder, "learner")
-    rank.steps(last)
-    rank.save(folder, "learner")
-    rank.save_policy(folder / "refiner")
+def _halves(place: RankPlace, settings: Sequence[RefinerRankSettings], folder: Path) -> None:
+    """Four steps of each training by several ranks, saved after the second."""
+    for made in settings:
+        rank, out = RefinerRank(made, place), folder / f"{made.training.zero_stage}"
+        rank.steps(2)
+        out.mkdir(parents=True, exist_ok=True)
+        rank.save(out, "learner")
+        rank.steps(4)
+        rank.save_policy(out / "two" / "refiner")
+
+
+def _wholes(place: RankPlace, settings: Sequence[RefinerRankSettings], folder: Path) -> None:
+    """Four steps of each training by one rank, and the last two of them from what several have saved."""
+    for made in settings:
+        out = folder / f"{made.training.zero_stage}"
+        rank = RefinerRank(made, place)
+        rank.steps(4)
+        rank.save_policy(out / "one" / "refiner")
+        rank = RefinerRank(made, place)
+        rank.load(out, "learner")
+        assert len(rank.steps(4)) == 2
+        rank.save_policy(out / "then_one" / "refiner")
 
 
 def _near(a: Path, b: Path) -> None:
@@ -265,23 +278,14 @@ def _near(a: Path, b: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("zero_stage", [0, 1])
-def test_two_ranks_learn_what_one_does_and_one_goes_on_from_two(
-    small: RefinerRankSettings, tmp_path: Path, zero_stage: int
-) -> None:
+def test_two_ranks_learn_what_one_does_and_one_goes_on_from_two(small: RefinerRankSettings, tmp_path: Path) -> None:
     # A small rate: AdamW makes whole steps of the rounding errors in gradients that should be 0.
-    settings = with_training(small, zero_stage=zero_stage, average=0.9, lr=1e-4)
-    halves = with_training(settings, ranks=2)
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
-        folder.mkdir()
-    together(_trained_in_a_rank, 1, settings, one, 4)
-    together(_trained_in_a_rank, 2, halves, two, 2)
-    shutil.copytree(two, tmp_path / "then_one")
-    together(_trained_in_a_rank, 2, halves, two, 4)
-    _near(one, two)
-    together(_trained_in_a_rank, 1, settings, tmp_path / "then_one", 4)
-    _near(one, tmp_path / "then_one")
+    stages = [with_training(small, zero_stage=stage, average=0.9, lr=1e-4) for stage in (0, 1)]
+    together(_halves, 2, [with_training(made, ranks=2) for made in stages], tmp_path)
+    together(_wholes, 1, stages, tmp_path)
+    for stage in ("0", "1"):
+        _near(tmp_path / stage / "one", tmp_path / stage / "two")
+        _near(tmp_path / stage / "one", tmp_path / stage / "then_one")
 
 
 @pytest.mark.long
