@@ -19,7 +19,7 @@ from policies.mask_refiner import MaskRefiner
 from policies.vision_language import Policy
 from rl.bars import bar
 from rl.checkpoints import Checkpoints
-from rl.config import RunConfig, RunParts, run_parts
+from rl.config import EMBEDDED, RunConfig, RunParts, policy_plugin, run_parts
 from rl.pair_index import INDEX, all_pairs, refuse_none, refuse_other_images, training_envs, write_index
 from rl.pair_runs import PairRun, held_out_of, open_runs
 from rl.pairs import Choice, choose
@@ -85,12 +85,16 @@ def policy_of(config: RefineConfig) -> Policy:
     run = Path(config.runs[0])
     settings = load_settings(RunConfig, run / "config.yaml", [f"run={run}"])
     parts = run_parts(settings)
-    if config.checkpoint is None:
+    if config.checkpoint is not None:
+        if config.checkpoint != EMBEDDED and not (Path(config.checkpoint) / "config.json").is_file():
+            raise FileNotFoundError(
+                f"checkpoint is {config.checkpoint}, which holds no config.json; give a Hugging Face model folder, or "
+                f"{EMBEDDED} for the embedded one."
+            )
+        parts = replace(parts, policy=policy_plugin(settings.policy | {"checkpoint": config.checkpoint}, parts.codec))
+    elif (run / "checkpoints").is_dir():
         return best_policy(settings, parts)
-    folder = Path(config.checkpoint)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"checkpoint is {folder}, which holds no config.json; give a Hugging Face folder.")
-    policy: Policy = parts.policy.with_settings(checkpoint=folder.resolve()).build()
+    policy: Policy = parts.policy.build()  # without `checkpoint`, the one that a run drew from which never learned
     policy.eval()
     return policy
 

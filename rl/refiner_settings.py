@@ -185,8 +185,8 @@ class RefineConfig(RefinerRun):
     out: str = ""
     """New folder of the refiner, or that of the same training where it was stopped."""
     checkpoint: str | None = None
-    """Hugging Face folder of the policy whose vision tower the refiner sees through; null: the best policy of the first
-    run."""
+    """Hugging Face folder of the policy whose vision tower the refiner sees through, or `tiny`; null: the best policy
+    of the first run, or the one that it sampled where it did not learn (`polytrace sample`)."""
     features: str | None = None
     """Folder where features are kept, an image or a crop a file; null: features/ in `out`. Several trainings may share
     it."""

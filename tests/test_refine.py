@@ -101,6 +101,7 @@ def test_the_run_itself_says_how_its_refiner_is_made(run: Path) -> None:
     made = settings_of(load_settings(RunConfig, run / "config.yaml", [f"run={run}", "refiner.training.steps=7"]))
     assert (made.runs, made.out, made.checkpoint) == ([str(run)], str(run / "refiner"), None)
     assert made.training.steps == 7
+    (run / "checkpoints").mkdir()
     refused(made, "holds no best checkpoint; train it first", FileNotFoundError)
 
 
