@@ -7,7 +7,6 @@ own. Ignored pixels count neither way.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -21,10 +20,9 @@ from envs.contours import largest_rings, mask_from_rings, rings_from_mask, simpl
 from envs.example import Truth
 from envs.polygons import Answer, AnswerCodec, AnswerStatus, Box, Ring, bounding_box_px
 from policies.base import VisionTower
-from policies.mask_refiner import MaskRefiner, chosen_pass
+from policies.mask_refiner import MaskRefiner
 from policies.refiner_geometry import cut, paste
-from policies.refiner_pass import Unrolled
-from policies.refining import crop_features
+from rl.refined_scenes import of_one_size, returned, unroll
 from rl.scores import Interval, mean_interval, score_mask
 
 TITLES = {
@@ -66,6 +64,11 @@ class AnsweredScenes:
                 "of each."
             )
 
+    def part(self, places: Sequence[int]) -> "AnsweredScenes":
+        """Some of the scenes."""
+        images, answers = [self.images[k] for k in places], [self.answers[k] for k in places]
+        return AnsweredScenes(images, answers, [self.truths[k] for k in places])
+
 
 @dataclass(frozen=True)
 class OutlineBudget:
@@ -103,7 +106,8 @@ def split_errors(
     budget: None leaves the codec's bound out.
     """
     scores: dict[str, list[tuple[float, float]]] = {name: [] for name in TITLES}
-    for batch in _batches(scenes, batch_size):
+    for places in of_one_size([image.shape for image in scenes.images], batch_size):
+        batch = scenes.part(places)
         answer_masks = _answer_masks(refiner, tower, batch)
         for name, masks in answer_masks.items():
             statuses = [answer.status for answer in batch.answers]
@@ -181,23 +185,9 @@ def codec_mask(truth: Truth, budget: OutlineBudget) -> NDArray[np.bool_]:
     return mask_from_rings(read.rings_px, height, width)
 
 
-def _batches(scenes: AnsweredScenes, batch_size: int) -> list[AnsweredScenes]:
-    """Scenes of one image size each, at most batch_size of them."""
-    order = sorted(range(len(scenes.images)), key=lambda k: scenes.images[k].shape)
-    parts: list[AnsweredScenes] = []
-    for _, group in groupby(order, key=lambda k: scenes.images[k].shape):
-        same = list(group)
-        for first in range(0, len(same), batch_size):
-            part = same[first : first + batch_size]
-            images, answers = [scenes.images[k] for k in part], [scenes.answers[k] for k in part]
-            parts.append(AnsweredScenes(images, answers, [scenes.truths[k] for k in part]))
-    return parts
-
-
 def _answer_masks(refiner: MaskRefiner, tower: VisionTower, batch: AnsweredScenes) -> dict[str, NDArray[np.bool_]]:
     """Masks [B, H, W] of every row that starts from the answers, for scenes of one image size."""
     height, width = batch.images[0].shape[:2]
-    images = torch.from_numpy(np.stack(batch.images)).to(refiner.device)
     true = np.stack([truth.union for truth in batch.truths])
     outline = np.stack([mask_from_rings(answer.rings_px, height, width) for answer in batch.answers])
     in_true_box = outline.copy()
@@ -208,31 +198,18 @@ def _answer_masks(refiner: MaskRefiner, tower: VisionTower, batch: AnsweredScene
     on_device = [torch.from_numpy(masks).to(refiner.device) for masks in (outline, in_true_box, true)]
     boxes = refiner.boxes_px(on_device[0])
     true_boxes = torch.where(on_device[2].any(dim=(1, 2))[:, None], refiner.boxes_px(on_device[2]), boxes)
-    unrolled = _unrolled(refiner, tower, images, on_device[0], boxes)
-    again = _unrolled(refiner, tower, images, on_device[1], true_boxes)
+    unrolled = unroll(refiner, tower, batch.images, list(outline), boxes_px=boxes)
+    again = unroll(refiner, tower, batch.images, list(in_true_box), boxes_px=true_boxes)
     said = np.array([bool(answer.instances) for answer in batch.answers])[:, None, None]
     return {
         "outline": outline,
         "outline_true_box": in_true_box,
-        "refined": _returned(refiner, unrolled),
-        "refined_true_box": _returned(refiner, again),
-        "refined_oracle": _best_by_truth(unrolled.masks.cpu().numpy(), batch.truths),
+        "refined": returned(unrolled, refiner.settings.min_gain),
+        "refined_true_box": returned(again, refiner.settings.min_gain),
+        "refined_oracle": _best_by_truth(unrolled.masks.numpy(), batch.truths),
         "crop_bound": _through_crop(refiner, on_device[2], boxes) & said,
         "crop_bound_true_box": _through_crop(refiner, on_device[2], true_boxes) & said,
     }
-
-
-def _unrolled(refiner: MaskRefiner, tower: VisionTower, images: Tensor, coarse: Tensor, boxes_px: Tensor) -> Unrolled:
-    if refiner.settings.features == "crop":
-        features = crop_features(refiner, tower, images, boxes_px)
-    else:
-        features = tower.vision_features(list(images.cpu().numpy()), refiner.settings.early_block)
-    return refiner.unroll(images, features, coarse, boxes_px)
-
-
-def _returned(refiner: MaskRefiner, unrolled: Unrolled) -> NDArray[np.bool_]:
-    taken, _ = chosen_pass(unrolled.predicted_iou, refiner.settings.min_gain)
-    return unrolled.masks.cpu().numpy()[taken.cpu().numpy(), np.arange(len(taken))]
 
 
 def _best_by_truth(masks: NDArray[np.bool_], truths: Sequence[Truth]) -> NDArray[np.bool_]:
