@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from math import isfinite
 from threading import Lock
+from typing import Any
 
 from envs.plugin import Plugin, did_you_mean
 from rewards.checked import CheckedReward, told_answer
@@ -48,6 +49,12 @@ class RewardRecipe:
                 f"on_error is {self.on_error!r}{did_you_mean(self.on_error, ON_ERROR)} "
                 f"Set it to {' or '.join(ON_ERROR)}."
             )
+
+    @property
+    def needs_refined(self) -> bool:
+        """Whether the reward says, by a class attribute `needs_refined`, that it is measured on the refined mask."""
+        found: Any = self.plugin.load()
+        return "needs_refined" in dir(found) and bool(found.needs_refined)
 
 
 class Scorer:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from envs.example import Truth
 from envs.plugin import plugin_names
-from envs.polygons import Answer, AnswerStatus, Box, Ring, answer_from_rings, instance_from_rings
+from envs.polygons import Answer, AnswerStatus, Box, Ring, answer_from_rings, flat_answers, instance_from_rings
 from rewards import (
     boundary_iou,
     box_iou,
@@ -38,7 +38,9 @@ def box(x0: float, y0: float, x1: float, y1: float) -> Ring:
 
 
 def compared(answer: Answer, *truth: Ring) -> Comparison:
-    return compare([answer], Target.from_rings(truth, SIZE, SIZE))[0]
+    """An answer against a truth, beside a refiner that leaves everything as it is."""
+    refined = flat_answers([answer.rings_px])
+    return compare([answer], Target.from_rings(truth, SIZE, SIZE), refined=refined)[0]
 
 
 def reward_of(name: str) -> score.Reward:
@@ -94,7 +96,7 @@ def test_a_reward_of_any_valid_answer_is_none_or_a_float_within_0_and_1(
 @given(truth=st.lists(rings, max_size=2))
 def test_the_true_answer_earns_full_marks_wherever_a_reward_applies(name: str, truth: list[Ring]) -> None:
     target = Target.from_rings(truth, SIZE, SIZE)
-    [comparison] = compare([answer_from_rings(truth) if target.area_px else EMPTY], target)
+    comparison = compared(answer_from_rings(truth) if target.area_px else EMPTY, *truth)
     assert reward_of(name)(comparison) in (None, full_marks(name, comparison))
 
 
