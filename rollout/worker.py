@@ -3,7 +3,7 @@
 A plain class; Ray only wraps it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from envs.example import Env, Example
 from envs.plugin import Plugin
+from envs.polygons import FlatAnswers
 from policies.base import Response
 from policies.weights import Bucket
 from rewards import kernels
@@ -21,6 +22,7 @@ from rewards.score import Comparisons, Target, compare
 from rewards.scorer import Columns, RewardRecipe, Scorer
 from rollout.engine import Sampler, Sampling
 from rollout.records import Group, Rollout
+from rollout.refined import AnswerRefiner, RefinedSettings
 
 _SHARED = Plugin("rollout", "Engine", "shared", {})
 
@@ -53,6 +55,8 @@ class WorkerSettings:
     rewards: Mapping[str, RewardRecipe] = field(default_factory=dict)
     threads: int = 1
     """Torch threads of one worker."""
+    refined: RefinedSettings | None = None
+    """The refiner whose masks rewards see beside the answers; None: they see none."""
 
     @property
     def hosts_rewards(self) -> bool:
@@ -89,17 +93,24 @@ class RolloutWorker:
         self._sampling = Lock()
         self._settings = settings
         self._sampler: Sampler = settings.engine.build().open(settings.policy)
+        refined = settings.refined
+        self._refiner = None if refined is None else AnswerRefiner(refined, self._sampler.policy)
         self.scorer = Scorer(settings.rewards)
         self._envs: dict[str, Env] = {}
         self._version = -1
         self._checksum = ""
 
     def set_weights(self, version: int, buckets: Iterable[Bucket]) -> str:
-        """Take over weights; returns the checksum of what this worker now holds, computed from its own parameters."""
+        """Take over weights; returns the checksum of what this worker now holds, computed from its own parameters.
+
+        Raises ValueError where these are of another vision tower than the refiner's.
+        """
         with self._sampling:
             self._version = -1
             for bucket in buckets:
                 self._sampler.load_bucket(bucket)
+            if self._refiner is not None:
+                self._refiner.refuse_other_tower(self._sampler.policy)
             self._checksum = self._sampler.held_checksum()
             self._version = version
             return self._checksum
@@ -145,9 +156,34 @@ class RolloutWorker:
         ]
         phrases = [example.prompt.text for example in examples]
         responses = self._sampler.sample(images, phrases, unit.sampling, seeds)
+        comparisons = self._compared(examples, images, responses)
         return [
-            self._group(unit, n, example, image, responses[n], seeds[n])
-            for n, (example, image) in enumerate(zip(examples, images, strict=True))
+            _Sampled(
+                self._group(unit, n, example, images[n]),
+                texts=tuple(self._sampler.policy.text(response) for response in responses[n]),
+                responses=tuple(responses[n]),
+                comparisons=comparisons[n],
+                policy_version=self._version,
+                seeds=tuple(seeds[n]),
+            )
+            for n, example in enumerate(examples)
+        ]
+
+    def _compared(
+        self, examples: Sequence[Example], images: Sequence[NDArray[np.uint8]], responses: Sequence[Sequence[Response]]
+    ) -> list[Comparisons]:
+        """The responses to each example read, refined where the run asks for it, and compared with what is true."""
+        policy = self._sampler.policy
+        answers = [
+            [policy.read(response, example.image.height, example.image.width) for response in group]
+            for group, example in zip(responses, examples, strict=True)
+        ]
+        refined: Sequence[FlatAnswers | None] = [None] * len(answers)
+        if self._refiner is not None:
+            refined = self._refiner.refine(policy, images, answers)
+        return [
+            compare(group, Target.from_truth(example.truth), example.id, example.prompt.text, masks)
+            for group, example, masks in zip(answers, examples, refined, strict=True)
         ]
 
     def _env(self, split: str) -> Env:
@@ -155,36 +191,19 @@ class RolloutWorker:
             self._envs[split] = self._settings.env.build(split=split)
         return self._envs[split]
 
-    def _group(
-        self,
-        unit: Unit,
-        n: int,
-        example: Example,
-        image: NDArray[np.uint8],
-        responses: list[Response],
-        seeds: list[int],
-    ) -> _Sampled:
-        policy, height, width = self._sampler.policy, example.image.height, example.image.width
-        answers = [policy.read(response, height, width) for response in responses]
-        group = Group(
+    def _group(self, unit: Unit, n: int, example: Example, image: NDArray[np.uint8]) -> Group:
+        """The n-th group of a unit, without rollouts."""
+        return Group(
             run=self._settings.run,
             step=unit.step,
             position=unit.positions[n],
             example=example,
-            prompt_tokens=policy.prompt_tokens(image, example.prompt.text),
+            prompt_tokens=self._sampler.policy.prompt_tokens(image, example.prompt.text),
             policy_checksum=self._checksum,
             temperature=unit.sampling.temperature,
             rollouts=(),
             max_tokens=unit.sampling.max_tokens,
             grammar=unit.sampling.grammar,
-        )
-        return _Sampled(
-            group,
-            texts=tuple(policy.text(response) for response in responses),
-            responses=tuple(responses),
-            comparisons=compare(answers, Target.from_truth(example.truth), example.id, example.prompt.text),
-            policy_version=self._version,
-            seeds=tuple(seeds),
         )
 
 
