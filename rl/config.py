@@ -9,6 +9,7 @@ from typing import Any
 
 from envs.plugin import Plugin
 from rewards.shaping import TermShaping
+from rl.closed_loop import check_refined
 from rl.deepspeed_version import refuse_wrong_gradients
 from rl.rank_settings import LearnerSettings, RankSettings
 from rl.refiner_settings import RefinerRun
@@ -17,6 +18,7 @@ from rl.settings import plugin_from_settings
 from rollout.engine import Sampling
 from rollout.pool_settings import PoolSettings
 from rollout.ray_settings import RaySettings
+from rollout.refined import RefinedSettings
 from rollout.worker import WorkerSettings
 
 EMBEDDED = "tiny"
@@ -71,6 +73,8 @@ class RunConfig:
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     refiner: RefinerRun = field(default_factory=RefinerRun)
+    refined: RefinedSettings | None = None
+    """A refiner trained before, whose masks rewards are measured on; `refiner` is the one trained after the run."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -165,6 +169,7 @@ class RunParts:
     rewards: RewardParts
     algorithm: Plugin
     engine: Plugin
+    refined: RefinedSettings | None = None
 
 
 def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
@@ -222,7 +227,9 @@ def run_parts(config: RunConfig) -> RunParts:
             f"learner.lora is set, but the policy {policy.name} takes no `lora`; leave it out, or give the class that "
             "parameter and let it call policies.lora.add_adapters."
         )
-    return RunParts(env, codec, policy, rewards, algorithm, engine_plugin(config))
+    engine = engine_plugin(config)
+    refined = check_refined(config.refined, rewards, config.learner, engine, policy)
+    return RunParts(env, codec, policy, rewards, algorithm, engine, refined)
 
 
 def engine_plugin(config: RunConfig) -> Plugin:
@@ -244,6 +251,7 @@ def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:
         engine=parts.engine,
         rewards=parts.rewards.recipes,
         threads=config.pool.threads,
+        refined=parts.refined,
     )
 
 

@@ -26,6 +26,11 @@ class RewardParts:
         """A new Shaper, which remembers no step."""
         return Shaper(self.weights, self.shaping)
 
+    @property
+    def on_refined(self) -> list[str]:
+        """Names of the rewards that are measured on the refined mask."""
+        return [name for name, recipe in self.recipes.items() if recipe.needs_refined]
+
 
 @dataclass
 class _RewardFile:
@@ -63,10 +68,22 @@ def load_rewards(path: Path) -> RewardParts:
 
     path: such a file on disk or a shipped one; a run's config, whose other keys are ignored; a run's folder, which
     means its config.yaml; a .py file with a class Reward, or the name of a built-in reward, alone with weight 1.
-    Raises ValueError or FileNotFoundError for what does not fit.
+    Raises ValueError or FileNotFoundError for what does not fit, and for a reward on the refined mask: nothing refines
+    the answers of an archive or of a suite.
     """
     if path.is_dir():
         return load_rewards(_config_of_run(path))
+    parts = _read_rewards(path)
+    if parts.on_refined:
+        raise ValueError(
+            f"{path}: rewards.{parts.on_refined[0]} is measured on the refined mask, and only a run with a refiner "
+            "(`refined` in its config) has any; leave it out here, in a file of the other rewards. What it paid in a "
+            f"run stands in that run's archive, as reward_{parts.on_refined[0]}."
+        )
+    return parts
+
+
+def _read_rewards(path: Path) -> RewardParts:
     if path.suffix == ".py":
         return _alone(path.stem, {"module": str(path)})
     if not path.is_file() and str(path) in reward_names():

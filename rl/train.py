@@ -185,7 +185,7 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
 def refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
     """Refuse to go on with settings that would make another run of it."""
     kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "refills", "env", "codec", "policy", "rewards"]
-    kept += ["shaping", "algorithm", "sampling"]
+    kept += ["shaping", "algorithm", "sampling", "refined"]
     now, before = ({name: vars(one)[name] for name in kept} for one in (config, begun))
     for name in ("staleness", "engine"):
         now[f"pool.{name}"], before[f"pool.{name}"] = vars(config.pool)[name], vars(begun.pool)[name]

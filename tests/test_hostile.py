@@ -12,20 +12,25 @@ import pytest
 from rich.console import Console
 
 from envs.contours import mask_from_rings
-from envs.plugin import plugin_names
+from envs.plugin import Plugin, plugin_names
 from rewards.hostile import Scene, Trick, tricks
 from rewards.score import compare
-from rewards.scorer import Scorer
+from rewards.scorer import RewardRecipe, Scorer
 from rewards.trial import CAREFUL, HASTY, TRICK, Trial, try_tricks
 from rl import reward_test
 from rl.reward_settings import load_rewards, reward_parts
 from rl.settings import shipped_configs
 
-NAMES = plugin_names("rewards", "Reward")
+NAMES = [
+    name
+    for name in plugin_names("rewards", "Reward")
+    if not RewardRecipe(Plugin("rewards", "Reward", name, {})).needs_refined
+]
 SCENES = {trick.scene.name: trick.scene for trick in tricks()}
 ROWS = {trick.name: k for k, trick in enumerate(tricks())}
 FOLDER = Path(__file__).parent.parent / "configs"
-JOBS = [name for name in shipped_configs() if "\nrewards:" in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")]
+TEXTS = {name: (FOLDER / f"{name}.yaml").read_text(encoding="utf-8") for name in shipped_configs()}
+JOBS = [name for name, text in TEXTS.items() if "\nrewards:" in text and "\nrefined:" not in text]
 CONFIGS = [*JOBS, *(f"rewards/{name}" for name in shipped_configs("rewards"))]
 AREA_RATIO = """
 from dataclasses import dataclass
@@ -192,6 +197,12 @@ def test_every_shipped_config_passes(config: str) -> None:
 
 def test_the_configs_that_are_tested_include_the_demo_and_a_price_on_vertices() -> None:
     assert {"demo", "coco28", "gspo_polygons", "rewards/iou_length"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", ["closed_loop", "refined_iou", "unmended"])
+def test_rewards_on_the_refined_mask_are_refused_where_nothing_refines(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is measured on the refined mask, and only a run with a refiner .* leave it"):
+        load_rewards(Path(name))
 
 
 def test_boundary_iou_without_its_cap_falls_for_a_hollow_outline() -> None:
