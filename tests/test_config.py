@@ -10,6 +10,7 @@ from rl.config import RunConfig, rank_settings, run_parts, worker_settings
 from rl.evaluate import greedy_units
 from rl.export import PairExport
 from rl.rank_settings import LearnerSettings
+from rl.refiner_settings import RefineConfig
 from rl.settings import load_settings, save_settings, shipped_configs
 from rl.sft_settings import SftConfig
 from rl.train import step_units
@@ -132,6 +133,7 @@ def test_a_token_budget_frees_the_number_of_groups_from_that_of_passes() -> None
 @pytest.mark.parametrize("name", shipped_configs())
 def test_every_shipped_config_reads(name: str) -> None:
     schema = {"sft_tiny": SftConfig, "pairs": PairExport}.get(name, RunConfig)
+    schema = RefineConfig if name.startswith("refiner") else schema
     load_settings(schema, Path(name))
 
 
