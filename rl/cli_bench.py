@@ -194,6 +194,8 @@ def refiner(  # noqa: PLR0913  # options of a command
         print(json.dumps(bench.as_json(found), indent=2))
     else:
         console.print(bench.table(found, wanted))
+        for line in bench.differences(found):
+            console.print(line)
 
 
 def _tracked(found: Iterator[T], quick: bool) -> Iterable[T]:

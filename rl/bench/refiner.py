@@ -164,22 +164,33 @@ def summary(found: Mapping[str, Mapping[int, Scores]]) -> dict[str, dict[str, In
 
 
 def table(found: Mapping[str, Mapping[int, Scores]], wanted: RefinerBench) -> Table:
-    """The variants, a row each."""
+    """The variants, a row each; 80 characters wide."""
     title = f"Refiners on {wanted.pairs:,} pairs, {wanted.steps} steps, {wanted.scenes} scenes; t-intervals over seeds"
     shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("coarse masks to train on")
-    for heading in (*METRICS.values(), "gIoU less RL rollouts"):
+    shown.add_column("coarse masks from", no_wrap=True)
+    for heading in METRICS.values():
         shown.add_column(heading, justify="right", no_wrap=True)
     for name, row in summary(found).items():
-        less = row.get("giou_less_rollouts")
-        cells = [Text(_cell(row[metric])) for metric in METRICS]
-        shown.add_row(name, *cells, Text("" if less is None else _cell(less)))
+        scores = [Text(_cell(row[metric])) for metric in ("giou", "boundary_iou")]
+        shown.add_row(name, *scores, f"{row['worse'].value:.1%}", f"{row['passes'].value:.2f}")
     return shown
 
 
-def _cell(interval: Interval) -> str:
+def differences(found: Mapping[str, Mapping[int, Scores]]) -> list[str]:
+    """A line a variant: its scores less those of RL rollouts at equal seeds."""
+    titles = {f"{metric}_less_rollouts": METRICS[metric] for metric in ("giou", "boundary_iou")}
+    return [
+        f"{name} less {ROLLOUTS}, paired by seed: "
+        + ", ".join(f"{title} {_cell(row[key], '+.4f')}" for key, title in titles.items())
+        for name, row in summary(found).items()
+        if titles.keys() <= row.keys()
+    ]
+
+
+def _cell(interval: Interval, form: str = ".3f") -> str:
     known = np.isfinite(interval.low)
-    return f"{interval.value:.3f}" + (f" ± {interval.high - interval.value:.3f}" if known else "")
+    width = format(interval.high - interval.value, form.lstrip("+"))
+    return format(interval.value, form) + (f" ± {width}" if known else "")
 
 
 def as_json(found: Mapping[str, Mapping[int, Scores]]) -> dict[str, Any]:
