@@ -165,9 +165,11 @@ class MaskRefiner(nn.Module):
         return cut(masks[:, None].float(), boxes_px, masks.shape[1], masks.shape[2], self.settings.crop_px)[:, 0]
 
     def save(self, folder: Path) -> None:
-        """Write refiner.safetensors and refiner.json (sizes, head, calibration, checksum of the vision tower)."""
+        """Write refiner.safetensors, then refiner.json (sizes, head, calibration, checksum of the vision tower)."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / _WEIGHTS)
+        weights = folder / f".{_WEIGHTS}.partial"
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, weights)
+        weights.replace(folder / _WEIGHTS)
         recipe = self.head_recipe
         card = {
             "format": _FORMAT,
@@ -178,7 +180,9 @@ class MaskRefiner(nn.Module):
             "calibration": self.calibration.to_json(),
             "vision_tower_sha256": self.tower_checksum,
         }
-        (folder / _CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        partial = folder / f".{_CARD}.partial"
+        partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        partial.replace(folder / _CARD)
 
     @classmethod
     def load(cls, folder: Path, tower_checksum: str) -> "MaskRefiner":

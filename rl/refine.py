@@ -2,7 +2,7 @@
 
 Stopped at any point, the same command goes on: `out` says how far it is by what it holds.
 
-    config.yaml  pairs.parquet  features/  checkpoints/  metrics.jsonl    while it is made
+    config.yaml  tower.sha256  pairs.parquet  features/  checkpoints/  metrics.jsonl    while it is made
     refiner.json  refiner.safetensors  summary.json  refiner.html         when it is done
 """
 
@@ -31,10 +31,11 @@ from rl.refiner_settings import RefineConfig
 from rl.reliability import fit_calibration
 from rl.settings import load_settings, plugin_from_settings, read_mapping, save_settings
 from rl.train_refiner import train_refiner
+from rollout.disk import replace_text
 
 _AT_ONCE = 64
 """Images that are encoded in one batch."""
-_CONFIG = "config.yaml"
+_CONFIG, _TOWER = "config.yaml", "tower.sha256"
 
 
 def refine(config: RefineConfig, console: Console) -> MaskRefiner:
@@ -51,6 +52,7 @@ def refine(config: RefineConfig, console: Console) -> MaskRefiner:
     settings = _rank_settings(config, runs, head, policy)
     settings.refuse_wrong_crops()
     _choose(out, config, runs, console)
+    _refuse_other_tower(out, settings.tower_checksum)
     settings.refuse_empty_stages()
     keep_features(settings, policy, console)
     if not (out / "refiner.json").is_file():
@@ -120,6 +122,18 @@ def _refuse_other(out: Path, config: RefineConfig) -> None:
         )
     if (out / SUMMARY).is_file():
         raise ValueError(f"{out} holds a finished refiner; give a new folder, or delete it to train again.")
+
+
+def _refuse_other_tower(out: Path, checksum: str) -> None:
+    """Raise ValueError where a training that goes on would see through another tower, as when a run has a new best."""
+    path = out / _TOWER
+    if not path.is_file():
+        replace_text(path, checksum + "\n")
+    if (before := path.read_text().strip()) != checksum:
+        raise ValueError(
+            f"{out} was begun over the vision tower {before[:12]}..., the policy's is {checksum[:12]}... now: the run "
+            "may have a newer best policy; give a new folder, or delete it."
+        )
 
 
 def _identity(config: RefineConfig) -> dict[str, object]:

@@ -263,3 +263,12 @@ def test_killed_in_the_middle_the_same_command_goes_on_to_the_same_weights(confi
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     first, second = ((Path(one.out) / "metrics.jsonl").read_bytes() for one in (whole, longer))
     assert first == second
+
+
+def test_a_training_that_goes_on_sees_through_the_tower_that_it_began_with(config: Made, tmp_path: Path) -> None:
+    made = config()
+    refine(made, Console(quiet=True))
+    (Path(made.out) / "summary.json").unlink()
+    (Path(made.out) / "tower.sha256").write_text("0" * 64 + "\n")
+    with pytest.raises(ValueError, match="was begun over the vision tower 000000000000"):
+        refine(made, Console(quiet=True))
