@@ -217,7 +217,7 @@ def _read_card(folder: Path) -> dict[str, Any]:
     card: dict[str, Any] = json.loads((folder / _CARD).read_text(encoding="utf-8"))
     if card.get("format") != _FORMAT:
         raise ValueError(
-            f"The refiner in {folder} is of format {card.get('format', 1)}, and format {_FORMAT} is read here; train "
-            "it again."
+            f"The refiner in {folder} is of format {card.get('format', 1)}, and format {_FORMAT} is read here; delete "
+            "that folder and train it again (polytrace refine)."
         )
     return card

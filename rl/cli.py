@@ -128,14 +128,20 @@ def refine(
     """Train a refiner on pairs from archives, calibrate it, and judge it on images kept apart; goes on if stopped.
 
     Of a run: its settings under `refiner:`, to RUN/refiner, through its best policy. Of a YAML file, such as the
-    shipped `refiner`: any number of runs. Settings are such as training.steps=1000 (docs/refiner.md).
+    shipped `refiner`: any number of runs. Settings are such as training.steps=1000 (docs/refiner.md). A finished
+    refiner is never overwritten: delete its folder, or give out=NEW with a YAML file.
     """
     from rl.refine import refine as make_refiner
     from rl.refine import settings_of
     from rl.refiner_settings import RefineConfig
-    from rl.settings import load_settings
+    from rl.settings import load_settings, shipped_configs
 
-    changed = overrides or []
+    changed, shipped = overrides or [], [name for name in shipped_configs() if name.startswith("refiner")]
+    if not source.exists() and source.stem not in shipped:
+        raise FileNotFoundError(
+            f"{source} is neither the folder of a run nor a YAML file; give one of them, or a shipped one: "
+            f"{', '.join(shipped)}."
+        )
     if source.is_dir():
         config = settings_of(_run_config(source, [f"refiner.{each}" for each in changed]))
     else:

@@ -113,7 +113,7 @@ def _refuse_other(out: Path, config: RefineConfig) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / _CONFIG).is_file() or not {"runs", "out"} <= read_mapping(out / _CONFIG).keys():
-        raise ValueError(f"{out} is not empty and holds no {_CONFIG} of a refiner; give a new folder.")
+        raise ValueError(f"{out} is not empty and holds no {_CONFIG} of a refiner; give a new folder, or delete it.")
     before = load_settings(RefineConfig, out / _CONFIG)
     if _identity(before) != _identity(config):
         changed = sorted(k for k, value in _identity(config).items() if _identity(before)[k] != value)

@@ -255,7 +255,9 @@ def test_a_card_of_another_format_is_refused_in_a_line_that_says_to_train_again(
     assert card.pop("format") == 2
     card |= {} if format is None else {"format": format}
     (tmp_path / "refiner.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match=rf"is of format {named}, and format 2 is read here; train it again\.$"):
+    with pytest.raises(
+        ValueError, match=rf"is of format {named}, and format 2 is read here; delete that folder and train"
+    ):
         MaskRefiner.load(tmp_path, "tower-a")
 
 
