@@ -25,22 +25,32 @@ class Head(nn.Module):
     """A U-Net that offers one mask. Untrained, its mask is the one it was given."""
 
     def __init__(
-        self, crop_px: int, final_channels: int, early_channels: int, channels: int = 12, halvings: int = 3
+        self,
+        crop_px: int,
+        final_channels: int,
+        early_channels: int,
+        channels: int = 12,
+        halvings: int = 3,
+        shades: int = 0,
     ) -> None:
         """final_channels, early_channels: C and E of the features.
 
         channels: at the crop's own resolution, doubled at each halving; a multiple of 4. halvings: how often the
         resolution is halved on the way to the place where the features come in; crop_px is a multiple of 2 ** halvings.
+        shades: of each of red, green and blue, by which the head is also shown where the colours of the mask's inside
+        are (see `colour_evidence`), which helps where there is little to learn from; 0: it is not.
         """
         super().__init__()
         if channels < 4 or channels % 4 or halvings < 1:
             raise ValueError(f"channels is {channels}, halvings {halvings}; give a multiple of 4, and 1 or more.")
-        self.num_masks = 1
+        if not 0 <= shades <= 32:
+            raise ValueError(f"shades is {shades}; give 0 for no evidence of colour, or up to 32, such as 6.")
+        self.num_masks, self.shades = 1, shades
         self.halvings = halvings
         cells = self.feature_cells(crop_px)
         widths = [channels * 2**level for level in range(halvings + 1)]
         narrow, steps = widths[-1], list(pairwise(widths))
-        self.stem = _convolution(4, channels)
+        self.stem = _convolution(5 if shades else 4, channels)
         self.down = nn.ModuleList(
             nn.Sequential(_convolution(fine, coarse, stride=2), _convolution(coarse, coarse)) for fine, coarse in steps
         )
@@ -74,7 +84,10 @@ class Head(nn.Module):
     def forward(self, images: Tensor, context: Tensor, masks: Tensor) -> RefinerPass:
         """One pass over images [B, 3, R, R] in -1..1 and soft masks [B, R, R] in 0..1."""
         signed = 2 * masks[:, None] - 1
-        levels = [self.stem(torch.cat([images, signed], dim=1))]
+        seen = [images, signed]
+        if self.shades:
+            seen.append(2 * colour_evidence(images, masks, self.shades) - 1)
+        levels = [self.stem(torch.cat(seen, dim=1))]
         for down in self.down:
             levels.append(down(levels[-1]))
         narrow = x = self.fuse(torch.cat([levels.pop(), context], dim=1))
@@ -92,6 +105,22 @@ class Head(nn.Module):
         drawn = torch.cat([logits > 0, masks[:, None] > 0.5], dim=1)
         iou = foretold(expected_iou(logits, drawn), correction)
         return RefinerPass(logits, iou[:, :1], iou[:, 1])
+
+
+def colour_evidence(images: Tensor, masks: Tensor, shades: int) -> Tensor:
+    """[B, 1, R, R] in 0..1: the share that a soft mask's inside has in each cell's colour, inside and outside weighing
+    the same; 0.5 where the colour says nothing. Without gradient.
+
+    By histograms of the crop itself, as GrabCut weighs colours (Rother et al. 2004): images [B, 3, R, R] in -1..1 in
+    shades ** 3 colours, masks [B, R, R] in 0..1; half a cell is added to each colour, so that rare ones say little.
+    """
+    parts = ((images.detach().float() + 1) / 2 * shades).long().clamp(0, shades - 1)
+    colour = ((parts[:, 0] * shades + parts[:, 1]) * shades + parts[:, 2]).flatten(1).expand(2, -1, -1)
+    soft = masks.detach().float().flatten(1)
+    sides = torch.stack([soft, 1 - soft])
+    cells = sides.new_zeros(2, len(masks), shades**3).scatter_add_(2, colour, sides)
+    inside, outside = ((cells + 0.5) / (cells + 0.5).sum(dim=2, keepdim=True)).gather(2, colour)
+    return (inside / (inside + outside)).view(len(masks), 1, *masks.shape[1:]).to(images.dtype)
 
 
 def _mean_in(x: Tensor, soft: Tensor) -> Tensor:

@@ -72,13 +72,15 @@ class CoarseScenes:
 
     @classmethod
     def of_damage(cls, env: Env, num: int, seed: int) -> "CoarseScenes":
-        """True masks of the first `num` examples that have one, each damaged in one way, the ways in turns."""
+        """`num` true masks, damaged: of the first examples that have one, and where those are fewer, of each several
+        times, every time in another way as far as there are."""
         examples = (env[k] for k in range(len(env)))
-        chosen = list(islice((example for example in examples if example.truth.union.any()), num))
-        coarse = []
-        for k, example in enumerate(chosen):
-            rng = np.random.default_rng([seed, k])
-            coarse.append(_damaged(example.truth.union, DAMAGES[k % len(DAMAGES)], rng))
+        held = list(islice((example for example in examples if example.truth.union.any()), num))
+        turns = [divmod(k, len(held)) for k in range(num)] if held else []
+        chosen, coarse = [held[which] for _, which in turns], []
+        for k, (turn, which) in enumerate(turns):
+            kind = DAMAGES[(which + turn) % len(DAMAGES)]
+            coarse.append(_damaged(held[which].truth.union, kind, np.random.default_rng([seed, k])))
         return cls(
             [env.image(example.image) for example in chosen],
             coarse,

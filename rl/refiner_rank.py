@@ -20,6 +20,7 @@ from rl.deepspeed_engine import build_engine, gathered, join
 from rl.feature_store import FeatureStore
 from rl.rank_files import AVERAGE, load_ranks, save_ranks
 from rl.rank_settings import RankPlace
+from rl.refiner_augment import augmented
 from rl.refiner_data import RefinerPairs, shares
 from rl.refiner_loss import crop_iou, pass_losses
 from rl.refiner_settings import RefinerStage, RefinerTraining
@@ -150,6 +151,8 @@ class RefinerRank:
         crop_px = stage.crop_px or network.crop_px
         head = self._engine.module.head
         batch = self._pairs.batch(numbers, moves, crop_px, head.feature_cells(crop_px), self._store)
+        # Keyed by the rank too: its share of the batch is its own.
+        batch = augmented(batch, training, np.random.default_rng([training.seed, step, self._place.rank, 1]))
         batch = batch.to(self._engine.device, next(head.parameters()).dtype)
         passes = self._engine(batch.crops, batch.coarse)
         inputs, losses = batch.coarse, []

@@ -59,6 +59,14 @@ class RefinerTraining:
     box_jitter: float = 0.1
     """Each edge of a box moves by at most this part of the box's side: at each draw, or where the features are those of
     the crop, once a pair."""
+    flips: bool = False
+    """Whether half of the crops are seen mirrored left to right, and a quarter of them upside down; the features are
+    mirrored with them, though the tower would not have made quite the same of a mirrored image."""
+    colour_jitter: float = 0.0
+    """How much contrast and brightness of each channel change from draw to draw: standard deviations of this share of
+    the contrast, and of this share of the range."""
+    feature_dropout: float = 0.0
+    """Share of the draws that are seen without features, so that few objects are not known by them."""
     mask_loss: str = "bce"
     """bce, or focal (Lin et al. 2017), which counts cells less that are right already."""
     focal_gamma: float = 2.0
@@ -87,10 +95,9 @@ class RefinerTraining:
                 f"steps is {self.steps}, batch_size {self.batch_size}, save_every {self.save_every}, lr {self.lr}; the "
                 "first three must be 1 or more, the last above 0."
             )
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; set it to 0 or more.")
-        if not self.stages:
-            raise ValueError("stages is empty; give one or more, such as {name: all, share: 1}.")
+        if self.seed < 0 or not self.stages:
+            said = f"seed is {self.seed}; set it to 0 or more." if self.stages else "stages is empty; give one or more."
+            raise ValueError(said)
         if self.mask_loss not in MASK_LOSSES:
             raise ValueError(f"mask_loss is {self.mask_loss!r}; choose of {', '.join(MASK_LOSSES)}.")
         if not 0 <= self.box_jitter < 0.5 or not 0 <= self.average < 1:
@@ -98,8 +105,9 @@ class RefinerTraining:
                 f"box_jitter is {self.box_jitter} and average {self.average}; the first must lie in 0..0.5, 0.5 not "
                 "included, the second in 0..1, 1 not included."
             )
-        if not 0 <= self.others_share <= 1:
-            raise ValueError(f"others_share is {self.others_share}; it must lie in 0..1.")
+        shares = ("colour_jitter", "feature_dropout", "others_share")
+        if wrong := [name for name in shares if not 0 <= vars(self)[name] <= 1]:
+            raise ValueError(f"{wrong[0]} is {vars(self)[wrong[0]]}; it must lie in 0..1.")
         weights = (self.mask_weight, self.dice_weight, self.iou_weight, self.focal_gamma)
         if min(weights) < 0:
             raise ValueError(f"mask_weight, dice_weight, iou_weight and focal_gamma are {weights}; give 0 or more.")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from policies.pixel_head import Head
+from policies.pixel_head import Head, colour_evidence
 from policies.refiner_pass import RefinerCrops, RefinerPass
 
 
@@ -73,3 +73,43 @@ def test_by_default_over_features_of_128_and_96_channels_it_has_481_thousand_par
 def test_impossible_sizes_are_refused(settings, advice):
     with pytest.raises(ValueError, match=advice):
         Head(final_channels=6, early_channels=5, **settings)
+
+
+def test_evidence_of_colour_by_hand_in_two_colours():
+    # Left half black, right half white, 4 x 4; the mask holds 3 of the 4 columns of neither: columns 0..2 of 4.
+    images = torch.full((1, 3, 4, 4), -1.0)
+    images[..., 2:] = 1.0
+    masks = torch.zeros(1, 4, 4)
+    masks[..., :3] = 1.0
+    found = colour_evidence(images, masks, shades=2)
+    # Inside: 8 black, 4 white of 12; outside: 0 black, 4 white of 4; half a cell for each of 8 colours.
+    black = (8.5 / 16) / (8.5 / 16 + 0.5 / 8)
+    white = (4.5 / 16) / (4.5 / 16 + 4.5 / 8)
+    assert found.shape == (1, 1, 4, 4)
+    assert found[0, 0, 0].tolist() == pytest.approx([black, black, white, white])
+
+
+def test_evidence_of_colour_says_nothing_in_one_colour_and_of_an_empty_mask():
+    images = torch.zeros(2, 3, 6, 6)
+    masks = torch.zeros(2, 6, 6)
+    masks[0, :3] = 1.0
+    found = colour_evidence(images, masks, shades=4)
+    assert found[0].tolist() == [[pytest.approx([0.5] * 6)] * 6]
+    assert found[1].min() > 0 and found[1].max() < 0.5
+
+
+def test_with_shades_it_is_still_the_identity_untrained_and_judges_a_mask_alone_as_in_a_batch():
+    torch.manual_seed(0)
+    network = Head(48, 128, 96, channels=4, halvings=2, shades=6).eval()
+    generator = torch.Generator().manual_seed(3)
+    seen = RefinerCrops(
+        torch.rand(3, 3, 48, 48, generator=generator) * 2 - 1,
+        torch.randn(3, 128, 12, 12, generator=generator),
+        torch.randn(3, 96, 12, 12, generator=generator),
+    )
+    masks = (torch.rand(3, 48, 48, generator=generator) > 0.5).float()
+    together = network(seen.images, network.context(seen), masks)
+    assert torch.equal(together.logits[:, 0] > 0, masks > 0.5)
+    one = RefinerCrops(seen.images[:1], seen.final[:1], seen.early[:1])
+    alone = network(one.images, network.context(one), masks[:1])
+    torch.testing.assert_close(alone.logits, together.logits[:1], atol=1e-5, rtol=1e-5)
