@@ -42,7 +42,7 @@ def test_photos_go_through_the_loop_and_out_as_pairs(tmp_path: Path) -> None:
 def test_a_refiner_of_20_photos_mends_damaged_masks_of_the_8_others(tmp_path: Path) -> None:
     run, out = tmp_path / "photos", tmp_path / "refiner"
     whole = ["env.image_side=null", "env.square=false", "env.train_share=0.64"]  # 20 photos and 8, as they are
-    polytrace("sample", "configs/coco28.yaml", f"run={run}", "steps=2", *whole)
+    polytrace("sample", "configs/coco28.yaml", f"run={run}", "steps=7", *whole)
     polytrace("refine", "configs/refiner_coco28.yaml", f"runs=[{run}]", f"out={out}")
     found = json.loads((out / "summary.json").read_text())["on_damaged"]
     assert found["num_masks"] == 165
