@@ -189,7 +189,7 @@ def refiner(  # noqa: PLR0913  # options of a command
     from rl.bench import refiner as bench
 
     wanted = bench.RefinerBench(run, sft_run, out, pairs, steps, seeds, scenes)
-    found = list(bench.bench(wanted, Console(stderr=True)))[-1]
+    found = bench.bench(wanted, Console(stderr=True))
     if as_json:
         print(json.dumps(bench.as_json(found), indent=2))
     else:

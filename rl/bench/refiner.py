@@ -6,7 +6,7 @@ rollouts of the SFT checkpoint alone; or that only one pass is unrolled. Smoothi
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,8 @@ Scores = dict[str, float]
 """By the keys of METRICS."""
 
 
-def bench(wanted: RefinerBench, console: Console) -> Iterator[dict[str, dict[int, Scores]]]:
-    """Scores by variant and seed, as far as they are known, after each training."""
+def bench(wanted: RefinerBench, console: Console) -> dict[str, dict[int, Scores]]:
+    """Scores by variant and seed; each is kept as soon as it is known. ValueError where `out` has other settings."""
     file = wanted.out / "measured.json"
     known = json.loads(file.read_text()) if file.is_file() else {"settings": _identity(wanted), "scores": {}}
     if known["settings"] != _identity(wanted):
@@ -100,7 +100,7 @@ def bench(wanted: RefinerBench, console: Console) -> Iterator[dict[str, dict[int
                 known["scores"].setdefault(variant, {})[str(seed)] = found
                 replace_text(file, json.dumps(known, indent=1) + "\n")
                 console.print(f"{variant}, seed {seed}: gIoU {found['giou']:.4f}")
-            yield _all_scores(known, scenes, groups, wanted)
+    return _all_scores(known, scenes, groups, wanted)
 
 
 def _identity(wanted: RefinerBench) -> dict[str, Any]:
