@@ -5,6 +5,7 @@ can be seen of the object. The phrase is its name or, with two of a kind, a spat
 function of (seed, split, index) alone; envs/scene.py draws it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from envs.cutouts import Cutout, load_cutouts, split_names
 from envs.example import SPLITS, Example, ImageRef, Prompt, Truth, image_sha256
-from envs.scene import Layout, Scene, compose
+from envs.scene import SPATIAL_WORDS, Layout, Scene, compose
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Env:
                 "1 or more."
             )
         self._check_shares()
-        seen, held_out = split_names(tuple(c.name for c in load_cutouts(self.folder)), self.held_out_share)
+        seen, held_out = split_names(load_cutouts(self.folder).names, self.held_out_share)
         names = held_out if self.split == "held_out_names" else seen
         if len(names) < 2:
             raise ValueError(
@@ -83,6 +84,23 @@ class Env:
                 f"env.max_overlap is {self.max_overlap}, env.num_scenes {self.num_scenes}, env.seed {self.seed}; set "
                 "0 <= max_overlap < 1 (1 would hide objects whole), num_scenes to 1 or more, seed to 0 or more."
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what shapes the scenes, the pixels of the cut-outs among it."""
+        digest = sha256(self._key(0).encode())
+        for name, cutout in self._cutouts.items():
+            digest.update(f"{name}:{cutout.rgba.shape}:".encode() + cutout.rgba.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        """Which pictures of the folder were passed over, by the reason."""
+        return load_cutouts(self.folder).notes
+
+    def phrase_words(self) -> set[str]:
+        """Words of all names, held-out ones too, and those that say where something is."""
+        return {word for name in load_cutouts(self.folder).names for word in name.split()} | SPATIAL_WORDS
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -158,7 +176,7 @@ class Env:
     @cached_property
     def _cutouts(self) -> dict[str, Cutout]:
         """What this split shows, by name, in the order of `names`."""
-        by_name = {cutout.name: cutout for cutout in load_cutouts(self.folder)}
+        by_name = {cutout.name: cutout for cutout in load_cutouts(self.folder).cutouts}
         return {name: by_name[name] for name in self.names}
 
 

@@ -1,48 +1,150 @@
-"""Any image file as RGB pixels, the way a viewer would show it: the first frame, upright, over white."""
+"""Any image file as eight-bit pixels, the way a viewer would show it: the first frame, upright, over white.
+
+The one way in which files are opened: photos of an env, cut-outs, and what a policy is asked about by hand.
+"""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile
+
+MOST_PIXELS = 2**29
+"""An image of more is refused: Pillow's own limit, made for files that strangers send, is passed by panoramas."""
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # beyond it Pillow warns, and refuses twice as many
 
 # What Pillow's readers raise for a file that is cut off, damaged, or meant to do harm.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError)
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of an EXIF orientation upright."""
+_AS_STORED = _UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+"""The way back."""
 
-def read_image(path: Path) -> Image.Image:
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says of its image before any pixel is decoded."""
+
+    height: int
+    """H of the pixels as they are stored."""
+    width: int
+    """W of the pixels as they are stored."""
+    orientation: int
+    """EXIF orientation, 1 to 8: 1 is upright, 2 to 4 are mirrored or upside down, 5 to 8 lie on their side."""
+
+    @property
+    def lies_on_its_side(self) -> bool:
+        """Whether height and width change places when the image is made upright."""
+        return self.orientation > 4
+
+
+def image_header(path: Path) -> ImageHeader:
+    """The size and orientation of the image in `path`; raises as `read_image`, but for what only decoding finds."""
+    with _opened(path) as image:
+        return _header(image)
+
+
+def read_image(path: Path, upright: bool = True) -> Image.Image:
     """The image in `path` as 8-bit RGB, in the pixels that a viewer shows.
 
-    An EXIF orientation is applied, so that height and width are those of the upright picture; of an animation, it is
-    the first frame; what is transparent lies over white. 16-bit grey is divided by 257; 32-bit integers and floats,
-    whose white nobody agreed on, are stretched from their lowest to their highest value. Raises FileNotFoundError
-    where there is no such file, ValueError where it is no image that can be read whole.
+    An EXIF orientation is applied, so that height and width are those of the upright picture, or with `upright` False
+    left alone; of an animation, it is the first frame; what is transparent lies over white. 16-bit grey is divided by
+    257; 32-bit integers and floats, whose white nobody agreed on, are stretched from their lowest to their highest
+    value. Raises FileNotFoundError where there is no such file, ValueError where it is no image that can be read whole.
     """
+    with _opened(path) as image:
+        shown = _decoded(image, upright)
+        if not shown.has_transparency_data:
+            return shown.convert("RGB")
+        layer = shown.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def read_layer(path: Path) -> Image.Image:
+    """The image in `path` as 8-bit RGBA, its transparency kept; else as `read_image`."""
+    with _opened(path) as image:
+        return _decoded(image, upright=True).convert("RGBA")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is {'a folder' if path.exists() else 'not there'}; give an image file.")
     try:
-        # What Pillow warns of (odd metadata, a large image) would stand between a user and the answer.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            return _over_white(ImageOps.exif_transpose(_eight_bit(image)))
+        # What Pillow warns of (odd metadata, a large image) would stand between a user and the answer. It is given no
+        # path, since it maps grey TIFFs that lie on their side into memory with height and width confused.
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file, Image.open(file) as image:
+            yield image
     except _UNREADABLE as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path} is cut off, damaged or no image ({said}); give a file that opens whole.") from error
 
 
+def _late_exif(png: IO[bytes]) -> bytes:
+    """The EXIF chunk that some programs write behind the pixels of a PNG; b"" without one."""
+    place, found = png.tell(), b""
+    png.seek(8)
+    while not found and len(head := png.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"eXIf":
+            found = png.read(length)
+        png.seek(length + 4, 1)
+    png.seek(place)
+    return found
+
+
+def _header(image: ImageFile.ImageFile) -> ImageHeader:
+    """Read before pixels are decoded: afterwards Pillow's reader of TIFF has forgotten the orientation."""
+    if (
+        image.format == "PNG" and "exif" not in image.info and image.fp
+    ):  # else Pillow decodes all pixels to look behind them
+        image.info["exif"] = _late_exif(image.fp)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = orientation if orientation in _UPRIGHT else 1
+    width, height = image.size
+    if image.format == "TIFF" and orientation > 4:  # this reader gives the size, and then the pixels, upright
+        width, height = height, width
+    return ImageHeader(height, width, orientation)
+
+
+def _decoded(image: ImageFile.ImageFile, upright: bool) -> Image.Image:
+    """The image with 8 bits a channel, turned upright or as it is stored."""
+    orientation, turned_by_reader = _header(image).orientation, image.format == "TIFF"
+    shown = _eight_bit(image)
+    if orientation == 1 or upright == turned_by_reader:
+        return shown
+    return shown.transpose((_UPRIGHT if upright else _AS_STORED)[orientation])
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel, its EXIF kept."""
     if not image.mode.startswith(("I", "F")):
         image.load()
         return image
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else (values.min(), values.max())
-    grey = Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-300))).astype(np.uint8))
-    grey.info["exif"] = image.getexif().tobytes()
+    values = np.asarray(image)
+    sixteen_bits = image.mode.startswith("I;16") or image.format == "PPM"  # whose reader scales to 65535
+    grey = Image.fromarray(_stretched(values, (0.0, 65535.0) if sixteen_bits else None))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # one grey value of a 16-bit PNG
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+def _stretched(values: NDArray, span: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Numbers [H, W] as 0..255 over `span`, or from their lowest to their highest; what is no number is 0 before."""
+    numbers = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = span or (numbers.min(), numbers.max())
+    return np.rint((numbers - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)

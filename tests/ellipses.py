@@ -4,6 +4,7 @@ off as its coarse mask. This file is also the `module:` of the Env of these imag
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,17 @@ class Env:
     split: str
     num: int = 60
     sizes: tuple[tuple[int, int], ...] = ((32, 32),)
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256(repr(self).encode()).hexdigest()
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        return {}
+
+    def phrase_words(self) -> set[str]:
+        return {"ellipse"}
 
     def __len__(self) -> int:
         return self.num

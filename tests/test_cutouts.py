@@ -29,7 +29,7 @@ def add(folder, stem, name=None, image=None, suffix="png"):
 
 
 def names_of(folder):
-    return [cutout.name for cutout in read_folder(folder)]
+    return [cutout.name for cutout in read_folder(folder).cutouts]
 
 
 def test_the_first_line_beside_a_picture_is_its_name_in_subfolders_too(tmp_path):
@@ -67,14 +67,14 @@ def test_pictures_without_a_name_and_names_without_a_picture_are_skipped(tmp_pat
 def test_of_mirrored_and_recoloured_variants_the_first_stands_for_all(tmp_path):
     add(tmp_path, "cup", "A cup.", picture(colour=(1, 2, 3)))
     add(tmp_path, "cup_mirror", "the cup", picture(colour=(9, 9, 9)))
-    (cutout,) = read_folder(tmp_path)
+    (cutout,) = read_folder(tmp_path).cutouts
     assert cutout.rgba[0, 0].tolist() == [1, 2, 3, 255]
 
 
 def test_a_cutout_is_cropped_to_its_opaque_pixels_and_scaled_to_96_px(tmp_path):
     add(tmp_path, "small", "small", picture(40, 30, border=5))
     add(tmp_path, "large", "large", picture(420, 220, border=10))
-    large, small = (cutout.rgba for cutout in load_cutouts(str(tmp_path)))
+    large, small = (cutout.rgba for cutout in load_cutouts(str(tmp_path)).cutouts)
     assert small.shape == (20, 30, 4) and small.dtype == np.uint8
     assert large.shape == (48, RENDER_PX, 4)
     assert opaque(small).all() and opaque(large).all()
@@ -85,13 +85,13 @@ def test_half_opacity_is_in_and_less_is_out(tmp_path):
     alpha[1:3, 2:5] = 128
     rgba = np.dstack([np.zeros((4, 6, 3), np.uint8), alpha])
     add(tmp_path, "glass", "glass", Image.fromarray(rgba))
-    assert read_folder(tmp_path)[0].rgba.shape == (2, 3, 4)
+    assert read_folder(tmp_path).cutouts[0].rgba.shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P"])
 def test_a_picture_without_alpha_is_a_whole_rectangle(tmp_path, mode):
     add(tmp_path, "photo", "photo", picture().convert("RGB").convert(mode))
-    rgba = read_folder(tmp_path)[0].rgba
+    rgba = read_folder(tmp_path).cutouts[0].rgba
     assert rgba.shape == (30, 40, 4) and opaque(rgba).all()
 
 
@@ -133,11 +133,11 @@ def test_a_folder_that_is_missing_or_holds_no_named_picture_says_so(tmp_path):
 def test_cutouts_come_ordered_by_name_whatever_their_files_are_called(tmp_path):
     for stem, name in (("1", "pear"), ("2", "apple"), ("3", "fig")):
         add(tmp_path, stem, name)
-    assert [cutout.name for cutout in load_cutouts(str(tmp_path))] == ["apple", "fig", "pear"]
+    assert [cutout.name for cutout in load_cutouts(str(tmp_path)).cutouts] == ["apple", "fig", "pear"]
 
 
 def test_openmoji_gives_63_drawings_with_plain_unique_names():
-    names = [cutout.name for cutout in load_cutouts(None)]
+    names = [cutout.name for cutout in load_cutouts(None).cutouts]
     assert len(names) == len(set(names)) == 63
     assert {"red apple", "dog", "lady beetle", "automobile", "rocket"} <= set(names)
     for name in names:
@@ -146,7 +146,7 @@ def test_openmoji_gives_63_drawings_with_plain_unique_names():
 
 
 def test_every_openmoji_drawing_is_a_solid_object_of_96_px():
-    for cutout in load_cutouts(None):
+    for cutout in load_cutouts(None).cutouts:
         mask = opaque(cutout.rgba)
         assert max(mask.shape) == RENDER_PX and mask.mean() > 0.3, cutout.name
         assert min(mask.any(axis=0).sum(), mask.any(axis=1).sum()) >= 30, cutout.name
@@ -181,5 +181,80 @@ def test_adding_a_name_moves_at_most_one_other(names, share):
 
 
 def test_the_held_out_names_of_openmoji_are_these_six():
-    _, held_out = split_names(tuple(cutout.name for cutout in load_cutouts(None)), 0.1)
+    _, held_out = split_names(tuple(cutout.name for cutout in load_cutouts(None).cutouts), 0.1)
     assert held_out == ("bus", "crocodile", "monkey", "ox", "penguin", "tropical fish")
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("Äpfel", "äpfel"),
+        ("A\u0308pfel", "äpfel"),  # a letter and its mark apart, as macOS writes file names
+        ("Café crème", "café crème"),
+        ("苹果", "苹果"),
+        ("Ёж и гриб", "ёж и гриб"),
+        ("हाथी", "हाथी"),
+        ("می\u200cروم", "می\u200cروم"),
+        ("the bird's nest!", "bird s nest"),
+    ],
+)
+def test_names_keep_the_letters_and_marks_of_every_script(tmp_path, line, name):
+    add(tmp_path, "picture", line)
+    assert names_of(tmp_path) == [name]
+
+
+def test_names_that_differ_in_an_accent_are_two_names(tmp_path):
+    add(tmp_path, "a", "pêche")
+    add(tmp_path, "b", "pâche")
+    assert names_of(tmp_path) == ["pâche", "pêche"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-marked", "utf-16-be-marked"])
+def test_a_name_in_utf_8_or_marked_utf_16_is_read(tmp_path, encoding):
+    add(tmp_path, "picture", "")
+    text, mark = "Äpfel\r\nApples\r\n", "\ufeff" if encoding.endswith("marked") else ""
+    (tmp_path / "picture.txt").write_bytes((mark + text).encode(encoding.removesuffix("-marked")))
+    assert names_of(tmp_path) == ["äpfel"]
+
+
+def test_a_name_in_an_unknown_encoding_is_refused_with_its_file(tmp_path):
+    add(tmp_path, "picture", "")
+    (tmp_path / "picture.txt").write_bytes("Äpfel".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"picture\.txt: its first line is neither UTF-8 nor UTF-16.*save it as UTF-8"):
+        read_folder(tmp_path)
+
+
+def test_endings_in_capitals_count(tmp_path):
+    add(tmp_path, "badger", None, suffix="PNG")
+    add(tmp_path, "otter", None, suffix="WebP")
+    (tmp_path / "badger.TXT").write_text("badger")
+    (tmp_path / "otter.txt").write_text("otter")
+    assert names_of(tmp_path) == ["badger", "otter"]
+
+
+def test_a_cutout_of_sixteen_bits_is_a_ramp_and_one_with_an_orientation_is_upright(tmp_path):
+    deep = np.tile(np.linspace(0, 65535, 20).round().astype(np.uint16), (20, 1))
+    add(tmp_path, "deep", "deep", Image.fromarray(deep))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    layer = picture(40, 30)
+    layer.putpixel((5, 5), (0, 0, 0, 255))
+    layer.save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "turned.txt").write_text("turned")
+    ramp, turned = (cutout.rgba for cutout in read_folder(tmp_path).cutouts)
+    assert ramp[0, :, 0].tolist() == [round(255 * k / 19) for k in range(20)]
+    assert turned.shape == (30, 20, 4) and turned[0, -1].tolist() == [0, 0, 0, 255]
+
+
+def test_what_is_passed_over_is_noted_and_so_is_one_picture_under_two_names(tmp_path):
+    add(tmp_path, "a", "apple", picture(colour=(9, 9, 9)))
+    add(tmp_path, "b", "apple", picture(colour=(8, 8, 8)))
+    add(tmp_path, "c")
+    add(tmp_path / "more", "d", "pear", picture(colour=(9, 9, 9)))
+    assert read_folder(tmp_path).notes == {
+        "pictures of a name that another one has, passed over": ["b.png"],
+        "pictures without a name in a .txt beside them, passed over": ["c.png"],
+        "pictures that are another one to the pixel under a second name, which may be held out alone": [
+            "more/d.png (pear, as apple)"
+        ],
+    }

@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from envs.image_file import read_image
+from envs.image_file import image_header, read_image, read_layer
 
 TURNED = {1: (0, 0), 3: (5, 3), 6: (3, 0), 8: (0, 5)}
 """Where the first stored pixel of 6 x 4 pixels is seen, (x, y), by EXIF orientation."""
@@ -85,3 +85,96 @@ def test_a_damaged_file_is_an_image_or_one_error(tmp_path, kind):
             assert read_image(path).mode == "RGB"
         except ValueError as error:
             assert "\n" not in str(error)
+
+
+RAMP = [0, 28, 57, 85, 113, 142, 170, 198, 227, 255]
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "pgm"])
+def test_a_ramp_of_sixteen_bits_is_a_ramp_of_eight(tmp_path, kind):
+    ramp = np.array([[0, 7196, 14649, 21845, 29041, 36494, 43690, 50886, 58339, 65535]], np.uint16)
+    if kind == "pgm":  # Pillow writes none of 16 bits
+        (tmp_path / "deep.pgm").write_bytes(b"P5 10 1 65535 " + ramp.byteswap().tobytes())
+    else:
+        Image.fromarray(ramp).save(tmp_path / f"deep.{kind}")
+    assert np.asarray(read_image(tmp_path / f"deep.{kind}"))[0].tolist() == [[value] * 3 for value in RAMP]
+    assert np.asarray(read_layer(tmp_path / f"deep.{kind}"))[0].tolist() == [[value] * 3 + [255] for value in RAMP]
+
+
+def test_deep_grey_of_half_the_range_stays_dark(tmp_path):
+    for name, ramp in (("deep.png", [[0, 16384]]), ("deep.pgm", None)):
+        if ramp is None:
+            (tmp_path / name).write_bytes(b"P5 2 1 65535 " + np.array([0, 16384], ">u2").tobytes())
+        else:
+            Image.fromarray(np.array(ramp, np.uint16)).save(tmp_path / name)
+        assert np.asarray(read_image(tmp_path / name))[0, :, 0].tolist() == [0, 64]
+
+
+def test_a_transparent_grey_of_sixteen_bits_lies_over_white(tmp_path):
+    deep = Image.fromarray(np.array([[0, 257, 32768]], np.uint16))
+    seen = saved(tmp_path, deep, "deep.png", transparency=257)
+    assert np.asarray(seen)[0, :, 0].tolist() == [0, 255, 128]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LA", "PA", "RGBA"])
+def test_every_mode_is_shown_as_pillow_converts_it(tmp_path, mode):
+    colours = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    image = Image.fromarray(colours).convert("L" if mode in ("LA", "PA") else "RGB").convert(mode.replace("PA", "P"))
+    seen = saved(tmp_path, image, "image.tif" if mode in ("CMYK", "YCbCr") else "image.png")
+    np.testing.assert_array_equal(np.asarray(seen), np.asarray(image.convert("RGB")))
+
+
+def test_a_palette_with_a_transparent_entry_lies_over_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 0, 0, 0, 0, 200])
+    image.putpixel((1, 0), 1)
+    seen = saved(tmp_path, image, "palette.png", transparency=0)
+    assert np.asarray(seen).tolist() == [[[255, 255, 255], [0, 0, 200]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "webp", "grey.tiff"])
+def test_as_stored_undoes_what_upright_does_whatever_the_reader_of_the_form_turns_by_itself(
+    tmp_path, kind, orientation
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.random.default_rng(1).integers(0, 256, (4, 6), np.uint8)).resize((60, 40))
+    path = tmp_path / f"turned.{kind}"
+    stored.convert("L" if "grey" in kind else "RGB").save(
+        path, exif=exif, **({"lossless": True} if kind == "webp" else {})
+    )
+    header = image_header(path)
+    assert (header.height, header.width, header.orientation) == (40, 60, orientation)
+    assert header.lies_on_its_side == (orientation > 4)
+    as_stored, upright = read_image(path, upright=False), read_image(path)
+    tolerance = 12 if kind == "jpeg" else 0
+    assert as_stored.size == (60, 40) and upright.size == ((40, 60) if orientation > 4 else (60, 40))
+    assert np.abs(np.asarray(as_stored, int)[..., 0] - np.asarray(stored, int)).max() <= tolerance
+    tagged = as_stored.copy()
+    tagged.getexif()[0x0112] = orientation
+    np.testing.assert_array_equal(np.asarray(upright), np.asarray(ImageOps.exif_transpose(tagged)))
+
+
+def test_an_orientation_behind_the_pixels_of_a_png_counts_and_the_header_alone_finds_it(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    dotted("RGB").save(tmp_path / "early.png", exif=exif)
+    whole = (tmp_path / "early.png").read_bytes()
+    first = whole.index(b"eXIf") - 4
+    length = int.from_bytes(whole[first : first + 4], "big") + 12
+    chunk, rest = whole[first : first + length], whole[:first] + whole[first + length :]
+    (tmp_path / "late.png").write_bytes(rest[:-12] + chunk + rest[-12:])
+    assert image_header(tmp_path / "late.png").orientation == 3
+    assert read_image(tmp_path / "late.png").getpixel((5, 3)) == (255, 255, 255)
+    cut = (tmp_path / "late.png").read_bytes()[:60]
+    (tmp_path / "cut.png").write_bytes(cut)
+    assert image_header(tmp_path / "cut.png").width == 6
+
+
+def test_a_panorama_of_199_megapixels_is_read_and_one_of_600_is_refused_by_its_header(tmp_path):
+    Image.new("1", (19_900, 10_000)).save(tmp_path / "panorama.png")
+    assert read_image(tmp_path / "panorama.png").size == (19_900, 10_000)
+    Image.new("1", (30_000, 20_000)).save(tmp_path / "wall.png")
+    with pytest.raises(ValueError, match="600000000 pixels"):
+        image_header(tmp_path / "wall.png")
