@@ -1,16 +1,17 @@
 """Env: real photos with annotations in COCO's `instances.json` form, asked about by written phrases or class names.
 
-One rule of pixels for every kind of annotation: polygon parts are turned clockwise, so that they unite, and run lengths
-become their exact pixel-edge rings. Where photos are resized, rings are scaled and then filled, so a mask is what the
-raster rule says at the size that the policy sees (for run lengths: the source pixel under each new pixel's centre).
+Annotations are read by COCO's own rule: each polygon part is filled even-odd by itself and the parts are united, to the
+very pixel of pycocotools; run lengths become their exact pixel-edge rings. Where photos are resized, rings are scaled
+and then filled at pixel centres (for run lengths: the source pixel under each new pixel's centre).
 
 What counts neither way: crowd regions of the same class as a target, less the targets themselves. A phrase that names a
 crowd region by its id asks for it; a phrase that nothing fits has no class, so there every pixel counts.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,28 +22,38 @@ from envs.coco_files import (
     Question,
     Region,
     class_questions,
-    index_photos,
-    index_regions,
-    open_photo,
+    phrase_key,
     phrase_questions,
-    read_json,
+    read_annotated,
 )
+from envs.coco_photos import EXIF, Photos
 from envs.example import Example, ImageRef, Prompt, Truth, image_sha256
-from envs.raster import fill
+from envs.reading import Reading, told
 from envs.view import View
+
+CROWDS = ("ignore", "objects")
+CROWD = (
+    "annotations are crowds (iscrowd 1), which only a phrase can ask for by id; where a labelling tool marks brush "
+    "masks so, set env.crowds: objects"
+)
+TOO_SMALL = "questions about an object without a pixel at this size, left out"
+AMBIGUOUS = "questions whose phrase means something else too in the same photo, left out"
+SAME_PHOTO = "photos that are another one, kept in one split with it"
 
 
 @dataclass
 class Env:
     """Examples of one split. Files are read and checked when it is made, those of the other split included.
 
-    Raises FileNotFoundError or ValueError, naming file, id and value, for settings and files that cannot be used. A
-    phrase repeated word for word for the same annotations is asked once. Questions about an object that has no pixel
-    left at `image_side` are not asked; `left_out` lists their ids.
+    Raises FileNotFoundError or ValueError, naming file, id and value, for settings and files that cannot be used, all
+    that was found wrong in one message. What cannot be asked for is left out and told in `notes`: annotations without a
+    pixel, classes without a name, phrases that have two truths in one photo, objects that have no pixel left at
+    `image_side`; `left_out` lists the questions among it. A phrase repeated word for word for the same annotations is
+    asked once.
     """
 
     split: str
-    """"train" or "validation"; they share no photo."""
+    """"train" or "validation"; they share no photo, copies of a photo under other names or ids included."""
     annotations: str
     """Path of the JSON file with `images`, `annotations`, `categories` and, if known, `licenses`."""
     images: str
@@ -54,27 +65,51 @@ class Env:
     square: bool = False
     """Pad with grey on the right or below to image_side x image_side, so that all images have one size."""
     train_share: float = 0.8
-    """Share of all photos that are in "train", by a hash of the image id; a photo stays there when the share grows."""
+    """Share of all photos that are in "train", by a hash of the image id; a photo stays there when the share grows.
+
+    Of photos that are the same (by their pixels as shown, without `decode_all` by their bytes), the lowest id decides.
+    """
     decode_all: bool = True
     """Decode every photo at the start. False reads only the headers, for sets too large to decode; a photo that is cut
     off after its header is then found when its turn comes."""
     data_set: str = "coco"
     """First part of the examples' ids; another name for another data set keeps them unique."""
+    crowds: str = "ignore"
+    """What `iscrowd: 1` means: "ignore", a group that counts neither way, or "objects", nothing.
+
+    Labelling tools such as CVAT mark brush masks so.
+    """
+    exif: str | None = None
+    """Whether outlines are meant on photos turned upright by EXIF: "apply", "ignore" (as stored, COCO's rule), or null.
+
+    null goes by the recorded size, and takes a photo as stored, with a note, where the size cannot tell.
+    """
 
     def __post_init__(self) -> None:
         """Check settings and files, and index the questions of this split."""
         self._check_settings()
-        data = read_json(self.annotations)
-        photos = index_photos(data, self.annotations, Path(self.images))
-        self._photos = {k: photo for k, photo in photos.items() if self._split_of(k) == self.split}
-        self._sha256 = self._check_photos(photos)
-        regions = index_regions(data, self.annotations, photos)
+        reading = Reading()
+        found = read_annotated(self.annotations, Path(self.images), reading, self.crowds == "objects")
+        self._opened = Photos(found.photos, self.exif, self._view)
+        self._opened.check(self.decode_all, reading)
         if self.phrases is None:
-            asked = class_questions(data, self.annotations, regions)
+            asked = class_questions(found, reading)
         else:
-            asked = phrase_questions(self.phrases, photos, regions)
-        self._regions = {k: region for k, region in regions.items() if region.image_id in self._photos}
-        self._index(dict.fromkeys(question for question in asked if question.image_id in self._photos))
+            asked = phrase_questions(self.phrases, found, reading)
+        reading.refuse()
+        if self.crowds == "ignore":
+            for region in found.regions.values():
+                if region.crowd:
+                    reading.note(CROWD, region.id)
+        self._words = {word for question in asked for word in question.phrase.split()}
+        self._original = self._opened.originals()
+        for copy, original in self._original.items():
+            if copy != original:
+                reading.note(SAME_PHOTO, f"image {copy} as {original}")
+        self._photos = {k: photo for k, photo in found.photos.items() if self._split_of(k) == self.split}
+        self._regions = {k: region for k, region in found.regions.items() if region.image_id in self._photos}
+        self._index(dict.fromkeys(question for question in asked if question.image_id in self._photos), reading)
+        self._notes = reading.notes
 
     def _check_settings(self) -> None:
         if self.split not in ("train", "validation"):
@@ -85,45 +120,75 @@ class Env:
             raise ValueError(f"image_side is {self.image_side}; set it to 1 pixel or more, or leave it out.")
         if self.square and self.image_side is None:
             raise ValueError("square is true without image_side, so images would still differ in size; set image_side.")
-
-    def _check_photos(self, photos: dict[int, Photo]) -> dict[int, str]:
-        """Open every photo; hashes of this split's, by image id, where they are decoded for it."""
-        hashes = {}
-        for photo in photos.values():
-            image = open_photo(photo.path, f"image {photo.id}", self.decode_all)
-            if image.size != (photo.width, photo.height):
-                raise ValueError(
-                    f"{photo.path} has {image.width} x {image.height} pixels, but image {photo.id} was annotated at "
-                    f"{photo.width} x {photo.height}, so outlines would not fit; fetch the file that was annotated."
-                )
-            if self.decode_all and photo.id in self._photos:
-                hashes[photo.id] = image_sha256(self._view.pixels(image))
-        return hashes
+        if self.crowds not in CROWDS:
+            raise ValueError(f"crowds is {self.crowds!r}; set it to one of {', '.join(CROWDS)}.")
+        if self.exif is not None and self.exif not in EXIF:
+            raise ValueError(f"exif is {self.exif!r}; set it to one of {', '.join(EXIF)}, or leave it out.")
 
     def _split_of(self, image_id: int) -> str:
-        draw = int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:8], "big") / 2**64
+        deciding = self._original[image_id]
+        draw = int.from_bytes(hashlib.sha256(str(deciding).encode()).digest()[:8], "big") / 2**64
         return "train" if draw < self.train_share else "validation"
 
-    def _index(self, asked: Iterable[Question]) -> None:
+    def _index(self, asked: Iterable[Question], reading: Reading) -> None:
+        """Which questions are asked, in order, and why the others are not."""
         self._crowds: dict[int, list[Region]] = {}
         for region in self._regions.values():
             if region.crowd:
                 self._crowds.setdefault(region.image_id, []).append(region)
+        self._truths = {question: self._mask_hashes(question) for question in asked}
+        meanings: dict[tuple[int, str], set[frozenset[bytes]]] = {}
+        for question, truth in self._truths.items():
+            meanings.setdefault(self._what_is_asked(question), set()).add(frozenset(truth))
         self._questions: list[Question] = []
         self._scenes: dict[int, list[int]] = {}
         self.left_out: list[str] = []
-        for question in asked:
-            if all(self._mask(self._regions[ann_id]).any() for ann_id in question.ann_ids):
+        for question, truth in self._truths.items():
+            several = len(meanings[self._what_is_asked(question)]) > 1
+            if several or b"" in truth:
+                self.left_out.append(f"{self.data_set}/{question.id}")
+                reading.note(AMBIGUOUS if several else TOO_SMALL, f"{question.phrase!r} ({question.id})")
+            else:
                 self._scenes.setdefault(question.image_id, []).append(len(self._questions))
                 self._questions.append(question)
-            else:
-                self.left_out.append(f"{self.data_set}/{question.id}")
         if not self._questions:
             raise ValueError(
                 f'{self.annotations}: split "{self.split}" has no question ({len(self._photos)} photos at train_share '
-                f"{self.train_share}, {len(self.left_out)} questions left out as too small at image_side "
-                f"{self.image_side}); change these settings or add phrases."
+                f"{self.train_share}, image_side {self.image_side}); change these settings or add phrases. "
+                f"{'; '.join(told(reading.notes))}"
             )
+
+    def _what_is_asked(self, question: Question) -> tuple[int, str]:
+        return self._original[question.image_id], phrase_key(question.phrase)
+
+    def _mask_hashes(self, question: Question) -> list[bytes]:
+        """A hash of each mask that a question means; b"" of one without a pixel."""
+        masks = (self._mask(self._regions[ann_id]) for ann_id in question.ann_ids)
+        return [hashlib.sha256(np.packbits(mask).tobytes()).digest() if mask.any() else b"" for mask in masks]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of every question of the split in order, of what is true and ignored, and of the photos.
+
+        Photos count by their pixels where all are decoded, else by their size in bytes.
+        """
+        digest = hashlib.sha256()
+        for question in self._questions:
+            digest.update(f"{question.id}:{question.phrase}\n".encode() + b"".join(self._truths[question]))
+            for crowd in self._ignored_crowds(question):
+                digest.update(crowd.vertices.tobytes() + crowd.offsets.tobytes())
+        for image_id, photo in self._photos.items():
+            digest.update(f"{image_id}:{photo.height}x{photo.width}:{self._opened.content(image_id)}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        """What was left out or taken as it need not be meant, in the files and among the questions of this split."""
+        return self._notes
+
+    def phrase_words(self) -> set[str]:
+        """Words of all phrases of both splits, those left out included."""
+        return self._words
 
     def __len__(self) -> int:
         """Number of questions of the split."""
@@ -145,7 +210,7 @@ class Env:
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
         """The photo [H, W, 3] RGB, resized and padded; raises ValueError where it no longer has `ref.sha256`."""
-        pixels = self._view.pixels(open_photo(ref.key, "an example's image"))
+        pixels = self._view.pixels(self._opened.open(self._opened.id_of(ref.key)))
         if image_sha256(pixels) != ref.sha256:
             raise ValueError(
                 f"{ref.key}: SHA-256 of the pixels is {image_sha256(pixels)[:12]}..., but the example was made with "
@@ -158,27 +223,27 @@ class Env:
         return [self[k] for k in self._scenes[self._questions[index].image_id]]
 
     def _reference(self, photo: Photo) -> ImageRef:
-        if photo.id not in self._sha256:
-            self._sha256[photo.id] = image_sha256(self._view.pixels(open_photo(photo.path, f"image {photo.id}")))
         height, width = self._view.size(photo.height, photo.width)
         if self.square:
             height = width = max(height, width)
-        return ImageRef(photo.path, self._sha256[photo.id], height, width)
+        return ImageRef(photo.path, self._opened.sha256(photo.id), height, width)
+
+    def _ignored_crowds(self, question: Question) -> list[Region]:
+        classes = {self._regions[ann_id].category_id for ann_id in question.ann_ids}
+        crowds = self._crowds.get(question.image_id, [])
+        return [crowd for crowd in crowds if crowd.category_id in classes and crowd.id not in question.ann_ids]
 
     def _ignored(self, question: Question, masks: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-        classes = {self._regions[ann_id].category_id for ann_id in question.ann_ids}
         ignore = np.zeros(masks.shape[1:], np.bool_)
-        for crowd in self._crowds.get(question.image_id, []):
-            if crowd.category_id in classes and crowd.id not in question.ann_ids:
-                ignore |= self._mask(crowd)
+        for crowd in self._ignored_crowds(question):
+            ignore |= self._mask(crowd)
         ignore &= ~masks.any(axis=0)
         return ignore if ignore.any() else None
 
     def _mask(self, region: Region) -> NDArray[np.bool_]:
         photo = self._photos[region.image_id]
         height, width = self._view.size(photo.height, photo.width)
-        vertices = region.vertices * np.array([width / photo.width, height / photo.height])
-        return self._view.padded(fill(vertices, region.offsets, height, width), 0)
+        return self._view.padded(region.mask(height, width, (width / photo.width, height / photo.height)), 0)
 
     @property
     def _view(self) -> View:

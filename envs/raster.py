@@ -5,13 +5,14 @@ One set of kernels serves data, rewards, evaluation, archive and refiner. Rings 
 """
 
 import heapq
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from envs.spans import mask_from_spans, spans_from_rings
+from envs.spans import crossings_of_rows, mask_from_spans, spans_from_rings
 
 RASTER_VERSION = 1
 """Raised whenever the same rings may give other pixels; archived with every answer."""
@@ -25,6 +26,88 @@ def fill(vertices: NDArray[np.float64], offsets: NDArray[np.int64], height: int,
     """Mask [height, width] of the rings, filled together by non-zero winding at pixel centres."""
     spans = spans_from_rings(np.ascontiguousarray(vertices, np.float64), offsets, height, width)
     return mask_from_spans(spans, height, width)
+
+
+def fill_parts(vertices: NDArray[np.float64], offsets: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
+    """Mask [height, width] of the rings, each filled even-odd by itself at pixel centres, then united.
+
+    What polygons of COCO's annotations mean; `fill`, the rule of answers, differs where a ring crosses itself.
+    """
+    mask = np.zeros((height, width), np.bool_)
+    vertices = np.ascontiguousarray(vertices, np.float64)
+    for first, end in pairwise(offsets.tolist()):
+        _paint_even_odd(vertices[first:end], mask)
+    return mask
+
+
+@njit(cache=True, nogil=True)
+def _paint_even_odd(ring: Any, mask: Any) -> None:
+    """Set the pixels of `mask` [H, W] to whose left the centre line crosses `ring` [N, 2] an odd number of times."""
+    height, width = mask.shape
+    starts, crossings = crossings_of_rows(ring, np.array([0, len(ring)]), height, width)
+    for i in range(height):
+        for k in range(starts[i], starts[i + 1] - 1, 2):
+            mask[i, crossings[k] >> 1 : crossings[k + 1] >> 1] = True
+
+
+def fill_as_pycocotools(
+    vertices: NDArray[np.float64], offsets: NDArray[np.int64], height: int, width: int
+) -> NDArray[np.bool_]:
+    """Mask [height, width] of `fill_parts` to the very pixel of pycocotools, which draws on fifths of a pixel.
+
+    Vertices are rounded to that grid and so are the points of edges between them: a pixel here and there differs.
+    """
+    mask = np.zeros((height, width), np.bool_)
+    vertices = np.ascontiguousarray(vertices, np.float64)
+    for first, end in pairwise(offsets.tolist()):
+        if end > first:
+            _paint_part(vertices[first:end], mask)
+    return mask
+
+
+_FINE = 5
+"""Steps a pixel of the grid that COCO's polygons are drawn on."""
+
+
+@njit(cache=True, nogil=True)
+def _paint_part(ring: Any, mask: Any) -> None:
+    """Set the pixels of `mask` [H, W] inside `ring` [N, 2], even-odd."""
+    height, width = mask.shape
+    toggled = np.zeros((height, width), np.bool_)  # below, in its column, inside and outside change places
+    fine = np.empty(ring.shape, np.int64)
+    for k in range(len(ring)):
+        fine[k, 0], fine[k, 1] = int(_FINE * ring[k, 0] + 0.5), int(_FINE * ring[k, 1] + 0.5)
+    for k in range(len(ring)):
+        _toggle_edge(fine[k], fine[(k + 1) % len(ring)], toggled)
+    for j in range(max(0, fine[:, 0].min() // _FINE), min(width, fine[:, 0].max() // _FINE + 1)):
+        inside = False
+        for i in range(height):
+            inside ^= toggled[i, j]
+            mask[i, j] |= inside
+
+
+@njit(cache=True, nogil=True)
+def _toggle_edge(start: Any, end: Any, toggled: Any) -> None:
+    """Walk an edge on the fine grid; where it crosses the middle line of a column, flip `toggled` [H, W] there."""
+    height, width = toggled.shape
+    across, down = abs(end[0] - start[0]), abs(end[1] - start[1])
+    steps = max(across, down)
+    # The walk is the same in both directions, as it always counts from the end that comes first along the longer axis.
+    axis = 0 if across >= down else 1
+    backwards = start[axis] > end[axis]
+    first, last = (end, start) if backwards else (start, end)
+    slope = (last[1 - axis] - first[1 - axis]) / steps if steps else 0.0
+    before_x = before_y = 0
+    for step in range(steps + 1):
+        t = steps - step if backwards else step
+        along, beside = first[axis] + t, int(first[1 - axis] + slope * t + 0.5)
+        x, y = (along, beside) if axis == 0 else (beside, along)
+        crossed = min(x, before_x)  # the fine column to the left of the line that was crossed
+        if step and x != before_x and crossed % _FINE == _FINE // 2 and 0 <= crossed < _FINE * width:
+            row = max(0, int(np.ceil((min(y, before_y) + 0.5) / _FINE - 0.5)))
+            if row < height:
+                toggled[row, crossed // _FINE] ^= True
+        before_x, before_y = x, y
 
 
 @njit(cache=True, nogil=True)

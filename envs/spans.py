@@ -84,7 +84,7 @@ def crossing_column(x0: float, y0: float, x1: float, y1: float, row: int, width:
 
 
 @njit(cache=True, nogil=True)
-def _crossings(vertices: Any, offsets: Any, height: int, width: int) -> Any:
+def crossings_of_rows(vertices: Any, offsets: Any, height: int, width: int) -> Any:
     """(starts [H + 1], crossings): by row, sorted, twice the column of each crossing, plus 1 where the edge runs up."""
     starts = _row_starts(vertices, offsets, height)
     crossings = np.empty(starts[height], np.int32)
@@ -108,7 +108,7 @@ def _crossings(vertices: Any, offsets: Any, height: int, width: int) -> Any:
 @njit(cache=True, nogil=True)
 def spans_from_rings(vertices: Any, offsets: Any, height: int, width: int) -> Any:
     """Spans of the rings, filled together by non-zero winding at pixel centres of a height x width image."""
-    crossed, crossings = _crossings(vertices, offsets, height, width)
+    crossed, crossings = crossings_of_rows(vertices, offsets, height, width)
     starts, bounds = np.zeros(height + 1, np.int64), np.empty(len(crossings), np.int32)
     num = 0
     for i in range(height):

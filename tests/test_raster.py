@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from scipy.spatial import Delaunay
 
 from envs.polygons import Ring, flatten_rings, signed_area_px, split_rings
-from envs.raster import fill, importance, trace
+from envs.raster import fill, fill_as_pycocotools, fill_parts, importance, trace
 from envs.rle import mask_from_rle, rle_from_mask
 from envs.spans import clipped_ceil, spans_from_rings
 
@@ -272,3 +272,47 @@ def test_any_ascii_text_is_a_mask_or_a_value_error(counts: str) -> None:
     except ValueError:
         return
     assert mask.shape == (3, 4)
+
+
+def theirs(parts, height, width):
+    """Union of polygon parts [[x, y, x, y, ...], ...] by pycocotools."""
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, height, width))).astype(bool)
+
+
+def by(rule, parts, height, width):
+    return rule(*flatten_rings([np.reshape(part, (-1, 2)) for part in parts]), height, width)
+
+
+RING_WITH_BRIDGE = [2, 2, 18, 2, 18, 18, 2, 18, 2, 2, 6, 6, 14, 6, 14, 14, 6, 14, 6, 6]
+LOOP = [2, 2, 12, 2, 12, 14, 16, 14, 16, 10, 2, 10]
+STAR = [10, 1, 15.3, 17.3, 1.4, 7.2, 18.6, 7.2, 4.7, 17.3]
+
+
+@pytest.mark.parametrize(
+    ("parts", "non_zero", "pixels"),
+    [([RING_WITH_BRIDGE], 256, 192), ([LOOP, [11, 9, 18, 9, 18, 16, 11, 16]], 112, 128), ([STAR], 92, 65)],
+)
+def test_a_self_crossing_annotation_has_the_pixels_of_pycocotools(parts, non_zero, pixels):
+    drawn = by(fill_as_pycocotools, parts, 20, 20)
+    np.testing.assert_array_equal(drawn, theirs(parts, 20, 20))
+    assert drawn.sum() == pixels and by(fill, parts, 20, 20).sum() == non_zero
+    assert abs(int(by(fill_parts, parts, 20, 20).sum()) - pixels) <= 1
+
+
+coordinates = st.one_of(st.integers(-12, 40), st.integers(-60, 200).map(lambda n: n / 5), st.floats(-12, 40, width=32))
+polygon_parts = st.lists(coordinates, min_size=6, max_size=16).map(
+    lambda xs: [float(x) for x in xs[: len(xs) // 2 * 2]]
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(polygon_parts, min_size=1, max_size=3), st.integers(1, 30), st.integers(1, 30))
+def test_any_polygons_have_the_pixels_of_pycocotools(parts, height, width):
+    np.testing.assert_array_equal(by(fill_as_pycocotools, parts, height, width), theirs(parts, height, width))
+
+
+@given(st.lists(rings, min_size=1, max_size=3))
+def test_a_part_is_what_its_edges_go_round_an_odd_number_of_times(shape):
+    centres = [[(Fraction(2 * j + 1, 2), Fraction(2 * i + 1, 2)) for j in range(W)] for i in range(H)]
+    inside = [[any(winding_number([ring], *centre) % 2 for ring in shape) for centre in row] for row in centres]
+    np.testing.assert_array_equal(fill_parts(*flatten_rings(shape), H, W), inside)
