@@ -1,6 +1,5 @@
 """ablation.html: the tables of an ablation with their intervals drawn, and curves by config."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rl.ablation_scores import (
     paired_differences,
     starting_point,
 )
+from rl.json_text import json_text
 from rl.page import render_page, write_page
 from rl.report import Chart
 from rl.scores import Interval
@@ -59,7 +59,7 @@ class _Row:
 def write_ablation(ablation: Ablation, scores: Sequence[RunScores], failed: Sequence[PlannedRun]) -> list[Path]:
     """Write ablation.json and ablation.html into the ablation's folder; the paths of both."""
     numbers, page = ablation.out / "ablation.json", ablation.out / "ablation.html"
-    numbers.write_text(json.dumps(ablation_dict(ablation, scores, failed), indent=2) + "\n", encoding="utf-8")
+    numbers.write_text(json_text(ablation_dict(ablation, scores, failed), indent=2) + "\n", encoding="utf-8")
     write_page(page, render(ablation, scores, failed))
     return [numbers, page]
 

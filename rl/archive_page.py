@@ -1,9 +1,11 @@
 """Archived answers as a page (HTML) or as one picture (PNG): each filled over its image, the truth as a line."""
 
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
+from anyascii import anyascii
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -11,10 +13,15 @@ from PIL import Image, ImageDraw, ImageFont
 from rl.archive_show import Shown, ShownAnswer
 from rl.page import render_page, write_page
 from rl.pictures import COLOURS, overlay, svg_overlay
+from rollout.disk import whole_file
 
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _TILE_PX, _GAP_PX, _TEXT_PX, _LINE_PX = 256, 12, 15, 20
 _INK, _SOFT, _PAGE = (22, 25, 31), (92, 100, 112), (246, 247, 249)
 _CAPTION_LINES = 3
+_MAY_BE_SILENT = {"Lo", "Lm", "Mn", "Mc", "Me", "Cc", "Cf"}
+"""Kinds of characters that may have no spelling: some letters, marks on letters, and what is not seen."""
+SPELLED = "Letters other than ASCII are spelled in ASCII in a picture; a page (.html) shows them as they are."
 
 
 def write_shown(shown: Shown, out: Path) -> None:
@@ -25,10 +32,8 @@ def write_shown(shown: Shown, out: Path) -> None:
     if out.suffix == ".html":
         write_page(out, render(shown))
     elif out.suffix == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.name}.partial")
-        Image.fromarray(sheet(shown)).save(partial, "png")
-        partial.replace(out)
+        with whole_file(out) as partial:
+            Image.fromarray(sheet(shown)).save(partial, "png")
     else:
         raise ValueError(f"{out} ends in neither .html nor .png; give it one of these.")
 
@@ -50,23 +55,45 @@ def note(one: ShownAnswer) -> str:
 
 
 def sheet(shown: Shown) -> NDArray[np.uint8]:
-    """All answers as tiles of one uint8 RGB picture [H, W, 3], captions below each."""
+    """All answers as tiles of one uint8 RGB picture [H, W, 3], captions below each; says `SPELLED` where it holds."""
     columns = min(len(shown.answers), max(2, math.ceil(math.sqrt(1.5 * len(shown.answers)))))
     rows = math.ceil(len(shown.answers) / columns)
     wide, high = _TILE_PX + _GAP_PX, _TILE_PX + _CAPTION_LINES * _LINE_PX + 2 * _GAP_PX
-    head = _LINE_PX + _GAP_PX
-    picture = Image.new("RGB", (columns * wide + _GAP_PX, head + rows * high + _GAP_PX), _PAGE)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_TEXT_PX)
-    title = f"{shown.run}: {shown.wanted.says}.  Blue: the answer.  White: the truth."
-    draw.text((_GAP_PX, _GAP_PX), title, fill=_INK, font=font)
+    font, width = ImageFont.load_default(_TEXT_PX), columns * wide + _GAP_PX
+    title = f"{_title(shown)}.  Blue: the answer.  White: the truth."
+    lines = _wrapped(f"{title}  {SPELLED}" if is_spelled(shown) else title, font, width - 2 * _GAP_PX)
+    head = len(lines) * _LINE_PX + _GAP_PX
+    picture = Image.new("RGB", (width, head + rows * high + _GAP_PX), _PAGE)
+    draw = ImageDraw.Draw(picture)
+    for line, text in enumerate(lines):
+        draw.text((_GAP_PX, _GAP_PX + line * _LINE_PX), text, fill=_INK, font=font)
     for k, one in enumerate(shown.answers):
         left, top = _GAP_PX + k % columns * wide, head + _GAP_PX + k // columns * high
         tile = _tile(one)
         picture.paste(tile, (left + (_TILE_PX - tile.width) // 2, top + (_TILE_PX - tile.height) // 2))
         for line, text in enumerate(_caption(one)):
             place = (left, top + _TILE_PX + 6 + line * _LINE_PX)
-            draw.text(place, _shortened(text, font), fill=_SOFT if line else _INK, font=font)
+            draw.text(place, _shortened(latin(text), font, _TILE_PX), fill=_SOFT if line else _INK, font=font)
     return np.asarray(picture)
+
+
+def is_spelled(shown: Shown) -> bool:
+    """Whether a picture of the answers cannot show some letters of its captions as they are."""
+    return not all(text.isascii() for text in (_title(shown), *(one.asked.phrase for one in shown.answers)))
+
+
+def latin(text: str) -> str:
+    """Text in one line of printable ASCII, which every font has: other letters as they are spelled in it, else "?"."""
+    return "".join(map(_spelled, text)).strip() or "?" * bool(text.strip())
+
+
+def _spelled(letter: str) -> str:
+    plain = "".join(c if c.isprintable() else " " * c.isspace() for c in anyascii(letter))
+    return plain or ("" if unicodedata.category(letter) in _MAY_BE_SILENT else "?")
+
+
+def _title(shown: Shown) -> str:
+    return f"{shown.run}: {shown.wanted.says}"
 
 
 def _tile(one: ShownAnswer) -> Image.Image:
@@ -89,10 +116,22 @@ def _caption(one: ShownAnswer) -> tuple[str, str, str]:
     return one.asked.phrase, f"{numbers}   {note(one)}", f"step {step}, group {position}, answer {index}"
 
 
-def _shortened(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
-    """As much of the text as fits under a tile."""
-    if font.getlength(text) <= _TILE_PX:
+def _wrapped(text: str, font: _Font, width_px: int) -> list[str]:
+    """The text in lines of at most `width_px`, broken between words."""
+    lines = [""]
+    for word in latin(text).split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width_px and lines[-1]:
+            lines.append("")
+            longer = word
+        lines[-1] = _shortened(longer, font, width_px)
+    return lines
+
+
+def _shortened(text: str, font: _Font, width_px: int) -> str:
+    """As much of the text as fits into the width."""
+    if font.getlength(text) <= width_px:
         return text
-    while text and font.getlength(text + "...") > _TILE_PX:
+    while text and font.getlength(text + "...") > width_px:
         text = text[:-1]
     return text + "..."

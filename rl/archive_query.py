@@ -1,11 +1,9 @@
 """`polytrace archive query`: SQL over the archives of some runs, by DuckDB, which only reads them."""
 
-import json
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rl.rescoring import refuse_unwritable
+from rl.json_text import json_text
+from rollout.disk import partial_of, whole_file
 from rollout.shard_table import ShardTable
 
 VIEWS = ("rollouts", "examples")
@@ -26,14 +25,38 @@ _ROWS_AT_ONCE = 10_000
 _NUMBERS = {"bigint", "integer", "double", "float", "hugeint", "ubigint", "decimal", "smallint", "uinteger"}
 
 
+@dataclass(frozen=True)
+class Found:
+    """The answer to a query, computed as it is read, each time anew."""
+
+    base: "duckdb.DuckDBPyConnection"
+    select: "duckdb.Statement"
+    relation: "duckdb.DuckDBPyRelation"
+    """What `select` gives, planned."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Names, no two alike: of two columns called iou the second is iou_1, as DuckDB has it in the files written."""
+        return list(self.relation.project("*").columns)
+
+    def rows(self) -> Iterator[tuple[object, ...]]:
+        """The values of each row in the order of the columns, a few thousand rows in memory at a time."""
+        cursor = self.base.execute(self.select)
+        while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+            yield from rows
+
+
 @contextmanager
-def asked(runs: Sequence[Path], sql: str, outs: Sequence[Path] = ()) -> Iterator["duckdb.DuckDBPyRelation"]:
+def asked(runs: Sequence[Path], sql: str, outs: Sequence[Path] = ()) -> Iterator[Found]:
     """The answer to one SELECT over the views, computed as it is read; it can read no other file.
 
     outs: where `write_rows` is to write it.
     Raises ValueError, in one line that names the columns there are, where the SQL is wrong or is no SELECT, or an
-    archive cannot be read; FileNotFoundError where no run has an answer.
+    archive cannot be read, or would be written to; FileNotFoundError where no run has an answer.
     """
+    for out in outs:
+        if any((run / "archive").resolve() in out.resolve().parents for run in runs):
+            raise ValueError(f"{out} lies in an archive, which is only read; give the name of a file elsewhere.")
     with tempfile.TemporaryDirectory(prefix="polytrace-query-") as spill, duckdb.connect(":memory:") as base:
         # Nothing is fetched from the network for a query; what does not fit in memory goes to a folder of its own.
         base.execute(f"SET autoinstall_known_extensions = false; SET temp_directory = {_literal(spill)}")
@@ -43,7 +66,8 @@ def asked(runs: Sequence[Path], sql: str, outs: Sequence[Path] = ()) -> Iterator
                 base.execute(f"CREATE VIEW {view} AS {_union(runs, view)}")
             _lock(base, runs, Path(spill), outs)
             columns = " ".join(f"{view} has {', '.join(base.table(view).columns)}." for view in VIEWS)
-            yield base.sql(_select(base, sql))
+            select = _select(base, sql)
+            yield Found(base, select, base.sql(select))
         except duckdb.Error as error:
             first_line = str(error).strip().splitlines()[0].rstrip(".!")
             raise ValueError(f"{first_line}. {columns}") from error
@@ -53,7 +77,7 @@ def _lock(base: "duckdb.DuckDBPyConnection", runs: Sequence[Path], spill: Path, 
     """From here on a query reads the shards of these runs and nothing else, and cannot change that."""
     tables = [f"{run / 'archive' / view}" for run in runs for view in VIEWS]
     folders = [*tables, *map(_as_glob, tables), f"{spill}"]  # a pattern is checked before it is looked up, and after
-    files = [f"{_partial(out)}" for out in outs]
+    files = [f"{partial_of(out.absolute())}" for out in outs]
     base.execute(f"SET allowed_directories = {_literals(folders)}; SET allowed_paths = {_literals(files)}")
     base.execute("SET enable_external_access = false; SET lock_configuration = true")
 
@@ -72,7 +96,8 @@ def _union(runs: Sequence[Path], view: str) -> str:
         shards = ShardTable(run / "archive", view).shards()
         if shards:
             files = ", ".join(_literal(_as_glob(f"{shard.path}")) for shard in shards)
-            read = f"read_parquet([{files}], union_by_name = true)"
+            # A run's folder may be called step=100: that is a name, and no column.
+            read = f"read_parquet([{files}], union_by_name = true, hive_partitioning = false)"
             parts.append(f"SELECT {_literal(f'{run}')} AS run_folder, * FROM {read}")
     if not parts:
         raise FileNotFoundError(f"{' and '.join(map(str, runs))} hold no archived {view}; give a run that made a step.")
@@ -94,36 +119,31 @@ def _as_glob(path: str) -> str:
     return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in path)
 
 
-def print_table(found: "duckdb.DuckDBPyRelation", console: Console) -> None:
+def print_table(found: Found, console: Console) -> None:
     """The first rows for people, and how many there are."""
-    made, rows = Table(box=SIMPLE_HEAD, pad_edge=False), _rows(found)
-    if len(found.columns) * _NARROWEST > console.width:  # too many for lines: a block a row
+    made, rows, names = Table(box=SIMPLE_HEAD, pad_edge=False), found.rows(), found.columns
+    if len(names) * _NARROWEST > console.width:  # too many for lines: a block a row
         made = Table("column", "value", box=SIMPLE_HEAD, pad_edge=False)
         for row in islice(rows, _MOST_BLOCKS):
-            for name, value in row.items():
-                made.add_row(escape(name), _cell(value), end_section=name == found.columns[-1])
+            for name, value in zip(names, row, strict=True):
+                made.add_row(escape(name), _cell(value), end_section=name == names[-1])
     else:
-        for name, kind in zip(found.columns, found.types, strict=True):
+        for name, kind in zip(names, found.relation.types, strict=True):
             made.add_column(escape(name), justify="right" if kind.id in _NUMBERS else "left", overflow="fold")
         for row in islice(rows, _MOST_SHOWN):
-            made.add_row(*map(_cell, row.values()))
+            made.add_row(*map(_cell, row))
     console.print(made)
     if more := sum(1 for _ in rows):
         console.print(f"and {more:,} rows more; --csv FILE, --parquet FILE or --json give them all", highlight=False)
 
 
-def print_json(found: "duckdb.DuckDBPyRelation") -> None:
-    """All rows on standard output, as a JSON list of objects; numbers that are not finite are null."""
-    before = "["
-    for row in _rows(found):
-        print(before + json.dumps({name: _plain(value) for name, value in row.items()}, default=str), end="")
+def print_json(found: Found) -> None:
+    """All rows on standard output, as a JSON list of objects (see `json_text`)."""
+    names, before = found.columns, "["
+    for row in found.rows():
+        print(before + json_text(dict(zip(names, row, strict=True))), end="")
         before = ",\n "
     print("[]" if before == "[" else "]")
-
-
-def _rows(found: "duckdb.DuckDBPyRelation") -> Iterator[dict[str, object]]:
-    for batch in found.to_arrow_reader(_ROWS_AT_ONCE):
-        yield from batch.to_pylist()
 
 
 def _cell(value: object) -> str:
@@ -131,29 +151,10 @@ def _cell(value: object) -> str:
     return escape(text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 1] + "…")
 
 
-def _plain(value: object) -> object:
-    """As JSON has it."""
-    if isinstance(value, list):
-        return [_plain(element) for element in value]
-    if isinstance(value, Decimal):  # a sum of whole numbers, among others
-        return int(value) if value == value.to_integral_value() else float(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _partial(out: Path) -> Path:
-    return out.absolute().with_name(f".{out.name}.partial")
-
-
-def write_rows(found: "duckdb.DuckDBPyRelation", out: Path) -> None:
+def write_rows(found: Found, out: Path) -> None:
     """All rows in a file, Parquet where its name ends in .parquet, else CSV; whole or not there."""
-    refuse_unwritable(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(out)
-    try:
+    with whole_file(out.absolute()) as partial:
         if out.suffix == ".parquet":
-            found.write_parquet(f"{partial}")
+            found.relation.write_parquet(f"{partial}")
         else:
-            found.write_csv(f"{partial}")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+            found.relation.write_csv(f"{partial}")

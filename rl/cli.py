@@ -185,9 +185,9 @@ def _folder(run: Path) -> Path:
 
 def _run_config(run: Path, overrides: Sequence[str] = ()) -> "RunConfig":
     from rl.config import RunConfig
-    from rl.settings import load_settings
+    from rl.settings import load_settings, override_of
 
-    return load_settings(RunConfig, _folder(run) / "config.yaml", [f"run={run}", *overrides])
+    return load_settings(RunConfig, _folder(run) / "config.yaml", [override_of("run", run), *overrides])
 
 
 def _make_way(folder: Path) -> bool:

@@ -1,6 +1,5 @@
 """`polytrace archive`: look into the archives of runs, check them, merge their shards."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +19,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 def list_archives(runs: RunFolders, as_json: AsJson = False) -> None:
     """Steps, answers, examples, mean IoU, share of valid answers, size and schema of each run's archive."""
     from rl.archive_list import list_runs, table
+    from rl.json_text import json_text
     from rl.run_folders import archived_runs
 
     found = list_runs(archived_runs(runs), Console(stderr=True))
     if as_json:
-        print(json.dumps([vars(one) for one in found], indent=2))
+        print(json_text([vars(one) for one in found], indent=2))
     else:
         console.print(table(found))
 
@@ -44,16 +44,20 @@ def show(
     limit: Annotated[int, typer.Option(help="Most that are shown, without --worst and --best.")] = 64,
 ) -> None:
     """Draw answers over their images, the truth dashed, with IoU and reward terms; by default the last step's."""
-    from rl.archive_page import write_shown
+    from rl.archive_page import SPELLED, is_spelled, write_shown
     from rl.archive_show import Wanted, choose
+    from rollout.disk import refuse_unwritable
 
     wanted = Wanted(step, position, example, status, worst, best, limit)
     if out.suffix not in (".html", ".png"):
         raise ValueError(f"{out} ends in neither .html nor .png; give --out one of these.")
+    refuse_unwritable(out)
     shown = choose(_folder(run), wanted)
     for problem in shown.problems:
         console.print(f"[yellow]over grey, without its image:[/yellow] {escape(problem)}", soft_wrap=True)
     write_shown(shown, out)
+    if out.suffix == ".png" and is_spelled(shown):
+        console.print(f"[yellow]{SPELLED}[/yellow]", soft_wrap=True)
     console.print(
         f"{len(shown.answers)} of {shown.num_fitting} answers that fit ({wanted.says}): {out}",
         highlight=False,
@@ -104,10 +108,15 @@ def query(
     """
     from rl import archive_query
     from rl.run_folders import archived_runs
+    from rollout.disk import refuse_unwritable
 
     if parquet is not None and parquet.suffix != ".parquet":
         raise ValueError(f"{parquet} does not end in .parquet; name the file so, or take --csv.")
+    if csv is not None and csv.suffix == ".parquet":
+        raise ValueError(f"--csv is {csv}, which ends in .parquet; take --parquet, or another name.")
     outs = [out for out in (csv, parquet) if out is not None]
+    for out in outs:
+        refuse_unwritable(out)
     with archive_query.asked(archived_runs(runs), sql, outs) as found:
         for out in outs:
             archive_query.write_rows(found, out)

@@ -1,12 +1,13 @@
 """`polytrace bench`: how fast we are, beside what one would take instead."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+
+from rl.json_text import json_text
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, side by side with the alternatives.")
 console = Console(emoji=False)
@@ -43,7 +44,7 @@ def rewards(
     timed = list(track(bench.bench(quick), "measuring", total=len(cases), console=quiet, transient=True))
     batch = batch_milliseconds()
     if as_json:
-        print(json.dumps(bench.as_json(timed) | {"batch_milliseconds": batch}, indent=2))
+        print(json_text(bench.as_json(timed) | {"batch_milliseconds": batch}, indent=2))
     else:
         console.print(bench.table(timed))
         console.print(f"a batch of 32 x 16 answers at 64 px, scored as a worker of the demo does: {batch:.1f} ms")
@@ -56,7 +57,7 @@ def rescore(as_json: AsJson = False) -> None:
 
     found = bench.bench()
     if as_json:
-        print(json.dumps([vars(one) for one in found], indent=2))
+        print(json_text([vars(one) for one in found], indent=2))
     else:
         console.print(bench.table(found))
 
@@ -84,7 +85,7 @@ def learner(
     found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
     report = bench.report(found, peak_tflops)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json_text(report, indent=2))
         return
     console.print(table("Learning, forward and backward", "row an answer", [one.timed for one in found]))
     console.print(f"largest difference of a log-probability: {report['max_logprob_difference']:.1e}")
@@ -109,7 +110,7 @@ def rollout(
     workload = bench.WORKLOAD if work is None else Workload.read(work)
     found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
     if as_json:
-        print(json.dumps(report(bench.OTHER, found) | {"bar": bench.BAR}, indent=2))
+        print(json_text(report(bench.OTHER, found) | {"bar": bench.BAR}, indent=2))
     else:
         console.print(table("Sampling", bench.OTHER, found))
 
@@ -129,7 +130,7 @@ def step(as_json: AsJson = False, quick: Quick = False, work: Work = None) -> No
     found = list(_tracked(bench.bench(workload, quick), quick))
     demo = demo_step.measure()
     if as_json:
-        print(json.dumps(report(bench.OTHER, found) | {"bar": bench.BAR} | demo_step.as_json(demo), indent=2))
+        print(json_text(report(bench.OTHER, found) | {"bar": bench.BAR} | demo_step.as_json(demo), indent=2))
         return
     console.print(table("A GSPO step: sample, score, update", "TRL", found))
     if found[0].other is None:
@@ -165,7 +166,7 @@ def archive(
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as made:
         found = bench.bench(answers, pairs or max(1, answers // 100), keep or Path(made))
     if as_json:
-        print(json.dumps(bench.as_json(found), indent=2))
+        print(json_text(bench.as_json(found), indent=2))
     else:
         for table in bench.tables(found):
             console.print(table)
@@ -187,11 +188,13 @@ def refiner(  # noqa: PLR0913  # options of a command
     With the defaults some 40 minutes on two cores.
     """
     from rl.bench import refiner as bench
+    from rollout.disk import refuse_unwritable
 
+    refuse_unwritable(out / "measured.json")
     wanted = bench.RefinerBench(run, sft_run, out, pairs, steps, seeds, scenes)
     found = bench.bench(wanted, Console(stderr=True))
     if as_json:
-        print(json.dumps(bench.as_json(found), indent=2))
+        print(json_text(bench.as_json(found), indent=2))
     else:
         console.print(bench.table(found, wanted))
         for line in bench.differences(found):

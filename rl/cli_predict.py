@@ -40,6 +40,7 @@ def predict(
     The answer is the policy's likeliest one. An answer that is empty or not valid gives empty files and its status.
     """
     from envs.image_file import read_image
+    from policies.question import check_phrase
     from rl.predict import Predictor, find_source
     from rl.prediction_files import check_outputs, table_of, write_prediction
     from rl.vector import check_floor
@@ -47,6 +48,7 @@ def predict(
     outputs = {"svg": svg, "png": png, "json": json}
     check_outputs(outputs, image)
     check_floor(min_iou)
+    check_phrase(phrase)
     source = find_source(checkpoint, config, refiner, raw, side)
     picture = read_image(image)
     prediction = Predictor(source).predict(picture, phrase, min_iou)

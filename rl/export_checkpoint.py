@@ -13,6 +13,7 @@ from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, policy_plugin
 from rl.rank_files import AVERAGE, whole_weights
 from rl.settings import plugin_from_settings
+from rollout.disk import refuse_unwritable
 
 _PREFIX = "model."
 """A rank's module is the policy, and its network is `model` there."""
@@ -27,19 +28,23 @@ def export_checkpoint(config: RunConfig, out: Path, step: int | None = None, bes
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something already; give a folder that is new or empty.")
+    refuse_unwritable(out / "config.json")
     run = Path(config.run)
     checkpoints = Checkpoints(run, config.keep_checkpoints)
     source = _best(checkpoints, run) if best else _checkpoint(checkpoints, run, step)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    if best:
-        shutil.copytree(source / "policy", partial)
-    else:
-        partial.mkdir(parents=True)
-        _write_policy(config, source / "learner", partial)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)
+    try:
+        if best:
+            shutil.copytree(source / "policy", partial)
+        else:
+            partial.mkdir(parents=True)
+            _write_policy(config, source / "learner", partial)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return int(source.name.split("-")[-1])
 
 

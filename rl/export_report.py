@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from rl.export_formats import write_text
 from rl.export_state import ExportState
+from rl.json_text import json_text
 from rl.pair_candidates import LEFT_OUT
 from rl.pair_index import INDEX
 from rl.pair_rule import PairRule
@@ -97,7 +97,7 @@ def write_report(folder: Path, report: ExportReport, rule: PairRule) -> None:
     sources = sorted(zip(*(table[name].to_pylist() for name in ("licence", "source", "count_all")), strict=True))
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([("licence", "source", "pairs"), *sources])
-    write_text(folder / "report.json", json.dumps(asdict(report), indent=2) + "\n")
+    write_text(folder / "report.json", json_text(asdict(report), indent=2) + "\n")
     write_text(folder / "attribution.csv", lines.getvalue())
     write_text(folder / "README.md", _data_card(report, rule, sources))
 

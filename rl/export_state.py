@@ -13,6 +13,7 @@ from typing import Any
 from rl.export_formats import write_text
 from rl.pair_runs import HeldOutSplit, PairRun
 from rl.pairs import SelectionReport
+from rollout.disk import refuse_unwritable
 
 STATE = "export.json"
 
@@ -63,6 +64,7 @@ def begin(folder: Path, wanted: ExportState) -> ExportState:
 
     Raises ValueError where it holds anything but an export of the same runs and settings.
     """
+    refuse_unwritable(folder / STATE)
     leftover = {f".{STATE}.partial"}  # of a first write that was interrupted
     if not folder.exists() or (folder.is_dir() and {path.name for path in folder.iterdir()} <= leftover):
         return wanted

@@ -1,11 +1,12 @@
 """Self-contained HTML pages from the templates beside this file: no network, no script, light and dark."""
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from rollout.disk import whole_file
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -18,10 +19,8 @@ def render_page(template: str, **values: Any) -> str:
 
 def write_page(path: Path, page: str) -> None:
     """Write a page to `path`, whole or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
 
 
 def _read(name: str) -> str:

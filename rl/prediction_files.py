@@ -1,8 +1,6 @@
 """What `polytrace predict` hands out: an SVG path, a mask, numbers for programs, a table for people."""
 
 import io
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,17 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
+from rl.json_text import json_text
 from rl.pictures import COLOURS, svg_overlay
 from rl.predict import Prediction
 from rl.vector import path_svg, visible_box_px
+from rollout.disk import refuse_unwritable, whole_file
 
 SUFFIXES = {"svg": ".svg", "png": ".png", "json": ".json"}
 
 
 def check_outputs(outputs: Mapping[str, Path | None], image: Path) -> None:
-    """Raise ValueError for a file that does not end as its kind should, or that is the image itself."""
+    """Raise ValueError for a file that does not end as its kind should, is the image itself, or cannot be written."""
     for kind, path in outputs.items():
         if path is None:
             continue
@@ -27,6 +27,7 @@ def check_outputs(outputs: Mapping[str, Path | None], image: Path) -> None:
             raise ValueError(f"--{kind} is {path}, which does not end in {SUFFIXES[kind]}; give a name that does.")
         if path.exists() and image.exists() and path.samefile(image):
             raise ValueError(f"--{kind} is {path}, the image itself; give another name, so that it is kept.")
+        refuse_unwritable(path)
 
 
 def svg_of(prediction: Prediction, over: Image.Image | None = None) -> str:
@@ -97,10 +98,8 @@ def write_prediction(
         elif kind == "svg":
             content = svg_of(prediction, over).encode()
         else:
-            content = (json.dumps(numbers_of(prediction)) + "\n").encode()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content)
-        os.replace(partial, path)
+            content = (json_text(numbers_of(prediction)) + "\n").encode()
+        with whole_file(path) as partial:
+            partial.write_bytes(content)
         written.append(path)
     return written

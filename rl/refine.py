@@ -29,9 +29,10 @@ from rl.refiner_outcomes import outcomes
 from rl.refiner_rank import RefinerRankSettings
 from rl.refiner_settings import RefineConfig
 from rl.reliability import fit_calibration
-from rl.settings import load_settings, plugin_from_settings, read_mapping, save_settings
+from rl.settings import load_settings, override_of, plugin_from_settings, read_mapping, save_settings
 from rl.train_refiner import train_refiner
-from rollout.disk import replace_text
+from rollout import cluster
+from rollout.disk import refuse_unwritable, replace_text
 
 _AT_ONCE = 64
 """Images that are encoded in one batch."""
@@ -45,6 +46,9 @@ def refine(config: RefineConfig, console: Console) -> MaskRefiner:
     something else, the rule keeps no answer, or an image is gone or another one than was answered about.
     """
     out = Path(config.out)
+    refuse_unwritable(out / _CONFIG)
+    if config.training.ranks > 1:
+        cluster.refuse_unfit_temporary_folder()
     head = head_plugin(config)
     _refuse_other(out, config)
     runs = open_runs([Path(run) for run in config.runs], config.unfinished)
@@ -85,7 +89,7 @@ def best_checkpoint(run: Path) -> Path:
 def policy_of(config: RefineConfig) -> Policy:
     """The policy whose vision tower the refiner sees through."""
     run = Path(config.runs[0])
-    settings = load_settings(RunConfig, run / "config.yaml", [f"run={run}"])
+    settings = load_settings(RunConfig, run / "config.yaml", [override_of("run", run)])
     parts = run_parts(settings)
     if config.checkpoint is not None:
         if config.checkpoint != EMBEDDED and not (Path(config.checkpoint) / "config.json").is_file():

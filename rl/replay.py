@@ -24,7 +24,7 @@ from rl.demand import object_store_bytes
 from rl.dropped import read_batch
 from rl.learner import Learner
 from rl.policy_gradient import PolicyGradient
-from rl.settings import load_settings
+from rl.settings import load_settings, override_of
 from rollout import cluster
 from rollout.engine import Sampling
 
@@ -83,7 +83,7 @@ def replay(path: Path, console: Console) -> list[GroupLoss]:
     Raises FileNotFoundError or ValueError where the file, its run or a checkpoint of it is missing or no such thing.
     """
     batch, run = read_batch(path), path.resolve().parent.parent
-    config = load_settings(RunConfig, run / "config.yaml", [f"run={run}"])
+    config = load_settings(RunConfig, run / "config.yaml", [override_of("run", run)])
     parts = run_parts(config)
     checkpoints = Checkpoints(run, config.keep_checkpoints)
     if checkpoints.last_step is None:

@@ -18,6 +18,7 @@ from rewards.kernels import warm
 from rewards.scorer import Scorer
 from rl.reward_settings import load_rewards
 from rollout.archive import RolloutArchive
+from rollout.disk import refuse_unwritable
 from rollout.rescore import RescoredStep, rescore
 
 
@@ -130,12 +131,6 @@ def _whole_steps(run: Path) -> int:
             f"`polytrace archive verify {run}` says which are missing."
         )
     return archive.num_steps
-
-
-def refuse_unwritable(out: Path) -> None:
-    """Raise ValueError where `out` is there and no ordinary file, which a rename would replace."""
-    if out.exists() and not out.is_file():
-        raise ValueError(f"{out} is no ordinary file; give the name of a new file, or of one to replace.")
 
 
 def _written(steps: Iterable[RescoredStep], out: Path | None) -> Iterator[RescoredStep]:

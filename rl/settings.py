@@ -1,6 +1,6 @@
 """Settings: a YAML file and `key=value` overrides become a checked dataclass, or an error that says what to do.
 
-OmegaConf reads, merges and builds (structured configs); the checks before it give every mistake its dotted path, its
+OmegaConf merges, resolves and builds (structured configs); the checks before it give every mistake its dotted path, its
 value and the nearest right name. Nothing here knows what a run's settings are.
 """
 
@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import difflib
 import inspect
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
@@ -23,6 +22,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from envs.plugin import Plugin, did_you_mean, plugin_names
+from rl.yaml_core import advice, read_yaml, yaml_line, yaml_text
 from rollout.disk import replace_text
 
 T = TypeVar("T")
@@ -42,14 +42,20 @@ _TAKEN = ("name", "module")
 def load_settings(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """`schema` (a dataclass, nested ones included) from a YAML file and overrides.
 
-    path: a file, or the name of a shipped one (see `find_config`). overrides: "dotted.key=value", the value in YAML;
-    each replaces what stands at the key, whole mappings too. Interpolations ("${seed}") are resolved.
+    path: a file, or the name of a shipped one (see `find_config`). overrides: "dotted.key=value", the value in YAML
+    (1.2, see rl/yaml_core.py); each replaces what stands at the key, whole mappings too. Interpolations ("${seed}") are
+    resolved.
     Raises FileNotFoundError without a file, ValueError for everything that does not fit.
     """
     config = _read_yaml(path)
     for override in overrides:
         _apply(config, override)
     return cast(T, _checked(schema, cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)), ""))
+
+
+def override_of(key: str, value: Any) -> str:
+    """The override that sets `key` to `value` as it is, such as a path that YAML would read as a number."""
+    return f"{key}={yaml_line(_plain(value))}"
 
 
 def settings_from(schema: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -67,7 +73,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def save_settings(settings: Any, path: Path) -> None:
     """Write a settings dataclass as YAML in which nothing is left to resolve; loading it gives an equal object."""
-    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(_plain(settings))))
+    replace_text(path, yaml_text(_plain(settings)))
 
 
 def shipped_configs(folder: str = "") -> list[str]:
@@ -142,16 +148,19 @@ def plugin_from_settings(
 def _read_yaml(path: Path) -> DictConfig:
     content = find_config(path).read_bytes()
     try:
-        config = OmegaConf.load(io.BytesIO(content))
+        held = read_yaml(content)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ValueError(f"{path}{place}: {error.problem or error.context}; correct the YAML there.") from error
-    except (YAMLError, OSError) as error:
+    except (YAMLError, ValueError) as error:
         raise ValueError(f"{path} is not a YAML file of `key: value` lines: {error}.") from error
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{path} holds a list at the top; write lines of `key: value`.")
-    return config
+    if held is not None and not isinstance(held, dict):
+        raise ValueError(f"{path} holds {str(held)[:40]!r} at the top; write lines of `key: value`.")
+    try:
+        return OmegaConf.create(held or {})
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}; correct that value.") from error
 
 
 def _apply(config: DictConfig, override: str) -> None:
@@ -160,11 +169,10 @@ def _apply(config: DictConfig, override: str) -> None:
     if not equals or not all(key.split(".")):
         raise ValueError(f"override {override!r} is not of the form key=value, such as learner.lr=1e-5.")
     try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-        OmegaConf.update(config, key, cast(dict[str, Any], value)["value"], merge=False)
+        OmegaConf.update(config, key, read_yaml(text), merge=False)
     except MarkedYAMLError as error:
         raise ValueError(f"override {override!r}: {error.problem}; correct the YAML after the '='.") from error
-    except (OmegaConfBaseException, ValueError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"override {override!r} cannot be applied: {str(error).splitlines()[0]}.") from error
 
 
@@ -239,8 +247,10 @@ def _near_paths(key: str, schema: type) -> list[str]:
 
 def _require(fits: bool, value: Any, hint: Any, where: str) -> None:
     if not fits:
-        advice = " Put it in quotes." if hint is str and isinstance(value, bool | int | float) else ""
-        raise ValueError(f"{where} is {value!r}, expected {_type_name(hint)}.{advice}")
+        what_to_do = (
+            " Put it in quotes." if hint is str and isinstance(value, bool | int | float) else advice(value, hint)
+        )
+        raise ValueError(f"{where} is {value!r}, expected {_type_name(hint)}.{what_to_do}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

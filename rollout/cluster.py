@@ -7,6 +7,7 @@ bundle of a group would be lost with its node, while a worker may come back on a
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ OBJECT_STORE_BYTES = 512 * 2**20
 """Of a run that doesn't say what it needs."""
 _GROUP_SECONDS = 300.0
 """How long other jobs of a cluster may take to make room for the learner's ranks."""
+_LONGEST_SOCKET = "ray/session_2026-01-31_23-59-59_999999_{pid}/sockets/plasma_store"
+"""Of the sockets that Ray makes below its folder for temporary files; it holds the time and the process id."""
+_LARGEST_PID = 2**22
+_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+"""Longest path of a socket that the system takes."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,13 @@ def start(
 
     Does nothing where Ray runs in this process already. The places are ours to count: they need not be the machine's
     cores. On a cluster, warns of nodes whose object store is smaller than `object_store_bytes`. Raises ValueError where
-    fewer GPUs are there than are asked for.
+    fewer GPUs are there than are asked for, or Ray's sockets cannot lie where they would.
     """
     if not ray.is_initialized() and address is not None:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         _warn_of_small_stores(object_store_bytes)
     elif not ray.is_initialized():
+        refuse_unfit_temporary_folder()
         # Ray would run them at niceness 15, last of all on a machine that anybody else works on.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
@@ -83,6 +90,29 @@ def start(
         raise ValueError(
             f"learner.gpus_per_rank and pool.gpus_per_worker ask for {num_gpus:g} GPUs, and Ray found {found:g}; "
             "its actors would wait for ever. Lower them, or join a larger cluster by ray.address."
+        )
+
+
+def refuse_unfit_temporary_folder() -> None:
+    """Raise ValueError where Ray, started by this process, could not make its sockets, as in a folder too deep.
+
+    Ray takes RAY_TMPDIR, else TMPDIR, else /tmp.
+    """
+    setting = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    if setting is None:
+        return
+    folder = os.environ[setting]
+    if not os.path.isabs(folder):
+        raise ValueError(
+            f"{setting} is {folder!r}, but Ray needs an absolute path; set RAY_TMPDIR to one, such as /tmp."
+        )
+    longest = len(os.fsencode(os.path.join(folder, _LONGEST_SOCKET.format(pid=os.getpid()))))
+    if longest > _SOCKET_BYTES:
+        fits = _SOCKET_BYTES - len(os.path.join("/", _LONGEST_SOCKET.format(pid=_LARGEST_PID)))
+        raise ValueError(
+            f"{setting} is {folder}, which is too long for Ray: its sockets there would have paths of {longest} bytes, "
+            f"and no path of a socket may have more than {_SOCKET_BYTES}. Set RAY_TMPDIR to a folder whose path has at "
+            f"most {fits} bytes, such as RAY_TMPDIR=/tmp; TMPDIR may stay as it is."
         )
 
 

@@ -1,9 +1,13 @@
-"""The tables of an archive open unchanged, single or merged, with what people use: pyarrow, DuckDB, datasets."""
+"""The tables of an archive open unchanged, single or merged, with what people use: pyarrow, DuckDB, datasets.
+
+The run's folder is called like a partition, iou=0.9, which none of them may take for a column.
+"""
 
 from pathlib import Path
 
 import duckdb
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from made_archive import rows_of, write_steps
 
@@ -13,7 +17,7 @@ from rollout.compaction import Compaction
 
 @pytest.fixture(params=["singles", "merged"])
 def archive(request: pytest.FixtureRequest, tmp_path: Path) -> RolloutArchive:
-    made = write_steps(tmp_path / "archive", range(5))
+    made = write_steps(tmp_path / "iou=0.9" / "archive", range(5))
     made.close()
     if request.param == "merged":
         list(Compaction(made.folder, 3).run())
@@ -25,14 +29,19 @@ def test_pyarrow(archive: RolloutArchive) -> None:
     answers = ds.dataset(archive.folder / "rollouts").to_table(["step", "iou"], filter=ds.field("step") > 2)
     assert answers["step"].to_pylist() == [3] * 4 + [4] * 4
     assert ds.dataset(archive.folder / "examples").count_rows() == 6
+    files = sorted((archive.folder / "rollouts").glob("*.parquet"))
+    assert pq.read_table(files, partitioning=None).to_pylist() == rows_of(archive)
+    assert [row for file in files for row in pq.read_table(file).to_pylist()] == rows_of(archive)  # as indices are read
 
 
 def test_duckdb(archive: RolloutArchive) -> None:
-    files = f"{archive.folder}/rollouts/*.parquet"
-    rows = duckdb.sql(f"SELECT * FROM '{files}' ORDER BY step, position, index").to_arrow_table().to_pylist()
+    rollouts, examples = (
+        f"read_parquet('{archive.folder}/{table}/*.parquet', hive_partitioning = false)"
+        for table in ("rollouts", "examples")
+    )
+    rows = duckdb.sql(f"SELECT * FROM {rollouts} ORDER BY step, position, index").to_arrow_table().to_pylist()
     assert rows == rows_of(archive)
-    asked = f"SELECT count(*) FROM '{files}' r JOIN '{archive.folder}/examples/*.parquet' e USING (example_id)"
-    assert duckdb.sql(asked).fetchall() == [(20,)]
+    assert duckdb.sql(f"SELECT count(*) FROM {rollouts} JOIN {examples} USING (example_id)").fetchall() == [(20,)]
 
 
 def test_hugging_face_datasets(archive: RolloutArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

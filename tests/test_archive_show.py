@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_archive import rollout
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from envs.cutout_scenes import Env
-from envs.example import Example
+from envs.example import Example, Prompt
 from envs.polygons import Answer, AnswerStatus, answer_from_rings
-from rl.archive_page import render, sheet, write_shown
+from rl.archive_page import is_spelled, latin, render, sheet, write_shown
 from rl.archive_show import Wanted, choose
 from rollout.archive import RolloutArchive
 from rollout.records import Group
@@ -93,7 +93,7 @@ def test_the_page_has_a_picture_an_answer_with_its_numbers_and_is_complete_in_it
 def test_the_picture_has_the_answer_filled_over_its_image_at_its_place(run: Path) -> None:
     shown = choose(run, Wanted(step=0, limit=2))
     picture = sheet(shown)
-    empty, filled = (np.asarray(tile, np.int64) for tile in (picture[44:300, 12:268], picture[44:300, 280:536]))
+    empty, filled = (np.asarray(picture[-340:-84, left : left + 256], np.int64) for left in (12, 280))
     image = Env("train").image(Env("train")[0].image).repeat(4, axis=0).repeat(4, axis=1)
     untouched = np.abs(empty - image).max(axis=-1) == 0
     assert untouched.mean() > 0.8  # all but the line of the truth
@@ -130,3 +130,54 @@ def test_the_picture_is_written_whole(run: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "answers.png") as picture:
         assert picture.size == (12 + 3 * 268, 32 + 2 * (256 + 60 + 24) + 12)
     assert [path.name for path in tmp_path.iterdir()] == ["answers.png"]
+
+
+PHRASES = {
+    "赤いりんご": "Chiiringo",
+    "한국어": "HanGugEo",
+    "القط الأسود": "lqt l'swd",
+    "Привет, Ελλάδα": "Privet, Ellada",
+    "😀 cup": ":grinning: cup",
+    "Café, die größte “Tüte” … ½": 'Cafe, die grosste "Tute" ... 1/2',
+    "a\nb\tc\x07": "a b c",
+    "\ue000 left": "? left",
+    "\U00030000": "?",
+}
+FONT = ImageFont.load_default(15)
+BOX = bytes(FONT.getmask("\U0010ffff"))
+
+
+def boxes(picture: np.ndarray) -> int:
+    """How often the sign for a letter that the font lacks stands in a picture, in the colour of a phrase."""
+    drawn = Image.new("RGB", (8, 11), (246, 247, 249))
+    ImageDraw.Draw(drawn).text((0, 0), "\U0010ffff", fill=(22, 25, 31), font=FONT, anchor="lt")
+    places = np.lib.stride_tricks.sliding_window_view(picture, (11, 8, 3))
+    return int((places == np.asarray(drawn)).all(axis=(-3, -2, -1)).sum())
+
+
+@pytest.mark.parametrize("phrases", [list(PHRASES)[:4], list(PHRASES)[4:8]], ids=["scripts", "signs"])
+def test_no_letter_of_a_caption_is_drawn_as_a_box_and_the_picture_says_that_letters_are_spelled(
+    tmp_path: Path, phrases: list[str]
+) -> None:
+    lacking = Image.new("RGB", (100, 30), (246, 247, 249))
+    ImageDraw.Draw(lacking).text((3, 5), "é 中", fill=(22, 25, 31), font=FONT)
+    assert boxes(np.asarray(lacking)) == 2
+    env = Env("train")
+    pictures = []
+    for name, words in (("a", phrases), ("b", [PHRASES[phrase] for phrase in phrases])):
+        asked = [replace(env[k], prompt=Prompt((phrase,))) for k, phrase in enumerate(words)]
+        shown = choose(archived(tmp_path / name, asked), Wanted(best=12))
+        assert {one.asked.phrase for one in shown.answers} == set(words)
+        assert is_spelled(shown) == (name == "a")
+        pictures.append(sheet(shown))
+    assert [boxes(picture) for picture in pictures] == [0, 0]
+    assert np.array_equal(*(picture[44:] for picture in pictures))
+    ink = [(picture[:44] != picture[0, 0]).sum() for picture in pictures]
+    assert ink[0] > 1.5 * ink[1]  # the note
+
+
+def test_every_letter_of_a_spelled_caption_is_in_the_font() -> None:
+    printable = [chr(code) for code in range(33, 127)]
+    assert all(bytes(FONT.getmask(letter)) != BOX for letter in printable)
+    for phrase, spelled in PHRASES.items():
+        assert latin(phrase) == spelled and set(spelled) <= {" ", *printable}

@@ -41,3 +41,25 @@ def test_a_run_still_written_is_not_compacted_but_can_be_listed_and_asked(tmp_pa
     assert json.loads(said("ls", run, "--json"))[0]["being_written"] is True
     assert json.loads(said("query", run, "SELECT count(*) AS n FROM rollouts", "--json")) == [{"n": 4}]
     archive.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["show", "RUN", "--out", "file/x.png"], "x.png cannot be written: .*/file is a file, and no folder"),
+        (["show", "RUN", "--out", "made.html"], "made.html is a folder"),
+        (["query", "RUN", "SELECT 1", "--csv", "file/x.csv"], "x.csv cannot be written: .*/file is a file, and no"),
+        (["query", "RUN", "SELECT 1", "--csv", "new.csv", "--parquet", "made.parquet"], "made.parquet is a folder"),
+        (["query", "RUN", "SELECT 1", "--csv", "x.parquet"], "--csv is x.parquet, which ends in .parquet; take --parq"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_archive_is_read_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    for name in ("made.html", "made.parquet", "run"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=says):
+        raise CliRunner().invoke(archive_app, ["run" if word == "RUN" else word for word in arguments]).exception
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "made.html", "made.parquet", "run"]

@@ -214,6 +214,8 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(runs, tmp
         export_pairs(runs[:1], out, PairExport(PairRule(min_iou=1.0)))
     with pytest.raises(ValueError, match="is not empty; give a new folder"):
         export_pairs(runs, runs[0], PairExport())
+    with pytest.raises(ValueError, match=r"one/config\.yaml is a file, and no folder"):
+        export_pairs(runs, runs[0] / "config.yaml" / "out", PairExport())
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         export_pairs([tmp_path / "elsewhere"], out, PairExport())
     with pytest.raises(ValueError, match="are both called one"):

@@ -140,4 +140,6 @@ def test_the_best_policy_is_exported_as_it_is_and_what_cannot_be_exported_is_ref
     (folder / "checkpoints/step-000004/learner/model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="is 3 bytes long"):
         export_checkpoint(config, tmp_path / "other")
-    assert not (tmp_path / "other").exists()
+    assert not list(tmp_path.glob("other*"))
+    with pytest.raises(ValueError, match=r"model\.safetensors is a file, and no folder"):
+        export_checkpoint(config, out / "model.safetensors" / "deep", best=True)

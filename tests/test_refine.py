@@ -141,6 +141,7 @@ def test_a_folder_of_something_else_is_refused(config: Made, tmp_path: Path, run
     (tmp_path / "photos" / "cat.jpg").touch()
     refused(config(out=str(tmp_path / "photos")), "photos is not empty and holds no config.yaml of a refiner")
     refused(config(out=str(run)), "one is not empty and holds no config.yaml of a refiner; give a new folder")
+    refused(config(out=str(tmp_path / "photos" / "cat.jpg")), "photos/cat.jpg is a file, and no folder")
 
 
 def test_a_run_that_is_still_being_written_is_taken_only_where_that_is_asked_for(config: Made, tmp_path: Path) -> None:

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from rl.settings import (
     find_config,
     load_settings,
+    override_of,
     plugin_from_settings,
     save_settings,
     shipped_configs,
 )
+from rl.yaml_core import read_yaml
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,17 @@ def test_an_unknown_key_is_refused_with_its_path_the_nearest_name_and_all_keys(t
         ("group_size: many", "group_size is 'many', expected int."),
         ("group_size: 2.5", "group_size is 2.5, expected int."),
         ("group_size: true", "group_size is True, expected int."),
-        ("group_size: '4'", "group_size is '4', expected int."),
+        ("group_size: '4'", "group_size is '4', expected int. Write it in plain digits, without quotes."),
+        ("group_size: 12:30", "group_size is '12:30', expected int. Write it in plain digits, without quotes."),
+        ("group_size: 1_000", "group_size is '1_000', expected int. Write it in plain digits, without quotes."),
+        ("group_size: 0b11", "group_size is '0b11', expected int. Write it in plain digits, without quotes."),
+        ("group_size: ١٢", "group_size is '١٢', expected int."),
+        ("resume: yes", "resume is 'yes', expected bool. Write true or false."),
+        ("resume: Off", "resume is 'Off', expected bool. Write true or false."),
+        (
+            "rl: {clip: 12:30:45.5}",
+            "rl.clip is '12:30:45.5', expected float. Write it in plain digits, without quotes.",
+        ),
         ("group_size: [4]", "group_size is [4], expected int."),
         ("group_size:", "group_size is None, expected int."),
         ("resume: 1", "resume is 1, expected bool."),
@@ -152,12 +166,43 @@ def test_a_setting_without_default_must_be_given(tmp_path):
     assert refusal(tmp_path, "") == "name has no value and no default; set it in the file, or by name=VALUE."
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 10), ("08", 8), ("-010", -10), ("+12", 12), ("0o10", 8), ("0x1F", 31), ("1e3", 1000.0), ("1e-5", 1e-5)]
+    + [("1.0e-5", 1e-5), (".5", 0.5), ("+.5", 0.5), (".5e3", 500.0), ("5.", 5.0), ("-.inf", float("-inf"))]
+    + [("true", True), ("FALSE", False), ("null", None), ("~", None), ("", None), ("'010'", "010"), ('"yes"', "yes")]
+    + [(text, text) for text in ("12:30", "12:30:45.5", "1_000", "1_0.5", "0b1", "0x_1", "yes", "NO", "on", "y", "nan")]
+    + [(text, text) for text in ("2026-01-01", "2026-01-01 12:00:00", "١٢", "1.2.3", "=", "-0x1F")]
+    + [("[010, no, {a: 1_0}]", [10, "no", {"a": "1_0"}]), ("{010: on}", {10: "on"}), ("${group_size}", 8)],
+)
+def test_a_value_is_read_by_the_core_schema_of_yaml_1_2_in_a_file_and_in_an_override(tmp_path, text, value):
+    for run in (load(tmp_path, f"name: a\nenv:\n  x: {text}"), load(tmp_path, "name: a", f"env.x={text}")):
+        assert run.env == {"x": value} and type(run.env["x"]) is type(value)
+
+
+def test_the_shipped_files_mean_the_same_by_yaml_1_1_and_1_2():
+    files = sorted(Path(__file__).parent.parent.glob("configs/**/*.yaml"))
+    assert len(files) >= 10
+    for file in files:
+        assert read_yaml(file.read_bytes()) == OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+
+
+@pytest.mark.parametrize(
+    "run", ["010", "2026", "1e5", "0o10", "yes", "a: b", "[x]", "é 😀", "a\nb", "${x}", "step=100"]
+)
+def test_an_override_made_of_a_path_sets_that_path_whatever_yaml_would_read(tmp_path, run):
+    assert load(tmp_path, "name: a", override_of("out", Path(run))).out == Path(run)
+
+
 @pytest.mark.parametrize("override", ["group_size", "=3", "rl..clip=1", "--steps", ".=1"])
 def test_an_override_that_is_not_key_equals_value_is_shown(tmp_path, override):
     assert refusal(tmp_path, "name: a", override).startswith(f"override {override!r} is not of the form key=value")
 
 
-@pytest.mark.parametrize("override", ["env={a", "rl.betas.x=1", "rl.betas[7]=1"])
+@pytest.mark.parametrize(
+    "override",
+    ["env={a", "rl.betas.x=1", "rl.betas[7]=1", "name=\x07", "env=&a [*a]", "env=!!int 1_0", "env={a: 1, a: 2}"],
+)
 def test_an_override_that_cannot_be_read_or_applied_is_shown(tmp_path, override):
     assert refusal(tmp_path, "name: a\nrl: {betas: [1, 2]}", override).startswith(f"override {override!r}")
 
@@ -169,6 +214,8 @@ def test_an_override_that_cannot_be_read_or_applied_is_shown(tmp_path, override)
         ("name: a\nname: b", "run.yaml, line 2, column 1"),
         ("name: a\n\trl: 1", "run.yaml, line 2, column 1"),
         ("a: !!python/object/apply:os.getcwd []", "run.yaml, line 1, column 4"),
+        ("a: !!int 12:30", "run.yaml, line 1, column 4: '12:30' is no int of YAML 1.2"),
+        ("a: &b\n  c: *b", "run.yaml, line 1, column 4: found unconstructable recursive node"),
     ],
 )
 def test_malformed_yaml_shows_line_and_column(tmp_path, text, place):
@@ -211,7 +258,22 @@ def test_a_shipped_file_is_found_by_its_name_from_any_folder_but_a_file_on_disk_
 
 
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"])) | st.sampled_from(
-    ["1e-4", "yes", "null", "08", "2020-01-01", "${name}", r"\${x}", r"a\\${x} ${", "a: b", " ", "#"]
+    [
+        "1e-4",
+        "yes",
+        "null",
+        "08",
+        "0o10",
+        "1_0",
+        "12:30",
+        "2020-01-01",
+        "${name}",
+        r"\${x}",
+        r"a\\${x} ${",
+        "a: b",
+        " ",
+        "#",
+    ]
 )
 ANY_VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | ANY_TEXT,
@@ -227,6 +289,7 @@ def test_saved_settings_load_as_an_equal_object(tmp_path_factory, name, rate, en
     file = tmp_path_factory.getbasetemp() / "saved.yaml"
     save_settings(run, file)
     assert load_settings(Run, file) == run
+    assert yaml.safe_load(file.read_bytes()) == read_yaml(file.read_bytes())  # by YAML 1.1 as by 1.2
 
 
 def test_saved_settings_hold_no_python_tags_and_nothing_to_resolve(tmp_path):
