@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from envs import grid_rings
 from envs.path_tokens_grammar import EMPTY_WORD, INSTANCE_WORD, RING_WORD, PathTokensGrammar
 from envs.polygons import (
     Answer,
@@ -22,7 +22,6 @@ from envs.polygons import (
     Box,
     Instance,
     Ring,
-    grid_from_px,
     instance_from_rings,
     px_from_grid,
     signed_area_px,
@@ -69,7 +68,10 @@ class Codec:
     def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
         """Text of `instances`, each a list of pixel rings [N, 2] in canonical order, over a height x width image.
 
-        Raises ValueError where the limits on rings or vertices are exceeded: simplify first (envs/contours.py).
+        Vertices go to the nearest point of the box's grid; what then is worth writing, says envs/grid_rings.py. An
+        instance of which none is becomes its box, a triangle half of it. So what fills a pixel reads back as `ok`, and
+        fills one. Raises ValueError where the limits on rings or vertices are exceeded: simplify first
+        (envs/contours.py).
         """
         num_rings = sum(map(len, instances))
         num_vertices = sum(len(ring) for rings in instances for ring in rings)
@@ -78,20 +80,21 @@ class Codec:
                 f"{num_rings} rings with {num_vertices} vertices exceed the codec's max_rings {self.max_rings} and "
                 f"max_vertices {self.max_vertices}; simplify the outline or raise the limits."
             )
-        texts = [self._encode_instance(rings, height, width) for rings in instances if rings]
+        texts = [self._encode_instance(rings, height, width) for rings in instances if any(map(len, rings))]
         return f" {INSTANCE_WORD} ".join(texts) or EMPTY_WORD
 
     def _encode_instance(self, rings: Sequence[Ring], height: int, width: int) -> str:
-        box_grid = self._box_around(np.concatenate(rings), height, width)
+        vertices, bins = np.concatenate(rings), self.path_bins
+        box_grid = self._box_around(vertices, height, width)
         box_px = self._box_px(box_grid, height, width)
-        ring_texts = []
-        for ring in rings:
-            grid = _without_repeats(grid_from_px(ring, self.path_bins, box_px))
-            if len(grid) >= 3 and signed_area_px(grid) != 0:
-                ring_texts.append(" ".join(map(str, grid.ravel())))
-        if not ring_texts:  # too thin for the grid: the box itself is the nearest shape that can be said
-            n = self.path_bins
-            ring_texts = [f"0 0 {n} 0 {n} {n} 0 {n}"]
+        rounded = [grid_rings.rounded(ring, bins, box_px) for ring in rings]
+        read_px = [px_from_grid(ring, bins, box_px) for ring in rounded]
+        written = [rounded[k] for k in grid_rings.worth_writing(rings, read_px, height, width)]
+        if not written:  # too thin for the grid: the box itself is the nearest shape that can be said
+            boxes = grid_rings.stand_ins(np.array([(0, 0), (bins, 0), (bins, bins), (0, bins)]), len(vertices))
+            read_px = [px_from_grid(box, bins, box_px) for box in boxes]
+            written = [boxes[grid_rings.nearest(rings, read_px, height, width)]]
+        ring_texts = [" ".join(map(str, ring.ravel().tolist())) for ring in written]
         return " ".join(map(str, box_grid)) + " " + f" {RING_WORD} ".join(ring_texts)
 
     def _box_around(self, vertices_px: Ring, height: int, width: int) -> tuple[int, int, int, int]:
@@ -160,8 +163,3 @@ def _numbers(words: list[str]) -> list[int] | None:
     if not all(word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS for word in words):
         return None
     return [int(word) for word in words]
-
-
-def _without_repeats(grid: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The ring [N, 2] without vertices equal to the one before them."""
-    return grid[(grid != np.roll(grid, 1, axis=0)).any(axis=1)]

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs import grid_rings
 from envs.point_text_grammar import SIGNS, PointTextGrammar
 from envs.polygons import (
     Answer,
     AnswerStatus,
     Ring,
-    grid_from_px,
     instance_from_rings,
     px_from_unit,
     signed_area_px,
@@ -77,13 +77,14 @@ class Codec:
     def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
         """Text of `instances`, each a list of pixel rings [N, 2] in canonical order, over a height x width image.
 
-        Vertices go to the nearest point of the grid, repeats are dropped, and so is a ring that is left without area or
-        turned over; an instance of which nothing is left becomes the cells of the grid around it. Raises ValueError
-        where a limit is exceeded: simplify first (envs/contours.py).
+        Vertices go to the nearest point of the grid; what then is worth writing, says envs/grid_rings.py. An instance
+        of which none is becomes the cells of the grid around it, a triangle half of them. So what fills a pixel reads
+        back as `ok`, and fills one. Raises ValueError where a limit is exceeded: simplify first (envs/contours.py).
         """
         num_rings = sum(map(len, instances))
         num_vertices = sum(len(ring) for rings in instances for ring in rings)
-        text = "; ".join(self._encode_instance(rings, height, width) for rings in instances if rings) or EMPTY_TEXT
+        drawn = [rings for rings in instances if any(map(len, rings))]
+        text = "; ".join(self._encode_instance(rings, height, width) for rings in drawn) or EMPTY_TEXT
         if num_rings > self.max_rings or num_vertices > self.max_vertices or len(text) > self.max_characters:
             raise ValueError(
                 f"{num_rings} rings with {num_vertices} vertices in {len(text)} characters exceed the codec's "
@@ -94,15 +95,16 @@ class Codec:
 
     def _encode_instance(self, rings: Sequence[Ring], height: int, width: int) -> str:
         extent_px = (0.0, 0.0, float(width), float(height))
-        rings_grid = []
-        for ring in rings:
-            grid = grid_from_px(ring, self.bins, extent_px)
-            grid = grid[(grid != np.roll(grid, 1, axis=0)).any(axis=1)]  # no point twice in a row
-            if signed_area_px(grid) * signed_area_px(ring) > 0:
-                rings_grid.append(grid)
-        if not rings_grid:
-            rings_grid = [_cells_around(unit_from_px(np.concatenate(rings), height, width) * self.bins, self.bins)]
-        return "[" + ", ".join(map(self._ring_text, rings_grid)) + "]"
+        rounded = [grid_rings.rounded(ring, self.bins, extent_px) for ring in rings]
+        read_px = [px_from_unit(ring / self.bins, height, width) for ring in rounded]
+        written = [rounded[k] for k in grid_rings.worth_writing(rings, read_px, height, width)]
+        if not written:
+            vertices = np.concatenate(rings)
+            cells = _cells_around(unit_from_px(vertices, height, width) * self.bins, self.bins)
+            boxes = grid_rings.stand_ins(cells, len(vertices))
+            read_px = [px_from_unit(box / self.bins, height, width) for box in boxes]
+            written = [boxes[grid_rings.nearest(rings, read_px, height, width)]]
+        return "[" + ", ".join(map(self._ring_text, written)) + "]"
 
     def _ring_text(self, grid: NDArray[np.int64]) -> str:
         return "[" + ", ".join(f"[{self._number_text(x)}, {self._number_text(y)}]" for x, y in grid.tolist()) + "]"
