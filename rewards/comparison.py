@@ -77,8 +77,8 @@ class Comparisons(Sequence["Comparison"]):
 
     @cached_property
     def boundary_iou(self) -> list[float]:
-        """[A] IoU of the boundary bands, which are 2 % of the image's diagonal wide; 1 where both are empty."""
-        return self.target.boundary_iou(self.answers.flat).tolist()
+        """[A] IoU of the boundary bands, which are 2 % of the image's diagonal wide. With an empty target, as `iou`."""
+        return _said_empty(self.answers, self.target) or self.target.boundary_iou(self.answers.flat).tolist()
 
     @cached_property
     def shapes(self) -> list[list[float]]:
@@ -188,7 +188,7 @@ class Comparison:
 
     @property
     def boundary_iou(self) -> float:
-        """IoU of the boundary bands of answer and truth (Cheng et al. 2021), in [0, 1]; 1 where both are empty."""
+        """IoU of the boundary bands (Cheng et al. 2021), in [0, 1]; with an empty target, as `iou`."""
         return self._all.boundary_iou[self._k]
 
     @property

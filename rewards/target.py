@@ -38,7 +38,7 @@ class Overlap:
     area: NDArray[np.int64]
     """[A] pixels of the answer."""
     iou: NDArray[np.float64]
-    """[A] intersection over union, 1 where neither has a pixel."""
+    """[A] intersection over union, 1 where neither has a pixel; what an answer is worth, `compare` says."""
     centroid: NDArray[np.float64]
     """[A, 2] mean (x, y) px of the answer's pixel centres, NaN where it has no pixel."""
 

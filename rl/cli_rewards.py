@@ -1,6 +1,5 @@
 """`polytrace rewards`: score, compare, ablate and test rewards, most of it without a model."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +33,8 @@ def ablate(
     from rl.ablate import ablate as run_ablation
     from rl.ablation import Ablation
 
-    rewards = tuple(Path(entry) for entry in configs if "=" not in entry)
-    overrides = tuple(entry for entry in configs if "=" in entry)
+    overrides = tuple(entry for entry in configs if "=" in entry and not Path(entry).exists())
+    rewards = tuple(Path(entry) for entry in configs if entry not in overrides)
     if not run_ablation(Ablation(rewards, out, base, seeds, steps, overrides), console):
         raise typer.Exit(1)
 
@@ -55,7 +54,7 @@ def compare(
     """Score a run's archived answers under several rewards: what each would reinforce, and where they disagree."""
     from rl.compare_page import write_comparison
     from rl.compare_rewards import compare_rewards, comparison_tables, step_range
-    from rl.rescoring import refuse_unwritable
+    from rollout.disk import refuse_unwritable
 
     refuse_unwritable(out)
     found = compare_rewards(run, configs, step_range(steps), console)
@@ -82,12 +81,13 @@ def score(
     Under its own rewards, exit status 1 where a term or total has another bit than the archive.
     """
     from rl import rescoring
+    from rl.json_text import json_text
 
     if rewards is not None and out is None:
         out = run / "rescored" / f"{rewards.stem}.parquet"
     found = rescoring.rescore_run(run, rewards, out, Console(stderr=True))
     if as_json:
-        print(json.dumps(rescoring.as_dict(found), indent=2))
+        print(json_text(rescoring.as_dict(found), indent=2))
     else:
         rescoring.tell(found, rewards, out, console)
     if rewards is None and not found.identical:
@@ -102,9 +102,10 @@ def test(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Show what hostile answers would earn next to honest ones, term by term.
+    """Show what hostile answers would earn next to honest ones, term by term, and what that makes of the rewards.
 
-    Exit status 1 where a trick out-earns an honest answer.
+    Exit status 0 only where they can be trained on as they are: 1 where a trick pays, also where one reward alone is
+    fit beside mask_iou only, where it teaches nothing, and where it pays the same answer differently.
     """
     from rl.reward_settings import load_rewards
     from rl.reward_test import test_rewards

@@ -2,7 +2,7 @@
 
 Each row scores the same scenes with one source of error taken away. An empty answer stays empty and an invalid one
 scores 0 in every row but the codec's bound, which knows no answer. Where nothing is true, the true box is the answer's
-own. Ignored pixels count neither way.
+own, and what was drawn scores 0 in each of these rows: no mask takes it back. Ignored pixels count neither way.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from policies.base import VisionTower
 from policies.mask_refiner import MaskRefiner
 from policies.refiner_geometry import cut, paste
 from rl.refined_scenes import of_one_size, returned, unroll
-from rl.scores import Interval, mean_interval, score_mask
+from rl.scores import Interval, mean_interval, score_answer, score_mask
 
 TITLES = {
     "outline": "outline",
@@ -76,9 +76,9 @@ class OutlineBudget:
 
     codec: AnswerCodec
     max_vertices: int
-    """Of an instance, as the policy was taught."""
+    """Of a whole answer; its instances share them."""
     max_rings: int
-    """Of an instance; 3 * max_rings vertices or more must be allowed."""
+    """Likewise; 3 * max_rings vertices or more must be allowed."""
 
     @classmethod
     def of(cls, codec: AnswerCodec) -> "OutlineBudget | None":
@@ -113,8 +113,8 @@ def split_errors(
             statuses = [answer.status for answer in batch.answers]
             scores[name] += _scored(masks, batch.truths, statuses)
         if budget is not None:
-            outlined = [codec_mask(truth, budget) for truth in batch.truths]
-            scores["codec_bound"] += _scored(outlined, batch.truths, [AnswerStatus.OK] * len(outlined))
+            said = [score_answer(codec_answer(truth, budget), truth, "") for truth in batch.truths]
+            scores["codec_bound"] += [(score.iou, score.boundary_iou) for score in said]
     if budget is None:
         del scores["codec_bound"]
     columns = {name: np.array(pairs).reshape(-1, 2).T for name, pairs in scores.items()}
@@ -171,18 +171,18 @@ def reboxed(rings_px: Sequence[Ring], box_px: Box) -> list[Ring]:
     return [start + (ring - low) * scale for ring in rings_px]
 
 
-def codec_mask(truth: Truth, budget: OutlineBudget) -> NDArray[np.bool_]:
-    """The true masks [K, H, W], outlined within the budget, written by the codec and read back: [H, W].
+def codec_answer(truth: Truth, budget: OutlineBudget) -> Answer:
+    """The true masks, without ignored pixels, outlined within the budget, written by the codec and read back.
 
     Raises ValueError where the codec's own limits are below the budget.
     """
     height, width = truth.masks.shape[1:]
-    instances = [
-        simplify(largest_rings(rings_from_mask(mask), budget.max_rings, 0.0), budget.max_vertices)
-        for mask in truth.masks
-    ]
-    read = budget.codec.read(budget.codec.encode(instances, height, width), height, width)
-    return mask_from_rings(read.rings_px, height, width)
+    masks = truth.masks if truth.ignore is None else truth.masks & ~truth.ignore
+    # Where not every instance can have a ring, the largest are said.
+    largest = sorted(masks[masks.any(axis=(1, 2))], key=lambda mask: -int(mask.sum()))[: budget.max_rings]
+    num_rings, num_vertices = (most // max(1, len(largest)) for most in (budget.max_rings, budget.max_vertices))
+    instances = [simplify(largest_rings(rings_from_mask(mask), num_rings, 0.0), num_vertices) for mask in largest]
+    return budget.codec.read(budget.codec.encode(instances, height, width), height, width)
 
 
 def _answer_masks(refiner: MaskRefiner, tower: VisionTower, batch: AnsweredScenes) -> dict[str, NDArray[np.bool_]]:

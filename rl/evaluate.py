@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.contours import mask_from_rings
 from envs.example import Env
 from rl.config import RunConfig
 from rl.metrics import MetricsWriter
 from rl.pictures import COLOURS, overlay
-from rl.scores import SceneScore, score_mask
+from rl.scores import SceneScore, score_answer, score_mask
 from rollout.pool import WorkerPool
 from rollout.records import Group
 from rollout.worker import Unit
@@ -36,15 +35,16 @@ def greedy_groups(pool: WorkerPool, config: RunConfig, split: str, num_scenes: i
 
 
 def score_groups(groups: Sequence[Group]) -> list[SceneScore]:
-    """A score for the first answer of each group."""
-    refs = [group.example.image for group in groups]
-    rings = [group.rollouts[0].answer.rings_px for group in groups]
-    masks = [mask_from_rings(ring, ref.height, ref.width) for ring, ref in zip(rings, refs, strict=True)]
-    return score_masks(masks, groups)
+    """A score for the first answer of each group: what its rewards were told of it."""
+    return [score_answer(group.rollouts[0].answer, group.example.truth, group.example.id) for group in groups]
 
 
 def score_masks(masks: Sequence[NDArray[np.bool_]], groups: Sequence[Group]) -> list[SceneScore]:
-    """Scores of masks [H, W] made from the first answer of each group; the status stays that of the answer."""
+    """Scores of masks [H, W] made from the first answer of each group; the status stays that of the answer.
+
+    So an `ok` answer where nothing is true scores 0 also where a refiner has emptied its mask, and an outline without a
+    pixel, which nothing refines, 0 in any case.
+    """
     return [
         score_mask(mask, group.example.truth, group.rollouts[0].answer.status, group.example.id)
         for mask, group in zip(masks, groups, strict=True)

@@ -17,7 +17,8 @@ from policies.base import VisionFeatures, VisionTower
 from policies.mask_refiner import MaskRefiner, chosen_pass
 from policies.refiner_pass import Unrolled
 from policies.refining import crop_features
-from rl.refiner_data import RefinerPairs
+from rewards.score import Target
+from rl.refiner_data import RefinerPairs, truth_of_pair
 from rl.refiner_scores import MaskScores, joined, score_unrolled
 from rollout.records import Group
 
@@ -64,7 +65,7 @@ class CoarseScenes:
         return cls(
             [pair.image for pair in pixels],
             [pair.coarse for pair in pixels],
-            [Truth(pair.true[None], None if pair.counted.all() else ~pair.counted) for pair in pixels],
+            [truth_of_pair(pair.true, pair.counted) for pair in pixels],
             [AnswerStatus.OK] * len(pixels),
             [row["prompt"] for row in rows],
             [row["example_id"] for row in rows],
@@ -75,7 +76,7 @@ class CoarseScenes:
         """`num` true masks, damaged: of the first examples that have one, and where those are fewer, of each several
         times, every time in another way as far as there are."""
         examples = (env[k] for k in range(len(env)))
-        held = list(islice((example for example in examples if example.truth.union.any()), num))
+        held = list(islice((example for example in examples if Target.from_truth(example.truth).area_px), num))
         turns = [divmod(k, len(held)) for k in range(num)] if held else []
         chosen, coarse = [held[which] for _, which in turns], []
         for k, (turn, which) in enumerate(turns):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.example import Env
+from envs.example import Env, Truth
 from envs.polygons import Box
 from envs.rle import mask_from_rle
 from policies.mask_refiner import RefinerSettings
@@ -60,6 +60,11 @@ class PixelPair:
     """[H, W]"""
     counted: NDArray[np.bool_]
     """[H, W] pixels that count; all of them where nothing is to be ignored."""
+
+
+def truth_of_pair(true: NDArray[np.bool_], counted: NDArray[np.bool_]) -> Truth:
+    """The Truth that a pair's masks [H, W] mean: what is true, and what is to be ignored, where anything is."""
+    return Truth(true[None], None if counted.all() else ~counted)
 
 
 class RefinerPairs:

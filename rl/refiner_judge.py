@@ -1,6 +1,5 @@
 """A refiner judged by what it has not seen: pairs of images kept apart, and damaged true masks of another split."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +9,10 @@ from rich.console import Console
 
 from policies.base import VisionTower
 from policies.mask_refiner import MaskRefiner
+from rl.json_text import json_text
 from rl.metrics import read_curves
 from rl.refined_scenes import CoarseScenes
-from rl.refiner_data import RefinerPairs, shares
+from rl.refiner_data import RefinerPairs, shares, truth_of_pair
 from rl.refiner_rank import RefinerRankSettings
 from rl.refiner_report import RefinerReport
 from rl.refiner_settings import RefineConfig
@@ -51,7 +51,7 @@ def judge(
         console.print(f"wrote {path}", markup=False)
     counts = {"pairs": {name: len(part) for name, part in parts.items()}, "steps": settings.training.steps}
     numbers = {f"on_{name}": report.as_dict() for name, report in judges.items()}
-    replace_text(out / SUMMARY, json.dumps(counts | numbers, indent=2) + "\n")
+    replace_text(out / SUMMARY, json_text(counts | numbers, indent=2) + "\n")
 
 
 def refiner_charts(out: Path) -> list[Chart]:
@@ -69,5 +69,5 @@ def smoothed_like(
 ) -> list[NDArray[np.bool_]]:
     """Coarse masks [H, W], smoothed with the radius that serves the training pairs best."""
     fitted = [pairs.masks(int(number)) for number in training[:_SMOOTHED_ON]]
-    share = fit_radius_share([one[0] for one in fitted], [one[1] & one[2] for one in fitted])
+    share = fit_radius_share([one[0] for one in fitted], [truth_of_pair(one[1], one[2]) for one in fitted])
     return [smoothed_by_size(mask, share) for mask in coarse]

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from envs.polygons import AnswerStatus
 from policies.base import VisionFeatures, VisionTower
 from policies.mask_refiner import MaskRefiner
-from rewards.kernels import boundary_iou
 from rl.feature_store import FeatureStore
 from rl.refined_scenes import of_one_size, unroll
-from rl.refiner_data import PixelPair, RefinerPairs
+from rl.refiner_data import PixelPair, RefinerPairs, truth_of_pair
+from rl.scores import score_mask
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,6 @@ def kept_features(
 
 def pass_scores(masks: NDArray[np.bool_], pair: PixelPair) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(IoU, Boundary IoU) [K + 1] of masks [K + 1, H, W] with the truth of a pair, over the pixels that count."""
-    true = pair.true & pair.counted
-    masks = masks & pair.counted
-    unions = (masks | true).sum(axis=(1, 2))
-    iou = np.where(unions > 0, (masks & true).sum(axis=(1, 2)) / np.maximum(unions, 1), 1.0)
-    return iou, np.array([float(boundary_iou(mask, true)) for mask in masks])
+    truth = truth_of_pair(pair.true, pair.counted)
+    scores = [score_mask(mask, truth, AnswerStatus.OK, "") for mask in masks]
+    return np.array([score.iou for score in scores]), np.array([score.boundary_iou for score in scores])

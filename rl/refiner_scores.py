@@ -47,7 +47,8 @@ class MaskScores:
     """S coarse masks and what the refiner made of them; every field is an array [S]."""
 
     coarse_iou: Numbers
-    """IoU with the truth in 0..1; ignored pixels count neither way, and an invalid answer has 0, here and below."""
+    """IoU with the truth in 0..1, as rl/scores.py has it: an invalid answer has 0, and where nothing is true any but
+    `empty`; ignored pixels count neither way. So here and below."""
     refined_iou: Numbers
     coarse_boundary_iou: Numbers
     """IoU of the boundary bands, in 0..1 (Cheng et al., 2021)."""
@@ -97,15 +98,16 @@ def score_unrolled(
 ) -> MaskScores:
     """Score what `refine` returns of B unrolled masks, with passes stopped and chosen by predicted IoU alone.
 
-    truths: B, of the masks' size. statuses: how the answers read; None: all valid.
+    truths: B, of the masks' size. statuses: how the answers read; None: `ok`, or `empty` for a mask without a pixel.
     """
     predicted, raw = (values.cpu().numpy().astype(np.float64) for values in (unrolled.predicted_iou, unrolled.raw_iou))
     masks = unrolled.masks.cpu().numpy()
     drawn = masks[0].any(axis=(1, 2))
     chosen, run = (values.cpu().numpy() for values in chosen_pass(unrolled.predicted_iou, min_gain))
     taken, passes, each = np.where(drawn, chosen, 0), np.where(drawn, run, 0), np.arange(masks.shape[1])
-    coarse_iou, coarse_boundary_iou = _scored(masks[0], truths, statuses)
-    refined_iou, refined_boundary_iou = _scored(masks[taken, each], truths, statuses)
+    said = statuses or [AnswerStatus.OK if held else AnswerStatus.EMPTY for held in drawn]
+    coarse_iou, coarse_boundary_iou = _scored(masks[0], truths, said)
+    refined_iou, refined_boundary_iou = _scored(masks[taken, each], truths, said)
     return MaskScores(
         coarse_iou=coarse_iou,
         refined_iou=refined_iou,
@@ -122,11 +124,10 @@ def score_unrolled(
 
 
 def _scored(
-    masks: NDArray[np.bool_], truths: Sequence[Truth], statuses: Sequence[AnswerStatus] | None
+    masks: NDArray[np.bool_], truths: Sequence[Truth], statuses: Sequence[AnswerStatus]
 ) -> tuple[Numbers, Numbers]:
     """IoU and boundary IoU [B] of masks [B, H, W]."""
-    said = statuses or [AnswerStatus.OK] * len(truths)
-    scores = [score_mask(mask, truth, status, "") for mask, truth, status in zip(masks, truths, said, strict=True)]
+    scores = [score_mask(mask, truth, status, "") for mask, truth, status in zip(masks, truths, statuses, strict=True)]
     return np.array([score.iou for score in scores]), np.array([score.boundary_iou for score in scores])
 
 

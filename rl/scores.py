@@ -1,8 +1,9 @@
 """How good answers are on a fixed set of scenes: scores of a scene, summaries with intervals, paired differences.
 
-gIoU is the mean of the scenes' IoU, cIoU the summed intersection over the summed union, Acc@0.5 the share of scenes
-with IoU 0.5 or more. Intervals are 95 % percentile bootstrap intervals over scenes (Efron, 1979). The same functions
-score filled polygons and refined masks.
+An answer is worth here what it is worth to the rewards: both ask `compare` of rewards/comparison.py. gIoU is the mean
+of the scenes' IoU, cIoU the summed intersection over the summed union, Acc@0.5 the share of scenes with IoU 0.5 or
+more. Intervals are 95 % percentile bootstrap intervals over scenes (Efron, 1979). The same functions score filled
+polygons and refined masks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from envs.contours import rings_from_mask
 from envs.example import Truth
-from envs.polygons import AnswerStatus
-from rewards.kernels import boundary_iou
+from envs.polygons import Answer, AnswerStatus, instance_from_rings
+from rewards.score import Target, compare
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -37,13 +39,14 @@ class SceneScore:
 
     example_id: str
     iou: float
-    """In [0, 1]; 1 where nothing was asked for and nothing drawn, 0 for any invalid status."""
+    """In [0, 1], as rewards have it: where no true pixel counts, 1 for the status `empty` and 0 for any other."""
     intersection_px: int
     """Pixels of answer and truth, ignored ones left out."""
     union_px: int
     """Pixels of answer or truth, ignored ones left out; the truth's own area for an invalid status."""
     boundary_iou: float
-    """IoU of the inner boundary bands of answer and truth, in [0, 1] (Cheng et al., 2021)."""
+    """IoU of the inner boundary bands of answer and truth, in [0, 1] (Cheng et al., 2021); without a true pixel, as
+    `iou`."""
     valid: bool
     """Whether the status is `ok` or `empty`."""
     status: AnswerStatus
@@ -84,21 +87,27 @@ class StageScores:
         }
 
 
-def score_mask(mask: NDArray[np.bool_], truth: Truth, status: AnswerStatus, example_id: str) -> SceneScore:
-    """Score a filled answer or a refined mask, bool [H, W]; pixels in `truth.ignore` count nowhere.
+def score_answer(answer: Answer, truth: Truth, example_id: str) -> SceneScore:
+    """Score an answer; pixels in `truth.ignore` count nowhere, and an invalid answer scores 0 whatever is true.
 
-    An invalid status scores 0 whatever `mask` holds, also where the truth is empty.
+    Where no true pixel counts, since nothing fits or since all of it is ignored, only the answer `empty` is right: an
+    outline too thin to hold a pixel scores 0, as it earns 0.
     """
-    true_mask = truth.union
-    if truth.ignore is not None:
-        mask, true_mask = mask & ~truth.ignore, true_mask & ~truth.ignore
-    if not status.valid:
-        return SceneScore(example_id, 0.0, 0, int(true_mask.sum()), 0.0, False, status)
-    intersection_px = int((mask & true_mask).sum())
-    union_px = int((mask | true_mask).sum())
-    iou = intersection_px / union_px if union_px else 1.0
-    band_iou = float(boundary_iou(mask, true_mask))
-    return SceneScore(example_id, iou, intersection_px, union_px, band_iou, True, status)
+    target = Target.from_truth(truth)
+    [found] = compare([answer], target, example_id)
+    union_px = found.answer_area_px + target.area_px - found.intersection_px
+    status = answer.status
+    return SceneScore(example_id, found.iou, found.intersection_px, union_px, found.boundary_iou, status.valid, status)
+
+
+def score_mask(mask: NDArray[np.bool_], truth: Truth, status: AnswerStatus, example_id: str) -> SceneScore:
+    """Score a mask, bool [H, W], such as a refined one, as `score_answer` does the answer that draws just its pixels.
+
+    status: how the answer read that the mask was made of; of any status but `ok` the mask counts as empty. So no mask
+    mends an answer which drew where nothing is true: one that a refiner emptied scores 0, as `refined_iou` pays.
+    """
+    drawn = (instance_from_rings(rings_from_mask(mask)),) if status is AnswerStatus.OK else ()
+    return score_answer(Answer(status, drawn), truth, example_id)
 
 
 def resample_indices(num_scenes: int, seed: int) -> NDArray[np.int64]:

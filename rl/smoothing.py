@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.damage import dilated
+from envs.example import Truth
+from envs.polygons import AnswerStatus
+from rl.scores import score_mask
 
 RADIUS_SHARES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2)
 """Radii to choose from, as shares of the square root of the mask's area; 0 leaves every mask as it is."""
@@ -31,16 +34,15 @@ def smoothed_by_size(mask: NDArray[np.bool_], radius_share: float) -> NDArray[np
     return smoothed(mask, radius_share * math.sqrt(mask.sum()))
 
 
-def fit_radius_share(coarse: Sequence[NDArray[np.bool_]], true: Sequence[NDArray[np.bool_]]) -> float:
-    """The one of RADIUS_SHARES whose smoothed coarse masks have the highest mean IoU with the true ones; of equals the
-    smallest.
+def fit_radius_share(coarse: Sequence[NDArray[np.bool_]], truths: Sequence[Truth]) -> float:
+    """The one of RADIUS_SHARES whose smoothed coarse masks score the highest mean IoU; of equals the smallest.
 
-    coarse, true: bool masks [H, W], a pair of one size each. Raises ValueError without a pair, or for unequal numbers.
+    coarse: bool masks [H, W], one of the size of each truth. Raises ValueError without a pair, or for unequal numbers.
     """
-    if not coarse or len(coarse) != len(true):
-        raise ValueError(f"{len(coarse)} coarse masks and {len(true)} true ones; give one or more pairs of them.")
+    if not coarse or len(coarse) != len(truths):
+        raise ValueError(f"{len(coarse)} coarse masks and {len(truths)} truths; give one or more pairs of them.")
     means = [
-        np.mean([_iou(smoothed_by_size(mask, share), truth) for mask, truth in zip(coarse, true, strict=True)])
+        np.mean([_iou(smoothed_by_size(mask, share), truth) for mask, truth in zip(coarse, truths, strict=True)])
         for share in RADIUS_SHARES
     ]
     return RADIUS_SHARES[int(np.argmax(means))]
@@ -50,6 +52,5 @@ def _eroded(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
     return ~dilated(~mask, radius_px)
 
 
-def _iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    united = int((a | b).sum())
-    return int((a & b).sum()) / united if united else 1.0
+def _iou(mask: NDArray[np.bool_], truth: Truth) -> float:
+    return score_mask(mask, truth, AnswerStatus.OK, "").iou

@@ -35,7 +35,7 @@ class Rollout:
     answer_area_px: int
     """Pixels of the answer."""
     iou: float
-    """Intersection over union, 0..1; 1 where both are empty."""
+    """Intersection over union, 0..1; where nothing is true, 1 for the status `empty` and 0 for any other."""
     terms: dict[str, float | None]
     """Each reward before weighting, by file name; in [0, 1], None where it does not apply."""
     policy_version: int

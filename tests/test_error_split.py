@@ -20,7 +20,7 @@ from rl.error_split import (
     TITLES,
     AnsweredScenes,
     OutlineBudget,
-    codec_mask,
+    codec_answer,
     reboxed,
     split_dict,
     split_errors,
@@ -64,6 +64,10 @@ def scenes(*pairs: tuple[np.ndarray | Answer, np.ndarray]) -> AnsweredScenes:
     return AnsweredScenes([np.full((SIZE, SIZE, 3), 90, np.uint8)] * len(pairs), answers, truths)
 
 
+def codec_mask(truth: Truth, budget: OutlineBudget) -> np.ndarray:
+    return mask_from_rings(codec_answer(truth, budget).rings_px, SIZE, SIZE)
+
+
 def gious(given: AnsweredScenes, features: str = "image") -> dict[str, float]:
     rows = split_errors(refiner(features), Tower(), given, BUDGET, batch_size=2)
     assert list(rows) == list(TITLES)
@@ -105,8 +109,7 @@ def test_empty_answers_empty_truths_and_invalid_answers():
     assert {name: value for name, value in found.items() if value} == {"codec_bound": 1.0}
     assert set(gious(scenes((nothing, nothing))).values()) == {1.0}
     drawn_for_nothing = gious(scenes((some, nothing)))
-    assert drawn_for_nothing["outline"] == drawn_for_nothing["refined_true_box"] == 0
-    assert drawn_for_nothing["crop_bound"] == drawn_for_nothing["crop_bound_true_box"] == 1
+    assert {name for name, value in drawn_for_nothing.items() if value} == {"codec_bound"}
     unread = gious(scenes((Answer(AnswerStatus.UNPARSABLE), nothing)))
     assert {name for name, value in unread.items() if value} == {"codec_bound"}
 
@@ -134,6 +137,24 @@ def test_the_codec_says_a_truth_of_two_instances_within_its_budget():
     tight = OutlineBudget(BUDGET.codec, max_vertices=4, max_rings=1)
     read = codec_mask(disc, tight)
     assert 0.5 < (read & disc.union).sum() / (read | disc.union).sum() < 0.9
+
+
+def test_instances_share_the_codecs_limits_and_the_largest_are_said_where_not_all_can_be():
+    y, x = np.mgrid[:SIZE, :SIZE]
+    discs = [(x - cx) ** 2 + (y - cy) ** 2 < r**2 for cx, cy, r in ((8, 8, 7), (23, 8, 6), (15, 24, 5))]
+    tight = OutlineBudget.of(Codec(box_bins=32, path_bins=32, max_rings=2, max_vertices=16))
+    answer = codec_answer(Truth(np.stack(discs)), tight)
+    assert [len(instance.vertices_px) for instance in answer.instances] == [8, 8]
+    drawn = codec_mask(Truth(np.stack(discs)), tight)
+    assert not (drawn & discs[2]).any()
+    assert all((drawn & disc).sum() / disc.sum() > 0.9 for disc in discs[:2])
+
+
+def test_a_truth_of_ignored_pixels_alone_is_said_as_nothing_and_bounds_the_codec_at_1():
+    all_ignored = Truth(ell(4, 4)[None], ell(4, 4))
+    assert codec_answer(all_ignored, BUDGET).status is AnswerStatus.EMPTY
+    given = AnsweredScenes([np.full((SIZE, SIZE, 3), 90, np.uint8)], [answer_from_rings([])], [all_ignored])
+    assert set(gious(given).values()) == {1.0}
 
 
 @given(

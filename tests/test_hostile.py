@@ -1,15 +1,10 @@
-"""The hostile suite: its answers are what they claim, and no built-in reward or shipped config pays for them."""
+"""The hostile suite: its answers are what they claim, and each built-in reward is fit for what the manual says."""
 
-import io
-import json
-import subprocess
-import sys
 from math import inf
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from envs.contours import mask_from_rings
 from envs.plugin import Plugin, plugin_names
@@ -17,9 +12,7 @@ from rewards.hostile import Scene, Trick, tricks
 from rewards.score import compare
 from rewards.scorer import RewardRecipe, Scorer
 from rewards.trial import CAREFUL, HASTY, TRICK, Trial, try_tricks
-from rl import reward_test
-from rl.reward_settings import load_rewards, reward_parts
-from rl.settings import shipped_configs
+from rl.reward_settings import reward_parts
 
 NAMES = [
     name
@@ -28,22 +21,6 @@ NAMES = [
 ]
 SCENES = {trick.scene.name: trick.scene for trick in tricks()}
 ROWS = {trick.name: k for k, trick in enumerate(tricks())}
-FOLDER = Path(__file__).parent.parent / "configs"
-TEXTS = {name: (FOLDER / f"{name}.yaml").read_text(encoding="utf-8") for name in shipped_configs()}
-JOBS = [name for name, text in TEXTS.items() if "\nrewards:" in text and "\nrefined:" not in text]
-CONFIGS = [*JOBS, *(f"rewards/{name}" for name in shipped_configs("rewards"))]
-AREA_RATIO = """
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Reward:
-    weight: float = 1.0
-
-    def __call__(self, comparison):
-        drawn, true = comparison.answer_area_px, comparison.target.area_px
-        return min(drawn, true) / max(drawn, true) if drawn and true else float(drawn == true)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +33,6 @@ def out_earning(rewards: dict[str, dict[str, object]]) -> set[str]:
     parts = reward_parts(rewards, {})
     verdicts = try_tricks(Scorer(parts.recipes)).verdicts(parts.weights)
     return {verdict.trick.name for verdict in verdicts if not verdict.passed}
-
-
-def printed(module: Path, as_json: bool = False) -> tuple[bool, str]:
-    """Whether the rewards pass, and what is printed."""
-    console = Console(file=io.StringIO(), width=120)
-    passed = reward_test.test_rewards(load_rewards(module), console, as_json)
-    assert isinstance(console.file, io.StringIO)
-    return passed, console.file.getvalue()
-
-
-def own_reward(folder: Path, text: str) -> Path:
-    path = folder / "my_reward.py"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def by_hand(scene: Scene, k: int) -> tuple[int, int]:
@@ -176,9 +139,27 @@ def test_format_pays_every_shape_that_can_be_read_but_none_where_nothing_is_ther
         assert earned == right
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_alone_no_built_in_reward_pays_a_trick_more_than_a_careful_answer(name: str, everything: Trial) -> None:
-    assert [verdict for verdict in everything.verdicts({name: 1.0}) if not verdict.passed] == []
+FITNESS = {
+    "boundary_iou": ("passes", inf),
+    "box_iou": ("beside_mask_iou", 2.08),
+    "centroid_distance": ("beside_mask_iou", 54.95),
+    "format": ("teaches_nothing", inf),
+    "length_penalty": ("beside_mask_iou", inf),
+    "mask_iou": ("passes", inf),
+    "matched_iou": ("passes", inf),
+    "point_in_mask": ("beside_mask_iou", inf),
+    "vertex_economy": ("passes", inf),
+}
+
+
+def test_each_built_in_reward_is_alone_fit_for_what_is_documented(everything: Trial) -> None:
+    assert set(FITNESS) == set(NAMES)
+    found = {name: (everything.fitness({name: 1.0}), everything.safe_weight(name)) for name in NAMES}
+    assert {name: fitness.value for name, (fitness, _) in found.items()} == {n: f for n, (f, _) in FITNESS.items()}
+    assert {n: safe for n, (_, safe) in found.items()} == pytest.approx({n: s for n, (_, s) in FITNESS.items()}, 1e-3)
+    told = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text(encoding="utf-8")
+    for name, (fitness, safe) in FITNESS.items():
+        assert f"| `{name}` | `{fitness}` | {'any' if safe == inf else f'{safe:.2f}'} |" in told
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,28 +170,14 @@ def test_beside_mask_iou_every_built_in_reward_is_safe_at_its_own_weight(name: s
     assert everything.safe_weight(name) > weight
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_every_shipped_config_passes(config: str) -> None:
-    passed, told = printed(Path(config))
-    assert passed, told
-
-
-def test_the_configs_that_are_tested_include_the_demo_and_a_price_on_vertices() -> None:
-    assert {"demo", "coco28", "gspo_polygons", "rewards/iou_length"} <= set(CONFIGS)
-
-
-@pytest.mark.parametrize("name", ["closed_loop", "refined_iou", "unmended"])
-def test_rewards_on_the_refined_mask_are_refused_where_nothing_refines(name: str) -> None:
-    with pytest.raises(ValueError, match=r"is measured on the refined mask, and only a run with a refiner .* leave it"):
-        load_rewards(Path(name))
-
-
 def test_boundary_iou_without_its_cap_falls_for_a_hollow_outline() -> None:
     assert "hollow outline" in out_earning({"boundary_iou": {"capped": False}})
 
 
-def test_a_said_box_alone_is_matched_but_never_beaten_by_a_speck_that_says_the_true_box() -> None:
-    assert out_earning({"box_iou": {"said": True}}) == set()
+def test_a_speck_that_says_the_true_box_is_paid_by_a_reward_of_said_boxes_but_not_beside_mask_iou() -> None:
+    said = {"said": True, "weight": 0.5}
+    assert "right box said, speck drawn" in out_earning({"box_iou": said})
+    assert out_earning({"box_iou": said, "mask_iou": {"weight": 0.5}}) == set()
 
 
 def test_a_heavy_price_on_vertices_makes_the_whole_image_pay_for_a_large_object() -> None:
@@ -230,80 +197,22 @@ def test_any_weight_of_format_is_safe_beside_mask_iou(everything: Trial) -> None
     assert everything.safe_weight("centroid_distance") == pytest.approx((0.88 - 0.75) / (34.695652 - 32) ** 2 * 3072)
 
 
-def test_a_single_term_is_measured_by_careful_answers_a_total_by_hasty_ones(everything: Trial) -> None:
+def test_tricks_are_measured_by_hasty_answers_and_those_of_the_careful_pixels_by_careful_ones(
+    everything: Trial,
+) -> None:
     k = ROWS["tight box"]
     alone, total = everything.verdicts({"box_iou": 1.0})[k], everything.verdicts({"box_iou": 1.0, "mask_iou": 1.0})[k]
-    assert (alone.honest_name, alone.honest, alone.undecided) == ("careful", 1.0, True)
-    assert (total.honest_name, total.honest) == ("hasty", pytest.approx((35 / 37 + 610 / 730) / 2))
+    assert (alone.total, alone.careful, alone.hasty) == (1.0, 1.0, pytest.approx(35 / 37))
+    assert (alone.honest, alone.earns_more, alone.passed) == (alone.hasty, True, False)
+    assert total.honest == total.hasty == pytest.approx((35 / 37 + 610 / 730) / 2)
     assert everything.iou[k, HASTY] == 610 / 730
+    doubled = everything.verdicts({"box_iou": 1.0})[ROWS["doubled ring"]]
+    assert (doubled.honest, doubled.total, doubled.passed) == (1.0, 1.0, True)
 
 
-def test_a_reward_of_areas_is_told_what_it_pays_for(tmp_path: Path) -> None:
-    passed, told = printed(own_reward(tmp_path, AREA_RATIO))
-    assert not passed
-    assert "right size, wrong place (as many pixels as the truth, none of them true) earns 1.000" in told
-    assert "Beside mask_iou of weight 1, my_reward lets no trick pay up to a weight of" in told
-
-
-def test_the_json_says_the_same(tmp_path: Path) -> None:
-    passed, told = printed(own_reward(tmp_path, AREA_RATIO), as_json=True)
-    outcome = json.loads(told)
-    assert (outcome["unsteady"], outcome["indifferent"]) == ([], False)
-    [row] = [row for row in outcome["tricks"] if row["trick"] == "right size, wrong place"]
-    assert (passed, outcome["passed"], row["passed"], row["total"], row["honest"]) == (
-        False,
-        False,
-        False,
-        1.0,
-        620 / 720,
-    )
-    assert outcome["safe_weight_beside_mask_iou"]["my_reward"] == pytest.approx(610 / 730 / (100 / 720))
-
-
-@pytest.mark.parametrize("body", ["return 0.5", "return None"])
-def test_a_reward_that_pays_all_alike_is_told_to_teach_nothing(tmp_path: Path, body: str) -> None:
-    start = AREA_RATIO[: AREA_RATIO.index("        drawn")]
-    _, told = printed(own_reward(tmp_path, f"{start}        {body}"))
-    assert "A careful answer earns what a hasty one does in every scene" in " ".join(told.split())
-
-
-def test_a_reward_that_pays_by_chance_is_told_apart(tmp_path: Path) -> None:
-    start = AREA_RATIO[: AREA_RATIO.index("        drawn")]
-    by_chance = own_reward(tmp_path, f"import random\n{start}        return random.random()")
-    assert json.loads(printed(by_chance, as_json=True)[1])["unsteady"] == ["my_reward"]
-
-
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        ("return float('nan')", "Reward my_reward returned nan"),
-        ("return 1 / comparison.answer_area_px", "raised ZeroDivisionError: division by zero"),
-        ("return 1.5", "Reward my_reward returned 1.5"),
-    ],
-)
-def test_a_reward_that_breaks_on_a_trick_is_named_with_the_trick(tmp_path: Path, body: str, says: str) -> None:
-    start = AREA_RATIO[: AREA_RATIO.index("        drawn")]
-    skipping = f"rewards:\n  my_reward: {{module: {own_reward(tmp_path, start + '        ' + body)}, on_error: skip}}\n"
-    (tmp_path / "tried.yaml").write_text(skipping)
-    with pytest.raises(ValueError, match=says) as error:
-        printed(tmp_path / "tried.yaml")
-    assert "(hostile suite)" in str(error.value)
-
-
-def test_weights_on_a_schedule_are_judged_where_tricks_do_best(tmp_path: Path) -> None:
-    path = tmp_path / "tried.yaml"
-    path.write_text(
-        "rewards:\n  mask_iou: {}\n  length_penalty: {free_vertices: 6, max_vertices: 16, weight: 0.1}\n"
-        "shaping:\n  length_penalty: {weight_schedule: [[0, 0.1], [50, 0.5], [99, 0.2]]}\n"
-    )
-    passed, told = printed(path)
-    assert not passed
-    assert "Weights are those of step 50" in told
-
-
-def test_the_command_exits_with_1_where_a_trick_pays_and_never_loads_torch(tmp_path: Path) -> None:
-    check = "import sys; from rl.cli import main\ntry:\n  main()\nfinally:\n  assert 'torch' not in sys.modules"
-    command = [sys.executable, "-c", check, "rewards", "test", str(own_reward(tmp_path, AREA_RATIO))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "tricks out-earn an honest answer" in done.stdout
+def test_a_trick_that_earns_what_both_honest_answers_do_does_not_pass_unless_that_is_nothing(everything: Trial) -> None:
+    speck = everything.verdicts({"point_in_mask": 1.0})[ROWS["speck in the middle"]]
+    assert (speck.total, speck.careful, speck.hasty) == (1.0, 1.0, 1.0)
+    assert (speck.earns_more, speck.earns_as_much, speck.passed) == (False, True, False)
+    area = everything.verdicts({"centroid_distance": 1.0})[ROWS["area on empty"]]
+    assert (area.total, area.careful, area.hasty, area.passed) == (0.0, 0.0, 0.0, True)

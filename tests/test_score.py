@@ -211,7 +211,9 @@ def test_boundary_iou_equals_that_of_the_filled_masks(
     target = Target.from_mask(fill(*flatten_rings(truth), H, W), ignore if ignoring else None)
     comparisons = compare([answer_from_rings(answer) for answer in answers], target)
     for answer, comparison in zip(answers, comparisons, strict=True):
-        assert comparison.boundary_iou == boundary_iou(fill(*flatten_rings(answer), H, W) & ~ignore, target.mask)
+        drawn = fill(*flatten_rings(answer), H, W) & ~ignore
+        said_empty = float(comparison.status is AnswerStatus.EMPTY)
+        assert comparison.boundary_iou == (boundary_iou(drawn, target.mask) if target.area_px else said_empty)
 
 
 def test_instance_iou_pairs_each_instance_of_the_answer_with_each_of_the_truth() -> None:

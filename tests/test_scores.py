@@ -3,21 +3,36 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from made_run import RESPONSE, group_of
 from rich.console import Console
 
-from envs.example import Truth
-from envs.polygons import AnswerStatus
+from envs.contours import mask_from_rings, rings_from_mask
+from envs.example import Example, ImageRef, Prompt, Truth
+from envs.polygons import Answer, AnswerStatus, flat_answers, instance_from_rings
+from policies.refiner_pass import Unrolled
+from rewards import boundary_iou, mask_iou, refined_iou
+from rewards.score import Target, compare, term
+from rl.evaluate import score_groups, score_masks
+from rl.refiner_data import PixelPair
+from rl.refiner_outcomes import pass_scores
+from rl.refiner_scores import score_unrolled
 from rl.scores import (
     NUM_RESAMPLES,
     Interval,
     SceneScore,
     paired_difference,
     resample_indices,
+    score_answer,
     score_mask,
     stage_table,
     summarise,
     summary_dict,
 )
+from rollout.records import Group, Rollout
 
 
 def rectangle(x0: int, y0: int, x1: int, y1: int, size: int = 10) -> np.ndarray:
@@ -72,6 +87,99 @@ def test_empty_answer_on_empty_truth_scores_one():
 
 def test_area_on_empty_truth_scores_zero():
     assert score_mask(rectangle(0, 0, 1, 1), truth_of(), AnswerStatus.OK, "a").iou == 0.0
+
+
+SLIVER = np.array([[2.6, 2.6], [2.9, 2.6], [2.9, 2.9]])
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [truth_of(), truth_of(rectangle(0, 0, 0, 0)), truth_of(rectangle(1, 1, 4, 4), ignore=rectangle(0, 0, 9, 9))],
+    ids=["no instance", "an instance without a pixel", "every pixel ignored"],
+)
+def test_where_no_true_pixel_counts_only_the_answer_empty_is_right(truth):
+    thin = Answer(AnswerStatus.OK, (instance_from_rings([SLIVER]),))
+    assert not mask_from_rings([SLIVER], 10, 10).any()
+    found = score_answer(thin, truth, "a")
+    assert (found.iou, found.boundary_iou, found.union_px, found.valid) == (0.0, 0.0, 0, True)
+    emptied = score_mask(rectangle(0, 0, 0, 0), truth, AnswerStatus.OK, "a")
+    assert (emptied.iou, emptied.boundary_iou) == (0.0, 0.0)
+    said = score_answer(Answer(AnswerStatus.EMPTY), truth, "a")
+    assert (said.iou, said.boundary_iou) == (1.0, 1.0)
+    [thin_reward, said_reward] = compare([thin, Answer(AnswerStatus.EMPTY)], Target.from_truth(truth)).iou
+    assert (thin_reward, said_reward) == (0.0, 1.0)
+
+
+def test_an_outline_that_covers_only_what_is_ignored_beside_a_truth_that_counts_misses_it():
+    truth = truth_of(rectangle(0, 0, 2, 2), ignore=rectangle(4, 4, 8, 8))
+    drawn = Answer(AnswerStatus.OK, (instance_from_rings(rings_from_mask(rectangle(4, 4, 8, 8))),))
+    assert score_answer(drawn, truth, "a").iou == 0.0
+    assert (score_answer(drawn, truth, "a").union_px, score_answer(drawn, truth, "a").valid) == (4, True)
+
+
+MASKS = arrays(np.bool_, (10, 10), elements=st.booleans())
+QUARTERS = st.integers(-8, 48).map(lambda quarter: quarter / 4)
+RINGS = st.lists(st.tuples(QUARTERS, QUARTERS), min_size=3, max_size=6).map(lambda points: np.array(points, float))
+ANSWERS = st.one_of(
+    st.lists(st.lists(RINGS, min_size=1, max_size=2), min_size=1, max_size=2).map(
+        lambda instances: Answer(AnswerStatus.OK, tuple(map(instance_from_rings, instances)))
+    ),
+    st.sampled_from([Answer(status) for status in AnswerStatus if status is not AnswerStatus.OK]),
+)
+
+
+def asked(truth: Truth, answer: Answer) -> Group:
+    """A group of one answer."""
+    example = Example("a", ImageRef("", "0" * 64, 10, 10), Prompt(("it",)), truth, "test", "", "")
+    return group_of("run", 0, 0, example, (Rollout(0, RESPONSE, "", answer, 0, 0, 0.0, {}, 0, 0),))
+
+
+def by_pixels(mask: np.ndarray, truth: Truth, status: AnswerStatus) -> float:
+    """The rule, pixel by pixel."""
+    counted = np.ones((10, 10), np.bool_) if truth.ignore is None else ~truth.ignore
+    true, drawn = truth.union & counted, mask & counted
+    if not status.valid:
+        return 0.0
+    return (drawn & true).sum() / (drawn | true).sum() if true.any() else float(status is AnswerStatus.EMPTY)
+
+
+@given(
+    masks=st.lists(st.one_of(MASKS, st.just(rectangle(0, 0, 0, 0))), max_size=3),
+    ignore=st.one_of(st.none(), MASKS, st.just(rectangle(0, 0, 10, 10))),
+    answer=ANSWERS,
+    refined=MASKS,
+)
+@settings(max_examples=300, deadline=None)
+def test_rewards_evaluation_and_refiner_scores_agree_to_the_last_bit(masks, ignore, answer, refined):
+    truth, status = truth_of(*masks, ignore=ignore), answer.status
+    drawn = mask_from_rings(answer.rings_px, 10, 10)
+    refined &= drawn.any()  # nothing refines what has no pixel
+    exact = flat_answers([rings_from_mask(refined)])
+    [seen] = compare([answer], Target.from_truth(truth), refined=exact)
+    group, expected = asked(truth, answer), by_pixels(drawn, truth, status)
+    unrolled = Unrolled(
+        torch.from_numpy(np.array([[drawn], [refined]])), torch.tensor([[0.0], [1.0]]), torch.ones(2, 1)
+    )
+    by_refiner = score_unrolled(unrolled, 0.0, [truth], [status])
+    whole = [
+        seen.iou,
+        term(mask_iou.Reward(), seen),
+        score_answer(answer, truth, "a").iou,
+        score_mask(drawn, truth, status, "a").iou,
+        score_groups([group])[0].iou,
+        score_masks([drawn], [group])[0].iou,
+        by_refiner.coarse_iou[0],
+    ]
+    assert whole == [expected] * len(whole)
+    bands = term(boundary_iou.Reward(capped=False), seen)
+    assert bands == score_groups([group])[0].boundary_iou == by_refiner.coarse_boundary_iou[0]
+    mended = by_pixels(refined, truth, status)
+    assert term(refined_iou.Reward(), seen) == score_masks([refined], [group])[0].iou == mended
+    if status is AnswerStatus.OK:
+        counted = np.ones((10, 10), np.bool_) if ignore is None else ~ignore
+        pair = PixelPair(np.zeros((10, 10, 3), np.uint8), drawn, truth.union, counted)
+        assert pass_scores(np.array([drawn, refined]), pair)[0].tolist() == [expected, mended]
+        assert by_refiner.refined_iou[0] == mended
 
 
 @pytest.mark.parametrize("status", [status for status in AnswerStatus if not status.valid])

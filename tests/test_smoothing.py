@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from envs.example import Truth
 from rl.smoothing import RADIUS_SHARES, fit_radius_share, smoothed, smoothed_by_size
 
 
@@ -59,12 +60,20 @@ def test_the_share_with_the_best_mean_iou_is_chosen():
     hairy[9, 15:19] = True
     true = smoothed(square(), 1)
     # 104 px drawn: 0.04 and 0.08 are radii below 1; 0.12 is 1.22, one pixel from the truth; 0.16 is 1.63, 0.2 is 2.04.
-    assert fit_radius_share([hairy], [true]) == 0.12
-    assert fit_radius_share([square()], [square()]) == RADIUS_SHARES[0]
+    assert fit_radius_share([hairy], [Truth(true[None])]) == 0.12
+    assert fit_radius_share([square()], [Truth(square()[None])]) == RADIUS_SHARES[0]
+
+
+def test_hair_that_is_ignored_is_no_reason_to_smooth():
+    hairy = square()
+    hairy[6:15:3, 15:19] = True  # 12 px more than the true 100
+    hair = hairy & ~square()
+    assert fit_radius_share([hairy], [Truth(square()[None])]) == 0.16
+    assert fit_radius_share([hairy], [Truth(square()[None], hair)]) == RADIUS_SHARES[0]
 
 
 def test_pairs_are_asked_for():
     with pytest.raises(ValueError, match="one or more pairs"):
         fit_radius_share([], [])
-    with pytest.raises(ValueError, match="1 coarse masks and 2 true ones"):
-        fit_radius_share([square()], [square(), square()])
+    with pytest.raises(ValueError, match="1 coarse masks and 2 truths"):
+        fit_radius_share([square()], [Truth(square()[None])] * 2)
