@@ -7,7 +7,7 @@ Frames: images are uint8 RGB [H, W, 3]; masks are bool [H, W]; pixel (row i, col
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,7 @@ class Example:
     """Licence of the image, as a short name (SPDX where there is one)."""
 
 
+@runtime_checkable
 class Env(Protocol):
     """A deterministic, picklable sequence of examples; equal settings give equal examples in any process."""
 

@@ -112,11 +112,19 @@ class PolicyContract(Protocol):
         ...
 
     def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
-        """[P] token ids of the question about an image [H, W, 3]."""
+        """[P] token ids of the question about an image [H, W, 3].
+
+        A phrase is data: whatever is written in it, no token of it is one that controls. ValueError for a phrase that
+        is no text.
+        """
         ...
 
     def question_tokens(self, phrase: str) -> NDArray[np.int64]:
         """Token ids of a question with one placeholder for the image, for an engine that fits in its tokens itself."""
+        ...
+
+    def question_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An image [H, W, 3] as the family's image processor can take it, for such an engine; stretched, if at all."""
         ...
 
     def answer_tokens(self, text: str) -> NDArray[np.int64]:

@@ -38,7 +38,8 @@ class TinySizes:
     """Sizes of the new model."""
 
     image_size: int = 64
-    """Side of the square images, pixels; a multiple of patch_size."""
+    """Side of the square images, pixels; a multiple of patch_size. Others are resampled to about as many pixels, their
+    ratio of sides kept."""
     patch_size: int = 8
     text_width: int = 128
     text_layers: int = 4
@@ -46,6 +47,23 @@ class TinySizes:
     vision_width: int = 96
     vision_layers: int = 3
     vision_heads: int = 4
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes of which no model can be made."""
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"tiny.{name} is {value}; set it to 1 or more.")
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"tiny.image_size is {self.image_size}, which is no multiple of tiny.patch_size {self.patch_size}, so "
+                f"that images would be resampled; set it to {-(-self.image_size // self.patch_size) * self.patch_size}."
+            )
+        if self.text_width // self.text_heads % 2 or self.vision_width % (4 * self.vision_heads):
+            raise ValueError(
+                f"tiny.text_width is {self.text_width} for {self.text_heads} heads, tiny.vision_width "
+                f"{self.vision_width} for {self.vision_heads}; a head of text needs an even width, and vision_width "
+                f"must be a multiple of 4 x {self.vision_heads}, for positions along two axes."
+            )
 
 
 def write_untrained(folder: Path, words: Sequence[str], sizes: TinySizes, seed: int) -> None:

@@ -10,12 +10,14 @@ the learner takes its log-probabilities under the same restriction, so that both
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -34,6 +36,7 @@ from policies.lora import LoraSettings, add_adapters
 from policies.packing import pack_rows, pad_left, pad_responses
 from policies.pieces import token_pieces
 from policies.prompt_cache import EncodedPrompts, PromptCache, next_states
+from policies.question import Questions
 from policies.vision_features import tower_features
 from policies.weights import held_checksum
 
@@ -41,6 +44,8 @@ _FAMILIES: dict[str, Any] = {
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
 }
+_MOST_RATIO = 200
+"""Of an image's sides, longer over shorter: the image processor raises for more."""
 
 
 def _known_config(checkpoint: Path) -> Any:
@@ -58,6 +63,17 @@ def _known_config(checkpoint: Path) -> Any:
     return config
 
 
+def _resizing_processor(checkpoint: Path) -> Qwen2VLImageProcessorPil:
+    """The image processor of a folder; ValueError for one that takes only images whose sides are whole patches."""
+    processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
+    if not processor.do_resize:
+        raise ValueError(
+            f"the image processor of {checkpoint} has do_resize false, so that most images would stop a run; set it to "
+            "true in preprocessor_config.json: images that fit its limits are not changed by it."
+        )
+    return processor
+
+
 class Policy(nn.Module):
     """A vision-language model with its tokenizer, its image processor, and the codec of its answers."""
 
@@ -73,26 +89,28 @@ class Policy(nn.Module):
     ) -> None:
         """Load a Hugging Face folder.
 
-        question: the user's text, `{phrase}` standing for the example's phrase. dtype: name of a torch dtype.
-        logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for a
-        moment. weights: False leaves them out, for who only asks and reads while another engine answers. lora:
-        adapters to put into the model, which then alone require a gradient. Raises FileNotFoundError without such a
-        folder, ValueError for a model of another family.
+        question: the user's text, `{phrase}` standing for the example's phrase; other braces are text. dtype: name of
+        a torch dtype. logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times
+        that for a moment. weights: False leaves them out, for who only asks and reads while another engine answers.
+        lora: adapters to put into the model, which then alone require a gradient. Raises FileNotFoundError without
+        such a folder, ValueError for a model of another family, a question that leaves the phrase out, a chat template
+        that does not show an image and a text, or an image processor that does not resize.
         """
         super().__init__()
         config = _known_config(checkpoint)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+        self._image_token: int = config.image_token_id
+        self._questions = Questions(self.tokenizer, question, self._image_token)
+        self.image_processor = _resizing_processor(checkpoint)
         attention = {"": "sdpa", "text_config": shared_attention.NAME}
         where = {} if weights else {"device_map": "meta"}
         self.model: Any = _FAMILIES[config.model_type].from_pretrained(
             checkpoint, dtype=dtype, attn_implementation=attention, **where
         )
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
         self.codec = codec
         self._grammar: TokenGrammar | None = None
-        self.question, self._logit_bytes = question, logit_bytes
+        self._logit_bytes = logit_bytes
         self.end_token: int = self.tokenizer.eos_token_id
-        self._image_token: int = config.image_token_id
         self._vision_end: int = config.vision_end_token_id
         self._merge: int = config.vision_config.spatial_merge_size
         self.unsampled_tokens: list[int] = sorted(set(self.tokenizer.all_special_ids) - {self.end_token})
@@ -115,11 +133,7 @@ class Policy(nn.Module):
 
     def _question_tokens(self, phrase: str, image_tokens: int) -> tuple[list[int], list[int]]:
         """Prompt token ids, cut behind the image: what all questions about one image share, and the rest."""
-        content = [{"type": "image"}, {"type": "text", "text": self.question.format(phrase=phrase)}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._questions.tokens(phrase)
         image = ids.index(self._image_token)
         ids = ids[:image] + [self._image_token] * image_tokens + ids[image + 1 :]
         end = ids.index(self._vision_end) + 1
@@ -127,9 +141,24 @@ class Policy(nn.Module):
 
     def _image_inputs(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor, list[int]]:
         """(pixel_values, image_grid [B, 3], tokens an image) of B images [H, W, 3]."""
-        inputs = self.image_processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
+        shown = [self.question_image(image) for image in images]
+        inputs = self.image_processor(images=shown, return_tensors="pt", input_data_format="channels_last")
         grid = inputs["image_grid_thw"]
         return inputs["pixel_values"], grid, (grid.prod(-1) // self._merge**2).tolist()
+
+    def question_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The image [H, W, 3] as the image processor can take it: its shorter side stretched where it is too thin.
+
+        The processor resamples anyway, each side to whole patches, and answers are in pixels of the image itself. A
+        longer side that the processor would shrink is shrunk here already, so that memory stays bounded.
+        """
+        longer = max(image.shape[:2])
+        if longer <= _MOST_RATIO * min(image.shape[:2]):
+            return image
+        shown = min(longer, isqrt(_MOST_RATIO * int(self.image_processor.size["longest_edge"])))
+        thin = -(-shown // _MOST_RATIO)
+        width, height = (shown if side == longer else thin for side in (image.shape[1], image.shape[0]))
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
     def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
         """[P] token ids of the question about an image [H, W, 3]."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, run_parts
-from rl.settings import load_settings, save_settings
+from rl.settings import load_settings, override_of, save_settings
 
 _GIVEN = {
     "run": "--out",
@@ -153,10 +153,12 @@ def plan(ablation: Ablation) -> list[PlannedRun]:
         for path in ablation.rewards:
             given = vars(_reward_file(path)) | {"seed": seed, "steps": ablation.steps}
             given["run"] = str(ablation.out / path.stem / f"seed-{seed}")
-            fixed = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+            fixed = [override_of(key, value) for key, value in given.items()]
             runs.append(_planned(path, [*schedule, *ablation.overrides, *fixed], ablation.base))
+    data = run_parts(runs[0].config).data
     for run in runs:
         run.refuse_other_settings()
+        data.refuse_other(run.folder)
     return runs
 
 

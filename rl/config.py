@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from envs.plugin import Plugin
+from policies.question import check_question
 from rewards.shaping import TermShaping
 from rl.closed_loop import check_refined
 from rl.deepspeed_version import refuse_wrong_gradients
 from rl.rank_settings import LearnerSettings, RankSettings
 from rl.refiner_settings import RefinerRun
 from rl.reward_settings import RewardParts, reward_parts
+from rl.run_data import RunData
 from rl.settings import plugin_from_settings
 from rollout.engine import Sampling
 from rollout.pool_settings import PoolSettings
@@ -169,6 +171,8 @@ class RunParts:
     rewards: RewardParts
     algorithm: Plugin
     engine: Plugin
+    data: RunData
+    """What the env reads now, by split."""
     refined: RefinedSettings | None = None
 
 
@@ -189,6 +193,8 @@ def policy_plugin(policy: dict[str, Any], codec: Plugin) -> Plugin:
         "policy",
         ["codec", "weights", "lora"],
     )
+    if "question" in plugin.settings:
+        check_question(plugin.settings["question"])
     folder = Path(str(files("policies") / "tiny")) if entry["checkpoint"] == EMBEDDED else Path(entry["checkpoint"])
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
@@ -212,11 +218,7 @@ def run_parts(config: RunConfig) -> RunParts:
             "learner sends, so set both to the same."
         )
     env = plugin_from_settings("envs", "Env", config.env, "env", ["split"])
-    for split in ("train", "validation", config.evaluation.final_split):
-        if not len(env.build(split=split)):
-            raise ValueError(
-                f"env has no example in the split {split}; change the env's settings or evaluation.final_split."
-            )
+    data = RunData.of(env, ("train", "validation", config.evaluation.final_split))
     codec = plugin_from_settings("envs", "Codec", config.codec, "codec")
     rewards = reward_parts(config.rewards, config.shaping)
     algorithm = plugin_from_settings("rl", "Algorithm", {"name": "gspo"} | config.algorithm, "algorithm")
@@ -229,7 +231,7 @@ def run_parts(config: RunConfig) -> RunParts:
         )
     engine = engine_plugin(config)
     refined = check_refined(config.refined, rewards, config.learner, engine, policy)
-    return RunParts(env, codec, policy, rewards, algorithm, engine, refined)
+    return RunParts(env, codec, policy, rewards, algorithm, engine, data, refined)
 
 
 def engine_plugin(config: RunConfig) -> Plugin:

@@ -1,6 +1,5 @@
 """The whole job: SFT checkpoint, RL, archive, refiner, and what each of them is worth on held-out scenes."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
 from rl.demand import object_store_bytes
 from rl.error_split import AnsweredScenes, OutlineBudget, split_errors
 from rl.evaluate import greedy_groups, score_groups, score_masks
+from rl.json_text import json_text
 from rl.memory import PeakMemory
 from rl.metrics import Curve, read_curves
 from rl.refine import best_policy, refine, settings_of
@@ -71,6 +71,9 @@ def finish_run(config: RunConfig, console: Console) -> Path:
 
 def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: float) -> Path:
     folder, parts = Path(config.run), run_parts(config)
+    for split in parts.data.changed(folder):
+        told = f"the data of split {split} has changed since this run began; numbers are those of the data as it is now"
+        console.print(f"[yellow]warning:[/yellow] {told}", soft_wrap=True)
     stages = evaluate_stages(config, parts, console)
     cluster.stop()
     answered = stages["rl"].groups
@@ -84,7 +87,7 @@ def _finish(config: RunConfig, console: Console, memory: PeakMemory, started: fl
     seconds, num_scenes = time.monotonic() - started, len(stages["rl"].scores)
     summary = summary_dict(scores, paired, num_scenes, seconds, memory.gib, _extras(config))
     summary["refiner"] = refiner.as_dict()
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n")
     facts = [
         ("seconds", f"{seconds:.0f}"),
         ("peak memory", f"{memory.gib:.2f} GiB"),

@@ -18,11 +18,13 @@ from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus, Ring
 from envs.view import View
 from policies.mask_refiner import MaskRefiner
+from policies.question import check_phrase
 from policies.refining import RefinedMask, refine_masks
 from rl.checkpoints import Checkpoints
 from rl.config import EMBEDDED, policy_plugin
 from rl.settings import plugin_from_settings, read_mapping, settings_from
 from rl.vector import iou, rounded_rings, simplified_rings
+from rl.writable import refuse_unwritable_codec
 from rollout.engine import Sampling
 from rollout.engine_shared import Engine, SharedSampler
 
@@ -152,12 +154,13 @@ class Predictor:
     def __init__(self, source: Source) -> None:
         """Raises FileNotFoundError or ValueError where a folder is not what it should be.
 
-        Also where the refiner was trained over the vision tower of another policy.
+        Also where the policy cannot write the codec's answers, or the refiner was trained over another vision tower.
         """
         codec = plugin_from_settings("envs", "Codec", source.recipe.codec, "codec")
         plugin = policy_plugin(source.recipe.policy | {"checkpoint": source.checkpoint}, codec)
         self._sampler: SharedSampler = Engine().open(plugin)
         self._policy = self._sampler.policy
+        refuse_unwritable_codec(self._policy, plugin, codec)
         self._sampling = replace(source.recipe.sampling, temperature=0.0)
         self._view = source.view
         self._refiner: MaskRefiner | None = None
@@ -168,10 +171,9 @@ class Predictor:
         """The likeliest answer about an RGB image; what the policy writes is never an exception.
 
         min_iou: least overlap, in the view, of a simplified outline with the refined mask. An outline that comes from
-        the policy itself is not simplified. Raises ValueError for an empty phrase.
+        the policy itself is not simplified. Raises ValueError for a phrase that is empty or no text.
         """
-        if not phrase.strip():
-            raise ValueError("the phrase is empty; say what to outline, such as 'the left apple'.")
+        check_phrase(phrase)
         pixels = self._view.pixels(image)
         [[response]] = self._sampler.sample([pixels], [phrase.strip()], self._sampling, [[0]])
         answer = self._policy.read(response, *pixels.shape[:2])

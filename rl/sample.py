@@ -17,7 +17,9 @@ from envs.example import Env
 from rl.checkpoints import Checkpoints
 from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
 from rl.demand import object_store_bytes, refuse_missing_gpus
+from rl.policy_fit import refuse_unfit_policy
 from rl.refill import Refilling
+from rl.run_data import RunData
 from rl.settings import load_settings, save_settings
 from rl.totals import group_terms, past_terms, with_totals
 from rl.train import refuse_other_settings, step_units
@@ -47,7 +49,9 @@ def sample(config: RunConfig, resume: bool, console: Console) -> Path:
     alone = without_learner(config)
     parts = run_parts(alone)
     refuse_missing_gpus(alone, torch.cuda.device_count())
-    prepare_folder(config, resume)
+    refuse_unfit_policy(alone, parts)
+    prepare_folder(config, parts.data, resume)
+    parts.data.tell(console, Path(config.run))
     with console.status("starting Ray and workers"):
         store = object_store_bytes(alone, parts)
         cluster.start(config.ray.address, config.pool.workers, num_gpus(alone), store)
@@ -62,8 +66,8 @@ def without_learner(config: RunConfig) -> RunConfig:
     return replace(config, learner=replace(config.learner, gpus_per_rank=0.0, lora=None))
 
 
-def prepare_folder(config: RunConfig, resume: bool) -> None:
-    """Make the run's folder and write config.yaml into it; refuses to mix one run with another."""
+def prepare_folder(config: RunConfig, data: RunData, resume: bool) -> None:
+    """Make the run's folder, write config.yaml and data.json into it; refuses to mix runs, or one run's data."""
     folder = Path(config.run)
     archived = (folder / "archive").exists()
     if not resume and archived:
@@ -76,8 +80,10 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
         raise FileNotFoundError(f"{folder} holds no archive to go on with; start without --resume.")
     if resume:
         refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
+        data.refuse_other(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_settings(config, folder / "config.yaml")
+    data.write(folder)
 
 
 def draw(config: RunConfig, parts: RunParts, pool: WorkerPool, console: Console) -> None:

@@ -27,6 +27,7 @@ from rl.metrics import MetricsWriter
 from rl.policy_fit import refuse_unfit_policy
 from rl.policy_gradient import PolicyGradient
 from rl.refill import Refilling, learned, refill_metrics, units
+from rl.run_data import RunData
 from rl.settings import load_settings, save_settings
 from rl.signals import group_histograms, group_metrics, shaping_metrics, staleness_metrics
 from rl.timings import Timings
@@ -164,8 +165,8 @@ class Run:
         self.learner.close()
 
 
-def prepare_folder(config: RunConfig, resume: bool) -> None:
-    """Make the run's folder and write config.yaml into it; refuses to mix a new run with an old one."""
+def prepare_folder(config: RunConfig, data: RunData, resume: bool) -> None:
+    """Make the run's folder, write config.yaml and data.json into it; refuses to mix runs, or one run's data."""
     folder = Path(config.run)
     if not resume and (folder / "archive").exists():
         raise FileExistsError(
@@ -175,11 +176,13 @@ def prepare_folder(config: RunConfig, resume: bool) -> None:
         raise FileNotFoundError(f"{folder} holds no checkpoint to resume from; start the run without --resume.")
     if resume:
         refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
+        data.refuse_other(folder)
         last_step = RolloutArchive(folder / "archive").last_step
         archived_steps = 0 if last_step is None else last_step + 1
         Checkpoints(folder, config.keep_checkpoints).refuse_other_place(config.groups_per_step, archived_steps)
     folder.mkdir(parents=True, exist_ok=True)
     save_settings(config, folder / "config.yaml")
+    data.write(folder)
 
 
 def refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
@@ -211,7 +214,8 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     refuse_missing_gpus(config, torch.cuda.device_count())
     refuse_full_disk(config, parts)
     refuse_unfit_policy(config, parts)
-    prepare_folder(config, resume)
+    prepare_folder(config, parts.data, resume)
+    parts.data.tell(console, Path(config.run))
     with console.status("starting Ray, workers and learner"):
         run = Run(config, parts, start_actors(config, parts), resume)
     loop(run, console)

@@ -11,21 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from scipy.ndimage import distance_transform_edt
 
-from envs.contours import mask_from_rings, outline
-from envs.example import Env, Example
-from envs.plugin import Plugin
-from envs.polygons import AnswerCodec, Ring
-from envs.scene import SPATIAL_WORDS
+from envs.example import Env
 from policies.base import PromptRows
-from policies.tiny_model import write_untrained
 from policies.vision_language import Policy
 from rl.config import policy_plugin
-from rl.settings import plugin_from_settings, save_settings
+from rl.new_model import write_new_model
+from rl.run_data import RunData
+from rl.scores import SceneScore, score_answer
+from rl.settings import load_settings, plugin_from_settings, save_settings
+from rl.sft_answers import answer_text, answer_tokens, refuse_unfit_answers
 from rl.sft_settings import SftConfig, SftSettings, SftStage
 from rollout.engine import Sampling
 from rollout.engine_shared import sample
@@ -45,30 +42,25 @@ class SftPoint:
     """Share of valid answers."""
 
 
-def annotate(mask: NDArray[np.bool_], settings: SftSettings) -> list[Ring]:
-    """The outline that a coarse annotator would draw around `mask` [H, W], in pixels."""
-    margin = settings.outline_margin * math.sqrt(mask.sum())
-    loose = distance_transform_edt(~mask) <= margin if margin > 0 else mask
-    return outline(loose, settings.max_vertices, settings.max_rings, min_share=0.05)
-
-
-def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> str:
-    """The supervised answer to an example: one instance a true mask; the empty answer where nothing fits."""
-    outlines = [annotate(mask, settings) for mask in example.truth.masks]
-    return codec.encode(outlines, example.image.height, example.image.width)
-
-
 def scene_rows(policy: Policy, env: Env, indices: list[int], settings: SftSettings, stage: SftStage) -> PromptRows:
-    """Supervised rows of the scenes at `indices`, as a stage asks about them."""
+    """Supervised rows of the scenes at `indices`, as a stage asks about them.
+
+    Raises ValueError where nothing is asked of any of them, or an answer cannot be written (rl/sft_answers.py).
+    """
     drawn = settings if stage.outline_margin is None else replace(settings, outline_margin=stage.outline_margin)
     scenes = [[e for e in env.scene(index) if stage.with_absent or len(e.truth.masks)] for index in indices]
     scenes = [scene for scene in scenes if scene]
+    if not scenes:
+        raise ValueError(
+            f"stage {stage.name}: none of the scenes {indices} shows anything that is asked about; set with_absent to "
+            "true, or raise sft.scenes_per_step."
+        )
     pairs = []
     for scene in scenes:
         texts = [answer_text(example, policy.codec, drawn) for example in scene]
         if stage.answer == "box":
             texts = [" ".join(text.split()[:4]) for text in texts]
-        tokens = [policy.answer_tokens(text) for text in texts]
+        tokens = [answer_tokens(example, policy, text) for example, text in zip(scene, texts, strict=True)]
         # A box is only the beginning of an answer: its end is not to be learned.
         tokens = [t[:-1] for t in tokens] if stage.answer == "box" else tokens
         pairs.append([(example.prompt.text, t) for example, t in zip(scene, tokens, strict=True)])
@@ -101,7 +93,10 @@ class SftTrainer:
         return self.settings.stages[-1], 1.0
 
     def train_step(self) -> float:
-        """One update on `scenes_per_step` scenes; returns the loss in nats a scored token."""
+        """One update on `scenes_per_step` scenes; returns the loss in nats a scored token.
+
+        Raises FloatingPointError, the weights as they were, where loss or gradient is not finite.
+        """
         stage, progress = self.stage_at(self.step_number)
         first = self.step_number * self.settings.scenes_per_step
         indices = [(first + k) % len(self.env) for k in range(self.settings.scenes_per_step)]
@@ -109,7 +104,8 @@ class SftTrainer:
         loss = self.policy.sft_loss(rows, stage.number_spread)
         self.policy.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+        self._refuse_not_finite(stage, float(loss.detach()), float(norm))
         warmup = min(1.0, (self.step_number + 1) / max(1, self.settings.warmup_steps))
         lr = stage.last_lr + (stage.lr - stage.last_lr) * (1 + math.cos(math.pi * progress)) / 2
         for optimizer, share in ((self.muon, 1.0), (self.adamw, 1 / 3)):
@@ -119,8 +115,25 @@ class SftTrainer:
         self.step_number += 1
         return float(loss.detach())
 
+    def _refuse_not_finite(self, stage: SftStage, loss: float, norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {self.step_number + 1} of SFT, in stage {stage.name}, has a loss of {loss} and a gradient of "
+                f"norm {norm}; nothing is learned from it and nothing saved. Lower the stage's lr ({stage.lr}), or see "
+                "what its scenes are answered."
+            )
+
     def save(self, folder: Path) -> None:
-        """Write the policy and, beside it, what is needed to go on; the old state stays until the new one is whole."""
+        """Write the policy and, beside it, what is needed to go on; the old state stays until the new one is whole.
+
+        Raises FloatingPointError, with nothing written, where weights are not finite.
+        """
+        wrong = [name for name, value in self.policy.named_parameters() if not value.isfinite().all()]
+        if wrong:
+            raise FloatingPointError(
+                f"after step {self.step_number} of SFT {len(wrong)} weights are not finite, {wrong[0]} among them, so "
+                f"they are not saved; lower the lr of the stage, now {self.stage_at(self.step_number)[0].lr}."
+            )
         self.policy.save(folder / "policy")
         state = {
             "step": self.step_number,
@@ -145,9 +158,9 @@ class SftTrainer:
 def greedy_scores(policy: Policy, env: Env, num_scenes: int, max_tokens: int) -> tuple[float, float]:
     """(mean IoU, share of valid answers) of greedy answers to the first `num_scenes` examples, in this process.
 
-    An env with fewer examples is asked all it has.
+    Scored as `evaluate` does (rl/scores.py). An env with fewer examples is asked all it has.
     """
-    ious, valid = [], []
+    scores = list[SceneScore]()
     num_scenes = min(num_scenes, len(env))
     for first in range(0, num_scenes, 64):
         examples = [env[index] for index in range(first, min(first + 64, num_scenes))]
@@ -157,12 +170,8 @@ def greedy_scores(policy: Policy, env: Env, num_scenes: int, max_tokens: int) ->
         draws = np.zeros((len(examples), 1, max_tokens))
         for example, response in zip(examples, sample(policy, rows, Sampling(0.0, max_tokens), draws), strict=True):
             answer = policy.read(response, example.image.height, example.image.width)
-            mask = mask_from_rings(answer.rings_px, example.image.height, example.image.width)
-            truth = example.truth.union
-            union = (mask | truth).sum()
-            ious.append(float(answer.status.valid) * ((mask & truth).sum() / union if union else 1.0))
-            valid.append(answer.status.valid)
-    return float(np.mean(ious)), float(np.mean(valid))
+            scores.append(score_answer(answer, example.truth, example.id))
+    return float(np.mean([score.iou for score in scores])), float(np.mean([score.valid for score in scores]))
 
 
 def train_sft(trainer: SftTrainer, validation: Env, folder: Path, max_tokens: int, console: Console) -> list[SftPoint]:
@@ -204,15 +213,23 @@ def run_sft(config: SftConfig, console: Console) -> Path:
     folder = Path(config.run)
     torch.set_num_threads(config.threads)
     env_plugin = plugin_from_settings("envs", "Env", config.env, "env", ["split"])
+    data = RunData.of(env_plugin, ("train", "validation"))
     env, validation = env_plugin.build(split="train"), env_plugin.build(split="validation")
+    _refuse_other_run(config, data, folder)
     codec = plugin_from_settings("envs", "Codec", config.codec, "codec")
     policy = dict(config.policy)
-    if "checkpoint" not in policy:
+    if policy.get("checkpoint") is None:
         policy["checkpoint"] = str(folder / "untrained")
-        _write_untrained(folder / "untrained", config, env_plugin, codec)
+        write_new_model(folder / "untrained", config, env, codec, console)
+    trainer = SftTrainer(policy_plugin(policy, codec).build(), env, config.sft)
+    try:
+        refuse_unfit_answers(trainer.policy, codec.build(), (env, validation), config)
+    except ValueError as error:
+        raise ValueError(f"codec is {codec.name}, policy.checkpoint {policy['checkpoint']}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     save_settings(config, folder / "config.yaml")
-    trainer = SftTrainer(policy_plugin(policy, codec).build(), env, config.sft)
+    data.write(folder)
+    data.tell(console, folder)
     curve = train_sft(trainer, validation, folder, config.max_tokens, console)
     lines = ["step\tstage\tloss\tgreedy_giou\tvalid"]
     lines += [f"{p.step}\t{p.stage}\t{p.loss:.4f}\t{p.greedy_giou:.4f}\t{p.valid:.4f}" for p in curve]
@@ -221,10 +238,20 @@ def run_sft(config: SftConfig, console: Console) -> Path:
     return folder / "policy"
 
 
-def _write_untrained(folder: Path, config: SftConfig, env: Plugin, codec: Plugin) -> None:
-    """A new tiny model whose words are the codec's and those of all phrases, of held-out names too."""
-    words = codec.build().words
-    phrase_words = {
-        word for split in ("train", "held_out_names") for name in env.build(split=split).names for word in name.split()
-    }
-    write_untrained(folder, words + sorted(phrase_words | SPATIAL_WORDS), config.tiny, config.seed)
+def _refuse_other_run(config: SftConfig, data: RunData, folder: Path) -> None:
+    """Raise ValueError where `folder` holds the beginnings of a training that would not go on as the same."""
+    if not (folder / "state.pt").is_file():
+        return
+    begun = load_settings(SftConfig, folder / "config.yaml")
+    for name in ("seed", "env", "codec", "policy", "tiny"):
+        now, before = vars(config)[name], vars(begun)[name]
+        if now != before:
+            raise ValueError(
+                f"{name} is {now}, but {folder} began with {before}; go on with the same settings, or give this "
+                "training another folder by run=NAME."
+            )
+    for split in data.changed(folder):
+        raise ValueError(
+            f"the data of split {split} is not what {folder} began with; restore the files of that time, or give this "
+            "training another folder by run=NAME."
+        )

@@ -163,7 +163,7 @@ class VllmSampler:
         prompts = [
             {
                 "prompt_token_ids": self.policy.question_tokens(phrase).tolist(),
-                "multi_modal_data": {"image": Image.fromarray(image)},
+                "multi_modal_data": {"image": Image.fromarray(self.policy.question_image(image))},
             }
             for image, phrase in zip(images, phrases, strict=True)
         ]

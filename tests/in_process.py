@@ -131,8 +131,8 @@ def run_here(folder: Path, port: int, overrides: Sequence[str] = ()) -> None:
     """Train as `polytrace demo` does: from the last checkpoint where there is one."""
     config = settings(folder, *overrides)
     resume = any((folder / "checkpoints").glob("step-??????"))
-    prepare_folder(config, resume)
     parts = run_parts(config)
+    prepare_folder(config, parts.data, resume)
     actors = (LocalLearner(config, parts, port), LocalPool(config, parts))
     run = Run(config, parts, actors, resume)  # type: ignore[arg-type]
     run.archiving = LocalWriter(run.archive)  # type: ignore[assignment]

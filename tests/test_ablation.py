@@ -8,11 +8,13 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from rl.ablation import Ablation, plan
 from rl.ablation_page import render, write_ablation
 from rl.ablation_scores import RunScores, ablation_tables, cell, mean_curve, means, paired_differences, t_interval
 from rl.child import locked
+from rl.cli_rewards import rewards_app
 from rl.scores import Interval
 from rl.settings import shipped_configs
 
@@ -23,6 +25,16 @@ def run_scores(name: str, seed: int, giou: float) -> RunScores:
     before = {"giou": 0.65, "boundary_iou": 0.23, "valid": 1.0, "vertices": 12.0}
     curves = {"sampled/giou": ([0, 1], [0.6, giou]), "answer/vertices": ([0, 1], [12.0, 11.0])}
     return RunScores(name, seed, before, before | {"giou": giou}, curves)
+
+
+def test_a_reward_config_in_a_folder_called_key_value_is_a_config_and_no_setting(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed=3").mkdir()
+    (tmp_path / "seed=3" / "mine.yaml").write_text("rewards: {mask_iou: {weigth: 1}}\n")
+    with pytest.raises(ValueError, match=r"^seed=3/mine\.yaml: rewards\.mask_iou\.weigth is not a setting"):
+        raise (
+            CliRunner().invoke(rewards_app, ["ablate", "seed=3/mine.yaml", "learner.lr=1e-5", "--out", "out"]).exception
+        )
 
 
 SCORES = [

@@ -14,10 +14,12 @@ from rl.closed_loop import check_refined
 from rl.config import RunConfig, run_parts, worker_settings
 from rl.rank_settings import LearnerSettings
 from rl.reward_settings import reward_parts
+from rl.run_data import RunData
 from rl.settings import load_settings, save_settings
 from rl.train import prepare_folder
 from rollout.refined import RefinedSettings
 
+NO_DATA = RunData({})
 FROZEN = LearnerSettings(freeze_vision=True)
 SHARED = Plugin("rollout", "Engine", "shared", {})
 
@@ -96,7 +98,7 @@ def test_a_folder_without_a_fitting_refiner_is_refused_by_its_setting(
 
 def test_a_run_does_not_go_on_with_another_refiner(tiny_untrained: Path, refiner: Path, tmp_path: Path) -> None:
     config = closed(tiny_untrained, refiner, f"run={tmp_path / 'run'}")
-    prepare_folder(config, resume=False)
+    prepare_folder(config, NO_DATA, resume=False)
     (tmp_path / "run" / "checkpoints" / "step-000002").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"refined is .* but .* began with"):
-        prepare_folder(replace(config, refined=RefinedSettings("another")), resume=True)
+        prepare_folder(replace(config, refined=RefinedSettings("another")), NO_DATA, resume=True)

@@ -73,6 +73,13 @@ def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, messa
         ("policy={name: vision_language}", ValueError, "policy.checkpoint is not set"),
         ("policy.name=visionlanguage", ValueError, "did you mean 'vision_language'"),
         ("policy.question=7", ValueError, "policy.question is 7, expected str"),
+        (
+            "policy.question=Outline it.",
+            ValueError,
+            r"^policy\.question is 'Outline it\.', which never asks .*{phrase}",
+        ),
+        ("policy.question='{p} {Phrase}'", ValueError, r"^policy\.question is .*, which never asks the phrase; write"),
+        ('policy.question="\\ud83d {phrase}"', ValueError, r"^policy\.question is .* no text in UTF-8: character 1 is"),
         ("env.folder=no/such/folder", FileNotFoundError, "env.folder is no/such/folder, which is not a folder"),
         ("env.image_size=16", ValueError, "env.image_size is 16"),
         ("env.split=test", ValueError, "env.split is 'test', but the run itself gives split"),
@@ -99,6 +106,11 @@ def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, messa
 def test_a_wrong_part_is_refused_when_the_parts_are_built(override: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run_parts(demo(override))
+
+
+def test_braces_other_than_the_phrase_are_text_of_a_question() -> None:
+    question = 'Find {phrase}. Answer as {"polygon": [[x, y]]}, {} or {0}.'
+    assert run_parts(demo(f"policy.question='{question}'")).policy.settings["question"] == question
 
 
 def test_the_engine_of_the_config_reaches_the_workers_and_is_our_own_unless_named() -> None:

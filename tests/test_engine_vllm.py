@@ -109,6 +109,7 @@ class LLM:
         self.settings = {"model": model, "dtype": dtype, "gpu": gpu_memory_utilization, **kwargs}
         self.calls: list[str] = []
         self.params: list[SamplingParams] = []
+        self.images: list[np.ndarray] = []
         self.policy = Policy(Path(model), Codec(), dtype=dtype)
         self.receiver = WeightReceiver()
         self.receiver.model_runner = SimpleNamespace(model=NamedModel(self.policy.model))
@@ -129,6 +130,7 @@ class LLM:
 
     def _request(self, prompt: dict[str, Any], params: SamplingParams) -> RequestOutput:
         image = np.asarray(prompt["multi_modal_data"]["image"])
+        self.images.append(image)
         phrase = str(self.policy.tokenizer.decode(prompt["prompt_token_ids"][3:-1]))
         rows = self.policy.rows([image], [phrase], [[np.array([self.policy.end_token])]])
         draws = np.random.default_rng(params.seed).random((1, params.n, params.max_tokens))
@@ -241,6 +243,17 @@ def test_responses_come_in_order_with_the_log_probabilities_of_forward(tiny_untr
     rows = policy.rows(pictures(1), ["dog"], [[np.array([policy.end_token])]])
     first = engine_shared.sample(policy, rows, Sampling(1.0, 12), draws)[0]
     assert answers[0][0].tokens.tolist() == first.tokens.tolist()
+
+
+def test_an_image_too_thin_for_the_image_processor_is_handed_over_as_the_learner_stretches_it(
+    tiny_untrained: Path,
+) -> None:
+    sampler, llm = opened(tiny_untrained)
+    thin, square = np.arange(2 * 450 * 3, dtype=np.uint8).reshape(2, 450, 3), pictures(1)[0]
+    sampler.sample([thin, square], ["dog", "cat"], Sampling(1.0, 4), [[8, 9], [4, 5]])
+    assert llm.images[0].shape == (3, 450, 3)
+    np.testing.assert_array_equal(llm.images[0], sampler.policy.question_image(thin))
+    np.testing.assert_array_equal(llm.images[1], square)
 
 
 def test_other_prompt_tokens_than_the_learners_are_refused(

@@ -232,7 +232,7 @@ def test_a_vocabulary_without_the_grammars_words_is_refused_by_name(tiny_untrain
 def test_point_text_in_words_with_spaces_between_them_is_sampled_as_well(tmp_path: Path) -> None:
     codec = point_text.Codec(decimals=1, max_vertices=5)
     write_untrained(tmp_path, [*"[],;", *[f"{k / 10:.1f}" for k in range(11)], *"catdog"], SIZES, seed=0)
-    case = Case(Policy(tmp_path, codec, question="c a t"), 60)
+    case = Case(Policy(tmp_path, codec, question="c a t {phrase}"), 60)
     responses = sampled(case, 30)
     assert all(case.policy.read(response, 32, 32).status.valid for response in responses)
     assert case.policy.text(responses[0])[:2] in ("[ ", "[")

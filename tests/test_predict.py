@@ -156,8 +156,13 @@ def test_the_view_is_that_of_the_run_s_env():
         (["tiny", "no.png", "cup"], "no.png is not there; give an image file"),
         (["tiny", "BROKEN", "cup"], "is cut off, damaged or no image"),
         (["tiny", "IMAGE", " "], "the phrase is empty"),
+        (["tiny", "IMAGE", "the cup \udcff"], r"the phrase is 'the cup \udcff', which is no text in UTF-8"),
+        (["tiny", "IMAGE", "cup", "--config", "gspo_polygons"], "codec is point_text, policy.checkpoint"),
         (["tiny", "IMAGE", "cup", "--svg", "x.png"], "--svg is x.png, which does not end in .svg"),
         (["tiny", "IMAGE", "cup", "--png", "IMAGE"], "the image itself; give another name"),
+        (["tiny", "IMAGE", "cup", "--png", "FOLDER"], "made.png is a folder; give the name of a new file"),
+        (["tiny", "IMAGE", "cup", "--svg", "README.md/x.svg"], "README.md is a file, and no folder"),
+        (["tiny", "IMAGE", "cup", "--json", "/proc/x.json"], "/proc/x.json cannot be written: No such file"),
         (["tiny", "IMAGE", "cup", "--min-iou", "2"], "the least IoU of the path is 2.0; set it above 0"),
         (["tiny", "IMAGE", "cup", "--side", "0"], "--side is 0; set it to 1 pixel or more"),
         (["tiny", "IMAGE", "cup", "--config", "demmo"], "there is no file demmo; did you mean 'demo'?"),
@@ -170,8 +175,9 @@ def test_the_view_is_that_of_the_run_s_env():
 def test_a_mistake_is_one_line_and_status_2(predict, run, tmp_path, arguments, says):
     paths = {"RUN": run, "IMAGE": saved(tmp_path / "scene.png", scene()), "BROKEN": tmp_path / "broken.png"}
     paths["BROKEN"].write_bytes((tmp_path / "scene.png").read_bytes()[:100])
-    paths["NO_BEST"] = tmp_path / "young"
+    paths |= {"NO_BEST": tmp_path / "young", "FOLDER": tmp_path / "made.png"}
     paths["NO_BEST"].mkdir()
+    paths["FOLDER"].mkdir()
     shutil.copy(run / "config.yaml", paths["NO_BEST"])
     status, shown, errors = predict(*(paths.get(argument, argument) for argument in arguments))
     assert status == 2 and not shown.strip() and len(errors.strip().splitlines()) == 1

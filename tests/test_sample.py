@@ -11,6 +11,7 @@ from rich.console import Console
 from rl.config import RunConfig, run_parts
 from rl.export import PairExport, export_pairs
 from rl.pair_rule import PairRule
+from rl.run_data import RunData
 from rl.sample import draw, of_best_policy, prepare_folder, without_learner
 from rollout.archive import RolloutArchive
 from rollout.cluster import free_address
@@ -21,9 +22,9 @@ REFILLED = "refills=1"
 
 def sample_here(folder: Path, *overrides: str, resume: bool = False) -> RunConfig:
     config = settings(folder, REFILLED, *overrides)
-    prepare_folder(config, resume)
     alone = without_learner(config)
     parts = run_parts(alone)
+    prepare_folder(config, parts.data, resume)
     draw(alone, parts, LocalPool(alone, parts), QUIET)  # type: ignore[arg-type]
     return config
 
@@ -60,12 +61,12 @@ def test_a_sample_is_mixed_with_no_other_run_and_resumed_by_no_other_settings(tm
     run = tmp_path / "run"
     sample_here(run, "steps=1")
     with pytest.raises(FileExistsError, match=r"run holds a run already; go on with it by --resume"):
-        prepare_folder(settings(run, REFILLED), resume=False)
+        prepare_folder(settings(run, REFILLED), RunData({}), resume=False)
     with pytest.raises(ValueError, match=r"^seed is 5, but .* began with 0; resume with the same settings"):
-        prepare_folder(settings(run, REFILLED, "seed=5"), resume=True)
+        prepare_folder(settings(run, REFILLED, "seed=5"), RunData({}), resume=True)
     (run / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="run holds a training run; give what is sampled a folder of its own"):
-        prepare_folder(settings(run, REFILLED), resume=True)
+        prepare_folder(settings(run, REFILLED), RunData({}), resume=True)
     with pytest.raises(FileNotFoundError, match="run holds no best policy; train it first"):
         of_best_policy(settings(run), run)
 

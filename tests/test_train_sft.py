@@ -10,12 +10,15 @@ from rich.console import Console
 
 from envs.contours import mask_from_rings
 from envs.cutout_scenes import Env
+from envs.example import Example, ImageRef
 from envs.path_tokens import Codec
 from envs.polygons import Answer, AnswerStatus, answer_from_rings
 from policies.tiny_model import TinySizes
 from policies.vision_language import Policy
+from rewards.score import Target, compare
+from rl.sft_answers import annotate, answer_text
 from rl.sft_settings import SftConfig, SftSettings, SftStage
-from rl.train_sft import SftTrainer, annotate, answer_text, greedy_scores, run_sft, scene_rows
+from rl.train_sft import SftTrainer, greedy_scores, run_sft, scene_rows
 
 BOXES, OUTLINES = SftStage("boxes", 2, answer="box", lr=0.02, last_lr=0.01), SftStage("outlines", 3, number_spread=1.0)
 SETTINGS = SftSettings([BOXES, OUTLINES], scenes_per_step=2, warmup_steps=2)
@@ -154,16 +157,20 @@ def test_a_trainer_goes_on_from_its_files_bit_for_bit(tiny_untrained: Path, tmp_
     assert all(torch.equal(weights[name], value) for name, value in first.policy.model.state_dict().items())
 
 
-def test_a_run_stopped_after_its_first_stage_ends_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
-    config = SftConfig(
-        run=str(tmp_path / "whole"),
+def small_run(folder: Path) -> SftConfig:
+    return SftConfig(
+        run=str(folder),
         threads=1,
-        max_tokens=8,
+        max_tokens=32,
         env={"name": "cutout_scenes", "image_size": 32, "num_scenes": 4},
         codec={"name": "path_tokens", "max_rings": 4, "max_vertices": 16},
         tiny=TinySizes(32, 8, 32, 1, 2, 16, 1, 2),
         sft=replace(SETTINGS, evaluate_every=2, evaluate_scenes=3),
     )
+
+
+def test_a_run_stopped_after_its_first_stage_ends_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+    config = small_run(tmp_path / "whole")
     run_sft(config, QUIET)
     stopped = replace(config, run=str(tmp_path / "stopped"))
     run_sft(replace(stopped, sft=replace(config.sft, stages=[BOXES])), QUIET)
@@ -175,6 +182,19 @@ def test_a_run_stopped_after_its_first_stage_ends_as_if_it_had_not_been_stopped(
     curve = [line.split("\t")[:2] for line in (tmp_path / "whole" / "curve.tsv").read_text().splitlines()]
     assert curve == [["step", "stage"], ["2", "boxes"], ["4", "outlines"], ["5", "outlines"]]
     assert Policy(folder, CODEC).tokenizer("the left").input_ids != [2, 2]  # words of phrases are known
+
+
+@dataclass(frozen=True)
+class NothingThere:
+    """The scenes of `scenes`, asked about what they do not show."""
+
+    scenes: Env
+
+    def scene(self, index: int) -> list[Example]:
+        return [replace(e, truth=replace(e.truth, masks=e.truth.masks[:0])) for e in self.scenes.scene(index)]
+
+    def image(self, ref: ImageRef) -> NDArray[np.uint8]:
+        return self.scenes.image(ref)
 
 
 @dataclass(frozen=True)
@@ -198,6 +218,39 @@ def test_greedy_scores_of_an_answer_that_is_always_the_left_half_equal_those_by_
     assert (giou, valid) == (pytest.approx(expected), 1.0)
 
 
+@dataclass(frozen=True)
+class Crowded:
+    """The scenes of `scenes`, all that is not the object ignored."""
+
+    scenes: Env
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.scenes[index]
+        return replace(example, truth=replace(example.truth, ignore=~example.truth.union))
+
+    def image(self, ref: ImageRef) -> NDArray[np.uint8]:
+        return self.scenes.image(ref)
+
+
+def test_greedy_scores_leave_ignored_pixels_out_as_rewards_do(tiny_untrained: Path) -> None:
+    whole = answer_from_rings([np.array([[0.0, 0.0], [32.0, 0.0], [32.0, 32.0], [0.0, 32.0]])])
+    policy = Policy(tiny_untrained, OneAnswer(whole))
+    areas = [scenes(3)[index].truth.union.sum() for index in range(3)]
+    assert greedy_scores(policy, scenes(3), 3, 2) == (pytest.approx(np.mean(areas) / 1024), 1.0)
+    assert greedy_scores(policy, Crowded(scenes(3)), 3, 2) == (1.0, 1.0)
+    [rewarded] = compare([whole], Target.from_truth(Crowded(scenes(3))[0].truth)).iou
+    assert rewarded == 1.0
+
+
+def test_greedy_scores_of_an_outline_without_a_pixel_where_nothing_is_there_are_0(tiny_untrained: Path) -> None:
+    thin = answer_from_rings([np.array([[2.6, 2.6], [2.9, 2.6], [2.9, 2.9]])])
+    policy = Policy(tiny_untrained, OneAnswer(thin))
+    assert greedy_scores(policy, scenes(3, absent_share=1.0), 3, 2) == (0.0, 1.0)
+
+
 def test_greedy_scores_of_unreadable_and_of_empty_answers(tiny_untrained: Path) -> None:
     unreadable, empty = (
         Policy(tiny_untrained, OneAnswer(Answer(s))) for s in (AnswerStatus.UNPARSABLE, AnswerStatus.EMPTY)
@@ -206,6 +259,58 @@ def test_greedy_scores_of_unreadable_and_of_empty_answers(tiny_untrained: Path) 
     assert greedy_scores(unreadable, nothing_there, 3, 2) == (0.0, 0.0)
     assert greedy_scores(empty, nothing_there, 3, 2) == (1.0, 1.0)
     assert greedy_scores(empty, scenes(3), 3, 2) == (0.0, 1.0)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_names_step_and_stage(
+    tiny_untrained: Path,
+) -> None:
+    one = trainer(tiny_untrained)
+    one.train_step()
+    with torch.no_grad():
+        one.policy.model.model.visual.patch_embed.proj.bias[0] = torch.nan
+    before = {name: value.clone() for name, value in one.policy.model.state_dict().items()}
+    with pytest.raises(
+        FloatingPointError, match=r"^step 2 of SFT, in stage boxes, has a loss of nan and .* lr \(0\.02\)"
+    ):
+        one.train_step()
+    assert one.step_number == 1
+    assert all(
+        value.equal(before[name]) or "patch_embed" in name for name, value in one.policy.model.state_dict().items()
+    )
+
+
+def test_weights_that_are_not_finite_are_not_saved(tiny_untrained: Path, tmp_path: Path) -> None:
+    one = trainer(tiny_untrained)
+    with torch.no_grad():
+        one.policy.model.model.visual.patch_embed.proj.bias[0] = torch.inf
+    with pytest.raises(
+        FloatingPointError, match=r"^after step 0 of SFT 1 weights are not finite, .*patch_embed\.proj\.b"
+    ):
+        one.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_step_whose_scenes_show_nothing_that_is_asked_about_is_refused_by_the_scenes(tiny_untrained: Path) -> None:
+    policy, env = Policy(tiny_untrained, CODEC), NothingThere(scenes())
+    with pytest.raises(
+        ValueError, match=r"^stage outlines: none of the scenes \[0, 1\] shows anything .* with_absent to"
+    ):
+        scene_rows(policy, env, [0, 1], SETTINGS, OUTLINES)
+    rows = scene_rows(policy, env, [0, 1], SETTINGS, replace(OUTLINES, with_absent=True))
+    assert len(rows.prompt_tokens) == 2
+
+
+def test_a_run_is_not_gone_on_with_under_other_settings_or_with_other_data(tmp_path: Path) -> None:
+    config = small_run(tmp_path)
+    run_sft(config, QUIET)
+    with pytest.raises(
+        ValueError, match=r"^codec is .*'max_rings': 3.*, but .* began with .*'max_rings': 4.* run=NAME"
+    ):
+        run_sft(replace(config, codec={**config.codec, "max_rings": 3}), QUIET)
+    data = tmp_path / "data.json"
+    data.write_text(data.read_text().replace('"train": "', '"train": "0'))
+    with pytest.raises(ValueError, match=r"^the data of split train is not what .* began with; restore"):
+        run_sft(config, QUIET)
 
 
 def test_mistakes_in_the_settings_are_refused_with_their_values(tmp_path: Path) -> None:

@@ -393,6 +393,21 @@ def test_a_prompt_holds_one_image_token_a_merged_patch_and_the_question(policy: 
     assert policy.tokenizer.convert_ids_to_tokens(prompt[-2:]) == ["dog", "<|answer|>"]
 
 
+@torch.no_grad()
+def test_a_phrase_of_control_tokens_is_asked_as_words(policy: Policy) -> None:
+    special = [policy.tokenizer.pad_token, policy.tokenizer.eos_token, *policy.tokenizer.extra_special_tokens]
+    phrase, answer = " ".join(["the", *special, "banana"]), policy.answer_tokens("none")
+    prompt = policy.prompt_tokens(images(1)[0], phrase)
+    assert (prompt == policy.model.config.image_token_id).sum() == 16 and policy.end_token not in prompt
+    assert policy.question_tokens(phrase).tolist().count(policy.model.config.image_token_id) == 1
+    asked = policy(policy.rows(images(1), [phrase], [[answer]]))[0, 0]
+    supervised = policy.supervised_rows(images(1), [[(phrase, answer)]])
+    learned = policy(supervised)[0, 0][supervised.scored_mask[0, 0]]
+    torch.testing.assert_close(learned, asked, atol=1e-5, rtol=0)
+    sampled = sample(policy, questions(policy, images(1), [phrase]), Sampling(max_tokens=4), np.zeros((1, 2, 4)))
+    assert len(sampled) == 2
+
+
 def test_an_answers_text_comes_back_from_its_tokens_without_the_end(policy: Policy) -> None:
     text = "1 2 30 40 0 0 5 5 0 5 M 1 1 2 2 1 2 ; 0 0 64 64 0 0 9 0 9 9"
     tokens = policy.answer_tokens(text)

@@ -30,7 +30,7 @@ from rl.refiner_data import RefinerPairs
 from rl.refiner_judge import smoothed_like
 from rl.refiner_settings import RefineConfig, RefinerTraining
 from rl.scores import Interval
-from rl.settings import load_settings
+from rl.settings import load_settings, override_of
 from rollout.disk import replace_text
 from rollout.records import Group
 from rollout.worker import RolloutWorker
@@ -121,7 +121,7 @@ def _all_scores(
 
 def greedy_answers(run: Path, num_scenes: int) -> tuple[list[Group], Env]:
     """(greedy answers of a run's best policy on its final split, the Env of these)."""
-    config = load_settings(RunConfig, run / "config.yaml", [f"run={run}"])
+    config = load_settings(RunConfig, run / "config.yaml", [override_of("run", run)])
     parts = run_parts(config)
     worker = RolloutWorker(worker_settings(config, parts), "bench")
     worker.load_checkpoint(best_checkpoint(run))

@@ -1,0 +1,107 @@
+"""The question as tokens: a phrase in the user's text, and that text in the checkpoint's chat template.
+
+A phrase is data: a control token written in it stays text. A prompt is tokenised as a whole, so that text merges over
+the seams between template and question as it does elsewhere. Only where the question writes a control token is it cut,
+behind that token's first character. No part then holds the token, which is what split_special_tokens does not warrant:
+it leaves tokens such as <tool_call>, which are added to the vocabulary but not called special, and a vocabulary of
+words, which has control tokens among its words.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import chain, pairwise
+from typing import Any
+
+PHRASE = "{phrase}"
+"""What stands for the phrase in policy.question; nothing else in it is replaced."""
+_ANY_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""A question by which to find the place of the user's text in a chat template; no template writes it itself."""
+
+
+def check_question(question: str) -> None:
+    """Raise ValueError for a question that leaves the phrase out, or that is no text."""
+    if PHRASE not in question:
+        raise ValueError(
+            f"policy.question is {question!r}, which never asks the phrase; write {PHRASE} where it belongs, such "
+            f"as 'Outline {PHRASE}.'"
+        )
+    _check_text(question, "policy.question")
+
+
+def check_phrase(phrase: str) -> None:
+    """Raise ValueError for a phrase that is empty, or no text."""
+    if not phrase.strip():
+        raise ValueError("the phrase is empty; say what to outline, such as 'the left apple'.")
+    _check_text(phrase, "the phrase")
+
+
+def _check_text(text: str, what: str) -> None:
+    """Raise ValueError where a str is no text: half of a surrogate pair, or (U+DC80 to U+DCFF) a byte not of UTF-8."""
+    wrong = re.search("[\ud800-\udfff]", text)
+    if wrong:
+        raise ValueError(
+            f"{what} is {text!r}, which is no text in UTF-8: character {wrong.start() + 1} is {wrong[0]!r}, "
+            "half of a surrogate pair or a single byte; write it anew."
+        )
+
+
+class Questions:
+    """Questions about one image each, for one tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: Any, question: str, image_token: int) -> None:
+        """question: the user's text, `{phrase}` standing for the example's phrase. image_token: what an image becomes.
+
+        Raises ValueError for a question without it, and for a template that does not show image and question once.
+        """
+        check_question(question)
+        self._tokenizer, self._question, self._image_token = tokenizer, question, image_token
+        controls = [t.content for t in tokenizer.added_tokens_decoder.values() if _is_control(t.content, t.special)]
+        longest_first = "|".join(re.escape(content) for content in sorted(controls, key=len, reverse=True))
+        self._control = re.compile(f"(?=({longest_first}))") if controls else re.compile(r"(?!)")
+        text = self._in_template(_ANY_TEXT)
+        parts = text.split(_ANY_TEXT)
+        if len(parts) != 2:
+            raise ValueError(
+                f"the chat template of {tokenizer.name_or_path} writes the user's text {len(parts) - 1} times, and a "
+                "phrase must be asked once; give a checkpoint whose template shows an image and a text."
+            )
+        self._before, self._behind = map(len, parts)
+        self._check_image(self._ids(text), "a question")
+
+    def tokens(self, phrase: str) -> list[int]:
+        """Ids of the whole prompt, one image token in it; ValueError for a phrase that is no text."""
+        _check_text(phrase, "the phrase")
+        ids = self._ids(self._in_template(self._question.replace(PHRASE, phrase)))
+        self._check_image(ids, f"the question about {phrase!r}")
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a prompt, cut where the user's text would else hold a control token."""
+        edges = [0, *sorted(set(self._cuts(text))), len(text)]
+        parts = [self._tokenizer(text[start:end], add_special_tokens=False) for start, end in pairwise(edges)]
+        return list(chain.from_iterable(part["input_ids"] for part in parts))
+
+    def _check_image(self, ids: list[int], what: str) -> None:
+        found = ids.count(self._image_token)
+        if found != 1:
+            raise ValueError(
+                f"{what} has {found} image tokens in the chat template of {self._tokenizer.name_or_path}, and one "
+                "image goes with it; give a checkpoint whose template shows an image and a text."
+            )
+
+    def _in_template(self, question: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        conversation = [{"role": "user", "content": content}]
+        return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+
+    def _cuts(self, text: str) -> Iterator[int]:
+        """Places in a prompt behind the first character of every control token that the user's text has a part in."""
+        end = len(text) - self._behind
+        for match in self._control.finditer(text):
+            if match.start() < end and match.end(1) > self._before:
+                yield match.start() + 1
+
+
+def _is_control(content: str, special: bool) -> bool:
+    """Whether an added token is no word of a language: called special, or in angle brackets as <tool_call> is."""
+    return len(content) > 1 and (special or (content[0] == "<" and content[-1] == ">"))
