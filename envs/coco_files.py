@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from envs.plugin import did_you_mean
 from envs.polygons import Ring, flatten_rings, split_rings
 from envs.raster import fill, fill_as_pycocotools, fill_parts, trace
-from envs.reading import Reading, refuse_half_characters
+from envs.reading import Reading, refuse_no_text
 from envs.rle import mask_from_rle
 
 PHRASE_KEYS = ("image_id", "ann_ids", "phrases")
@@ -165,7 +165,7 @@ def _field(entry: Any, key: str, kind: type, where: str) -> Any:
             f"{where}: `{key}` should be {kind.__name__}, found {reprlib.repr(value)}; correct this entry."
         )
     if isinstance(value, str):
-        refuse_half_characters(value, f"{where}: `{key}`")
+        refuse_no_text(value, f"{where}: `{key}`")
     return value
 
 
@@ -343,7 +343,7 @@ def _entry_questions(entry: Any, path: str, k: int, annotated: Annotated) -> lis
     if not phrases or not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
         raise ValueError(f"{where}: phrases {phrases} should be one or more texts; write one or remove the entry.")
     for phrase in phrases:
-        refuse_half_characters(phrase, where)
+        refuse_no_text(phrase, f"{where}: the phrase")
     return [Question(image_id, tuple(ann_ids), phrase.strip()) for phrase in phrases]
 
 

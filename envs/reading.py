@@ -1,5 +1,6 @@
 """What is found while the files of a data set are read: mistakes, told all at once, and what a user should know of."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 _MOST_TOLD = 20
@@ -47,8 +48,11 @@ def told(notes: Mapping[str, Sequence[str]]) -> list[str]:
     return lines
 
 
-def refuse_half_characters(text: str, where: str) -> None:
-    """Raise ValueError where `text` holds a lone surrogate: half of a character, which no file can hold."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        shown = text.encode("ascii", "backslashreplace").decode("ascii")
-        raise ValueError(f'{where}: "{shown}" holds half of a character (a lone surrogate); write that text again.')
+def refuse_no_text(text: str, what: str) -> None:
+    """Raise ValueError where a str is no text: half of a surrogate pair, or (U+DC80 to U+DCFF) a byte not of UTF-8."""
+    wrong = re.search("[\ud800-\udfff]", text)
+    if wrong:
+        raise ValueError(
+            f"{what} is {text!r}, which is no text in UTF-8: character {wrong.start() + 1} is {wrong[0]!r}, "
+            "half of a surrogate pair or a single byte; write it anew."
+        )

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from itertools import chain, pairwise
 from typing import Any
 
+from envs.reading import refuse_no_text
+
 PHRASE = "{phrase}"
 """What stands for the phrase in policy.question; nothing else in it is replaced."""
 _ANY_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}"
@@ -25,24 +27,14 @@ def check_question(question: str) -> None:
             f"policy.question is {question!r}, which never asks the phrase; write {PHRASE} where it belongs, such "
             f"as 'Outline {PHRASE}.'"
         )
-    _check_text(question, "policy.question")
+    refuse_no_text(question, "policy.question")
 
 
 def check_phrase(phrase: str) -> None:
     """Raise ValueError for a phrase that is empty, or no text."""
     if not phrase.strip():
         raise ValueError("the phrase is empty; say what to outline, such as 'the left apple'.")
-    _check_text(phrase, "the phrase")
-
-
-def _check_text(text: str, what: str) -> None:
-    """Raise ValueError where a str is no text: half of a surrogate pair, or (U+DC80 to U+DCFF) a byte not of UTF-8."""
-    wrong = re.search("[\ud800-\udfff]", text)
-    if wrong:
-        raise ValueError(
-            f"{what} is {text!r}, which is no text in UTF-8: character {wrong.start() + 1} is {wrong[0]!r}, "
-            "half of a surrogate pair or a single byte; write it anew."
-        )
+    refuse_no_text(phrase, "the phrase")
 
 
 class Questions:
@@ -70,7 +62,7 @@ class Questions:
 
     def tokens(self, phrase: str) -> list[int]:
         """Ids of the whole prompt, one image token in it; ValueError for a phrase that is no text."""
-        _check_text(phrase, "the phrase")
+        refuse_no_text(phrase, "the phrase")
         ids = self._ids(self._in_template(self._question.replace(PHRASE, phrase)))
         self._check_image(ids, f"the question about {phrase!r}")
         return ids

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from envs.reading import refuse_no_text
 from rl.json_text import json_text
 from rollout.disk import partial_of, whole_file
 from rollout.shard_table import ShardTable
@@ -54,6 +55,7 @@ def asked(runs: Sequence[Path], sql: str, outs: Sequence[Path] = ()) -> Iterator
     Raises ValueError, in one line that names the columns there are, where the SQL is wrong or is no SELECT, or an
     archive cannot be read, or would be written to; FileNotFoundError where no run has an answer.
     """
+    refuse_no_text(sql, "the SQL")
     for out in outs:
         if any((run / "archive").resolve() in out.resolve().parents for run in runs):
             raise ValueError(f"{out} lies in an archive, which is only read; give the name of a file elsewhere.")

@@ -206,7 +206,8 @@ def train_sft(trainer: SftTrainer, validation: Env, folder: Path, max_tokens: in
 def run_sft(config: SftConfig, console: Console) -> Path:
     """Train as `config` says; returns the folder of the policy. Goes on where an earlier call was stopped.
 
-    Raises ValueError or FileNotFoundError for what is wrong with the config before training starts.
+    Raises ValueError or FileNotFoundError for what is wrong with the config before training starts, FloatingPointError
+    where loss, gradient or weights are not finite.
     """
     if not config.sft.stages:
         raise ValueError("sft.stages is empty; give at least one stage, such as {name: outlines, steps: 1000}.")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from policies.question import Questions, check_phrase, check_question
 from policies.tiny_model import word_tokenizer
@@ -67,6 +67,10 @@ TOKENIZERS: list[Any] = [
     pytest.param(lambda: trained_tokenizer(PLAIN), id="merges"),
     pytest.param(lambda: trained_tokenizer(JOINED), id="merges, text around the question"),
     pytest.param(lambda: trained_tokenizer(TRIMMED), id="merges, question trimmed"),
+    pytest.param(
+        lambda: ByT5Tokenizer(extra_ids=0, additional_special_tokens=SPECIAL, chat_template=PLAIN),
+        id="bytes, in Python",
+    ),
 ]
 if (QWEN / "tokenizer.json").is_file():
     TOKENIZERS += [pytest.param(lambda t=t: qwen_tokenizer(t), id=f"Qwen {k}") for k, t in enumerate((PLAIN, JOINED))]
