@@ -9,6 +9,7 @@ crowd region by its id asks for it; a phrase that nothing fits has no class, so 
 """
 
 import hashlib
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,18 +18,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.coco_files import (
-    Photo,
-    Question,
-    Region,
-    class_questions,
-    phrase_key,
-    phrase_questions,
-    read_annotated,
-)
+from envs.coco_files import Annotated, Photo, Region, RegionReader, check_folder, photo_entries, phrase_key
 from envs.coco_photos import EXIF, Photos
+from envs.coco_questions import Question, class_questions, phrase_questions
 from envs.example import Example, ImageRef, Prompt, Truth, image_sha256
-from envs.reading import Reading, told
+from envs.reading import Reading, read_json, told
 from envs.view import View
 
 CROWDS = ("ignore", "objects")
@@ -89,27 +83,49 @@ class Env:
         """Check settings and files, and index the questions of this split."""
         self._check_settings()
         reading = Reading()
-        found = read_annotated(self.annotations, Path(self.images), reading, self.crowds == "objects")
-        self._opened = Photos(found.photos, self.exif, self._view)
-        self._opened.check(self.decode_all, reading)
-        if self.phrases is None:
-            asked = class_questions(found, reading)
-        else:
-            asked = phrase_questions(self.phrases, found, reading)
-        reading.refuse()
-        if self.crowds == "ignore":
-            for region in found.regions.values():
-                if region.crowd:
-                    reading.note(CROWD, region.id)
-        self._words = {word for question in asked for word in question.phrase.split()}
+        found, asked = self._read(reading)
+        reading.refuse()  # before photos are decoded, which takes its time
+        if self.decode_all:
+            self._opened.decode(reading)
+            reading.refuse()
         self._original = self._opened.originals()
+        if asked is None:
+            asked = class_questions(found, self._original, reading)
+        self._words = {word for question in asked for word in question.phrase.split()}
+        self._note_photos(found, reading)
+        self._photos = {k: photo for k, photo in found.photos.items() if self._split_of(k) == self.split}
+        self._regions = {k: region for k, region in found.regions.items() if region.image_id in self._photos}
+        self._class_of = found.class_of
+        self._index(dict.fromkeys(question for question in asked if question.image_id in self._photos), reading)
+        self._notes = reading.notes
+
+    def _read(self, reading: Reading) -> tuple[Annotated, list[Question] | None]:
+        """What the files hold, photos looked at by their headers; and the written questions, None without a file."""
+        folder = Path(self.images)
+        reading.tried(check_folder, folder)
+        data = reading.tried(read_json, self.annotations)
+        phrases = None if self.phrases is None else reading.tried(read_json, self.phrases)
+        if data is None or not folder.is_dir():
+            reading.refuse()
+        if not isinstance(data, dict):
+            raise ValueError(
+                f"{self.annotations} holds no mapping of `images`, `annotations` and `categories`, but "
+                f"{reprlib.repr(data)}; give a file in the form of COCO's instances.json."
+            )
+        self._opened = Photos(photo_entries(data, self.annotations, folder, reading), self.exif, self._view, reading)
+        regions = RegionReader(data, self.annotations, self._opened.by_id, self._opened.unusable, self.phrases is None)
+        found = regions.read(reading, self.crowds == "objects")
+        if self.phrases is None:
+            return found, None
+        return found, [] if phrases is None else phrase_questions(phrases, self.phrases, found, reading)
+
+    def _note_photos(self, found: Annotated, reading: Reading) -> None:
+        for region in found.regions.values():
+            if region.crowd:
+                reading.note(CROWD, region.id)
         for copy, original in self._original.items():
             if copy != original:
                 reading.note(SAME_PHOTO, f"image {copy} as {original}")
-        self._photos = {k: photo for k, photo in found.photos.items() if self._split_of(k) == self.split}
-        self._regions = {k: region for k, region in found.regions.items() if region.image_id in self._photos}
-        self._index(dict.fromkeys(question for question in asked if question.image_id in self._photos), reading)
-        self._notes = reading.notes
 
     def _check_settings(self) -> None:
         if self.split not in ("train", "validation"):
@@ -135,7 +151,7 @@ class Env:
         self._crowds: dict[int, list[Region]] = {}
         for region in self._regions.values():
             if region.crowd:
-                self._crowds.setdefault(region.image_id, []).append(region)
+                self._crowds.setdefault(self._original[region.image_id], []).append(region)
         self._truths = {question: self._mask_hashes(question) for question in asked}
         meanings: dict[tuple[int, str], set[frozenset[bytes]]] = {}
         for question, truth in self._truths.items():
@@ -177,7 +193,8 @@ class Env:
             digest.update(f"{question.id}:{question.phrase}\n".encode() + b"".join(self._truths[question]))
             for crowd in self._ignored_crowds(question):
                 digest.update(crowd.vertices.tobytes() + crowd.offsets.tobytes())
-        for image_id, photo in self._photos.items():
+        for image_id in dict.fromkeys(question.image_id for question in self._questions):
+            photo = self._photos[image_id]
             digest.update(f"{image_id}:{photo.height}x{photo.width}:{self._opened.content(image_id)}\n".encode())
         return digest.hexdigest()
 
@@ -229,9 +246,17 @@ class Env:
         return ImageRef(photo.path, self._opened.sha256(photo.id), height, width)
 
     def _ignored_crowds(self, question: Question) -> list[Region]:
-        classes = {self._regions[ann_id].category_id for ann_id in question.ann_ids}
-        crowds = self._crowds.get(question.image_id, [])
-        return [crowd for crowd in crowds if crowd.category_id in classes and crowd.id not in question.ann_ids]
+        """Crowds of the classes that are asked for, in the photo under any of its ids, the targets aside."""
+        classes = {self._class_of[self._regions[ann_id].category_id] for ann_id in question.ann_ids}
+        photo = self._photos[question.image_id]
+        return [
+            crowd
+            for crowd in self._crowds.get(self._original[question.image_id], [])
+            if self._class_of[crowd.category_id] in classes
+            and crowd.id not in question.ann_ids
+            and self._photos[crowd.image_id].height == photo.height  # else a copy that is annotated turned
+            and self._photos[crowd.image_id].width == photo.width
+        ]
 
     def _ignored(self, question: Question, masks: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
         ignore = np.zeros(masks.shape[1:], np.bool_)

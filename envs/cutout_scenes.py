@@ -88,7 +88,7 @@ class Env:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what shapes the scenes, the pixels of the cut-outs among it."""
-        digest = sha256(self._key(0).encode())
+        digest = sha256(f"{self._key(0)}:{self.absent_share}".encode())
         for name, cutout in self._cutouts.items():
             digest.update(f"{name}:{cutout.rgba.shape}:".encode() + cutout.rgba.tobytes())
         return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Named RGBA cut-outs to compose scenes from: OpenMoji out of the box, or any folder of pictures with names."""
 
 import codecs
+import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,8 +95,11 @@ def read_folder(folder: Path) -> CutoutSet:
         if not name or name in cutouts:
             notes.setdefault(_NAMESAKE if name else _NAMELESS, []).append(f"{path.relative_to(folder)}")
             continue
-        cutouts[name] = Cutout(name, _cutout_pixels(path))
-        twin = names.setdefault(cutouts[name].rgba.tobytes(), name)
+        rgba, whole = _cutout_pixels(path)
+        cutouts[name] = Cutout(name, rgba)
+        if whole:
+            notes.setdefault(_OPAQUE, []).append(f"{path.relative_to(folder)}")
+        twin = names.setdefault(rgba.tobytes(), name)
         if twin != name:
             notes.setdefault(_COPY, []).append(f"{path.relative_to(folder)} ({name}, as {twin})")
     if not cutouts:
@@ -105,12 +109,13 @@ def read_folder(folder: Path) -> CutoutSet:
 
 _NAMELESS = "pictures without a name in a .txt beside them, passed over"
 _NAMESAKE = "pictures of a name that another one has, passed over"
+_OPAQUE = "pictures without a transparent pixel around the object, taken as whole rectangles"
 _COPY = "pictures that are another one to the pixel under a second name, which may be held out alone"
 
 
 def _named_pictures(folder: Path) -> Iterator[tuple[Path, str]]:
     """Every .png and .webp by path, and its name; "" without one."""
-    files = sorted(folder.rglob("*"))
+    files = _files(folder)
     texts = {path.with_suffix(""): path for path in reversed(files) if path.suffix.lower() == ".txt"}
     for path in files:
         if path.suffix.lower() in (".png", ".webp"):
@@ -118,13 +123,23 @@ def _named_pictures(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, "" if text is None else _plain_name(_first_line(text))
 
 
+def _files(folder: Path) -> list[Path]:
+    """Every file below a folder, by path, through links too; those that macOS puts beside files in archives aside."""
+    found, seen = list[Path](), set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(f"{place}/{name}") not in seen]
+        seen.update(os.path.realpath(f"{place}/{name}") for name in folders)
+        found += [Path(place) / name for name in names if not name.startswith("._")]
+    return sorted(found)
+
+
 def _first_line(path: Path) -> str:
     content = path.read_bytes()
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         if marked:
-            return content.decode("utf-16").partition("\n")[0]
-        return content.partition(b"\n")[0].decode("utf-8-sig")
+            return re.split("[\r\n]", content.decode("utf-16"), maxsplit=1)[0]
+        return re.split(b"[\r\n]", content, maxsplit=1)[0].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: its first line is neither UTF-8 nor UTF-16 with a mark ({error}); save it as UTF-8."
@@ -146,9 +161,11 @@ _JOINERS = "\u200c\u200d"
 """Letters of Persian and of Indian scripts stand apart or together by them."""
 
 
-def _cutout_pixels(path: Path) -> NDArray[np.uint8]:
+def _cutout_pixels(path: Path) -> tuple[NDArray[np.uint8], bool]:
+    """(pixels of the cut-out, whether its picture has no transparent one around it)."""
     try:
-        return _cropped(read_layer(path))
+        picture = read_layer(path)
+        return _cropped(picture), picture.getchannel("A").getextrema()[0] == 255
     except ValueError as error:
         raise ValueError(f"{path} cannot be used as a cut-out: {error}; remove or replace it.") from error
 

@@ -12,7 +12,8 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 MOST_PIXELS = 2**29
 """An image of more is refused: Pillow's own limit, made for files that strangers send, is passed by panoramas."""
@@ -20,6 +21,9 @@ Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # beyond it Pillow warns, and refuses
 
 # What Pillow's readers raise for a file that is cut off, damaged, or meant to do harm.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError)
+
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+"""A tag of TIFF, and its value where low numbers are light, as scanners write it."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,8 +93,11 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         # path, since it maps grey TIFFs that lie on their side into memory with height and width confused.
         with warnings.catch_warnings(action="ignore"), path.open("rb") as file, Image.open(file) as image:
             yield image
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be opened ({error.strerror}); make it readable.") from error
     except _UNREADABLE as error:
-        said = " ".join(str(error).split())
+        said = "nothing in it that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        said = " ".join(said.split())
         raise ValueError(f"{path} is cut off, damaged or no image ({said}); give a file that opens whole.") from error
 
 
@@ -113,7 +120,10 @@ def _header(image: ImageFile.ImageFile) -> ImageHeader:
         image.format == "PNG" and "exif" not in image.info and image.fp
     ):  # else Pillow decodes all pixels to look behind them
         image.info["exif"] = _late_exif(image.fp)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _UNREADABLE:  # what is no EXIF turns nothing
+        orientation = 1
     orientation = orientation if orientation in _UPRIGHT else 1
     width, height = image.size
     if image.format == "TIFF" and orientation > 4:  # this reader gives the size, and then the pixels, upright
@@ -135,8 +145,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         image.load()
         return image
     values = np.asarray(image)
-    sixteen_bits = image.mode.startswith("I;16") or image.format == "PPM"  # whose reader scales to 65535
-    grey = Image.fromarray(_stretched(values, (0.0, 65535.0) if sixteen_bits else None))
+    sixteen_bits = image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format == "PPM"
+    )  # whose reader scales to 65535
+    shown = _stretched(values, (0.0, 65535.0) if sixteen_bits else None)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        shown = 255 - shown  # Pillow does so for eight bits only
+    grey = Image.fromarray(shown)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # one grey value of a 16-bit PNG
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

@@ -58,10 +58,13 @@ def fill_as_pycocotools(
     Vertices are rounded to that grid and so are the points of edges between them: a pixel here and there differs.
     """
     mask = np.zeros((height, width), np.bool_)
-    vertices = np.ascontiguousarray(vertices, np.float64)
     for first, end in pairwise(offsets.tolist()):
         if end > first:
-            _paint_part(vertices[first:end], mask)
+            ring = np.ascontiguousarray(vertices[first:end], np.float64)
+            left, top = np.clip(np.floor(ring.min(axis=0)), 0, (width, height)).astype(np.int64)
+            right, bottom = np.clip(np.ceil(ring.max(axis=0)) + 1, 0, (width, height)).astype(np.int64)
+            if left < right and top < bottom:
+                _paint_part(ring, mask[top:bottom, left:right], left, top)
     return mask
 
 
@@ -70,16 +73,16 @@ _FINE = 5
 
 
 @njit(cache=True, nogil=True)
-def _paint_part(ring: Any, mask: Any) -> None:
-    """Set the pixels of `mask` [H, W] inside `ring` [N, 2], even-odd."""
+def _paint_part(ring: Any, mask: Any, left: int, top: int) -> None:
+    """Set the pixels inside `ring` [N, 2] px, even-odd, in `mask` [H, W], whose corner is at (left, top) px."""
     height, width = mask.shape
     toggled = np.zeros((height, width), np.bool_)  # below, in its column, inside and outside change places
     fine = np.empty(ring.shape, np.int64)
     for k in range(len(ring)):
         fine[k, 0], fine[k, 1] = int(_FINE * ring[k, 0] + 0.5), int(_FINE * ring[k, 1] + 0.5)
     for k in range(len(ring)):
-        _toggle_edge(fine[k], fine[(k + 1) % len(ring)], toggled)
-    for j in range(max(0, fine[:, 0].min() // _FINE), min(width, fine[:, 0].max() // _FINE + 1)):
+        _toggle_edge(fine[k], fine[(k + 1) % len(ring)], toggled, left, top)
+    for j in range(width):
         inside = False
         for i in range(height):
             inside ^= toggled[i, j]
@@ -87,8 +90,11 @@ def _paint_part(ring: Any, mask: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _toggle_edge(start: Any, end: Any, toggled: Any) -> None:
-    """Walk an edge on the fine grid; where it crosses the middle line of a column, flip `toggled` [H, W] there."""
+def _toggle_edge(start: Any, end: Any, toggled: Any, left: int, top: int) -> None:
+    """Walk an edge on the fine grid; where it crosses the middle line of a column, flip `toggled` [H, W] there.
+
+    left, top: corner of `toggled`, px.
+    """
     height, width = toggled.shape
     across, down = abs(end[0] - start[0]), abs(end[1] - start[1])
     steps = max(across, down)
@@ -103,10 +109,10 @@ def _toggle_edge(start: Any, end: Any, toggled: Any) -> None:
         along, beside = first[axis] + t, int(first[1 - axis] + slope * t + 0.5)
         x, y = (along, beside) if axis == 0 else (beside, along)
         crossed = min(x, before_x)  # the fine column to the left of the line that was crossed
-        if step and x != before_x and crossed % _FINE == _FINE // 2 and 0 <= crossed < _FINE * width:
-            row = max(0, int(np.ceil((min(y, before_y) + 0.5) / _FINE - 0.5)))
+        if step and x != before_x and crossed % _FINE == _FINE // 2 and 0 <= crossed // _FINE - left < width:
+            row = max(0, int(np.ceil((min(y, before_y) + 0.5) / _FINE - 0.5)) - top)
             if row < height:
-                toggled[row, crossed // _FINE] ^= True
+                toggled[row, crossed // _FINE - left] ^= True
         before_x, before_y = x, y
 
 

@@ -1,10 +1,18 @@
-"""What is found while the files of a data set are read: mistakes, told all at once, and what a user should know of."""
+"""JSON files of a data set and their entries, and what is found while they are read: mistakes, told all at once, and
+what a user should know of."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 _MOST_TOLD = 20
 _FEW = 6
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Reading:
@@ -16,9 +24,18 @@ class Reading:
         self.notes: dict[str, list[str]] = {}
         """What was left out, or taken as it need not be meant, by the reason; of each, which entries."""
 
-    def mistake(self, error: ValueError | FileNotFoundError) -> None:
+    def mistake(self, error: ValueError | OSError) -> None:
         """Something that cannot be used as it is; `refuse` tells it."""
-        (self._missing if isinstance(error, FileNotFoundError) else self._mistakes).append(str(error))
+        told = " ".join(str(error).split("\n"))
+        (self._missing if isinstance(error, FileNotFoundError) else self._mistakes).append(told)
+
+    def tried(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What `function` returns; None where it raises ValueError or OSError, which then is a mistake."""
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            self.mistake(error)
+            return None
 
     def note(self, what: str, which: object) -> None:
         """Something that is passed over or decided for the user."""
@@ -39,13 +56,63 @@ class Reading:
         raise ValueError(text) if self._mistakes else FileNotFoundError(text)
 
 
+def read_json(path: str) -> Any:
+    """What a JSON file holds; UTF-8, UTF-16 or UTF-32, with or without a byte order mark."""
+    if not Path(path).is_file():
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}; check the path (relative ones start from the working folder).")
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); export it again.") from error
+
+
+def field(entry: Any, key: str, kind: type, where: str) -> Any:
+    """The value at `key` of an entry, of type `kind`.
+
+    A whole number may be written as 7.0 or "7". Raises ValueError, telling `where`, for any other value.
+    """
+    value = entry.get(key) if isinstance(entry, dict) else entry
+    number = whole(value) if kind is int else None
+    value = value if number is None else number
+    if not isinstance(entry, dict) or not isinstance(value, kind) or isinstance(value, bool):
+        found = reprlib.repr(value)
+        raise ValueError(f"{where}: `{key}` should be {kind.__name__}, found {found}; correct this entry.")
+    if isinstance(value, str):
+        refuse_no_text(value, f"{where}: `{key}`")
+    return value
+
+
+def whole(value: Any) -> int | None:
+    """The whole number that 7, 7.0 or "7" say; None for anything else."""
+    if isinstance(value, str) and re.fullmatch("-?[0-9]{1,18}", value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def entries(data: Any, key: str, path: str, reading: Reading) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(id, where, entry) of each entry of the list `key` that has an id of its own."""
+    seen = set()
+    for k, entry in enumerate(reading.tried(field, data, key, list, path) or ()):
+        entry_id = reading.tried(field, entry, "id", int, f"{path}: {key}[{k}]")
+        if entry_id in seen:
+            reading.mistake(ValueError(f"{path}: {key}[{k}] has id {entry_id} a second time; ids must be unique."))
+        elif entry_id is not None:
+            seen.add(entry_id)
+            yield entry_id, f"{path}: {key}[{k}] (id {entry_id})", entry
+
+
 def told(notes: Mapping[str, Sequence[str]]) -> list[str]:
     """Notes as a sentence each, with how many entries it is about and the first of them."""
-    lines = []
-    for what, which in notes.items():
-        more = f" and {len(which) - _FEW:,} more" if len(which) > _FEW else ""
-        lines.append(f"{len(which):,} {what}: {', '.join(which[:_FEW])}{more}")
-    return lines
+    return [f"{len(which):,} {what}: {first_few(which)}" for what, which in notes.items()]
+
+
+def first_few(entries: Sequence[str]) -> str:
+    """The first six entries, and how many there are beside."""
+    more = f" and {len(entries) - _FEW:,} more" if len(entries) > _FEW else ""
+    return f"{', '.join(entries[:_FEW])}{more}"
 
 
 def refuse_no_text(text: str, what: str) -> None:

@@ -31,7 +31,7 @@ class RunData:
         ValueError, too, where a split has no example.
         """
         fingerprints: dict[str, str] = {}
-        notes: dict[str, list[str]] = {}
+        notes: dict[str, dict[str, None]] = {}  # entries of a note in order, each once
         for split in dict.fromkeys(splits):
             built = env.build(split=split)
             if not isinstance(built, Env):
@@ -46,9 +46,8 @@ class RunData:
                 )
             fingerprints[split] = built.fingerprint
             for what, which in built.notes.items():
-                known = notes.setdefault(what, [])
-                known += [each for each in which if each not in set(known)]
-        return cls(fingerprints, notes)
+                notes.setdefault(what, {}).update(dict.fromkeys(which))
+        return cls(fingerprints, {what: list(which) for what, which in notes.items()})
 
     def tell(self, console: Console, folder: Path) -> None:
         """Print the notes, a line each; all entries stand in the file of `folder`."""

@@ -162,9 +162,13 @@ def annotated(segmentation, **more):
 
 BAD_SETS = {
     "a segmentation of text": (annotated("1 1 4 1"), "id 77.*segmentation '1 1 4 1' is neither polygons nor RLE"),
-    "a flat list of numbers": (annotated([1, 1, 4, 1, 4, 4]), "id 77.*polygon part 1 is not x, y"),
+    "parts and numbers mixed": (annotated([[1, 1, 4, 1, 4, 4], 4]), "id 77.*polygon part 4 is not x, y"),
+    "a vertex far away": (annotated([[1, 1, 4e6, 1, 4, 4]]), "id 77.*in pixels of less than 1e"),
     "short run lengths": (annotated({"size": [8, 10], "counts": [1, 2]}), "id 77.* of image 1: RLE covers 3 pixels"),
-    "run lengths of text": (annotated({"size": [8, 10], "counts": "é"}), "id 77.* of image 1: .*ascii"),
+    "run lengths of text": (
+        annotated({"size": [8, 10], "counts": "é"}),
+        "id 77.* of image 1: RLE counts .* decode its bytes as ASCII",
+    ),
     "negative run": (annotated({"size": [8, 10], "counts": [90, -10]}), "id 77.*are not run lengths"),
     "no run lengths": (annotated({"size": [8, 10]}), "id 77.*neither a list nor text"),
     "run lengths of another size": (annotated({"size": [10, 8], "counts": [0, 80]}), r"RLE size \[10, 8\] is not"),

@@ -8,8 +8,9 @@ from made_coco import annotation, entry, rectangle, small_set
 from PIL import Image
 
 from envs.coco import AMBIGUOUS, CROWD, SAME_PHOTO, TOO_SMALL, Env
-from envs.coco_files import NAMELESS, NO_MASK, NO_PIXEL, SHORT_PART
+from envs.coco_files import NO_MASK, NO_PIXEL, SHORT_PART
 from envs.coco_photos import UNKNOWN_TURN
+from envs.coco_questions import NAMELESS
 from envs.reading import told
 
 CROWD_RUNS = {"size": [8, 10], "counts": [18, 4, 4, 4, 4, 4, 42]}
@@ -237,9 +238,9 @@ def test_a_quarter_turn_goes_by_the_recorded_size(tmp_path, suffix):
         resave(tmp_path, f"{name}.{suffix}", 6)
     env = Env("train", **settings)
     as_stored, upright = (env.image(env[k].image) for k in (0, 1))
-    assert as_stored.shape == (8, 10, 3) and upright.shape == (10, 8, 3) and env.notes == {}
+    assert as_stored.shape == (8, 10, 3) and upright.shape == (10, 8, 3) and env.notes.keys() == {SAME_PHOTO}
     np.testing.assert_array_equal(np.rot90(as_stored, -1), upright)
-    with pytest.raises(ValueError, match=r"has 8 x 10 pixels, but image 1 was annotated at 10 x 8"):
+    with pytest.raises(ValueError, match=r"has 8 x 10 pixels, but image 1 was annotated at 10 x 8.*set env\.exif, now"):
         Env("train", **settings, exif="apply")
 
 
@@ -305,19 +306,39 @@ def test_all_mistakes_are_told_in_one_message(tmp_path):
         annotation(3, 2, [rectangle(1, 1, 4, 4)], iscrowd="1"),
     ]
     settings = small_set(tmp_path, annotations, [entry(9), entry(phrases=[""])])
-    (tmp_path / "images" / "1.png").write_bytes(b"")
-    (tmp_path / "images" / "2.png").unlink()
-    with pytest.raises(ValueError, match="7 mistakes in the data") as raised:
+    with pytest.raises(ValueError, match="5 mistakes in the data") as raised:
         Env("train", **settings)
     lines = str(raised.value).splitlines()[1:]
-    for line, told_of in zip(
-        lines, ["id 1)", "id 2)", "id 3)", "image 1:", "entry 0", "entry 1", "2.png: no such file"], strict=True
-    ):
+    for line, told_of in zip(lines, ["id 1)", "id 3)", "id 2)", "entry 0", "entry 1"], strict=True):
         assert told_of in line
 
 
+def test_what_follows_from_a_mistake_is_not_told_beside_it(tmp_path):
+    annotations = [annotation(k, 1, [rectangle(1, 1, 4, 4)], iscrowd="yes" if k == 9 else 0) for k in range(1, 10)]
+    settings = small_set(tmp_path, annotations, [entry(1, (1,)), entry(1, (9,), ["a cup"]), entry(2, ())])
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    (tmp_path / "images" / "2.png").unlink()
+    with pytest.raises(ValueError, match="3 mistakes in the data") as raised:
+        Env("train", **settings)
+    image, crowd, missing = str(raised.value).splitlines()[1:]
+    assert "image 1:" in image and "iscrowd is 'yes'" in crowd and "2.png: no such file for image 2" in missing
+
+
+def test_every_mistake_of_an_annotation_is_told(tmp_path):
+    wrong = annotation(7, 1, [[1, 1, 4]], 9, iscrowd=5)
+    with pytest.raises(ValueError, match="3 mistakes in the data") as raised:
+        Env("train", **small_set(tmp_path, [wrong]))
+    assert all(word in str(raised.value) for word in ("iscrowd is 5", "polygon part [1, 1, 4]", "category_id 9"))
+
+
+def test_a_missing_file_of_phrases_hides_no_mistake_of_the_annotations(tmp_path):
+    settings = small_set(tmp_path, [annotation(7, 1, "text")]) | {"phrases": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"2 mistakes in the data:\n.*segmentation 'text'.*\n.*: is a folder"):
+        Env("train", **settings)
+
+
 def test_of_many_mistakes_the_first_twenty_are_told(tmp_path):
-    annotations = [annotation(k, 9, [rectangle(1, 1, 4, 4)]) for k in range(1, 34)]
+    annotations = [annotation(k, 1, [rectangle(1, 1, 4, 4)], iscrowd=7) for k in range(1, 34)]
     with pytest.raises(ValueError, match="33 mistakes in the data") as raised:
         Env("train", **small_set(tmp_path, annotations))
     assert len(str(raised.value).splitlines()) == 22 and str(raised.value).endswith("and 13 more")
@@ -325,6 +346,132 @@ def test_of_many_mistakes_the_first_twenty_are_told(tmp_path):
 
 def test_notes_are_told_with_their_number_and_the_first_few():
     assert told({"photos turned": [f"{k}" for k in range(1, 10)]}) == ["9 photos turned: 1, 2, 3, 4, 5, 6 and 3 more"]
+
+
+def test_an_image_that_many_annotations_name_in_vain_is_told_once(tmp_path):
+    annotations = [annotation(k, 9, [rectangle(1, 1, 4, 4)]) for k in range(1, 34)]
+    told_once = r"id 1\): image_id 9 is not among the images \(nor for 32 other annotations\)"
+    with pytest.raises(ValueError, match=told_once) as raised:
+        Env("train", **small_set(tmp_path, annotations))
+    assert "\n" not in str(raised.value)
+
+
+# Forms that tools write.
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [1, 1, 4, 1, 4, 4, 1, 4],
+        [[[1, 1], [4, 1], [4, 4], [1, 4]]],
+        [{"size": [8, 10], "counts": [9.0, 3, 5, 3, 5, 3, 52]}],
+        {"size": ["8", "10"], "counts": [9, 3, 5, 3, 5, 3, 52]},
+    ],
+)
+def test_flat_polygons_points_and_run_lengths_in_a_list_are_read(tmp_path, segmentation):
+    env = Env("train", **small_set(tmp_path, [annotation(11, 1, segmentation)]))
+    expected = np.zeros((8, 10), bool)
+    expected[1:4, 1:4] = True
+    np.testing.assert_array_equal(env[0].truth.union, expected)
+
+
+def test_ids_written_as_text_are_read(tmp_path):
+    images = [{"id": "1", "file_name": "1.png", "height": "8", "width": "10"}]
+    annotations = [annotation("11", "1", [rectangle(1, 1, 4, 4)], "1")]
+    settings = small_set(tmp_path, annotations, [entry("1", ("11",)), entry(1, (11.0,), ["a cup"])], images=images)
+    assert asked(Env("train", **settings)) == [("1", "11", "the cup"), ("1", "11", "a cup")]
+
+
+@pytest.mark.parametrize("side", [None, 0, "missing"])
+def test_a_size_that_was_not_recorded_is_that_of_the_photo(tmp_path, side):
+    images = [{"id": k, "file_name": f"{k}.png", "height": side, "width": side} for k in (1, 2)]
+    if side == "missing":
+        images = [{"id": k, "file_name": f"{k}.png"} for k in (1, 2)]
+    env = Env("train", **small_set(tmp_path, images=images))
+    assert (env[0].image.height, env[0].image.width, env[0].truth.masks.sum()) == (8, 10, 9)
+
+
+def test_written_phrases_need_no_classes(tmp_path):
+    settings = small_set(tmp_path, phrases=[entry(), entry(2, (12,), ["a dog"])])
+    data = json.loads((tmp_path / "instances.json").read_text())
+    del data["categories"]
+    for one in data["annotations"]:
+        del one["category_id"]
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    assert len(Env("train", **settings)) == 2
+    del settings["phrases"]
+    with pytest.raises(ValueError, match="`categories` should be list, found None"):
+        Env("train", **settings)
+
+
+def test_what_nothing_depends_on_harms_nothing(tmp_path):
+    images = [{"id": k, "file_name": f"{k}.png", "height": 8, "width": 10, "license": 1} for k in (1, 2)]
+    images[0]["flickr_url"], images[1]["coco_url"] = "http://\ud800", {"a": 1}
+    env = Env("train", **small_set(tmp_path, images=images, licenses=[{"id": 1, "name": "a \udc00"}]))
+    assert [example.source for example in env] == [
+        "http://? (annotated in instances.json)",
+        "2.png (annotated in instances.json)",
+    ]
+    assert env[0].licence == "a ?"
+
+
+def test_a_wrong_size_is_told_before_any_mask_of_that_size_is_made(tmp_path):
+    images = [{"id": k, "file_name": f"{k}.png", "height": 10**7, "width": 10**7} for k in (1, 2)]
+    with pytest.raises(ValueError, match="has 10 x 8 pixels, but image 1 was annotated at 10000000 x 10000000"):
+        Env("train", **small_set(tmp_path, images=images))
+
+
+def test_a_file_name_that_no_system_takes_names_its_entry(tmp_path):
+    images = [{"id": k, "file_name": f"{k}" * 300, "height": 8, "width": 10} for k in (1, 2)]
+    with pytest.raises((ValueError, OSError), match="2 mistakes in the data"):
+        Env("train", **small_set(tmp_path, images=images))
+
+
+# One photo under two ids.
+
+
+def listed_twice(folder, annotations):
+    images = [{"id": k, "file_name": "1.png", "height": 8, "width": 10} for k in (1, 2)]
+    return small_set(folder, annotations, images=images)
+
+
+def test_a_class_is_counted_over_all_entries_of_a_photo(tmp_path):
+    same = [annotation(k, k, [rectangle(1, 1, 4, 4)]) for k in (1, 2)]
+    assert asked(Env("train", **listed_twice(tmp_path, same))) == [("1", "1", "cup"), ("2", "2", "cup")]
+    others = [annotation(1, 1, [rectangle(1, 1, 4, 4)]), annotation(2, 2, [rectangle(5, 5, 8, 8)])]
+    with pytest.raises(ValueError, match="has no question"):
+        Env("train", **listed_twice(tmp_path, others))
+
+
+def test_a_crowd_of_one_entry_of_a_photo_is_ignored_for_the_other(tmp_path):
+    crowd = {"size": [8, 10], "counts": [40, 40]}
+    annotations = [annotation(1, 1, [rectangle(1, 1, 4, 4)]), annotation(2, 2, crowd, iscrowd=1)]
+    settings = listed_twice(tmp_path, annotations)
+    (tmp_path / "phrases.json").write_text(json.dumps([entry(1, (1,))]))
+    env = Env("train", **settings, phrases=str(tmp_path / "phrases.json"))
+    assert env[0].truth.ignore.sum() == 40
+
+
+def test_one_file_annotated_both_as_stored_and_upright_is_a_mistake(tmp_path):
+    images = [
+        {"id": 1, "file_name": "1.png", "height": 8, "width": 10},
+        {"id": 2, "file_name": "1.png", "height": 10, "width": 8},
+    ]
+    settings = small_set(tmp_path, images=images)
+    resave(tmp_path, "1.png", 6)
+    with pytest.raises(ValueError, match=r"was annotated as stored and upright, by the sizes of images 1 and 2"):
+        Env("train", **settings)
+
+
+@pytest.mark.parametrize("second", ["cafe\u0301", "CAFÉ", "caf\u00e9\u200b"])
+def test_unicodes_forms_of_one_phrase_are_one_phrase(tmp_path, second):
+    with pytest.raises(ValueError, match=r"has no question.*2 questions whose phrase means something else too"):
+        Env("train", **small_set(tmp_path, phrases=[entry(phrases=["caf\u00e9"]), entry(1, (), [second])]))
+
+
+def test_a_phrase_that_nobody_sees_is_a_mistake(tmp_path):
+    with pytest.raises(ValueError, match="should be one or more texts"):
+        Env("train", **small_set(tmp_path, phrases=[entry(phrases=["\u200b"])]))
 
 
 # What a resume compares.
@@ -355,6 +502,11 @@ def test_the_fingerprint_is_that_of_masks_phrases_classes_and_photos(tmp_path):
         fingerprint(photo=np.zeros((8, 10, 3), np.uint8)),
     ]
     assert len(set(found)) == 6
+    undecoded = Env("train", **small_set(tmp_path, annotations, phrases), decode_all=False)
+    before = undecoded.fingerprint
+    assert undecoded.image(undecoded[0].image).shape == (8, 10, 3)
+    again = Env("train", **small_set(tmp_path, annotations, phrases), decode_all=False)
+    assert again[0].id == undecoded[0].id and again.fingerprint == before != found[0]
     redrawn = [annotation(11, 1, [[*rectangle(1, 1, 4, 4)[2:], 1, 1]]), *annotations[1:]]
     assert fingerprint(redrawn) == fingerprint(decode_all=True) == found[0]
 

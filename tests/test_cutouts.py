@@ -258,3 +258,22 @@ def test_what_is_passed_over_is_noted_and_so_is_one_picture_under_two_names(tmp_
             "more/d.png (pear, as apple)"
         ],
     }
+
+
+def test_a_picture_without_a_transparent_pixel_is_noted(tmp_path):
+    add(tmp_path, "photo", "photo", Image.new("RGB", (6, 4)))
+    add(tmp_path, "cup", "cup", picture(border=1))
+    assert read_folder(tmp_path).notes == {
+        "pictures without a transparent pixel around the object, taken as whole rectangles": ["photo.png"]
+    }
+
+
+def test_linked_folders_count_once_and_what_macos_adds_to_archives_does_not(tmp_path):
+    add(tmp_path / "elsewhere", "badger", "badger\ra badger is an animal")
+    add(tmp_path / "stamps", "otter", "otter", picture(colour=(1, 2, 3)))
+    (tmp_path / "stamps" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "stamps")
+    (tmp_path / "stamps" / "folder.txt").mkdir()
+    for name in ("._otter.png", "._otter.txt"):
+        (tmp_path / "stamps" / name).write_bytes(b"\x00\x05\x16\x07")
+    assert names_of(tmp_path / "stamps") == ["badger", "otter"]

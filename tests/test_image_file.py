@@ -178,3 +178,29 @@ def test_a_panorama_of_199_megapixels_is_read_and_one_of_600_is_refused_by_its_h
     Image.new("1", (30_000, 20_000)).save(tmp_path / "wall.png")
     with pytest.raises(ValueError, match="600000000 pixels"):
         image_header(tmp_path / "wall.png")
+
+
+def test_floats_of_a_pfm_are_stretched_as_those_of_a_tiff(tmp_path):
+    floats = Image.fromarray(np.array([[0.0, 0.25, 1.0]], np.float32))
+    for kind in ("pfm", "tif"):
+        assert np.asarray(saved(tmp_path, floats, f"floats.{kind}"))[0, :, 0].tolist() == [0, 64, 255]
+
+
+@pytest.mark.parametrize(("depth", "white"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_a_tiff_whose_low_numbers_are_light_is_no_negative(tmp_path, depth, white):
+    scan = Image.fromarray(np.array([[0, white]], depth))
+    scan.save(tmp_path / "scan.tif")
+    scan = bytearray((tmp_path / "scan.tif").read_bytes())
+    tag = scan.index(b"\x06\x01\x03\x00\x01\x00\x00\x00") + 8
+    seen = {}
+    for photometric in (0, 1):
+        scan[tag : tag + 2] = photometric.to_bytes(2, "little")
+        (tmp_path / "scan.tif").write_bytes(scan)
+        seen[photometric] = np.asarray(read_image(tmp_path / "scan.tif"))[0, :, 0].tolist()
+    assert seen == {0: [255, 0], 1: [0, 255]}
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_a_block_that_is_no_exif_turns_nothing(tmp_path, kind):
+    seen = saved(tmp_path, dotted("RGB"), f"odd.{kind}", exif=b"Exif\0\0nonsense")
+    assert seen.size == (6, 4)
