@@ -84,7 +84,7 @@ class Photos:
         self._decoded = True
 
     def id_of(self, path: str) -> int:
-        """Id of the photo in the file `path`, the lowest of several; raises ValueError where there is none."""
+        """Id of the photo in the file `path`, the first of several; raises ValueError where there is none."""
         if path not in self._ids:
             raise ValueError(f"{path} is no photo of this data set; restore its annotations of that time.")
         return self._ids[path]
@@ -103,7 +103,7 @@ class Photos:
         return self._sha256[photo_id]
 
     def content(self, photo_id: int) -> str:
-        """What tells what is shown of a photo from another: its hash where all are decoded, else its size in bytes."""
+        """The photo as it is shown, told from others: by its hash where all are decoded, else by its size in bytes."""
         if self._decoded:
             return self.sha256(photo_id)
         num_bytes = Path(self.by_id[photo_id].path).stat().st_size
@@ -135,7 +135,7 @@ def _same_files(paths: Mapping[int, Path]) -> dict[int, int]:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL_BYTES))
-            alike.setdefault((size, file.read()), []).append(k)
+            alike.setdefault((size, hashlib.sha256(file.read()).digest()), []).append(k)
     found = dict.fromkeys(paths, 0)
     for ids in alike.values():
         first: dict[bytes, int] = {}
