@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from importlib import resources
@@ -257,6 +258,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint not in _ACCEPTED:
         return True
     if value != value:  # not a number: no comparison in a later check would notice
+        return False
+    if hint is float and isinstance(value, int) and abs(value) > sys.float_info.max:
         return False
     return isinstance(value, _ACCEPTED[hint]) and (hint is bool or not isinstance(value, bool))
 

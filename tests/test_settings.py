@@ -143,6 +143,7 @@ def test_an_unknown_key_is_refused_with_its_path_the_nearest_name_and_all_keys(t
         ("rl: fast", "rl is 'fast', expected a mapping of `key: value`."),
         ("rl:", "rl is None, expected a mapping of `key: value`."),
         ("rl: {learning_rate: fast}", "rl.learning_rate is 'fast', expected float."),
+        (f"rl: {{learning_rate: {'9' * 400}}}", f"rl.learning_rate is {'9' * 400}, expected float."),
         ("rl: {betas: 0.9}", "rl.betas is 0.9, expected list[float]."),
         ("rl: {betas: {a: 1}}", "rl.betas is {'a': 1}, expected list[float]."),
         ("rl: {betas: [0.9, x]}", "rl.betas[1] is 'x', expected float."),
