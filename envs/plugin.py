@@ -3,7 +3,6 @@
 A Plugin is the recipe, not the thing: it is small and picklable, so it travels to workers, and each builds its own.
 """
 
-import ast
 import difflib
 import hashlib
 import importlib
@@ -12,13 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-_PREFIXES = {"Engine": "engine_"}
-"""How the files of some classes begin, in a package that holds much else; a config leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +21,11 @@ class Plugin:
     """A class in a file, and the settings to build it with."""
 
     package: str
-    """Import package that the file is in; for people only where `module` is set."""
+    """Import package of the folder that holds plugins of this kind; for people only where `module` is set."""
     class_name: str
     """What the file must define: Reward, Policy, Head, Algorithm, Env, Codec or Engine."""
     name: str
-    """Name of the file without ".py" (an Engine's also without "engine_"); with `module`, what the config calls it."""
+    """Name of the file without ".py"; with `module`, what the config calls it."""
     settings: dict[str, Any]
     """Fields of the class that the config sets, already of the right types; the others keep their defaults."""
     module: str | None = None
@@ -63,38 +58,30 @@ class Plugin:
         return replace(self, settings=self.settings | changed)
 
     def _import_named(self) -> ModuleType:
-        module = _PREFIXES.get(self.class_name, "") + self.name
-        file = resources.files(self.package) / f"{module}.py"
-        if module.isidentifier() and file.is_file() and _defines(file, self.class_name):
-            return importlib.import_module(f"{self.package}.{module}")
-        names = plugin_names(self.package, self.class_name)
+        names = plugin_names(self.package)
+        if self.name in names:
+            return importlib.import_module(f"{self.package}.{self.name}")
         raise ValueError(
-            f"no file of {self.package}/ with a class {self.class_name} is called {self.name!r}"
+            f"no {self.class_name} in {self.package.replace('.', '/')}/ is called {self.name!r}"
             f"{did_you_mean(self.name, names)} There are: {', '.join(names) or 'none'}. "
             "A file of your own is reached by `module: path/to/file.py`."
         )
 
 
-def plugin_names(package: str, class_name: str) -> list[str]:
-    """Names of the files of `package` that define a class `class_name`, sorted; reads the files, imports none."""
-    prefix = _PREFIXES.get(class_name, "")
-    files = [file for file in resources.files(package).iterdir() if file.name.endswith(".py")]
-    named = [file for file in files if file.name.startswith(prefix) and _defines(file, class_name)]
-    return sorted(file.name.removeprefix(prefix).removesuffix(".py") for file in named)
+def plugin_names(package: str) -> list[str]:
+    """What may be named of a plugin folder, sorted: its files, but `base.py` and those that begin with `_`.
+
+    package: import package of the folder, such as `envs.datasets`. Nothing is imported or read.
+    """
+    files = [Path(file.name) for file in resources.files(package).iterdir()]
+    stems = [file.stem for file in files if file.suffix == ".py" and file.stem.isidentifier()]
+    return sorted(stem for stem in stems if stem != "base" and not stem.startswith("_"))
 
 
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """How to end a sentence about a wrong name: "; did you mean 'nearest'?", or "." where nothing is near."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else "."
-
-
-def _defines(file: Traversable, class_name: str) -> bool:
-    """Whether a file defines the class; a Protocol of that name says what the class must do and is none itself."""
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            return not any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases)
-    return False
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate, pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from envs.grammar import AnswerGrammar
 
 Ring = NDArray[np.float64]
 Box = tuple[float, float, float, float]
@@ -80,28 +78,6 @@ class Answer:
     def num_vertices(self) -> int:
         """Vertices of all rings."""
         return sum(len(instance.vertices_px) for instance in self.instances)
-
-
-class AnswerCodec(Protocol):
-    """Text <-> polygons.
-
-    A codec is one file of this folder whose class `Codec` is a frozen dataclass of its settings.
-    """
-
-    def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
-        """Text of instances, each a list of pixel rings.
-
-        No instance is the empty answer. ValueError beyond the codec's limits.
-        """
-        ...
-
-    def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:
-        """The answer that `text` gives over a height x width image; a status for any str, never an exception."""
-        ...
-
-    def grammar(self) -> AnswerGrammar:
-        """Automaton of texts that read as valid, all that `encode` writes among them; for `sampling.grammar` alone."""
-        ...
 
 
 class FlatAnswers(NamedTuple):

@@ -14,44 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policies.settings import ALL_LINEAR, LoraSettings
 from policies.weights import BUCKET_BYTES, in_buckets, is_adapter, travelling
 
-ALL_LINEAR = "all-linear"
 _NAME = "default"
 """What peft calls a model's only adapter."""
-
-
-@dataclass
-class LoraSettings:
-    """Adapters in place of whole weights."""
-
-    rank: int = 16
-    """Width of A and B."""
-    alpha: float = 32.0
-    """Adapters count alpha / rank times."""
-    dropout: float = 0.0
-    """Share of an adapter's input that is dropped while learning; the ratio to the old policy is then noisy."""
-    targets: Any = ALL_LINEAR
-    """`all-linear`: each linear layer of the language model but the head. Or a list of layers by the end of their
-    names, such as [q_proj, v_proj]; [visual.merger.linear_fc1] reaches into the vision tower."""
-    push: str = "merged"
-    """merged: workers get whole weights and need nothing of adapters. adapters: only these travel; a push is then
-    smaller by the factor that the adapters are."""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"learner.lora.rank is {self.rank}, alpha {self.alpha}, dropout {self.dropout}; set rank to 1 or "
-                "more, alpha above 0, and dropout into 0..1, 1 not included."
-            )
-        if self.push not in ("merged", "adapters"):
-            raise ValueError(f"learner.lora.push is {self.push!r}; it must be merged or adapters.")
-        targets = self.targets
-        named = isinstance(targets, list) and targets and all(isinstance(each, str) for each in targets)
-        if targets != ALL_LINEAR and not named:
-            raise ValueError(
-                f"learner.lora.targets is {targets!r}; give {ALL_LINEAR} or a list of names such as [q_proj, v_proj]."
-            )
 
 
 def add_adapters(model: nn.Module, vision_tower: nn.Module, lora: LoraSettings) -> None:

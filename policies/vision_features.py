@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.vision_utils import get_vision_window_index
 
-from policies.base import VisionFeatures
+from policies.families.base import VisionFeatures
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from reprlib import repr as short_repr
 
 import numpy as np
 
-from rewards.score import Comparison, Reward
+from rewards.score import Comparison
+from rewards.terms.base import Reward
 
 _MOST_CHARACTERS = 400
 """Of the text of an exception."""

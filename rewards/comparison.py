@@ -11,10 +11,32 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.geometry.spans import Spans, spans_from_rings
 from envs.polygons import Answer, AnswerStatus, Box, FlatAnswers, Ring, flat_answers, split_rings
-from rewards import kernels
-from rewards.refined import unmended
+from rewards.kernels import overlap as kernels
+from rewards.kernels.bands import shared_pixels, span_sums, without
 from rewards.target import Target
+
+
+def unmended(target: Target, outlines: FlatAnswers, refined: FlatAnswers) -> NDArray[np.float64]:
+    """[A] in [0, 1]: 1 less the IoU of M, or |wrong in outline and refined mask| / |T | (C & R)|; 0 without a pixel.
+
+    outlines, refined: A answers each, the k-th refined mask, as exact rings, made of the k-th outline. It is never more
+    than 1 less the IoU of the outline, nor than 1 less that of the refined mask; where both are one, it is just that.
+    """
+    shares = np.zeros(outlines.num_answers)
+    for a in range(outlines.num_answers):
+        drawn, mended = (_counted(target, flat.part(a, a + 1)) for flat in (outlines, refined))
+        outside = shared_pixels(drawn, without(mended, target.spans))
+        missed = span_sums(without(without(target.spans, drawn), mended))[0]
+        if target.area_px + outside:
+            shares[a] = (outside + missed) / (target.area_px + outside)
+    return shares
+
+
+def _counted(target: Target, one: FlatAnswers) -> Spans:
+    """The pixels of the only answer of `one` that count."""
+    return Spans(*without(spans_from_rings(*one[:2], target.height, target.width), target.ignored))
 
 
 @dataclass(frozen=True)
@@ -82,7 +104,7 @@ class Comparisons(Sequence["Comparison"]):
 
     @cached_property
     def shapes(self) -> list[list[float]]:
-        """[A][9] box, a point inside and second moments of each answer (see `shapes` in rewards/kernels.py)."""
+        """[A][9] box, a point inside and second moments of each answer (see `shapes` in rewards/kernels/overlap.py)."""
         return kernels.shapes(*self.answers.flat, self.target.ignored, self.target.width).tolist()
 
     @cached_property
@@ -94,7 +116,7 @@ class Comparisons(Sequence["Comparison"]):
 
     @cached_property
     def unmended(self) -> list[float] | None:
-        """[A] share of each answer that is wrong and stays so (see rewards/refined.py); None where no refiner ran."""
+        """[A] share of each answer that is wrong and stays so (see the top); None where no refiner ran."""
         if self.refined is None:
             return None
         if said := _said_empty(self.answers, self.target):
@@ -204,7 +226,7 @@ class Comparison:
 
     @property
     def unmended(self) -> float | None:
-        """Share that is wrong in outline and refined mask, in [0, 1] (see rewards/refined.py); None without refiner."""
+        """Share that is wrong in outline and refined mask, in [0, 1] (see the top); None without refiner."""
         found = self._all.unmended
         return None if found is None else found[self._k]
 

@@ -18,9 +18,10 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 
 from envs.plugin import Plugin
-from rewards import kernels
 from rewards.checked import CheckedReward, told_error
-from rewards.score import Comparison, Comparisons, term
+from rewards.kernels import overlap as kernels
+from rewards.score import Comparison, Comparisons
+from rewards.terms.base import term
 
 START_SECONDS = 300.0
 """How long a process may take until its reward is built, such as a judge that loads a model."""

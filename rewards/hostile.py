@@ -11,19 +11,11 @@ from functools import cache
 
 import numpy as np
 
-from envs import path_tokens, point_text
+from envs.codecs import path_tokens, point_text
+from envs.codecs.base import AnswerCodec
 from envs.example import Truth
-from envs.polygons import (
-    Answer,
-    AnswerCodec,
-    AnswerStatus,
-    Instance,
-    Ring,
-    bounding_box_px,
-    flatten_rings,
-    instance_from_rings,
-)
-from envs.raster import fill
+from envs.geometry.raster import fill
+from envs.polygons import Answer, AnswerStatus, Instance, Ring, bounding_box_px, flatten_rings, instance_from_rings
 from rewards.score import Target
 
 SIDE = 64

@@ -5,11 +5,11 @@ reward says of one of them.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from envs.polygons import AnswerStatus
 from rewards.comparison import Answers, Comparison, Comparisons, compare
 from rewards.target import Overlap, Target
+from rewards.terms.base import Reward, term
 
 __all__ = ["Answers", "Comparison", "Comparisons", "Overlap", "Reward", "RewardBreakdown", "Target", "compare", "term"]
 
@@ -22,34 +22,3 @@ class RewardBreakdown:
     """How the answer read; anything but `ok` and `empty` earns 0 on every term."""
     terms: dict[str, float | None]
     """Each reward before weighting, by its name; None where it does not apply."""
-
-
-class Reward(Protocol):
-    """One term: a dataclass of this name in a file of this folder; its fields are its settings."""
-
-    @property
-    def weight(self) -> float:
-        """Share of this term in the weighted mean, 0 or more."""
-        ...
-
-    def __call__(self, comparison: Comparison) -> float | None:
-        """The term for one answer, in [0, 1]; None where it does not apply."""
-        ...
-
-
-_INVALID = frozenset(status for status in AnswerStatus if not status.valid)
-
-
-def term(reward: Reward, comparison: Comparison) -> float | None:
-    """What a reward says of an answer, under two rules that hold for every reward.
-
-    An invalid answer earns 0.0 whether the reward applies or not. Where nothing is true, any answer but `empty` earns
-    0.0 wherever the reward applies: a shape drawn for a thing that is not there is worth nothing, however well drawn.
-    """
-    status = comparison.status
-    if status in _INVALID:
-        return 0.0
-    value = reward(comparison)
-    if status is not AnswerStatus.EMPTY and not comparison.target.area_px and value is not None:
-        return 0.0
-    return value

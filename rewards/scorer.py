@@ -4,57 +4,17 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from math import isfinite
 from threading import Lock
-from typing import Any
 
-from envs.plugin import Plugin, did_you_mean
 from rewards.checked import CheckedReward, told_answer
 from rewards.hosted import HostedReward
-from rewards.score import Comparison, Comparisons, RewardBreakdown, term
+from rewards.score import Comparison, Comparisons, RewardBreakdown
+from rewards.settings import RewardRecipe
+from rewards.terms.base import term
 
 log = logging.getLogger(__name__)
-
-ON_ERROR = ("stop", "skip")
 Columns = dict[str, list[float | None]]
 """The term of each answer of a group, by reward name."""
-
-
-@dataclass(frozen=True)
-class RewardRecipe:
-    """A reward as a config asks for it; small and picklable, so that it travels to the workers."""
-
-    plugin: Plugin
-    """The class and its settings."""
-    processes: int = 0
-    """Processes of its own, of each worker, that score answers side by side; 0 scores them in the worker itself."""
-    seconds: float | None = None
-    """Time limit an answer, loading left out; None waits for ever. Only with processes: nothing else can be stopped."""
-    on_error: str = "stop"
-    """stop: an answer that breaks the reward ends the run; skip: it is left out of this term, counted and reported."""
-
-    def __post_init__(self) -> None:
-        if self.processes < 0:
-            raise ValueError(f"processes is {self.processes}; set it to 1 or more, or to 0 for none.")
-        if self.seconds is not None and not (isfinite(self.seconds) and self.seconds > 0):
-            raise ValueError(f"seconds is {self.seconds}; set it to more than 0, or leave it out for no limit.")
-        if self.seconds is not None and not self.processes:
-            raise ValueError(
-                f"seconds is {self.seconds:g}, but what runs in the worker's own process cannot be stopped; set "
-                "processes to 1 or more, or remove seconds."
-            )
-        if self.on_error not in ON_ERROR:
-            raise ValueError(
-                f"on_error is {self.on_error!r}{did_you_mean(self.on_error, ON_ERROR)} "
-                f"Set it to {' or '.join(ON_ERROR)}."
-            )
-
-    @property
-    def needs_refined(self) -> bool:
-        """Whether the reward says, by a class attribute `needs_refined`, that it is measured on the refined mask."""
-        found: Any = self.plugin.load()
-        return "needs_refined" in dir(found) and bool(found.needs_refined)
 
 
 class Scorer:

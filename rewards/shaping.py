@@ -5,38 +5,20 @@ Dimension letters: B groups of a step, G answers of a group. NaN is a term that 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.plugin import did_you_mean
+from rewards.settings import KINDS, TermShaping
 
 Values = NDArray[np.float64]
 Terms = Mapping[str, Values]
 """[B, G] values of each term by reward name, all of one shape."""
-
-KINDS = ("raw", "threshold", "power", "rank", "quantile")
 TOTAL = "total"
 """Key of the shaping of the weighted mean itself; no reward may have this name."""
-
-
-@dataclass
-class TermShaping:
-    """What becomes of one term before the weighted mean, or of the weighted mean."""
-
-    kind: str = "raw"
-    """raw; threshold: 1 from `threshold` on, else 0; power: value ** `power`; rank: place within the group, 0 to 1;
-    quantile: place among the last `history` values, the present ones included (after Dr. Seg, arXiv 2603.00152)."""
-    threshold: float = 0.5
-    power: float = 2.0
-    history: int = 4096
-    """Number of values, of the steps up to and with the present one, that a quantile is taken among."""
-    weight_schedule: list[list[float]] = field(default_factory=list)
-    """[[step, weight], ...], linear between these steps and constant outside; replaces the reward's weight."""
-    threshold_schedule: list[list[float]] = field(default_factory=list)
-    """The same for `threshold`."""
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.contours import outline_to_iou
 from envs.example import Truth
+from envs.geometry.contours import outline_to_iou
+from envs.geometry.rle import spans_from_rle
+from envs.geometry.spans import Spans, mask_from_spans, spans_from_mask, spans_from_rings
 from envs.polygons import Box, FlatAnswers, Ring, flat_answers
-from envs.rle import spans_from_rle
-from envs.spans import Spans, mask_from_spans, spans_from_mask, spans_from_rings
-from rewards import kernels
-from rewards.bands import eroded, shared_pixels, span_sums, united, without
-from rewards.chains import SpanTable, span_table
+from rewards.kernels import overlap as kernels
+from rewards.kernels.bands import eroded, shared_pixels, span_sums, united, without
+from rewards.kernels.chains import SpanTable, span_table
 
 _VERTICES_A_THREAD = 1 << 16
 """Fewer, and starting a thread costs more than it saves."""
@@ -165,7 +165,7 @@ class Target:
         return self.spans.starts.tolist(), self.spans.bounds.tolist()
 
     def outline_vertices(self, min_iou: float) -> int:
-        """Vertices of the true outline, simplified as far as its IoU with the truth allows (envs/contours.py)."""
+        """Vertices of the true outline, simplified as far as its IoU with the truth allows."""
         counts = self._outline_vertices
         if min_iou not in counts:
             counts[min_iou] = sum(len(ring) for ring in outline_to_iou(self.mask, min_iou)) if self.area_px else 0

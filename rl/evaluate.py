@@ -1,75 +1,210 @@
-"""Greedy answers on scenes that nobody trained on, scored by the same raster rule as everything else."""
+"""The whole job: SFT checkpoint, RL, archive, refiner, and what each of them is worth on held-out scenes."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
-from envs.example import Env
-from rl.config import RunConfig
-from rl.metrics import MetricsWriter
-from rl.pictures import COLOURS, overlay
-from rl.scores import SceneScore, score_answer, score_mask
-from rollout.pool import WorkerPool
+from envs.datasets.base import Env
+from envs.geometry.contours import rings_from_mask
+from policies.refiner.mask_refiner import MaskRefiner
+from rl.config.run import RunConfig, num_gpus
+from rl.evaluation.answers import greedy_groups, score_groups, score_masks
+from rl.evaluation.page import PAIR_TITLES, Drawn, Report, SceneRow, choose_scenes, write_report
+from rl.evaluation.scores import (
+    Interval,
+    SceneScore,
+    StageScores,
+    paired_difference,
+    stage_table,
+    summarise,
+    summary_dict,
+)
+from rl.pages.charts import Chart, chart
+from rl.pages.json_text import json_text
+from rl.refine import best_policy, refine, settings_of
+from rl.refiner.errors import AnsweredScenes, OutlineBudget, split_errors
+from rl.refiner.judge import RefinerReport, refiner_charts
+from rl.refiner.scenes import CoarseScenes
+from rl.run.checkpoints import Checkpoints
+from rl.run.metrics import Curve, PeakMemory, read_curves
+from rl.run.parts import RunParts, run_parts, worker_settings
+from rl.run.preflight import object_store_bytes
+from rollout import cluster
+from rollout.pool.pool import WorkerPool
 from rollout.records import Group
-from rollout.worker import Unit
-
-_GROUPS_PER_UNIT = 64
-"""Scenes answered in one batch."""
 
 
-def greedy_units(config: RunConfig, split: str, num_scenes: int) -> Iterator[Unit]:
-    """The first `num_scenes` examples of a split, one greedy answer each."""
-    sampling = replace(config.sampling, temperature=0.0)
-    for first in range(0, num_scenes, _GROUPS_PER_UNIT):
-        places = tuple(range(first, min(first + _GROUPS_PER_UNIT, num_scenes)))
-        yield Unit(split, step=0, positions=places, indices=places, group_size=1, sampling=sampling)
+@dataclass(frozen=True)
+class StageAnswers:
+    """What one stage answered on the held-out scenes."""
+
+    groups: Sequence[Group]
+    """One greedy answer each; for the refined stage, the answers that were refined."""
+    scores: Sequence[SceneScore]
+    masks: Sequence[NDArray[np.bool_]] | None = None
+    """[S] refined masks [H, W], where the stage has them."""
+
+    def drawn(self, k: int) -> Drawn:
+        """The answer to scene `k` as rings."""
+        answer = self.groups[k].rollouts[0].answer
+        rings = answer.rings_px if self.masks is None else rings_from_mask(self.masks[k])
+        return Drawn(rings, self.scores[k].iou, answer.status)
 
 
-def greedy_groups(pool: WorkerPool, config: RunConfig, split: str, num_scenes: int, checkpoint: Path) -> list[Group]:
-    """Greedy answers of a checkpoint (a Hugging Face folder) to the first `num_scenes` examples of a split."""
-    pool.set_weights(pool.checkpoint_weights(checkpoint), version=0)
-    return pool.answer(greedy_units(config, split, num_scenes))
+def finish_run(config: RunConfig, console: Console) -> Path:
+    """Evaluate a trained run, training its refiner where there is none.
 
-
-def score_groups(groups: Sequence[Group]) -> list[SceneScore]:
-    """A score for the first answer of each group: what its rewards were told of it."""
-    return [score_answer(group.rollouts[0].answer, group.example.truth, group.example.id) for group in groups]
-
-
-def score_masks(masks: Sequence[NDArray[np.bool_]], groups: Sequence[Group]) -> list[SceneScore]:
-    """Scores of masks [H, W] made from the first answer of each group; the status stays that of the answer.
-
-    So an `ok` answer where nothing is true scores 0 also where a refiner has emptied its mask, and an outline without a
-    pixel, which nothing refines, 0 in any case.
+    Writes report.html and summary.json into its folder and returns it.
     """
-    return [
-        score_mask(mask, group.example.truth, group.rollouts[0].answer.status, group.example.id)
-        for mask, group in zip(masks, groups, strict=True)
-    ]
+    with PeakMemory() as memory:
+        return finish(config, console, memory, time.monotonic())
 
 
-def record_evaluation(
-    metrics: MetricsWriter, step: int, groups: Sequence[Group], scores: Sequence[SceneScore], env: Env
-) -> float:
-    """Write an evaluation's numbers and its first eight pictures; returns the greedy gIoU."""
-    giou = float(np.mean([score.iou for score in scores]))
-    metrics.scalars(
-        step,
-        {
-            "greedy/giou": giou,
-            "greedy/boundary_iou": float(np.mean([score.boundary_iou for score in scores])),
-            "greedy/valid": float(np.mean([score.valid for score in scores])),
-        },
-    )
-    pictures = {
-        f"greedy/{k}_{group.example.prompt.text.replace(' ', '_')}": overlay(
-            env.image(group.example.image), group.rollouts[0].answer.rings_px, COLOURS["rl"]
-        )
-        for k, group in enumerate(groups[:8])
+def finish(config: RunConfig, console: Console, memory: PeakMemory, started: float) -> Path:
+    """Evaluate a trained run, under a memory watch and a clock that may have begun with its training."""
+    folder, parts = Path(config.run), run_parts(config)
+    for split in parts.data.changed(folder):
+        told = f"the data of split {split} has changed since this run began; numbers are those of the data as it is now"
+        console.print(f"[yellow]warning:[/yellow] {told}", soft_wrap=True)
+    stages = evaluate_stages(config, parts, console)
+    cluster.stop()
+    answered = stages["rl"].groups
+    refiner = evaluate_refiner(config, parts, answered, console)
+    stages["refined"] = StageAnswers(answered, score_masks(refiner.masks, answered), refiner.masks)
+    scores = {name: summarise(stage.scores) for name, stage in stages.items()}
+    paired = {
+        "rl_minus_sft": paired_difference(stages["sft"].scores, stages["rl"].scores),
+        "refined_minus_rl": paired_difference(stages["rl"].scores, stages["refined"].scores),
     }
-    metrics.pictures(step, pictures)
-    metrics.flush()
-    return giou
+    seconds, num_scenes = time.monotonic() - started, len(stages["rl"].scores)
+    summary = summary_dict(scores, paired, num_scenes, seconds, memory.gib, _extras(config))
+    summary["refiner"] = refiner.as_dict()
+    (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n")
+    facts = [
+        ("seconds", f"{seconds:.0f}"),
+        ("peak memory", f"{memory.gib:.2f} GiB"),
+        ("polytrace", version("polytrace")),
+    ]
+    facts.append(("config", (folder / "config.yaml").read_text()))
+    write_report(folder / "report.html", _report(config, parts, stages, scores, paired, facts))
+    refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(folder / "refiner"), facts)
+    console.print(stage_table(scores))
+    for name, interval in paired.items():
+        console.print(f"{PAIR_TITLES[name]}: gIoU {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
+    console.print(
+        f"{num_scenes} scenes of split {config.evaluation.final_split}, {seconds:.0f} s, peak memory "
+        f"{memory.gib:.2f} GiB"
+    )
+    refiner.show(console)
+    best = _extras(config)["best_step"]
+    console.print(f"after RL: the best policy on validation, of step {best} of {config.steps}")
+    for name in ("report.html", "refiner.html", "summary.json", "archive"):
+        console.print(f"wrote {folder / name}", markup=False)
+    return folder
+
+
+def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dict[str, StageAnswers]:
+    """Answers of the SFT checkpoint, and of the best policy of the run."""
+    best = Checkpoints(Path(config.run), config.keep_checkpoints).best
+    if best is None:
+        raise FileNotFoundError(f"{config.run} holds no best checkpoint; train it first (polytrace train).")
+    split = config.evaluation.final_split
+    env: Env = parts.env.build(split=split)
+    num_scenes = min(config.evaluation.final_scenes, len(env))
+    num_cpus, store = config.pool.workers + config.learner.ranks, object_store_bytes(config, parts)
+    cluster.start(config.ray.address, num_cpus, num_gpus(config), store)
+    pool = WorkerPool(config.pool, worker_settings(config, parts))
+    stages = {}
+    checkpoints = {"sft": Path(parts.policy.settings["checkpoint"]), "rl": best.folder.resolve()}
+    for name, checkpoint in checkpoints.items():
+        with console.status(f"evaluating {name} on {num_scenes} scenes of split {split}"):
+            groups = greedy_groups(pool, config, split, num_scenes, checkpoint)
+        stages[name] = StageAnswers(groups, score_groups(groups))
+    pool.close()
+    return stages
+
+
+def evaluate_refiner(config: RunConfig, parts: RunParts, groups: Sequence[Group], console: Console) -> RefinerReport:
+    """What the refiner makes of greedy answers of the best policy, and where their errors come from.
+
+    Trains the refiner where there is none.
+    """
+    policy, folder = best_policy(config, parts), Path(config.run) / "refiner"
+    made = (folder / "summary.json").is_file()
+    refiner = MaskRefiner.load(folder, policy.vision_checksum()) if made else refine(settings_of(config), console)
+    env: Env = parts.env.build(split=config.evaluation.final_split)
+    scenes = CoarseScenes.of_groups(env, groups)
+    answered = AnsweredScenes(scenes.images, [group.rollouts[0].answer for group in groups], scenes.truths)
+    with console.status("looking where errors come from"):
+        errors = split_errors(refiner, policy, answered, OutlineBudget.of(parts.codec.build()))
+    name = f"greedy answers to scenes of the split {config.evaluation.final_split}"
+    return RefinerReport.of(name, refiner, policy, scenes, errors)
+
+
+def _extras(config: RunConfig) -> dict[str, object]:
+    best = Checkpoints(Path(config.run), config.keep_checkpoints).best
+    return {
+        "split": config.evaluation.final_split,
+        "best_step": best.step if best else None,
+        "steps": config.steps,
+        "seed": config.seed,
+        "version": version("polytrace"),
+    }
+
+
+def _report(
+    config: RunConfig,
+    parts: RunParts,
+    stages: Mapping[str, StageAnswers],
+    scores: Mapping[str, StageScores],
+    paired: Mapping[str, Interval],
+    facts: Sequence[tuple[str, str]],
+) -> Report:
+    env: Env = parts.env.build(split=config.evaluation.final_split)
+    rows = []
+    for choice, k in choose_scenes(stages["refined"].scores):
+        example = stages["rl"].groups[k].example
+        truth_rings = [ring for mask in example.truth.masks for ring in rings_from_mask(mask)]
+        drawn = {name: stage.drawn(k) for name, stage in stages.items()}
+        rows.append(SceneRow(example.id, example.prompt.text, choice, env.image(example.image), truth_rings, drawn))
+    return Report(
+        title=f"Polytrace: {Path(config.run).name}",
+        stages=scores,
+        paired=paired,
+        num_scenes=len(stages["rl"].scores),
+        split=config.evaluation.final_split,
+        scenes=rows,
+        charts=_charts(read_curves(Path(config.run))),
+        facts=facts,
+    )
+
+
+def _charts(curves: Mapping[str, Curve]) -> list[Chart]:
+    related = "term_iou_correlation/"
+    return [
+        chart(
+            "Reward of sampled answers", "reward", curves, {"mean": "reward/mean", "unshaped": "reward/unshaped_mean"}
+        ),
+        chart(
+            "gIoU",
+            "gIoU",
+            curves,
+            {"sampled": "sampled/giou", "best of group": "sampled/best_giou", "greedy, validation": "greedy/giou"},
+        ),
+        chart("Valid answers", "share", curves, {"sampled": "answer/valid", "greedy, validation": "greedy/valid"}),
+        chart("Clipped sequences", "share", curves, {"clip fraction": "learner/clip_fraction"}),
+        chart("Vertices an answer", "vertices", curves, {"sampled": "answer/vertices"}),
+        chart("Area drawn over true area", "ratio", curves, {"sampled": "answer/area_ratio"}),
+        chart(
+            "Correlation of each reward with IoU",
+            "Pearson's r",
+            curves,
+            {name.removeprefix(related): name for name in curves if name.startswith(related)},
+        ),
+    ]

@@ -4,6 +4,7 @@ The policy is shown a view of the image, as its run's env showed images; answer 
 view. The path that is handed out, and the mask filled from it, are in pixels of the image.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,21 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.table import Table
 
-from envs.contours import mask_from_rings
+from envs.geometry.contours import mask_from_rings
+from envs.geometry.vector import iou, path_svg, rounded_rings, simplified_rings, visible_box_px
+from envs.images import View
 from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus, Ring
-from envs.view import View
-from policies.mask_refiner import MaskRefiner
 from policies.question import check_phrase
-from policies.refining import RefinedMask, refine_masks
-from rl.checkpoints import Checkpoints
-from rl.config import EMBEDDED, policy_plugin
-from rl.settings import plugin_from_settings, read_mapping, settings_from
-from rl.vector import iou, rounded_rings, simplified_rings
-from rl.writable import refuse_unwritable_codec
-from rollout.engine import Sampling
-from rollout.engine_shared import Engine, SharedSampler
+from policies.refiner.mask_refiner import MaskRefiner
+from policies.refiner.refining import RefinedMask, refine_masks
+from rl.config.load import plugin_from_settings, read_mapping, settings_from
+from rl.pages.json_text import json_text
+from rl.pages.pictures import COLOURS, svg_overlay
+from rl.run.checkpoints import Checkpoints
+from rl.run.parts import EMBEDDED, policy_plugin
+from rl.run.writable import refuse_unwritable_codec
+from rollout.disk import refuse_unwritable, whole_file
+from rollout.engines.shared import Engine, SharedSampler
+from rollout.settings import Sampling
 
 
 @dataclass
@@ -137,7 +142,7 @@ def view_of(env: Mapping[str, Any]) -> View:
     An env with a setting `image_size` shows squares of that side, one with `image_side` (and `square`) what these say;
     of any other it is not known, and images are shown as they are.
     """
-    plugin = plugin_from_settings("envs", "Env", env, "env", ["split"])
+    plugin = plugin_from_settings("envs.datasets", "Env", env, "env", ["split"])
     settings = _defaults(plugin) | plugin.settings
     if "image_size" in settings:
         return View(settings["image_size"], square=True)
@@ -156,7 +161,7 @@ class Predictor:
 
         Also where the policy cannot write the codec's answers, or the refiner was trained over another vision tower.
         """
-        codec = plugin_from_settings("envs", "Codec", source.recipe.codec, "codec")
+        codec = plugin_from_settings("envs.codecs", "Codec", source.recipe.codec, "codec")
         plugin = policy_plugin(source.recipe.policy | {"checkpoint": source.checkpoint}, codec)
         self._sampler: SharedSampler = Engine().open(plugin)
         self._policy = self._sampler.policy
@@ -203,3 +208,93 @@ class Predictor:
         coarse = mask_from_rings(answer.rings_px, *pixels.shape[:2])
         [[refined]] = refine_masks(self._refiner, self._policy, [pixels], [[coarse]])
         return refined
+
+
+SUFFIXES = {"svg": ".svg", "png": ".png", "json": ".json"}
+
+
+def check_outputs(outputs: Mapping[str, Path | None], image: Path) -> None:
+    """Raise ValueError for a file that does not end as its kind should, is the image itself, or cannot be written."""
+    for kind, path in outputs.items():
+        if path is None:
+            continue
+        if path.suffix.lower() != SUFFIXES[kind]:
+            raise ValueError(f"--{kind} is {path}, which does not end in {SUFFIXES[kind]}; give a name that does.")
+        if path.exists() and image.exists() and path.samefile(image):
+            raise ValueError(f"--{kind} is {path}, the image itself; give another name, so that it is kept.")
+        refuse_unwritable(path)
+
+
+def svg_of(prediction: Prediction, over: Image.Image | None = None) -> str:
+    """The path as an SVG document in the image's pixels; `over`: the RGB image to lay under it, in colour then."""
+    height, width = prediction.mask.shape
+    title = "".join(c if c.isprintable() else " " for c in prediction.phrase)  # others cannot stand in XML
+    if over is None:
+        return path_svg(prediction.rings_px, height, width, title)
+    colour = COLOURS["rl" if prediction.path_iou is None else "refined"]
+    return svg_overlay(np.asarray(over), prediction.rings_px, colour, title) + "\n"
+
+
+def png_of(prediction: Prediction) -> bytes:
+    """The mask as an 8-bit grey PNG, 255 inside and 0 outside."""
+    buffer = io.BytesIO()
+    Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def numbers_of(prediction: Prediction) -> dict[str, Any]:
+    """The answer for a program (docs/predict.md); every length in pixels of the image, None where nothing is known."""
+    height, width = prediction.mask.shape
+    refined = prediction.refined
+    return {
+        "phrase": prediction.phrase,
+        "height": height,
+        "width": width,
+        "view": {"height": prediction.view[0], "width": prediction.view[1]},
+        "status": prediction.status.value,
+        "text": prediction.text,
+        "box": visible_box_px(prediction.mask),
+        "area": int(prediction.mask.sum()),
+        "rings": [ring.tolist() for ring in prediction.rings_px],
+        "predicted_iou": None if refined is None else refined.predicted_iou,
+        "coarse_iou": None if refined is None else refined.coarse_iou,
+        "passes": 0 if refined is None else refined.passes,
+        "taken": 0 if refined is None else refined.taken,
+        "path_iou": prediction.path_iou,
+    }
+
+
+def table_of(prediction: Prediction) -> Table:
+    """The answer for a person."""
+    numbers, refined = numbers_of(prediction), prediction.refined
+    height, width = prediction.mask.shape
+    table = Table("", "answer", title=None, show_header=False)
+    table.add_row("status", prediction.status.value)
+    table.add_row("rings, vertices", f"{len(prediction.rings_px)}, {prediction.num_vertices}")
+    table.add_row("area", f"{numbers['area']:,} px of {height * width:,}")
+    table.add_row("box", "-" if numbers["box"] is None else " ".join(map(str, numbers["box"])))
+    table.add_row("predicted IoU", "-" if refined is None else f"{refined.predicted_iou:.3f}")
+    table.add_row("of the policy's outline", "-" if refined is None else f"{refined.coarse_iou:.3f}")
+    table.add_row("passes of the refiner", "-" if refined is None else f"{refined.passes}, taken {refined.taken}")
+    table.add_row("image, shown as", f"{width} x {height}, {prediction.view[1]} x {prediction.view[0]}")
+    return table
+
+
+def write_prediction(
+    prediction: Prediction, outputs: Mapping[str, Path | None], over: Image.Image | None = None
+) -> list[Path]:
+    """Write the files asked for by kind (svg, png, json), each whole or not at all; returns those written."""
+    written = []
+    for kind, path in outputs.items():
+        if path is None:
+            continue
+        if kind == "png":
+            content = png_of(prediction)
+        elif kind == "svg":
+            content = svg_of(prediction, over).encode()
+        else:
+            content = (json_text(numbers_of(prediction)) + "\n").encode()
+        with whole_file(path) as partial:
+            partial.write_bytes(content)
+        written.append(path)
+    return written

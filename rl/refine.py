@@ -14,23 +14,33 @@ import numpy as np
 from rich.console import Console
 
 from envs.plugin import Plugin
-from policies.base import VisionFeatures
-from policies.mask_refiner import MaskRefiner
-from policies.vision_language import Policy
-from rl.bars import bar
-from rl.checkpoints import Checkpoints
-from rl.config import EMBEDDED, RunConfig, RunParts, policy_plugin, run_parts
-from rl.pair_index import INDEX, all_pairs, refuse_none, refuse_other_images, training_envs, write_index
-from rl.pair_runs import PairRun, held_out_of, open_runs
-from rl.pairs import Choice, choose
-from rl.refiner_data import shares
-from rl.refiner_judge import SUMMARY, judge
-from rl.refiner_outcomes import outcomes
-from rl.refiner_rank import RefinerRankSettings
-from rl.refiner_settings import RefineConfig
-from rl.reliability import fit_calibration
-from rl.settings import load_settings, override_of, plugin_from_settings, read_mapping, save_settings
-from rl.train_refiner import train_refiner
+from policies.families.base import VisionFeatures
+from policies.families.vision_language import Policy
+from policies.refiner.mask_refiner import MaskRefiner
+from rl.config.load import load_settings, override_of, plugin_from_settings, read_mapping, save_settings
+from rl.config.refiner import RefineConfig
+from rl.config.run import RunConfig
+from rl.pages.progress import bar
+from rl.pairs.index import (
+    INDEX,
+    PairRun,
+    all_pairs,
+    held_out_of,
+    open_runs,
+    refuse_none,
+    refuse_other_images,
+    training_envs,
+    write_index,
+)
+from rl.pairs.select import Choice, choose
+from rl.refiner.data import shares
+from rl.refiner.judge import SUMMARY, judge
+from rl.refiner.rank import RefinerRankSettings
+from rl.refiner.scenes import outcomes
+from rl.refiner.scores import fit_calibration
+from rl.refiner.train import train_refiner
+from rl.run.checkpoints import Checkpoints
+from rl.run.parts import EMBEDDED, RunParts, policy_plugin, run_parts
 from rollout import cluster
 from rollout.disk import refuse_unwritable, replace_text
 
@@ -108,7 +118,7 @@ def policy_of(config: RefineConfig) -> Policy:
 def head_plugin(config: RefineConfig) -> Plugin:
     """The head that a config names; raises ValueError for a wrong one."""
     return plugin_from_settings(
-        "policies", "Head", config.head, "head", ["crop_px", "final_channels", "early_channels"]
+        "policies.heads", "Head", config.head, "head", ["crop_px", "final_channels", "early_channels"]
     )
 
 

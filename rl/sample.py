@@ -13,20 +13,17 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from envs.example import Env
-from rl.checkpoints import Checkpoints
-from rl.config import RunConfig, RunParts, num_gpus, run_parts, worker_settings
-from rl.demand import object_store_bytes, refuse_missing_gpus
-from rl.policy_fit import refuse_unfit_policy
-from rl.refill import Refilling
-from rl.run_data import RunData
-from rl.settings import load_settings, save_settings
-from rl.totals import group_terms, past_terms, with_totals
-from rl.train import refuse_other_settings, step_units
+from envs.datasets.base import Env
+from rl.config.run import RunConfig, num_gpus
+from rl.run.checkpoints import Checkpoints
+from rl.run.folder import prepare_sampled_folder
+from rl.run.parts import RunParts, run_parts, worker_settings
+from rl.run.preflight import object_store_bytes, refuse_missing_gpus, refuse_unfit_policy
+from rl.run.steps import Refilling, group_terms, past_terms, step_units, with_totals
 from rollout import cluster
-from rollout.archive import RolloutArchive
-from rollout.archive_writer import ArchiveWriter
-from rollout.pool import WorkerPool
+from rollout.archive.archive import RolloutArchive
+from rollout.archive.writer import ArchiveWriter
+from rollout.pool.pool import WorkerPool
 
 
 def of_best_policy(config: RunConfig, run: Path) -> RunConfig:
@@ -50,7 +47,7 @@ def sample(config: RunConfig, resume: bool, console: Console) -> Path:
     parts = run_parts(alone)
     refuse_missing_gpus(alone, torch.cuda.device_count())
     refuse_unfit_policy(alone, parts)
-    prepare_folder(config, parts.data, resume)
+    prepare_sampled_folder(config, parts.data, resume)
     parts.data.tell(console, Path(config.run))
     with console.status("starting Ray and workers"):
         store = object_store_bytes(alone, parts)
@@ -64,26 +61,6 @@ def sample(config: RunConfig, resume: bool, console: Console) -> Path:
 def without_learner(config: RunConfig) -> RunConfig:
     """The config as it is without a learner: no GPUs of its own, no adapters."""
     return replace(config, learner=replace(config.learner, gpus_per_rank=0.0, lora=None))
-
-
-def prepare_folder(config: RunConfig, data: RunData, resume: bool) -> None:
-    """Make the run's folder, write config.yaml and data.json into it; refuses to mix runs, or one run's data."""
-    folder = Path(config.run)
-    archived = (folder / "archive").exists()
-    if not resume and archived:
-        raise FileExistsError(
-            f"{folder} holds a run already; go on with it by --resume, or give this one another folder by run=NAME."
-        )
-    if (folder / "checkpoints").exists():
-        raise ValueError(f"{folder} holds a training run; give what is sampled a folder of its own by run=NAME.")
-    if resume and not archived:
-        raise FileNotFoundError(f"{folder} holds no archive to go on with; start without --resume.")
-    if resume:
-        refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
-        data.refuse_other(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_settings(config, folder / "config.yaml")
-    data.write(folder)
 
 
 def draw(config: RunConfig, parts: RunParts, pool: WorkerPool, console: Console) -> None:

@@ -6,50 +6,31 @@ pool.staleness above 0 the answers of coming steps are asked for before the lear
 """
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from envs.example import Env
-from rl.batch import pack
-from rl.checkpoints import Checkpoints, Position
-from rl.config import RunConfig, RunParts, num_gpus, rank_settings, run_parts, worker_settings
-from rl.demand import object_store_bytes, refuse_full_disk, refuse_missing_gpus
-from rl.dropped import DroppedSteps
-from rl.evaluate import greedy_units, record_evaluation, score_groups
-from rl.learner import Learner
-from rl.learner_stats import sampler_warning
-from rl.metrics import MetricsWriter
-from rl.policy_fit import refuse_unfit_policy
-from rl.policy_gradient import PolicyGradient
-from rl.refill import Refilling, learned, refill_metrics, units
-from rl.run_data import RunData
-from rl.settings import load_settings, save_settings
-from rl.signals import group_histograms, group_metrics, shaping_metrics, staleness_metrics
-from rl.timings import Timings
-from rl.totals import group_terms, past_terms, with_totals
+from envs.datasets.base import Env
+from rl.algorithms.base import PolicyGradient
+from rl.config.run import RunConfig, num_gpus
+from rl.evaluation.answers import greedy_units, record_evaluation, score_groups
+from rl.learner.batch import pack
+from rl.learner.dropped import DroppedSteps
+from rl.learner.learner import Learner
+from rl.learner.stats import sampler_warning
+from rl.run.checkpoints import Checkpoints, Position
+from rl.run.folder import prepare_folder
+from rl.run.metrics import MetricsWriter, Timings
+from rl.run.parts import RunParts, rank_settings, run_parts, worker_settings
+from rl.run.preflight import object_store_bytes, refuse_full_disk, refuse_missing_gpus, refuse_unfit_policy
+from rl.run.step_numbers import group_histograms, group_metrics, shaping_metrics, staleness_metrics
+from rl.run.steps import Refilling, group_terms, learned, past_terms, refill_metrics, step_units, with_totals
 from rollout import cluster
-from rollout.archive import RolloutArchive
-from rollout.archive_writer import ArchiveWriter
-from rollout.pool import WorkerPool
-from rollout.worker import Unit
-
-
-def example_indices(seed: int, num_examples: int, step: int, num: int) -> list[int]:
-    """The examples of a step: stretches of a fresh permutation an epoch, a function of its arguments alone."""
-    places = range(step * num, (step + 1) * num)
-    epochs = {place // num_examples for place in places}
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(num_examples) for epoch in epochs}
-    return [int(orders[place // num_examples][place % num_examples]) for place in places]
-
-
-def step_units(config: RunConfig, step: int, num_examples: int) -> Iterator[Unit]:
-    """A step's groups, cut into the fixed units that are sampled together."""
-    return units(config, step, 0, example_indices(config.seed, num_examples, step, config.groups_per_step))
+from rollout.archive.archive import RolloutArchive
+from rollout.archive.writer import ArchiveWriter
+from rollout.pool.pool import WorkerPool
 
 
 def start_actors(config: RunConfig, parts: RunParts) -> tuple[Learner, WorkerPool]:
@@ -163,44 +144,6 @@ class Run:
         self.metrics.close()
         self.pool.close()
         self.learner.close()
-
-
-def prepare_folder(config: RunConfig, data: RunData, resume: bool) -> None:
-    """Make the run's folder, write config.yaml and data.json into it; refuses to mix runs, or one run's data."""
-    folder = Path(config.run)
-    if not resume and (folder / "archive").exists():
-        raise FileExistsError(
-            f"{folder} holds a run already; go on with it by --resume, or give this one another folder by run=NAME."
-        )
-    if resume and not any((folder / "checkpoints").glob("step-??????")):
-        raise FileNotFoundError(f"{folder} holds no checkpoint to resume from; start the run without --resume.")
-    if resume:
-        refuse_other_settings(config, load_settings(RunConfig, folder / "config.yaml"))
-        data.refuse_other(folder)
-        last_step = RolloutArchive(folder / "archive").last_step
-        archived_steps = 0 if last_step is None else last_step + 1
-        Checkpoints(folder, config.keep_checkpoints).refuse_other_place(config.groups_per_step, archived_steps)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_settings(config, folder / "config.yaml")
-    data.write(folder)
-
-
-def refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
-    """Refuse to go on with settings that would make another run of it."""
-    kept = ["seed", "groups_per_step", "group_size", "groups_per_unit", "refills", "env", "codec", "policy", "rewards"]
-    kept += ["shaping", "algorithm", "sampling", "refined"]
-    now, before = ({name: vars(one)[name] for name in kept} for one in (config, begun))
-    for name in ("staleness", "engine"):
-        now[f"pool.{name}"], before[f"pool.{name}"] = vars(config.pool)[name], vars(begun.pool)[name]
-    # The number of ranks, and how they share the work, may change: the sums are the same, up to their order.
-    now |= {f"learner.{name}": value for name, value in config.learner.identity.items()}
-    before |= {f"learner.{name}": value for name, value in begun.learner.identity.items()}
-    for name, value in now.items():
-        if value != before[name]:
-            raise ValueError(
-                f"{name} is {value}, but {config.run} began with {before[name]}; resume with the same settings, or "
-                "start another run by run=NAME."
-            )
 
 
 def train(config: RunConfig, resume: bool, console: Console) -> Path:

@@ -5,32 +5,18 @@ it says of an answer follows from the answers of the unit alone, whichever worke
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs.contours import mask_from_rings, rings_from_mask
+from envs.geometry.contours import mask_from_rings, rings_from_mask
 from envs.polygons import Answer, FlatAnswers, Ring, flat_answers
-from policies.base import PolicyContract
-from policies.mask_refiner import MaskRefiner
-from policies.refining import refine_masks
-
-
-@dataclass
-class RefinedSettings:
-    """The refiner whose masks rewards are measured on. It does not learn meanwhile."""
-
-    refiner: str
-    """Folder of a refiner, trained over the vision tower that the run begins with; every worker's node must have it."""
-    batch_size: int = 64
-    """Masks refined at once. Part of the result's identity to the last bit."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"refined.batch_size is {self.batch_size}; set it to 1 or more.")
+from policies.families.base import PolicyContract
+from policies.refiner.mask_refiner import MaskRefiner
+from policies.refiner.refining import refine_masks
+from rollout.settings import RefinedSettings
 
 
 class AnswerRefiner:

@@ -12,19 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from envs.example import Env, Example
+from envs.datasets.base import Env
+from envs.example import Example
 from envs.plugin import Plugin
 from envs.polygons import FlatAnswers
-from policies.base import Response
+from policies.families.base import Response
 from policies.weights import Bucket
-from rewards import kernels
+from rewards.kernels import overlap as kernels
 from rewards.score import Comparisons, Target, compare
-from rewards.scorer import Columns, RewardRecipe, Scorer
-from rollout.engine import Sampler, Sampling
+from rewards.scorer import Columns, Scorer
+from rewards.settings import RewardRecipe
+from rollout.engines.base import Sampler
 from rollout.records import Group, Rollout
-from rollout.refined import AnswerRefiner, RefinedSettings
+from rollout.refined import AnswerRefiner
+from rollout.settings import RefinedSettings, Sampling
 
-_SHARED = Plugin("rollout", "Engine", "shared", {})
+_SHARED = Plugin("rollout.engines", "Engine", "shared", {})
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from envs.cutout_scenes import Env
-from envs.path_tokens import Codec
-from envs.scene import SPATIAL_WORDS
+from envs.codecs.path_tokens import Codec
+from envs.datasets._scene import SPATIAL_WORDS
+from envs.datasets.cutout_scenes import Env
 from policies.tiny_model import TinySizes, write_untrained
 
 # On a busy machine a first call can take any time.

@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 
 from envs.example import SPLITS, Example, ImageRef, Prompt, Truth, image_sha256
+from envs.geometry.rle import rle_from_mask
 from envs.plugin import Plugin
-from envs.rle import rle_from_mask
-from policies.base import VisionFeatures
-from policies.mask_refiner import RefinerSettings
-from policies.refiner_geometry import grown_boxes_px
-from rl.pair_index import INDEX, PAIR_SCHEMA
-from rl.refiner_rank import RefinerRankSettings
-from rl.refiner_settings import RefinerTraining
+from policies.crops import grown_boxes_px
+from policies.families.base import VisionFeatures
+from policies.refiner.mask_refiner import RefinerSettings
+from rl.config.refiner import RefinerTraining
+from rl.pairs.index import INDEX, PAIR_SCHEMA
+from rl.refiner.rank import RefinerRankSettings
 
 Mask = NDArray[np.bool_]
 NETWORK = RefinerSettings(crop_px=24, passes=2)
-HEAD = Plugin("policies", "Head", "pixel_head", {"channels": 8, "halvings": 2})
+HEAD = Plugin("policies.heads", "Head", "pixel_head", {"channels": 8, "halvings": 2})
 TRAINING = RefinerTraining(steps=4, batch_size=4, lr=5e-3, average=0.0, save_every=2, threads=1)
 CHANNELS, EARLY_CHANNELS = 4, 3
 TOWER = "ab" * 32
@@ -118,7 +118,9 @@ def prepared(
     shares: tuple[float, float] = (0.1, 0.1),
 ) -> RefinerRankSettings:
     """Settings of a rank over an index of all examples of `env`, with their features, all written below `folder`."""
-    recipe = Plugin("envs", "Env", "ellipses", {"num": env.num, "sizes": env.sizes}, str(Path(__file__).resolve()))
+    recipe = Plugin(
+        "envs.datasets", "Env", "ellipses", {"num": env.num, "sizes": env.sizes}, str(Path(__file__).resolve())
+    )
     index = write_index(folder, [row_of(env, k) for k in range(len(env))])
     found = RefinerRankSettings(
         network, HEAD, training, index, {"made": recipe}, folder / "features", TOWER, CHANNELS, EARLY_CHANNELS, *shares

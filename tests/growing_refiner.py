@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from envs.plugin import Plugin
-from policies.mask_refiner import MaskRefiner, RefinerSettings
-from policies.vision_language import Policy
+from policies.families.vision_language import Policy
+from policies.refiner.mask_refiner import MaskRefiner, RefinerSettings
 
 HEAD = """
 import torch
@@ -35,5 +35,5 @@ def write_growing_refiner(folder: Path, policy: Policy, crop_px: int) -> None:
     """Save one into `folder` for images of crop_px a side, whose crop is then the image itself."""
     (folder / "head.py").write_text(HEAD, encoding="utf-8")
     settings = RefinerSettings(crop_px=crop_px, box_growth=1000.0, passes=1)
-    head = Plugin("policies", "Head", "growing", {}, str(folder / "head.py"))
+    head = Plugin("policies.heads", "Head", "growing", {}, str(folder / "head.py"))
     MaskRefiner(settings, head, 4, 4, policy.vision_checksum()).save(folder)

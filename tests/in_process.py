@@ -14,14 +14,16 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from policies.weights import Bucket
-from rl.batch import Batch
-from rl.config import RunConfig, RunParts, rank_settings, run_parts, worker_settings
-from rl.learner_rank import LearnerRank
-from rl.rank_settings import RankPlace
-from rl.settings import load_settings
-from rl.train import Run, loop, prepare_folder
+from rl.config.learner import RankPlace
+from rl.config.load import load_settings
+from rl.config.run import RunConfig
+from rl.learner.batch import Batch
+from rl.learner.rank import LearnerRank
+from rl.run.folder import prepare_folder
+from rl.run.parts import RunParts, rank_settings, run_parts, worker_settings
+from rl.train import Run, loop
 from rollout import disk
-from rollout.archive import RolloutArchive
+from rollout.archive.archive import RolloutArchive
 from rollout.records import Group
 from rollout.worker import RolloutWorker, Unit
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from envs.example import Example, ImageRef, Prompt, Truth
 from envs.polygons import Answer, answer_from_rings
-from policies.base import Response
-from rollout.archive import RolloutArchive
+from policies.families.base import Response
+from rollout.archive.archive import RolloutArchive
 from rollout.records import Group, Rollout
 
 SQUARE = np.array([[2.0, 2.0], [6.0, 2.0], [6.0, 6.0], [2.0, 6.0]])

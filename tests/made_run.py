@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from envs.contours import outline
-from envs.cutout_scenes import Env
-from envs.damage import DAMAGES, damaged
+from envs.datasets.cutout_scenes import Env
 from envs.example import Example
+from envs.geometry.contours import outline
+from envs.geometry.damage import DAMAGES, damaged
 from envs.polygons import Answer, AnswerStatus, Ring, answer_from_rings
-from policies.base import Response
+from policies.families.base import Response
 from rewards.target import Target
-from rollout.archive import RolloutArchive
+from rollout.archive.archive import RolloutArchive
 from rollout.records import Group, Rollout
 
 SCENES = {"name": "cutout_scenes", "image_size": 32, "num_scenes": 40}

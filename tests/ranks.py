@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from test_learner_rank import LEARNER, batch, free_port, settings
 
-from rl.batch import Batch
-from rl.rank_settings import LearnerSettings, RankPlace, RankSettings
+from rl.config.learner import LearnerSettings, RankPlace, RankSettings
+from rl.learner.batch import Batch
 
 __all__ = ["LEARNER", "Session", "batch", "of_dtype", "run", "together"]
 Weights = NDArray[np.float32]
@@ -49,7 +49,7 @@ def together(function: Callable[..., Any], ranks: int, *arguments: Any) -> list[
 
 
 def _sessions(place: RankPlace, checkpoint: Path, sessions: Sequence[Session]) -> list[list[Weights]]:
-    from rl.learner_rank import LearnerRank
+    from rl.learner.rank import LearnerRank
 
     found = []
     for session in sessions:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.kernel_cache import KERNEL_FILES
+from envs.geometry.kernel_cache import KERNEL_FILES
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -20,22 +20,23 @@ ONLY_IN = {
     "transformers": ("policies/", "rl/bench/"),
     "peft": ("policies/", "rl/bench/"),
     "numba": tuple(str(file.relative_to(ROOT)) for file in KERNEL_FILES),  # all that the kernels' cache is keyed by
-    "ray": (
-        "rollout/pool.py",
-        "rollout/pool_actor.py",
-        "rollout/pool_crew.py",
-        "rollout/pool_deaths.py",
-        "rollout/pool_member.py",
-        "rollout/cluster.py",
-        "rl/learner.py",
-        "rl/rank_crew.py",
-    ),
-    "deepspeed": ("rl/deepspeed_engine.py", "rl/rank_files.py"),
-    "vllm": ("rollout/engine_vllm.py",),
+    "ray": ("rollout/pool/", "rollout/cluster.py", "rl/learner/learner.py", "rl/learner/ranks.py"),
+    "deepspeed": ("rl/learner/engine.py", "rl/learner/files.py"),
+    "vllm": ("rollout/engines/vllm.py",),
     "omegaconf": ("rl/",),
-    "duckdb": ("rl/archive_query.py",),
+    "duckdb": ("rl/browse/query.py",),
     "torch": ("policies/", "rollout/", "rl/"),
 }
+BUILT_ON = ("rewards.terms.base", "policies.families.base")  # what a plugin must be, which more than plugins build on
+ROOMS = (  # of rl, from below: a room imports only from lines below its own, and verbs import each other
+    ("rl.config", "rl.algorithms", "rl.pages"),
+    ("rl.run",),
+    ("rl.learner", "rl.evaluation", "rl.pairs", "rl.browse"),
+    ("rl.refiner", "rl.lab"),
+    ("rl",),
+    ("rl.bench",),
+    ("rl.cli",),
+)
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 REFLECTION = {"getattr", "hasattr", "setattr"}
 BROAD = {"Exception", "BaseException"}
@@ -81,6 +82,41 @@ def wrong_imports(path: str, source: str) -> list[str]:
     return found
 
 
+def room_of(module: str) -> str:
+    """The folder of a module; a file beside the folders of a package is a room, and so are the files of BUILT_ON."""
+    package = module.rpartition(".")[0]
+    return module if module in BUILT_ON or (package in MAY_IMPORT and package != "rl") else package
+
+
+def rooms_imported(path: str, source: str) -> set[tuple[str, str]]:
+    """(room, other room of the same package that it imports), imports that only type checkers follow left out."""
+    module = path.removesuffix(".py").replace("/", ".")
+    found, package = set(), module.split(".")[0]
+    tree = ast.parse(source)
+    for node in [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]:
+        tree.body.remove(node)
+    for _, name in imports(tree):
+        below = name if f"{name.replace('.', '/')}.py" in SOURCES else name.rpartition(".")[0]
+        if name.split(".")[0] == package and room_of(below) != room_of(module):
+            found.add((room_of(module), room_of(below)))
+    return found
+
+
+def wrong_rooms(path: str, source: str) -> list[str]:
+    """Imports of one of rl's rooms that do not point down."""
+    line = {room: k for k, rooms in enumerate(ROOMS) for room in rooms}
+    pairs = rooms_imported(path, source) if path.startswith("rl/") else set()
+    return [f"{path} imports {below}, which is not below {room}" for room, below in pairs if line[below] >= line[room]]
+
+
+def circle_of_rooms(imported: set[tuple[str, str]]) -> set[str]:
+    """Rooms that import each other in a circle."""
+    rooms = {room for pair in imported for room in pair}
+    while free := {room for room in rooms if not any(a == room and b in rooms for a, b in imported)}:
+        rooms -= free
+    return rooms
+
+
 def names_broad(node: ast.expr | None) -> bool:
     if isinstance(node, ast.Tuple):
         return any(names_broad(element) for element in node.elts)
@@ -121,6 +157,24 @@ def test_every_file_imports_only_from_below_and_each_heavy_library_only_where_it
     assert [wrong for path, source in SOURCES.items() for wrong in wrong_imports(path, source)] == []
 
 
+def test_rooms_of_rl_import_only_from_lines_below_and_no_rooms_import_each_other_in_a_circle():
+    assert [wrong for path, source in SOURCES.items() for wrong in wrong_rooms(path, source)] == []
+    for package in ("envs", "rewards", "policies", "rollout"):
+        files = {path: source for path, source in SOURCES.items() if path.startswith(f"{package}/")}
+        pairs = set[tuple[str, str]]().union(*(rooms_imported(path, source) for path, source in files.items()))
+        assert circle_of_rooms({pair for pair in pairs if package not in pair}) == set()
+
+
+def test_an_import_up_or_sideways_and_a_circle_are_caught():
+    assert wrong_rooms("rl/config/load.py", "from rl.run.parts import RunParts") != []
+    assert wrong_rooms("rl/pairs/index.py", "def late():\n    from rl.learner import batch") != []
+    assert wrong_rooms("rl/refine.py", "from rl.cli.main import app") != []
+    assert wrong_rooms("rl/demo.py", "from rl.train import train\nfrom rl.run.parts import RunParts") == []
+    assert wrong_rooms("rl/algorithms/gspo.py", "from rl.algorithms.base import PolicyGradient") == []
+    assert circle_of_rooms({("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")}) >= {"b", "c"}
+    assert circle_of_rooms({("a", "b"), ("b", "c"), ("a", "c")}) == set()
+
+
 def test_no_file_reaches_attributes_by_name_or_swallows_every_exception():
     assert [wrong for path, source in SOURCES.items() for wrong in wrong_habits(path, source)] == []
 
@@ -137,23 +191,23 @@ def test_the_rule_is_held_over_all_five_packages():
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("envs/coco.py", "from rewards.score import Target"),
-        ("rewards/format.py", "import policies.base"),
-        ("policies/base.py", "from rewards import score"),
-        ("rollout/worker.py", "def late():\n    from rl.gspo import Algorithm"),
+        ("envs/datasets/coco.py", "from rewards.score import Target"),
+        ("rewards/terms/format.py", "import policies.base"),
+        ("policies/families/base.py", "from rewards import score"),
+        ("rollout/worker.py", "def late():\n    from rl.algorithms.gspo import Algorithm"),
         ("rl/train.py", "import ray"),
         ("rl/train.py", "from ray import cloudpickle"),
         ("rollout/worker.py", "import ray.cloudpickle as cp"),
-        ("rollout/pool_settings.py", "import ray"),
-        ("rl/learner.py", "import deepspeed"),
-        ("rewards/mask_iou.py", "from numba import njit"),
+        ("rollout/settings.py", "import ray"),
+        ("rl/learner/learner.py", "import deepspeed"),
+        ("rewards/terms/mask_iou.py", "from numba import njit"),
         ("rl/evaluate.py", "import transformers.models.qwen3_vl"),
         ("rl/train.py", "from peft import LoraConfig"),
-        ("rollout/pool.py", "import importlib\nimportlib.import_module('vllm')"),
+        ("rollout/pool/pool.py", "import importlib\nimportlib.import_module('vllm')"),
         ("envs/example.py", "import torch"),
         ("rollout/records.py", "from omegaconf import OmegaConf"),
-        ("rollout/archive.py", "import pickle"),
-        ("rollout/pool.py", "from cloudpickle import dumps"),
+        ("rollout/archive/archive.py", "import pickle"),
+        ("rollout/pool/pool.py", "from cloudpickle import dumps"),
     ],
 )
 def test_a_forbidden_import_is_caught(path, source):
@@ -185,7 +239,10 @@ def test_what_is_too_long_or_not_empty_is_caught():
 
 
 def test_what_the_rule_allows_is_left_alone():
-    assert wrong_imports("rl/learner.py", "import ray\nfrom rollout.records import Group\nimport torch, numpy") == []
+    assert (
+        wrong_imports("rl/learner/learner.py", "import ray\nfrom rollout.records import Group\nimport torch, numpy")
+        == []
+    )
     assert (
         wrong_imports("policies/tiny/build.py", "from transformers import AutoModel\nfrom envs.example import Env")
         == []

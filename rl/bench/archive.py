@@ -22,8 +22,8 @@ from rich.progress import track
 from rich.table import Table
 
 from rl.bench.made_archive import PER_STEP, num_steps, step_groups, write_archive, write_config
-from rollout.archive import RolloutArchive
-from rollout.shard_table import TABLES, ShardTable
+from rollout.archive.archive import RolloutArchive
+from rollout.archive.table import TABLES, ShardTable
 
 PEAK_BAR_MB = 1000.0
 """Most memory that choosing and exporting pairs may take."""

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rl.bench.made_archive import write_archive
-from rl.export import PairExport, export_pairs
-from rl.pair_index import write_index
-from rl.pair_rule import PairRule
-from rl.pairs import choose
-from rollout.archive import RolloutArchive
+from rl.config.pairs import PairExport, PairRule
+from rl.pairs.export import export_pairs
+from rl.pairs.index import write_index
+from rl.pairs.select import choose
+from rollout.archive.archive import RolloutArchive
 
 
 def measure_choice(run: Path, num_pairs: int, out: Path) -> dict[str, float]:

@@ -12,12 +12,13 @@ from rich.table import Table
 
 from rewards.score import Target, compare
 from rewards.scorer import Scorer
-from rl.batch import pack
-from rl.config import RunConfig, run_parts
-from rl.settings import load_settings
-from rl.signals import group_histograms, group_metrics, shaping_metrics
-from rl.totals import group_terms, with_totals
-from rl.train import Run, start_actors, step_units
+from rl.config.load import load_settings
+from rl.config.run import RunConfig
+from rl.learner.batch import pack
+from rl.run.parts import run_parts
+from rl.run.step_numbers import group_histograms, group_metrics, shaping_metrics
+from rl.run.steps import group_terms, step_units, with_totals
+from rl.train import Run, start_actors
 from rollout.records import Group
 
 BAR = 0.05

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from policies.base import PromptRows
-from rl.bench.endless import Policy
-from rl.bench.random_qwen import ModelChoice
+from policies.families.base import PromptRows
+from rl.bench.random_qwen import ModelChoice, Policy
 from rl.bench.side_by_side import ROUNDS, THREADS, SideBySide, Work, Workload, alternate, as_json, count, scaled
 
 BAR = 3.0

@@ -22,17 +22,18 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from envs.contours import outline
-from envs.cutout_scenes import Env
+from envs.datasets.cutout_scenes import Env
 from envs.example import Example, ImageRef, Prompt, Truth
+from envs.geometry.contours import outline
+from envs.geometry.raster import fill
 from envs.polygons import FlatAnswers, answer_from_rings, flatten_rings
-from envs.raster import fill
-from policies.base import Response
+from policies.families.base import Response
 from rewards.target import Target
 from rl.bench.outlines import smooth
-from rollout.records import Group, Rollout, example_table, rollout_schema
-from rollout.shard_table import ShardTable
-from rollout.shards import write_shard
+from rollout.archive.schema import example_table, rollout_schema
+from rollout.archive.shards import write_shard
+from rollout.archive.table import ShardTable
+from rollout.records import Group, Rollout
 
 _GROUPS, _ANSWERS, _VERTICES, _TOKENS, _SIDE = 128, 8, 12, 32, 64
 _TURNS = 4

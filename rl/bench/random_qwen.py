@@ -13,13 +13,28 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import logging
 
-from envs.cutout_scenes import Env
-from envs.path_tokens import Codec
+from envs.codecs.base import AnswerCodec
+from envs.codecs.path_tokens import Codec
+from envs.datasets._scene import SPATIAL_WORDS
+from envs.datasets.cutout_scenes import Env
 from envs.plugin import Plugin
-from envs.scene import SPATIAL_WORDS
+from policies.families import vision_language
 from policies.tiny_model import TinySizes, word_tokenizer, write_untrained
-from rl.bench.endless import Policy
 from rl.bench.side_by_side import Workload
+
+
+class Policy(vision_language.Policy):
+    """As in policies/families/vision_language.py, but the end token, too, cannot be sampled; the learner sees it so as
+    well."""
+
+    _unsampled: torch.Tensor
+
+    def __init__(
+        self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32"
+    ) -> None:
+        super().__init__(checkpoint, codec, question, dtype)
+        self.unsampled_tokens = sorted([*self.unsampled_tokens, self.end_token])
+        self._unsampled = torch.tensor(self.unsampled_tokens)
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class ModelChoice:
     def env(self, workload: Workload) -> Plugin:
         """Scenes of that size, as many as there are groups."""
         settings = {"image_size": self.image_size(workload), "num_scenes": workload.groups}
-        return Plugin("envs", "Env", "cutout_scenes", settings)
+        return Plugin("envs.datasets", "Env", "cutout_scenes", settings)
 
     def write(self, folder: Path, workload: Workload) -> Plugin:
         """Write a Hugging Face folder with random weights, the same in every run; the plugin of its policy."""
@@ -84,7 +99,7 @@ class ModelChoice:
         else:
             _write_shape(folder, SHAPES[self.model], side, self.dtype)
         settings = {"checkpoint": folder, "codec": Codec(), "dtype": self.dtype}
-        return Plugin("rl.bench", "Policy", "endless", settings)
+        return Plugin("rl.bench", "Policy", "random_qwen", settings)
 
     def policy(self, folder: Path, workload: Workload) -> Policy:
         """The policy itself, on the GPU where there is one."""

@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from envs.example import Env
-from rl.ablation_scores import t_interval
-from rl.config import RunConfig, run_parts, worker_settings
-from rl.evaluate import greedy_units, score_masks
-from rl.pair_damage import DamageSettings
-from rl.pair_rule import PairRule
+from envs.datasets.base import Env
+from rl.config.load import load_settings, override_of
+from rl.config.pairs import DamageSettings, PairRule
+from rl.config.refiner import RefineConfig, RefinerTraining
+from rl.config.run import RunConfig
+from rl.evaluation.answers import greedy_units, score_masks
+from rl.evaluation.scores import Interval
+from rl.lab.ablation_scores import t_interval
 from rl.refine import best_checkpoint, policy_of, refine
-from rl.refined_scenes import CoarseScenes, refine_scenes
-from rl.refiner_data import RefinerPairs
-from rl.refiner_judge import smoothed_like
-from rl.refiner_settings import RefineConfig, RefinerTraining
-from rl.scores import Interval
-from rl.settings import load_settings, override_of
+from rl.refiner.data import RefinerPairs
+from rl.refiner.judge import smoothed_like
+from rl.refiner.scenes import CoarseScenes, refine_scenes
+from rl.run.parts import run_parts, worker_settings
 from rollout.disk import replace_text
 from rollout.records import Group
 from rollout.worker import RolloutWorker

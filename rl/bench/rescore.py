@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.example import Example, ImageRef, Prompt, Truth
+from envs.geometry.raster import fill
 from envs.polygons import answer_from_rings
-from envs.raster import fill
-from policies.base import Response
+from policies.families.base import Response
 from rewards.score import Target, compare
 from rewards.scorer import Scorer
 from rl.bench.outlines import smooth
-from rl.rescoring import rescore_run
-from rl.reward_settings import load_rewards
-from rl.settings import find_config
-from rl.totals import group_terms, with_totals
-from rollout.archive import RolloutArchive
+from rl.config.load import find_config
+from rl.config.rewards import load_rewards
+from rl.lab.score import rescore_run
+from rl.run.steps import group_terms, with_totals
+from rollout.archive.archive import RolloutArchive
 from rollout.records import Group, Rollout
 
 BARS = {(64, 64): 50_000.0, (480, 640): 10_000.0}

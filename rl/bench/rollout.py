@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from policies.base import PromptRows
-from rl.bench.endless import Policy
-from rl.bench.random_qwen import ModelChoice
+from policies.families.base import PromptRows
+from rl.bench.random_qwen import ModelChoice, Policy
 from rl.bench.side_by_side import ROUNDS, THREADS, SideBySide, Work, Workload, alternate, count, scaled
-from rollout.engine_shared import Sampling, sample
+from rollout.engines.shared import Sampling, sample
 
 BAR = 3.0
 """How many times as fast as generate we mean to be at the workload below, on two cores."""

@@ -11,20 +11,19 @@ from pathlib import Path
 
 import torch
 
-from envs.example import Env
+from envs.datasets.base import Env
 from envs.plugin import Plugin
 from rewards.scorer import Scorer
-from rl.batch import pack
+from rl.algorithms.base import PolicyGradient
 from rl.bench import trl_step
-from rl.bench.endless import Policy
-from rl.bench.random_qwen import ModelChoice
+from rl.bench.random_qwen import ModelChoice, Policy
 from rl.bench.side_by_side import ROUNDS, THREADS, SideBySide, Work, Workload, count, scaled, seconds_of
-from rl.learner_rank import LearnerRank
-from rl.policy_gradient import PolicyGradient
-from rl.rank_settings import LearnerSettings, RankPlace, RankSettings
-from rl.reward_settings import load_rewards
-from rl.totals import with_totals
-from rollout.engine_shared import Sampling
+from rl.config.learner import LearnerSettings, RankPlace, RankSettings
+from rl.config.rewards import load_rewards
+from rl.learner.batch import pack
+from rl.learner.rank import LearnerRank
+from rl.run.steps import with_totals
+from rollout.engines.shared import Sampling
 from rollout.worker import RolloutWorker, Unit, WorkerSettings
 
 BAR = 3.0
@@ -33,7 +32,7 @@ WORKLOAD = Workload(groups=4, answers=8, image_tokens=256, tokens=64)
 OTHER = "trl"
 UPDATES = 2
 """Of a step, by both."""
-_ALGORITHM = Plugin("rl", "Algorithm", "gspo", {"clip_low": 3e-4, "clip_high": 4e-4})
+_ALGORITHM = Plugin("rl.algorithms", "Algorithm", "gspo", {"clip_low": 3e-4, "clip_high": 4e-4})
 
 
 class OwnSteps:

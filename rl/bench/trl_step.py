@@ -27,7 +27,7 @@ from transformers import (
 from envs.example import Example
 from rewards.score import Target, compare
 from rewards.scorer import Scorer
-from rl.bench.endless import Policy
+from rl.bench.random_qwen import Policy
 from rl.bench.side_by_side import Workload, flop_counter
 
 WARM = 2

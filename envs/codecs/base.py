@@ -1,0 +1,153 @@
+"""A codec's grammar as an automaton over characters: what may be written next so that the answer will be valid.
+
+Deterministic, and finite: a state holds counters and one open ring, never the text. What it accepts is read as ok or
+empty; what cannot become such an answer is refused at the first character that makes it so.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from envs.codecs._numerals import Bounds, Numerals
+from envs.codecs._open_ring import NOTHING_FITS, OpenRing
+from envs.polygons import Answer, Ring
+
+MANY = 1 << 40
+"""Stands for a number of characters that no limit holds back."""
+
+
+class State(NamedTuple):
+    """Where an answer has got to. A condensed one leaves out what the next few characters hardly ever depend on."""
+
+    place: str
+    """What has been read last, in the codec's words."""
+    rings_left: int
+    """Rings that may still begin."""
+    vertices_left: int
+    """Vertices that may still be finished."""
+    word: str = ""
+    """What is written of the word or number begun."""
+    bounds: Bounds | None = None
+    """Of the number begun."""
+    box: tuple[int | None, ...] = ()
+    """The numbers of the instance's box so far; None where left out."""
+    ring: OpenRing | None = OpenRing()
+    """None where left out."""
+    x: int | None = None
+    """Of the vertex begun."""
+    needed: int | None = 3
+    """Vertices that the ring needs before it may end; None within a vertex, and where what is left out decides."""
+    characters_left: int = MANY
+    spaced: bool = False
+    """Whether the last character was a space."""
+    sure: bool = True
+    """False where a condensed state could not tell: ask again with the whole one."""
+
+
+class AnswerGrammar(Protocol):
+    """What a codec says of its texts to whoever writes them a piece at a time."""
+
+    start: State
+    alphabet: str
+    """All characters that occur."""
+    joint: str
+    """What stands between two words; " " between words is always allowed."""
+    longest: tuple[str, ...]
+    """No fewer words, and none shorter, than any completion has."""
+
+    def words(self, spaced: bool) -> list[str]:
+        """What a vocabulary must be able to write; spaced: as whole words, since each of its tokens is one."""
+        ...
+
+    def advance(self, state: State, text: str) -> State | None:
+        """The state after `text`; None where no valid answer goes on like that."""
+        ...
+
+    def accepts(self, state: State) -> bool:
+        """Whether the answer may end here."""
+        ...
+
+    def completion(self, state: State) -> list[str]:
+        """Words that end the answer soon, none where it may end here; the first goes on with the word begun.
+
+        After some of its characters the rest of them is the completion. The state must be a whole one.
+        """
+        ...
+
+    def condensed(self, state: State, num_characters: int) -> State | None:
+        """A state that stands for many, to ask about the next `num_characters`; None where nothing can be left out."""
+        ...
+
+
+def number_begun(state: State, in_y: bool, numerals: Numerals) -> Bounds | None:
+    """Bounds of a vertex's next number; None where a condensed state cannot tell."""
+    after = state.vertices_left - 1
+    if after >= 2:
+        return Bounds(0, numerals.bins)
+    if after < 0:
+        return NOTHING_FITS
+    if state.ring is None or (in_y and state.x is None):
+        return None
+    return (
+        state.ring.y_bounds(state.x or 0, after, numerals.bins) if in_y else state.ring.x_bounds(after, numerals.bins)
+    )
+
+
+def vertex_ended(state: State, y: int, place: str) -> State:
+    """The state, now at `place`, after the vertex of its x and of y; its word is done."""
+    ring = None if state.ring is None or state.x is None else state.ring.add(state.x, y)
+    return state._replace(
+        place=place,
+        word="",
+        bounds=None,
+        ring=ring,
+        x=None,
+        needed=None if ring is None else ring.needed,
+        vertices_left=state.vertices_left - 1,
+    )
+
+
+def ring_begun(state: State, place: str) -> State:
+    """The state, now at `place`, with a fresh ring."""
+    return state._replace(place=place, ring=OpenRing(), x=None, needed=3, rings_left=state.rings_left - 1)
+
+
+def room_for_ring(state: State) -> bool:
+    """Whether another ring may begin."""
+    return state.rings_left >= 1 and state.vertices_left >= 3
+
+
+def without_vertices(state: State, num_characters: int, numerals: Numerals) -> State | None:
+    """The state without its open ring, and with no more room than `num_characters` could tell apart."""
+    if state.vertices_left < 3:
+        return None
+    # A vertex takes four characters or more: as long as three may follow, any of them may be anything.
+    most = num_characters // 4 + 4
+    return state._replace(
+        ring=None,
+        x=None,
+        word=numerals.alike(state.word, state.bounds) if state.bounds else state.word,
+        rings_left=min(state.rings_left, most),
+        vertices_left=min(state.vertices_left, most),
+    )
+
+
+class AnswerCodec(Protocol):
+    """Text <-> polygons.
+
+    A codec is one file of this folder whose class `Codec` is a frozen dataclass of its settings.
+    """
+
+    def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
+        """Text of instances, each a list of pixel rings.
+
+        No instance is the empty answer. ValueError beyond the codec's limits.
+        """
+        ...
+
+    def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:
+        """The answer that `text` gives over a height x width image; a status for any str, never an exception."""
+        ...
+
+    def grammar(self) -> AnswerGrammar:
+        """Automaton of texts that read as valid, all that `encode` writes among them; for `sampling.grammar` alone."""
+        ...

@@ -1,0 +1,191 @@
+"""Codec: points as JSON-like text in 0..1 of the image's width and height, the form of SimpleSeg (arXiv 2601.19228).
+
+    answer   = "[]" | instance (";" instance)*
+    instance = "[" ring ("," ring)* "]"
+    ring     = "[" point ("," point)* "]"
+    point    = "[" number "," number "]"           x, then y, as JSON writes numbers
+
+So one instance is what SimpleSeg writes for a mask, a list of polygons in three levels of brackets, and several are
+such lists one after the other: [[[0.1, 0.1], [0.5, 0.1], [0.5, 0.4]]]; [[[0.7, 0.2], [0.9, 0.2], [0.9, 0.6]]]. White
+space between the signs is free. Direction says outer ring or hole, as everywhere; SimpleSeg itself writes no holes.
+
+Departure from SimpleSeg: its reader looks for anything bracketed like a polygon, wherever it stands, and unites what
+it finds, so a model is paid for an outline amid stray brackets and prose, and never learns to write one clean answer.
+Here the whole text is the answer or it is unparsable.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.codecs._point_text_grammar import SIGNS, PointTextGrammar
+from envs.geometry import grid_rings
+from envs.polygons import (
+    Answer,
+    AnswerStatus,
+    Ring,
+    instance_from_rings,
+    px_from_unit,
+    signed_area_px,
+    split_rings,
+    unit_from_px,
+)
+
+EMPTY_TEXT = "[]"
+_SPACE = " \t\r\n"
+_EMPTY = re.compile(rf"\[[{_SPACE}]*\]")
+_TOKEN = re.compile(rf"[{_SPACE}]*([\[\],;]|[-+.0-9eE]+)")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_NUMBER_BEGUN = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*|(?:\.[0-9]+)?[eE][-+]?[0-9]*)?)?")
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Settings of the point-text form."""
+
+    decimals: int = 3
+    """Digits after the point: coordinates are written on a grid of 10**decimals steps over the image; 1 to 5."""
+    max_rings: int = 16
+    """Limit over the whole answer; more reads as out of range."""
+    max_vertices: int = 512
+    """Limit over the whole answer; more reads as out of range."""
+    max_characters: int = 16384
+    """Limit over the whole text; a longer one reads as out of range, unread."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that no text can meet."""
+        if not 1 <= self.decimals <= 5:
+            raise ValueError(f"decimals is {self.decimals}; set it to 1 to 5 (3 is a thousandth of the image's side).")
+        if self.max_rings < 1 or self.max_vertices < 3 or self.max_characters < len(EMPTY_TEXT):
+            raise ValueError(
+                f"max_rings {self.max_rings}, max_vertices {self.max_vertices}, max_characters {self.max_characters} "
+                "leave no room for a single triangle; raise them."
+            )
+
+    @property
+    def bins(self) -> int:
+        """Steps of the grid over the image, the same in x and y."""
+        return 10**self.decimals
+
+    def grammar(self) -> PointTextGrammar:
+        """Automaton of the texts that read as valid within these limits; of the ways to write them, see its file."""
+        return PointTextGrammar(self.decimals, self.max_rings, self.max_vertices, self.max_characters)
+
+    def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
+        """Text of `instances`, each a list of pixel rings [N, 2] in canonical order, over a height x width image.
+
+        Vertices go to the nearest point of the grid; what then is worth writing, says envs/geometry/grid_rings.py. An
+        instance of which none is becomes the cells of the grid around it, a triangle half of them. So what fills a
+        pixel reads back as `ok`, and fills one. Raises ValueError where a limit is exceeded: simplify first
+        (envs/geometry/contours.py).
+        """
+        num_rings = sum(map(len, instances))
+        num_vertices = sum(len(ring) for rings in instances for ring in rings)
+        drawn = [rings for rings in instances if any(map(len, rings))]
+        text = "; ".join(self._encode_instance(rings, height, width) for rings in drawn) or EMPTY_TEXT
+        if num_rings > self.max_rings or num_vertices > self.max_vertices or len(text) > self.max_characters:
+            raise ValueError(
+                f"{num_rings} rings with {num_vertices} vertices in {len(text)} characters exceed the codec's "
+                f"max_rings {self.max_rings}, max_vertices {self.max_vertices} or max_characters "
+                f"{self.max_characters}; simplify the outline or raise the limits."
+            )
+        return text
+
+    def _encode_instance(self, rings: Sequence[Ring], height: int, width: int) -> str:
+        extent_px = (0.0, 0.0, float(width), float(height))
+        rounded = [grid_rings.rounded(ring, self.bins, extent_px) for ring in rings]
+        read_px = [px_from_unit(ring / self.bins, height, width) for ring in rounded]
+        written = [rounded[k] for k in grid_rings.worth_writing(rings, read_px, height, width)]
+        if not written:
+            vertices = np.concatenate(rings)
+            cells = _cells_around(unit_from_px(vertices, height, width) * self.bins, self.bins)
+            boxes = grid_rings.stand_ins(cells, len(vertices))
+            read_px = [px_from_unit(box / self.bins, height, width) for box in boxes]
+            written = [boxes[grid_rings.nearest(rings, read_px, height, width)]]
+        return "[" + ", ".join(map(self._ring_text, written)) + "]"
+
+    def _ring_text(self, grid: NDArray[np.int64]) -> str:
+        return "[" + ", ".join(f"[{self._number_text(x)}, {self._number_text(y)}]" for x, y in grid.tolist()) + "]"
+
+    def _number_text(self, step: int) -> str:
+        """0.5 and 1.0 rather than 0.500 and 1.000: what Python's rounding prints, which SimpleSeg was trained on."""
+        digits = f"{step / self.bins:.{self.decimals}f}".rstrip("0")
+        return digits + "0" if digits.endswith(".") else digits
+
+    def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:
+        """What `text` says about a height x width image; any str reads as some status, none raises.
+
+        truncated: the length limit cut the text, so it is not an answer even where it happens to parse. A text that is
+        the beginning of an answer reads as truncated without it too. Coordinates are taken as they are, digits beyond
+        `decimals` included; a ring of less than a quarter of a grid cell, by its signed area, is degenerate.
+        """
+        if truncated:
+            return Answer(AnswerStatus.TRUNCATED)
+        if len(text) > self.max_characters:
+            return Answer(AnswerStatus.OUT_OF_RANGE)
+        text = text.strip(_SPACE)
+        if _EMPTY.fullmatch(text):
+            return Answer(AnswerStatus.EMPTY)
+        draft = _scan(text)
+        if isinstance(draft, AnswerStatus):
+            return Answer(draft)
+        points_unit = np.array(draft.numbers, np.float64).reshape(-1, 2)
+        inside = bool(((points_unit >= 0) & (points_unit <= 1)).all())
+        if not inside or len(points_unit) > self.max_vertices or len(draft.ring_ends) - 1 > self.max_rings:
+            return Answer(AnswerStatus.OUT_OF_RANGE)
+        offsets = np.array(draft.ring_ends, np.int64)
+        if any(abs(signed_area_px(ring)) < 0.25 / self.bins**2 for ring in split_rings(points_unit, offsets)):
+            return Answer(AnswerStatus.DEGENERATE)
+        rings_px = split_rings(px_from_unit(points_unit, height, width), offsets)
+        bounds = zip(draft.instance_ends[:-1], draft.instance_ends[1:], strict=True)
+        return Answer(AnswerStatus.OK, tuple(instance_from_rings(rings_px[first:end]) for first, end in bounds))
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A text that keeps to the grammar, its numbers still unchecked."""
+
+    numbers: list[float]
+    """x, y, x, y, ... of all points."""
+    ring_ends: list[int]
+    """0, then the number of points up to the end of each ring."""
+    instance_ends: list[int]
+    """0, then the number of rings up to the end of each instance."""
+
+
+def _scan(text: str) -> _Draft | AnswerStatus:
+    """Read `text` sign by sign, once: a draft, or why it is none (truncated: an answer has begun; else unparsable)."""
+    numbers: list[float] = []
+    ring_ends, instance_ends = [0], [0]
+    state, position = "nothing", 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            return AnswerStatus.UNPARSABLE
+        position, sign = match.end(), match[1]
+        following = SIGNS.get((state, sign if sign in "[],;" else "n"))
+        if following is None:
+            return AnswerStatus.UNPARSABLE
+        if following in ("x", "y"):
+            if not _NUMBER.fullmatch(sign):
+                cut = position == len(text) and _NUMBER_BEGUN.fullmatch(sign)
+                return AnswerStatus.TRUNCATED if cut else AnswerStatus.UNPARSABLE
+            numbers.append(float(sign))
+        elif following == "ring":
+            ring_ends.append(len(numbers) // 2)
+        elif following == "instance":
+            instance_ends.append(len(ring_ends) - 1)
+        state = following
+    if state == "instance":
+        return _Draft(numbers, ring_ends, instance_ends)
+    return AnswerStatus.TRUNCATED if text else AnswerStatus.UNPARSABLE
+
+
+def _cells_around(vertices_grid: Ring, bins: int) -> NDArray[np.int64]:
+    """The clockwise box [4, 2] of whole grid cells around vertices [N, 2], in grid steps."""
+    low = np.floor(vertices_grid.min(axis=0) + 1e-9).clip(0, bins - 1).astype(np.int64)
+    high = np.ceil(vertices_grid.max(axis=0) - 1e-9).clip(low + 1, bins).astype(np.int64)
+    return np.array([low, (high[0], low[1]), high, (low[0], high[1])])

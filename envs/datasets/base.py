@@ -1,0 +1,59 @@
+"""The question and its true answer: what every other module is about.
+
+Frames: images are uint8 RGB [H, W, 3]; masks are bool [H, W]; pixel (row i, column j) has its centre at
+(x, y) = (j + 0.5, i + 0.5), x to the right, y down.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.example import Example, ImageRef
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A deterministic, picklable sequence of examples; equal settings give equal examples in any process."""
+
+    split: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, 64 hex digits, of what this split asks and of what is true: other masks, phrases or photos, another.
+
+        A run that is resumed compares it, since answers must be judged by the truth that they were archived with.
+        """
+        ...
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        """What a user should know of how the data was read: what was left out and why, and of each which entries."""
+        ...
+
+    def phrase_words(self) -> set[str]:
+        """Words of every phrase that any split can ask, split at white space.
+
+        What the word-level tokenizer of a new model must know.
+        """
+        ...
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at `index`; raises IndexError outside 0 .. len - 1."""
+        ...
+
+    def image(self, ref: ImageRef) -> NDArray[np.uint8]:
+        """Pixels of an image of this Env, [H, W, 3] uint8 RGB.
+
+        Raises ValueError where they no longer have `ref.sha256`.
+        """
+        ...
+
+    def scene(self, index: int) -> list[Example]:
+        """Every question that can be asked about the image of example `index`, in a fixed order."""
+        ...

@@ -1,0 +1,186 @@
+"""Env: scenes composed from named cut-outs, with the visible mask of each object as truth.
+
+One to four objects over a gradient, noise or clutter; they overlap, differ in size and are flipped; the target is what
+can be seen of the object. The phrase is its name or, with two of a kind, a spatial one ("the left apple"). A scene is a
+function of (seed, split, index) alone; envs/datasets/_scene.py draws it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from hashlib import sha256
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from envs.datasets._cutouts import Cutout, load_cutouts, split_names
+from envs.datasets._scene import SPATIAL_WORDS, Layout, Scene, compose
+from envs.example import SPLITS, Example, ImageRef, Prompt, Truth, image_sha256
+
+
+@dataclass(frozen=True)
+class Env:
+    """Settings of the scenes; a sequence of `num_scenes` examples, one question a scene."""
+
+    split: str
+    seed: int = 0
+    image_size: int = 64
+    """H and W, pixels."""
+    num_scenes: int = 100_000
+    folder: str | None = None
+    """Folder of cut-outs (see envs/datasets/_cutouts.py); None is OpenMoji."""
+    held_out_share: float = 0.1
+    """Share of the names that only the split held_out_names shows."""
+    max_objects: int = 4
+    min_scale: float = 0.34
+    max_scale: float = 0.68
+    """Longer side of an object as a share of image_size, drawn uniformly."""
+    max_overlap: float = 0.2
+    """Largest share of what is visible of an object that a later one may hide."""
+    twin_share: float = 0.15
+    """Share of the scenes with two of a kind."""
+    absent_share: float = 0.0
+    """Share of the questions about something that is not there."""
+    names: tuple[str, ...] = field(init=False, repr=False)
+    """The names that this split shows."""
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(f"env split is {self.split!r}; it must be one of {', '.join(SPLITS)}.")
+        if self.image_size < 32 or not 0 < self.min_scale <= self.max_scale <= 1 or self.max_objects < 1:
+            raise ValueError(
+                f"env.image_size is {self.image_size}, env.min_scale {self.min_scale}, env.max_scale "
+                f"{self.max_scale}, env.max_objects "
+                f"{self.max_objects}; set image_size to 32 or more, 0 < min_scale <= max_scale <= 1, max_objects to "
+                "1 or more."
+            )
+        self._check_shares()
+        seen, held_out = split_names(load_cutouts(self.folder).names, self.held_out_share)
+        names = held_out if self.split == "held_out_names" else seen
+        if len(names) < 2:
+            raise ValueError(
+                f"split {self.split} has {len(names)} names with env.held_out_share {self.held_out_share}; it needs "
+                "2 or more: add cut-outs or change the share."
+            )
+        if self.absent_share > 0 and len(names) <= self.max_objects:
+            raise ValueError(
+                f"env.absent_share is {self.absent_share}, but split {self.split} has {len(names)} names and a scene "
+                f"may show all of them (env.max_objects {self.max_objects}); set absent_share to 0 or add cut-outs."
+            )
+        object.__setattr__(self, "names", names)
+
+    def _check_shares(self) -> None:
+        shares = {
+            "held_out_share": self.held_out_share,
+            "twin_share": self.twin_share,
+            "absent_share": self.absent_share,
+        }
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"env.{name} is {share}; a share is 0 to 1.")
+        if not 0 <= self.max_overlap < 1 or self.num_scenes < 1 or self.seed < 0:
+            raise ValueError(
+                f"env.max_overlap is {self.max_overlap}, env.num_scenes {self.num_scenes}, env.seed {self.seed}; set "
+                "0 <= max_overlap < 1 (1 would hide objects whole), num_scenes to 1 or more, seed to 0 or more."
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what shapes the scenes, the pixels of the cut-outs among it."""
+        digest = sha256(f"{self._key(0)}:{self.absent_share}".encode())
+        for name, cutout in self._cutouts.items():
+            digest.update(f"{name}:{cutout.rgba.shape}:".encode() + cutout.rgba.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def notes(self) -> Mapping[str, Sequence[str]]:
+        """Which pictures of the folder were passed over, by the reason."""
+        return load_cutouts(self.folder).notes
+
+    def phrase_words(self) -> set[str]:
+        """Words of all names, held-out ones too, and those that say where something is."""
+        return {word for name in load_cutouts(self.folder).names for word in name.split()} | SPATIAL_WORDS
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: int) -> Example:
+        scene = self._scene(index)
+        rng = self._rng(index, stream=1)
+        if rng.random() < self.absent_share:
+            absent = sorted(set(self.names) - set(scene.names))
+            return self._example(index, scene, absent[rng.integers(len(absent))], None)
+        k = int(rng.integers(len(scene.names)))
+        return self._example(index, scene, scene.phrases[k], k)
+
+    def scene(self, index: int) -> list[Example]:
+        """One example for every object of scene `index`, back to front, then perhaps one that asks for something
+        absent."""
+        scene = self._scene(index)
+        examples = [self._example(index, scene, phrase, k) for k, phrase in enumerate(scene.phrases)]
+        rng = self._rng(index, stream=2)
+        if rng.random() < self.absent_share * (len(examples) + 1):
+            absent = sorted(set(self.names) - set(scene.names))
+            examples.append(self._example(index, scene, absent[rng.integers(len(absent))], None))
+        return examples
+
+    def image(self, ref: ImageRef) -> NDArray[np.uint8]:
+        """Pixels [H, W, 3] of a scene by its key.
+
+        Raises ValueError where they differ from when the reference was made.
+        """
+        tail = ref.key.rpartition("/")[2]
+        index = int(tail) if tail.isascii() and tail.isdigit() else -1
+        ours = 0 <= index < self.num_scenes and self._key(index) == ref.key
+        if not ours or image_sha256(self._scene(index).image) != ref.sha256:
+            raise ValueError(
+                f"scene {ref.key} no longer has the pixels that its reference names ({ref.sha256[:12]}); it was "
+                "composed with other env settings or another version of the cut-outs."
+            )
+        return self._scene(index).image
+
+    def _key(self, index: int) -> str:
+        source = "openmoji" if self.folder is None else "folder"
+        return f"cutout_scenes/{source}-{self._digest}/{self.image_size}px/{self.split}/{self.seed}/{index}"
+
+    @cached_property
+    def _digest(self) -> str:
+        """Eight hex digits of all else that shapes a scene, so that other settings give other ids."""
+        shaping = (self.names, self.max_objects, self.min_scale, self.max_scale, self.max_overlap, self.twin_share)
+        return sha256(repr(shaping).encode()).hexdigest()[:8]
+
+    def _rng(self, index: int, stream: int) -> Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
+
+    def _scene(self, index: int) -> Scene:
+        if not 0 <= index < self.num_scenes:
+            raise IndexError(
+                f"example {index} is outside 0..{self.num_scenes - 1} (env.num_scenes is {self.num_scenes})"
+            )
+        return _composed(self, index)
+
+    def _example(self, index: int, scene: Scene, phrase: str, k: int | None) -> Example:
+        size = self.image_size
+        masks = np.zeros((0, size, size), np.bool_) if k is None else scene.masks[k : k + 1]
+        return Example(
+            id=f"{self._key(index)}/{phrase.replace(' ', '-')}",
+            image=ImageRef(self._key(index), image_sha256(scene.image), size, size),
+            prompt=Prompt((phrase,)),
+            truth=Truth(masks),
+            split=self.split,
+            source="OpenMoji 17 scenes" if self.folder is None else f"cut-outs of {self.folder}",
+            licence="CC-BY-SA-4.0" if self.folder is None else "see folder",
+        )
+
+    @cached_property
+    def _cutouts(self) -> dict[str, Cutout]:
+        """What this split shows, by name, in the order of `names`."""
+        by_name = {cutout.name: cutout for cutout in load_cutouts(self.folder).cutouts}
+        return {name: by_name[name] for name in self.names}
+
+
+@lru_cache(maxsize=256)
+def _composed(env: Env, index: int) -> Scene:
+    layout = Layout(env.image_size, env.max_objects, env.min_scale, env.max_scale, env.max_overlap, env.twin_share)
+    return compose(env._rng(index, stream=0), env._cutouts, layout, f"scene {index} of split {env.split}")

@@ -1,0 +1,204 @@
+"""What flows into and out of a policy, and what a model family must do to be one.
+
+Dimension letters: B groups in a batch, G answers a group, P prompt tokens, T choices of a response, H W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from envs.polygons import Answer
+from policies.grammar import TokenGrammar
+
+if TYPE_CHECKING:  # transformers, which what reads an archive can do without
+    from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled answer, as the model made it. Every choice is a token of the vocabulary."""
+
+    tokens: NDArray[np.int64]
+    """[T] token ids; the end token is the last one if the model stopped by itself."""
+    logprobs: NDArray[np.float32]
+    """[T] log-probability of each token under the sampler, at the sampling temperature."""
+    finish: str
+    """"stop" at the end token, "length" where the limit cut it."""
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """A few groups, one row a group: the prompt once, then G responses that each see the prompt and themselves."""
+
+    prompt_tokens: Tensor
+    """[B, P] int64, padded on the left, image placeholders included."""
+    prompt_mask: Tensor
+    """[B, P] bool, True on real tokens."""
+    pixel_values: Tensor
+    """[patches, channels] float: patches of all images, in row order, as the family's image processor cuts them."""
+    image_grid: Tensor
+    """[B, 3] int64: (1, rows, columns) of patches of each image."""
+    response_tokens: Tensor
+    """[B, G, T] int64, padded on the right. In supervised rows a response may begin with its own question."""
+    response_mask: Tensor
+    """[B, G, T] bool, True on real tokens."""
+    scored_mask: Tensor
+    """[B, G, T] bool, True where a log-probability or a loss is wanted; a subset of response_mask."""
+
+    def groups(self, first: int, end: int) -> "PromptRows":
+        """The rows `first` to `end - 1`, each with its own image."""
+        own = slice(first, end)
+        patches = self.image_grid.prod(-1).tolist()
+        pixels = slice(sum(patches[:first]), sum(patches[:end]))
+        return PromptRows(
+            self.prompt_tokens[own],
+            self.prompt_mask[own],
+            self.pixel_values[pixels],
+            self.image_grid[own],
+            self.response_tokens[own],
+            self.response_mask[own],
+            self.scored_mask[own],
+        )
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Frozen features of a few images of one size, for the refiner."""
+
+    final: Tensor
+    """[B, C, h, w] float: output of the vision tower (what the language model sees)."""
+    early: Tensor
+    """[B, E, h, w] float: patch embedding, or output of an early block, where edges still are."""
+
+
+class VisionTower(Protocol):
+    """What a refiner asks of a policy."""
+
+    def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:
+        """Features of images [H, W, 3] of one size, without gradient.
+
+        early_block: which early ones, 0 the patch embedding, k the output of the vision tower's block k, counted from
+        1; ValueError where there is no such block.
+        """
+        ...
+
+
+class PolicyContract(Protocol):
+    """What samplers, learner and refiner ask of a model family; a family is an nn.Module in one file of this folder.
+
+    `model` is the network whose named parameters travel to the workers; `codec` is given by the config.
+    """
+
+    model: nn.Module
+    end_token: int
+    unsampled_tokens: list[int]
+    """Special tokens other than the end token: they have no probability, in sampling or in learning."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        ...
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """The part that turns patches into image tokens, whatever the refiner's features pass through included; may be
+        kept frozen."""
+        ...
+
+    def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
+        """[P] token ids of the question about an image [H, W, 3].
+
+        A phrase is data: whatever is written in it, no token of it is one that controls. ValueError for a phrase that
+        is no text.
+        """
+        ...
+
+    def question_tokens(self, phrase: str) -> NDArray[np.int64]:
+        """Token ids of a question with one placeholder for the image, for an engine that fits in its tokens itself."""
+        ...
+
+    def question_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """An image [H, W, 3] as the family's image processor can take it, for such an engine; stretched, if at all."""
+        ...
+
+    def answer_tokens(self, text: str) -> NDArray[np.int64]:
+        """[T] token ids of an answer's text, end token included."""
+        ...
+
+    def rows(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        phrases: Sequence[str],
+        responses: Sequence[Sequence[NDArray[np.int64]]],
+    ) -> PromptRows:
+        """Rows for B questions (image [H, W, 3], phrase) with the token ids of up to G responses each."""
+        ...
+
+    def supervised_rows(
+        self, images: Sequence[NDArray[np.uint8]], pairs: Sequence[Sequence[tuple[str, NDArray[np.int64]]]]
+    ) -> PromptRows:
+        """Rows of B images with several (phrase, answer token ids) each; only answers are scored."""
+        ...
+
+    def checkpoint_gradients(self) -> None:
+        """From now on compute layers again in the backward pass instead of keeping what they need for it."""
+        ...
+
+    def forward(
+        self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None, most_scored: int = 0
+    ) -> Tensor:
+        """[B, G, T] float32 log-probabilities of the response tokens, logits divided by temperature.
+
+        0 outside scored_mask. grammar_tokens: the limit on tokens with which they were sampled under the grammar, so
+        that other tokens are left out here too; None where no grammar was on. most_scored: the most tokens that any
+        rank scores in this pass; a policy whose module calls depend on their number makes as many calls as that takes.
+        """
+        ...
+
+    def sft_loss(self, rows: PromptRows, number_spread: float = 0.0) -> Tensor:
+        """Mean cross-entropy over the scored tokens, nats, a scalar."""
+        ...
+
+    def token_grammar(self) -> TokenGrammar:
+        """The codec's grammar in this vocabulary, made once; ValueError where the vocabulary cannot write it."""
+        ...
+
+    def encode(self, rows: PromptRows) -> "EncodedPrompts":
+        """Keys and values of B prompts, each encoded once."""
+        ...
+
+    def decode(self, cache: "PromptCache", tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+        """Log-probabilities [R*C, V] of the token after `tokens` [R, C]; the cache grows by one.
+
+        allowed: [R*C, V] bool, the tokens that can be sampled; None: all.
+        """
+        ...
+
+    def text(self, response: Response) -> str:
+        """The response's text without its end token."""
+        ...
+
+    def read(self, response: Response, height: int, width: int) -> Answer:
+        """The response as polygons in pixels of a height x width image; never raises on model output."""
+        ...
+
+    def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:
+        """As VisionTower says."""
+        ...
+
+    def vision_checksum(self) -> str:
+        """Checksum of the vision tower alone: what a refiner was trained on."""
+        ...
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write an ordinary Hugging Face folder.
+
+        weights: what to write by the names of `model` before any adapter; None: what `model` holds.
+        """
+        ...

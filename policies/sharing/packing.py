@@ -1,0 +1,114 @@
+"""One row a group: responses packed behind their prompt, each seeing the prompt and itself. Pure functions on tensors.
+
+Letters: B rows, G responses a row, T tokens a response, P prompt tokens, K packed response tokens, L = P + K, S
+scored tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from policies.families.base import PromptRows
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """What a language model runs on, and where the scored tokens are in it."""
+
+    tokens: Tensor
+    """[B, L] int64: prompt (padded on the left), then all response tokens without gaps, then padding."""
+    prompt_mask: Tensor
+    """[B, P] bool, True on real tokens."""
+    order: Tensor
+    """[B, K] int64 into the flat [G * T] of each row: where each packed token stands in the rows."""
+    real: Tensor
+    """[B, K] bool, False on padding."""
+    steps: Tensor
+    """[B, K] int64: place of each packed token in its own response, from 0."""
+    predictors: Tensor
+    """[S] int64 into the flat [B * L]: the token whose hidden state predicts each scored token."""
+    targets: Tensor
+    """[S] int64: the scored tokens."""
+    places: Tensor
+    """[S] int64 into the flat [B * G * T]: where each scored token stands in the rows."""
+    shape: tuple[int, int, int]
+    """(B, G, T) of the rows."""
+
+    @property
+    def attends(self) -> Tensor:
+        """[B, 1, L, L] bool: query (third axis) may see key (last axis)."""
+        return _attends(self.prompt_mask, self.order // self.shape[2], self.real)
+
+
+def pack_rows(rows: PromptRows) -> PackedRows:
+    """Pack responses behind prompts. Each response's real tokens must come first in its T (padding on the right)."""
+    p = rows.prompt_tokens.shape[1]
+    t = rows.response_tokens.shape[2]
+    real_flat = rows.response_mask.flatten(1)
+    packed = int(real_flat.sum(1).max())
+    order = (~real_flat).to(torch.uint8).argsort(dim=1, stable=True)[:, :packed]  # real tokens first, in order
+    real = real_flat.gather(1, order)
+    steps = order % t
+    tokens = torch.cat([rows.prompt_tokens, rows.response_tokens.flatten(1).gather(1, order)], dim=1)
+    row, column = (rows.scored_mask.flatten(1).gather(1, order) & real).nonzero(as_tuple=True)
+    before = torch.where(steps[row, column] == 0, p - 1, p + column - 1)
+    return PackedRows(
+        tokens=tokens,
+        prompt_mask=rows.prompt_mask,
+        order=order,
+        real=real,
+        steps=steps,
+        predictors=row * tokens.shape[1] + before,
+        targets=tokens[row, p + column],
+        places=row * real_flat.shape[1] + order[row, column],
+        shape=(rows.response_mask.shape[0], rows.response_mask.shape[1], t),
+    )
+
+
+def _attends(prompt_mask: Tensor, response: Tensor, real: Tensor) -> Tensor:
+    """[B, 1, L, L] bool from prompt_mask [B, P], the response that each packed token belongs to [B, K], and which
+    are real."""
+    in_prompt = torch.full_like(prompt_mask, -1, dtype=torch.int64)
+    owner = torch.cat([in_prompt, response], dim=1)
+    exists = torch.cat([prompt_mask, real], dim=1)
+    shared = (owner == -1)[:, None, :] | (owner[:, :, None] == owner[:, None, :])
+    return (causal(exists) & (shared | torch.eye(owner.shape[1], dtype=torch.bool, device=owner.device)))[:, None]
+
+
+def causal(exists: Tensor) -> Tensor:
+    """[B, L, L] bool: query before key, by order, padding (where `exists` [B, L] is False) left out as a key.
+
+    Padding attends to itself: a query without any key would be NaN, and NaN spreads in the backward pass.
+    """
+    length = exists.shape[1]
+    order = torch.ones(length, length, dtype=torch.bool, device=exists.device).tril()
+    diagonal = torch.eye(length, dtype=torch.bool, device=exists.device)
+    return (order & exists[:, None, :]) | diagonal
+
+
+def pad_left(sequences: Sequence[NDArray[np.int64]], fill: int) -> tuple[Tensor, Tensor]:
+    """B sequences as ([B, P] int64 padded on the left, [B, P] bool of the real ones)."""
+    longest = max(map(len, sequences))
+    tokens = torch.full((len(sequences), longest), fill, dtype=torch.int64)
+    mask = torch.zeros((len(sequences), longest), dtype=torch.bool)
+    for b, sequence in enumerate(sequences):
+        tokens[b, longest - len(sequence) :] = torch.from_numpy(np.asarray(sequence, np.int64))
+        mask[b, longest - len(sequence) :] = True
+    return tokens, mask
+
+
+def pad_responses(responses: Sequence[Sequence[NDArray[np.int64]]], fill: int) -> tuple[Tensor, Tensor]:
+    """B x (up to G) sequences as ([B, G, T] int64 padded on the right, [B, G, T] bool of the real ones)."""
+    most = max(map(len, responses))
+    longest = max(len(tokens) for row in responses for tokens in row)
+    tokens = torch.full((len(responses), most, longest), fill, dtype=torch.int64)
+    mask = torch.zeros((len(responses), most, longest), dtype=torch.bool)
+    for b, row in enumerate(responses):
+        for g, sequence in enumerate(row):
+            tokens[b, g, : len(sequence)] = torch.from_numpy(np.asarray(sequence, np.int64))
+            mask[b, g, : len(sequence)] = True
+    return tokens, mask

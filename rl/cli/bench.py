@@ -1,0 +1,211 @@
+"""`polytrace bench`: how fast we are, beside what one would take instead."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from rl.pages.json_text import json_text
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, side by side with the alternatives.")
+console = Console(emoji=False)
+T = TypeVar("T")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead of a table.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Only the first workload, and not those that show how cost grows.")
+]
+Work = Annotated[
+    str | None,
+    typer.Option("--work", help="First workload: groups x answers x image tokens x tokens.", show_default=False),
+]
+Model = Annotated[str, typer.Option(help="Random Qwen3-VL to measure on: tiny, or in the shape of 2b, 4b or 8b.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+
+
+@bench_app.command()
+def rewards(
+    as_json: AsJson = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Three cases instead of all.")] = False,
+) -> None:
+    """IoU of groups of answers: pycocotools, OpenCV, shapely, scikit-image where installed, C, and ours; one thread.
+
+    Takes about two minutes. The extra `bench` of the package installs the others.
+    """
+    from rich.progress import track
+
+    from rl.bench import rewards as bench
+    from rl.bench.rewards import batch_milliseconds
+
+    cases = bench.cases(quick)
+    quiet = Console(stderr=True)
+    timed = list(track(bench.bench(quick), "measuring", total=len(cases), console=quiet, transient=True))
+    batch = batch_milliseconds()
+    if as_json:
+        print(json_text(bench.as_json(timed) | {"batch_milliseconds": batch}, indent=2))
+    else:
+        console.print(bench.table(timed))
+        console.print(f"a batch of 32 x 16 answers at 64 px, scored as a worker of the demo does: {batch:.1f} ms")
+
+
+@bench_app.command()
+def rescore(as_json: AsJson = False) -> None:
+    """Archived answers rescored a second, at 64 and at 640 x 480 pixels, masks decoded each time."""
+    from rl.bench import rescore as bench
+
+    found = bench.bench()
+    if as_json:
+        print(json_text([vars(one) for one in found], indent=2))
+    else:
+        console.print(bench.table(found))
+
+
+@bench_app.command()
+def learner(
+    as_json: AsJson = False,
+    quick: Quick = False,
+    work: Work = None,
+    model: Model = "tiny",
+    dtype: Dtype = "float32",
+    peak_tflops: Annotated[
+        float | None, typer.Option(help="Of the device, in this dtype: gives the share of it used.", show_default=False)
+    ] = None,
+) -> None:
+    """Forward and backward over groups that share their prompt, beside one row an answer: the same model and answers.
+
+    About two minutes on two cores, 20 s with --quick; on a GPU where there is one.
+    """
+    from rl.bench import learner as bench
+    from rl.bench.random_qwen import ModelChoice
+    from rl.bench.side_by_side import Workload, table
+
+    workload = bench.WORKLOAD if work is None else Workload.read(work)
+    found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
+    report = bench.report(found, peak_tflops)
+    if as_json:
+        print(json_text(report, indent=2))
+        return
+    console.print(table("Learning, forward and backward", "row an answer", [one.timed for one in found]))
+    console.print(f"largest difference of a log-probability: {report['max_logprob_difference']:.1e}")
+    console.print(f"answer tokens learned from a second, first workload: {report['tokens_per_second']:,.0f}")
+    if peak_tflops is not None:
+        console.print(f"share of {peak_tflops:g} TFLOP/s used: {report['model_flops_utilisation']:.1%}")
+
+
+@bench_app.command()
+def rollout(
+    as_json: AsJson = False, quick: Quick = False, work: Work = None, model: Model = "tiny", dtype: Dtype = "float32"
+) -> None:
+    """G answers to each prompt, by our sampler and by transformers' generate: the same model and number of tokens.
+
+    About four minutes on two cores, 40 s with --quick; on a GPU where there is one.
+    """
+    from rl.bench import rollout as bench
+    from rl.bench.random_qwen import ModelChoice
+    from rl.bench.side_by_side import Workload, table
+    from rl.bench.side_by_side import as_json as report
+
+    workload = bench.WORKLOAD if work is None else Workload.read(work)
+    found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
+    if as_json:
+        print(json_text(report(bench.OTHER, found) | {"bar": bench.BAR}, indent=2))
+    else:
+        console.print(table("Sampling", bench.OTHER, found))
+
+
+@bench_app.command()
+def step(as_json: AsJson = False, quick: Quick = False, work: Work = None) -> None:
+    """A whole GSPO step (sample, score, update), ours beside TRL's GRPOTrainer; then where a step of the demo goes.
+
+    About seven minutes on two cores, two with --quick. TRL comes with the extra `bench`; without it, ours is alone.
+    """
+    from rl.bench import demo_step
+    from rl.bench import step as bench
+    from rl.bench.side_by_side import Workload, table
+    from rl.bench.side_by_side import as_json as report
+
+    workload = bench.WORKLOAD if work is None else Workload.read(work)
+    found = list(_tracked(bench.bench(workload, quick), quick))
+    demo = demo_step.measure()
+    if as_json:
+        print(json_text(report(bench.OTHER, found) | {"bar": bench.BAR} | demo_step.as_json(demo), indent=2))
+        return
+    console.print(table("A GSPO step: sample, score, update", "TRL", found))
+    if found[0].other is None:
+        console.print("TRL is not installed; it is part of the extra `bench`: pip install 'polytrace[bench]'")
+    console.print(demo_step.table(demo))
+
+
+@bench_app.command()
+def archive(
+    as_json: AsJson = False,
+    quick: Quick = False,
+    answers: Annotated[int, typer.Option(help="Answers of the largest archive.")] = 1_000_000,
+    pairs: Annotated[
+        int | None, typer.Option(help="Pairs to export; a hundredth of the answers.", show_default=False)
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder where the archive is written once, and used again.", show_default=False),
+    ] = None,
+) -> None:
+    """Export pairs from a generated archive, and append a step to it: time, peak memory, bytes read.
+
+    A million answers take about two minutes and 0.5 GB of disk on two cores; --answers 10000000 takes ten times as much
+    of both; --quick takes 30,000.
+    """
+    import tempfile
+
+    from rl.bench import archive as bench
+
+    answers = bench.QUICK_ANSWERS if quick else answers
+    if answers < 1 or (pairs is not None and pairs < 1):
+        raise ValueError(f"answers is {answers} and pairs {pairs}; set each to 1 or more.")
+    with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as made:
+        found = bench.bench(answers, pairs or max(1, answers // 100), keep or Path(made))
+    if as_json:
+        print(json_text(bench.as_json(found), indent=2))
+    else:
+        for table in bench.tables(found):
+            console.print(table)
+
+
+@bench_app.command()
+def refiner(  # noqa: PLR0913  # options of a command
+    run: Annotated[Path, typer.Argument(help="Folder of an RL run, such as runs/demo.")],
+    sft_run: Annotated[Path, typer.Argument(help="Answers of the checkpoint that it began with: `polytrace sample`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the refiners; a bench that was stopped goes on there.")],
+    as_json: AsJson = False,
+    pairs: Annotated[int, typer.Option(help="Pairs that each refiner is trained on.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each.")] = 300,
+    seeds: Annotated[int, typer.Option(help="Trainings of each, with other pairs and weights.")] = 3,
+    scenes: Annotated[int, typer.Option(help="Held-out scenes to judge by.")] = 600,
+) -> None:
+    """Refiners from RL rollouts, synthetic damage and SFT rollouts, single-pass, and smoothing: the same budget each.
+
+    With the defaults some 40 minutes on two cores.
+    """
+    from rl.bench import refiner as bench
+    from rollout.disk import refuse_unwritable
+
+    refuse_unwritable(out / "measured.json")
+    wanted = bench.RefinerBench(run, sft_run, out, pairs, steps, seeds, scenes)
+    found = bench.bench(wanted, Console(stderr=True))
+    if as_json:
+        print(json_text(bench.as_json(found), indent=2))
+    else:
+        console.print(bench.table(found, wanted))
+        for line in bench.differences(found):
+            console.print(line)
+
+
+def _tracked(found: Iterator[T], quick: bool) -> Iterable[T]:
+    """With a bar on stderr, so that stdout is what was asked for."""
+    from rich.progress import track
+
+    from rl.bench.side_by_side import NUM_SCALED
+
+    total = 1 if quick else 1 + NUM_SCALED
+    return track(found, "measuring", total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,232 @@
+"""The `polytrace` command. Each command's module is imported when it runs, so that --help is quick."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from rl.cli.archive import archive_app
+from rl.cli.bench import bench_app
+from rl.cli.export import export_app
+from rl.cli.options import CONFIG_HELP, Config, Overrides, Resume, RunFolder, run_config, run_folder
+from rl.cli.rewards import rewards_app
+
+
+def predict(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run (its best policy), Hugging Face folder of a policy, or tiny."),
+    ],
+    image: Annotated[Path, typer.Argument(help="Any image file, of any size.")],
+    phrase: Annotated[str, typer.Argument(help='What to outline, such as "the left apple".')],
+    svg: Annotated[Path | None, typer.Option(help="Write the outline here, as a path in the image's pixels.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the mask here: that path filled, 0 or 255.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers here: rings, box, predicted IoU.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with the codec of a policy that is no run.", show_default="demo")
+    ] = None,
+    refiner: Annotated[
+        Path | None, typer.Option(help="Folder of a refiner.", show_default="RUN/refiner, if it is there")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The outline as the policy drew it, without the refiner.")] = False,
+    min_iou: Annotated[
+        float, typer.Option(help="Least IoU of the simplified outline with the refined mask; 1 keeps each pixel.")
+    ] = 0.995,
+    side: Annotated[
+        int | None,
+        typer.Option(help="Longer side, px, at which the policy sees the image.", show_default="as the run's env"),
+    ] = None,
+    over: Annotated[bool, typer.Option("--over", help="Lay the image under the path in the SVG.")] = False,
+) -> None:
+    """Outline what a phrase means in an image: an SVG path and the mask it fills to (docs/predict.md).
+
+    The answer is the policy's likeliest one. An answer that is empty or not valid gives empty files and its status.
+    """
+    from envs.geometry.vector import check_floor
+    from envs.images import read_image
+    from policies.question import check_phrase
+    from rl.predict import Predictor, check_outputs, find_source, table_of, write_prediction
+
+    outputs = {"svg": svg, "png": png, "json": json}
+    check_outputs(outputs, image)
+    check_floor(min_iou)
+    check_phrase(phrase)
+    source = find_source(checkpoint, config, refiner, raw, side)
+    picture = read_image(image)
+    prediction = Predictor(source).predict(picture, phrase, min_iou)
+    written = write_prediction(prediction, outputs, picture if over else None)
+    console.print(table_of(prediction))
+    for path in written:
+        console.print(f"{path}", markup=False, soft_wrap=True)
+
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Reinforcement-learning fine-tuning for vision-language models that answer with polygons.",
+)
+app.add_typer(archive_app, name="archive")
+app.add_typer(export_app, name="export")
+app.add_typer(rewards_app, name="rewards")
+app.add_typer(bench_app, name="bench")
+console = Console(emoji=False)
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Run the whole job on the CPU: embedded SFT checkpoint, RL, archive, refiner, report. Same as `make demo`.
+
+    Writes to runs/demo. A demo that was stopped goes on; a finished one is kept as runs/demo.previous*.
+    """
+    from rl.config.load import load_settings
+    from rl.config.run import RunConfig
+    from rl.demo import run_job
+
+    config = load_settings(RunConfig, Path("demo"), overrides or [])
+    run_job(config, _make_way(Path(config.run)), console)
+
+
+@app.command()
+def sft(config: Config, overrides: Overrides = None) -> None:
+    """Fine-tune by supervision, or train the tiny model from nothing; goes on by itself where it was stopped."""
+    from rl.config.load import load_settings
+    from rl.config.sft import SftConfig
+    from rl.sft import run_sft
+
+    run_sft(load_settings(SftConfig, config, overrides or []), console)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help=CONFIG_HELP, show_default=False)] = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    replay: Annotated[Path | None, typer.Option(help="Only look at the loss of a batch in RUN/dropped/.")] = None,
+) -> None:
+    """Train a policy by reinforcement learning: sample, score, archive, learn. Ends with the best checkpoint's path."""
+    if replay is not None:
+        from rl.learner.dropped import replay as replay_batch
+
+        replay_batch(replay, console)
+        return
+    if config is None:
+        raise ValueError("train has no config; give a YAML file or the name of a shipped one, such as demo.")
+    from rl.config.load import load_settings
+    from rl.config.run import RunConfig
+    from rl.run.checkpoints import Checkpoints
+    from rl.train import train as train_run
+
+    settings = load_settings(RunConfig, config, overrides or [])
+    folder = train_run(settings, resume, console)
+    best = Checkpoints(folder, settings.keep_checkpoints).best
+    if best is not None:
+        console.print(
+            f"best policy: step {best.step}, greedy gIoU {best.giou:.3f} on validation, {best.folder}", markup=False
+        )
+    console.print(
+        f"run: {folder}   next: polytrace evaluate {folder}, polytrace export pairs {folder} --out PAIRS", markup=False
+    )
+
+
+@app.command()
+def sample(
+    config: Config,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Sample the best policy of this run, not policy.checkpoint.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last archived step.")] = False,
+) -> None:
+    """Sample, score and archive as `train` does, without learning: what a policy draws, for refiner pairs or rewards.
+
+    Step 0 is that of `train` under the same config, to the last bit.
+    """
+    from rl.config.load import load_settings
+    from rl.config.run import RunConfig
+    from rl.sample import of_best_policy
+    from rl.sample import sample as sample_run
+
+    settings = load_settings(RunConfig, config, overrides or [])
+    folder = sample_run(settings if run is None else of_best_policy(settings, run_folder(run)), resume, console)
+    console.print(
+        f"run: {folder}   next: polytrace archive show {folder}, polytrace export pairs {folder} --out PAIRS",
+        markup=False,
+    )
+
+
+@app.command()
+def refine(
+    source: Annotated[Path, typer.Argument(help="Folder of a run, or a YAML file of runs and settings.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a refiner on pairs from archives, calibrate it, and judge it on images kept apart; goes on if stopped.
+
+    Of a run: its settings under `refiner:`, to RUN/refiner, through its best policy. Of a YAML file, such as the
+    shipped `refiner`: any number of runs. Settings are such as training.steps=1000 (docs/refiner.md). A finished
+    refiner is never overwritten: delete its folder, or give out=NEW with a YAML file.
+    """
+    from rl.config.load import load_settings, shipped_configs
+    from rl.config.refiner import RefineConfig
+    from rl.refine import refine as make_refiner
+    from rl.refine import settings_of
+
+    changed, shipped = overrides or [], [name for name in shipped_configs() if name.startswith("refiner")]
+    if not source.exists() and source.stem not in shipped:
+        raise FileNotFoundError(
+            f"{source} is neither the folder of a run nor a YAML file; give one of them, or a shipped one: "
+            f"{', '.join(shipped)}."
+        )
+    if source.is_dir():
+        config = settings_of(run_config(source, [f"refiner.{each}" for each in changed]))
+    else:
+        config = load_settings(RefineConfig, source, changed)
+    make_refiner(config, console)
+    console.print(f"refiner: {config.out}   page: {Path(config.out) / 'refiner.html'}", markup=False)
+
+
+@app.command()
+def evaluate(run: RunFolder) -> None:
+    """Compare SFT, RL and RL + refiner of a run on held-out scenes; trains the refiner where there is none."""
+    from rl.evaluate import finish_run
+
+    finish_run(run_config(run), console)
+
+
+app.command()(predict)
+
+
+def _make_way(folder: Path) -> bool:
+    """Whether to resume the demo in `folder`; a finished one is moved aside first."""
+    if (folder / "summary.json").exists():
+        taken = {path.name for path in folder.parent.glob(f"{folder.name}.previous*")}
+        names = (f"{folder.name}.previous{k or ''}" for k in range(len(taken) + 1))
+        previous = folder.with_name(next(name for name in names if name not in taken))
+        folder.rename(previous)
+        console.print(f"the finished demo is kept as {previous}", markup=False)
+    return any((folder / "checkpoints").glob("step-??????"))
+
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point: what a user got wrong is one line, not a traceback."""
+    # Read before torch and transformers load: one thread pool is enough for tokenizers, and no bars for loading 5 MB.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        # Apart from what was asked for, which another program may be reading.
+        Console(stderr=True).print(f"[red]polytrace:[/red] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from error
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer's own answer to Ctrl-C
+            console.print("stopped; train and sample go on with --resume, demo, sft and rewards ablate by themselves")
+        raise

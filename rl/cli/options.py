@@ -1,0 +1,33 @@
+"""Arguments and options that several commands share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rl.config.run import RunConfig
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, as dotted.key=value.", show_default=False)
+]
+CONFIG_HELP = "YAML file, or the name of a shipped one (demo, sft_tiny, coco28, ...)."
+Config = Annotated[Path, typer.Argument(help=CONFIG_HELP)]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from its last checkpoint.")]
+
+
+def run_folder(run: Path) -> Path:
+    """`run` itself; raises FileNotFoundError where it is not a folder."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is not a folder; give the folder of a run, such as runs/demo.")
+    return run
+
+
+def run_config(run: Path, overrides: Sequence[str] = ()) -> "RunConfig":
+    """The config that the folder of a run holds, with some settings changed; its `run` is that folder."""
+    from rl.config.load import load_settings, override_of
+    from rl.config.run import RunConfig
+
+    return load_settings(RunConfig, run_folder(run) / "config.yaml", [override_of("run", run), *overrides])

@@ -1,0 +1,143 @@
+"""The settings of a run, and the checks that need several of them at once."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rewards.settings import TermShaping
+from rl.config.learner import LearnerSettings
+from rl.config.refiner import RefinerRun
+from rollout.settings import PoolSettings, RaySettings, RefinedSettings, Sampling
+
+
+@dataclass
+class EvaluationSettings:
+    """Greedy answers on scenes that are not trained on."""
+
+    every: int = 20
+    """Steps between evaluations on the split `validation`, which also chooses the best checkpoint."""
+    num_scenes: int = 128
+    """Scenes of each of them."""
+    final_split: str = "test"
+    final_scenes: int = 512
+    """Scenes of the table at the end, of a split that chose nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "num_scenes", "final_scenes"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"evaluation.{name} is {vars(self)[name]}; set it to 1 or more.")
+
+
+@dataclass
+class RunConfig:
+    """Everything needed to repeat a run."""
+
+    run: str
+    """Folder of the run; its last part is the run's name."""
+    steps: int
+    seed: int = 0
+    groups_per_step: int = 32
+    group_size: int = 8
+    """Answers to one example that are compared with each other."""
+    groups_per_unit: int = 8
+    """Groups sampled in one batch. Part of the result's identity to the last bit, unlike the number of workers."""
+    save_every: int = 20
+    keep_checkpoints: int = 2
+    refills: int = 0
+    """Most rounds in which a step asks other examples in place of groups without signal; 0 learns from fewer groups."""
+    env: dict[str, Any] = field(default_factory=dict)
+    codec: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
+    rewards: dict[str, Any] = field(default_factory=dict)
+    shaping: dict[str, TermShaping] = field(default_factory=dict)
+    """By reward name, or `total` for the weighted mean; what is left out stays raw."""
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+    ray: RaySettings = field(default_factory=RaySettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    refiner: RefinerRun = field(default_factory=RefinerRun)
+    refined: RefinedSettings | None = None
+    """A refiner trained before, whose masks rewards are measured on; `refiner` is the one trained after the run."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size is {self.group_size}, but every algorithm compares answers to the same example; set it to "
+                "2 or more."
+            )
+        if self.refills < 0:
+            raise ValueError(f"refills is {self.refills}; set it to 0 or more.")
+        counts = {"steps": self.steps, "groups_per_step": self.groups_per_step, "groups_per_unit": self.groups_per_unit}
+        counts |= {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; set it to 1 or more.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; set it to a number from 0 to 2**63 - 1.")
+        if not self.run or any(path.is_file() for path in (Path(self.run), *Path(self.run).parents)):
+            raise ValueError(
+                f"run is {self.run!r}, which cannot be a folder; give the folder of a run, such as runs/first."
+            )
+        if self.sampling.temperature == 0:
+            raise ValueError(
+                "sampling.temperature is 0, so that all answers of a group would be the same one and teach nothing; "
+                "set it above 0, such as 1. Evaluation takes the likeliest answer by itself."
+            )
+        self._refuse_staleness_without_effect()
+        if self.learner.token_budget is None:
+            _refuse_uneven_passes(self.groups_per_step, self.learner)
+        else:
+            _refuse_small_budget(self, self.learner.token_budget)
+
+    def _refuse_staleness_without_effect(self) -> None:
+        staleness, save_every = self.pool.staleness, self.save_every
+        if staleness >= max(1, save_every):
+            raise ValueError(
+                f"pool.staleness is {staleness} and save_every {save_every}; a step at a checkpoint is sampled with "
+                f"its own weights, so no answer is older than {save_every} - 1 = {save_every - 1} steps. Set "
+                f"pool.staleness to {save_every - 1}, or save_every to {staleness + 1} or more."
+            )
+
+
+def _refuse_uneven_passes(groups_per_step: int, learner: LearnerSettings) -> None:
+    pass_groups = learner.minibatches * learner.micro_groups * learner.ranks
+    if groups_per_step % pass_groups:
+        raise ValueError(
+            f"groups_per_step is {groups_per_step}, but learner.minibatches {learner.minibatches} x "
+            f"learner.micro_groups {learner.micro_groups} x learner.ranks {learner.ranks} = {pass_groups} must divide "
+            f"it, so that every rank does the same passes; {_advice(groups_per_step, learner)}."
+        )
+
+
+def _refuse_small_budget(config: RunConfig, budget: int) -> None:
+    answers = most_answer_tokens(config)
+    if answers >= budget:
+        raise ValueError(
+            f"learner.token_budget is {budget}, but one group can take group_size {config.group_size} x "
+            f"sampling.max_tokens {config.sampling.max_tokens} = {answers} answer tokens and its prompt besides, "
+            f"all in one row; set it to {answers} and the longest prompt's tokens, or more, or lower the others."
+        )
+    if config.groups_per_step < config.learner.minibatches:
+        raise ValueError(
+            f"groups_per_step is {config.groups_per_step} and learner.minibatches {config.learner.minibatches}, which "
+            "leaves mini-batches without a group; set learner.minibatches to that number or less."
+        )
+
+
+def most_answer_tokens(config: RunConfig) -> int:
+    """Tokens that the answers of one group can have together."""
+    return config.group_size * config.sampling.max_tokens
+
+
+def _advice(groups_per_step: int, learner: LearnerSettings) -> str:
+    shares = learner.minibatches * learner.ranks
+    if groups_per_step % shares:
+        return f"set groups_per_step to a multiple of {shares}, such as {shares * max(1, groups_per_step // shares)}"
+    return f"set learner.micro_groups to a divisor of {groups_per_step // shares}"
+
+
+def num_gpus(config: RunConfig) -> float:
+    """GPUs that all ranks and workers of a run reserve together."""
+    return config.learner.ranks * config.learner.gpus_per_rank + config.pool.workers * config.pool.gpus_per_worker

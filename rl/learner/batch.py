@@ -1,0 +1,111 @@
+"""From scored groups to what the learner computes on.
+
+A Batch names images instead of holding them: learner ranks read images themselves, and old log-probabilities are
+theirs too
+(recomputed before the first update, never taken from the sampler).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.example import ImageRef
+from policies.families.base import Response
+from rl.algorithms.base import PolicyGradient, TokenAdvantages
+from rollout.records import Group
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B groups of G answers."""
+
+    images: tuple[ImageRef, ...]
+    """[B]"""
+    phrases: tuple[str, ...]
+    """[B]"""
+    tokens: tuple[tuple[NDArray[np.int64], ...], ...]
+    """[B][G] token ids of each answer, end token included."""
+    sampler_logprobs: tuple[tuple[NDArray[np.float32], ...], ...]
+    """[B][G] log-probability of each token as the sampler saw it; compared and logged, and learned from only as
+    importance weights."""
+    advantages: NDArray[np.float32]
+    """[B, G]"""
+    counts: NDArray[np.bool_]
+    """[B] False for a group without signal: it keeps its place, so that no rank waits for another, but weighs
+    nothing."""
+    token_advantages: TokenAdvantages | None = None
+    """[B][G] arrays [T] that take the place of `advantages` in the loss, where the algorithm gives tokens their own."""
+    prompt_lengths: tuple[int, ...] | None = None
+    """[B] tokens of each prompt, image placeholders included; None where nobody counted them."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, indices: Sequence[int]) -> "Batch":
+        """The groups at `indices`."""
+        return Batch(
+            tuple(self.images[k] for k in indices),
+            tuple(self.phrases[k] for k in indices),
+            tuple(self.tokens[k] for k in indices),
+            tuple(self.sampler_logprobs[k] for k in indices),
+            self.advantages[list(indices)],
+            self.counts[list(indices)],
+            None if self.token_advantages is None else tuple(self.token_advantages[k] for k in indices),
+            None if self.prompt_lengths is None else tuple(self.prompt_lengths[k] for k in indices),
+        )
+
+    def padded_advantages(self, num_tokens: int) -> NDArray[np.float32]:
+        """[B, G] advantages of the responses, or [B, G, num_tokens] of their tokens where these have their own."""
+        return self.advantages if self.token_advantages is None else _padded(self.token_advantages, num_tokens)
+
+    def padded_sampler_logprobs(self, num_tokens: int) -> NDArray[np.float32]:
+        """[B, G, num_tokens] log-probabilities that the sampler gave, 0 on padding."""
+        return _padded(self.sampler_logprobs, num_tokens)
+
+    def answer_tokens(self) -> NDArray[np.int64]:
+        """[B] tokens of all answers of each group together."""
+        return np.array([sum(len(tokens) for tokens in row) for row in self.tokens], np.int64)
+
+
+def _padded(rows: Sequence[Sequence[NDArray[np.float32]]], num_tokens: int) -> NDArray[np.float32]:
+    """[B, G, num_tokens] of B x G arrays of uneven length, 0 behind their ends."""
+    padded = np.zeros((len(rows), max(map(len, rows), default=0), num_tokens), np.float32)
+    for b, row in enumerate(rows):
+        for g, values in enumerate(row):
+            padded[b, g, : len(values)] = values
+    return padded
+
+
+def pack(groups: Sequence[Group], algorithm: PolicyGradient) -> Batch:
+    """A Batch of groups of equal size that have their totals.
+
+    Raises ValueError where an algorithm's token advantages are not one for each token.
+    """
+    advantages, counts = algorithm.advantages(np.array([group.totals for group in groups]))
+    responses = [[rollout.response for rollout in group.rollouts] for group in groups]
+    token_advantages = algorithm.token_advantages(groups, advantages)
+    if token_advantages is not None:
+        _refuse_other_lengths(token_advantages, responses)
+    return Batch(
+        images=tuple(group.example.image for group in groups),
+        phrases=tuple(group.example.prompt.text for group in groups),
+        tokens=tuple(tuple(response.tokens for response in row) for row in responses),
+        sampler_logprobs=tuple(tuple(response.logprobs for response in row) for row in responses),
+        advantages=advantages.astype(np.float32),
+        counts=counts,
+        token_advantages=token_advantages,
+        prompt_lengths=tuple(len(group.prompt_tokens) for group in groups),
+    )
+
+
+def _refuse_other_lengths(token_advantages: TokenAdvantages, responses: Sequence[Sequence[Response]]) -> None:
+    given = [[len(values) for values in row] for row in token_advantages]
+    needed = [[len(response.tokens) for response in row] for row in responses]
+    if given != needed:
+        b = next((b for b, (one, other) in enumerate(zip(given, needed, strict=False)) if one != other), len(given))
+        raise ValueError(
+            f"the algorithm's token_advantages of group {b} have the lengths {given[b : b + 1]}, its responses "
+            f"{needed[b : b + 1]} tokens; give one for each token, the end token included."
+        )

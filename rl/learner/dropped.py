@@ -1,0 +1,215 @@
+"""Steps of which an update was dropped, because a loss or a gradient was not finite: their batches, kept for a look.
+
+RUN/dropped/step-000012.npz   plain arrays, nothing pickled; images by reference, as everywhere
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from envs.datasets.base import Env
+from envs.example import ImageRef
+from policies.families.base import PolicyContract
+from policies.weights import load_bucket
+from rl.algorithms.base import PolicyGradient
+from rl.config.load import load_settings, override_of
+from rl.config.run import RunConfig, num_gpus
+from rl.learner.batch import Batch
+from rl.learner.learner import Learner
+from rl.run.checkpoints import Checkpoints
+from rl.run.parts import rank_settings, run_parts, worker_settings
+from rl.run.preflight import object_store_bytes
+from rollout import cluster, disk
+from rollout.settings import Sampling
+
+MOST_IN_A_ROW = 3
+"""So many dropped steps after each other are no accident: the run stops."""
+
+
+class DroppedSteps:
+    """Keeps the batches of a run's dropped steps, and stops it where they do not end."""
+
+    def __init__(self, run: Path) -> None:
+        self._folder = run / "dropped"
+        self._in_a_row = 0
+
+    def forget_from(self, step: int) -> None:
+        """Delete the batches of `step` and later; go on counting from the dropped steps that lead up to it."""
+        found = {int(path.stem.removeprefix("step-")): path for path in self._folder.glob("step-*.npz")}
+        for late in (path for number, path in found.items() if number >= step):
+            late.unlink()
+        for partial in self._folder.glob("*.partial"):
+            partial.unlink()
+        self._in_a_row = next(count for count in range(step + 1) if step - 1 - count not in found)
+
+    def record(self, step: int, batch: Batch, updates_dropped: float) -> None:
+        """Take in a step; writes its batch where an update of it was dropped.
+
+        Raises FloatingPointError at the third such step in a row.
+        """
+        self._in_a_row = self._in_a_row + 1 if updates_dropped else 0
+        if updates_dropped:
+            self._folder.mkdir(exist_ok=True)
+            write_batch(batch, self._folder / f"step-{step:06d}.npz")
+        if self._in_a_row >= MOST_IN_A_ROW:
+            raise FloatingPointError(
+                f"a loss or gradient was not finite in {self._in_a_row} steps in a row, the last of them {step}; these "
+                f"updates were dropped, and their batches lie in {self._folder}. Look at learner/ratio_max and "
+                "learner/grad_norm of the steps before; start another run with a lower learner.lr or learner.grad_clip."
+            )
+
+
+def write_batch(batch: Batch, path: Path) -> None:
+    """Write a batch as an .npz file, whole or not at all."""
+    arrays = {
+        "image_keys": np.array([image.key for image in batch.images], np.str_),
+        "image_sha256": np.array([image.sha256 for image in batch.images], np.str_),
+        "image_sizes": np.array([(image.height, image.width) for image in batch.images], np.int64).reshape(-1, 2),
+        "phrases": np.array(batch.phrases, np.str_),
+        "lengths": np.array([[len(tokens) for tokens in row] for row in batch.tokens], np.int64),
+        "tokens": _joined(batch.tokens),
+        "sampler_logprobs": _joined(batch.sampler_logprobs),
+        "advantages": batch.advantages,
+        "counts": batch.counts,
+    }
+    if batch.token_advantages is not None:
+        arrays["token_advantages"] = _joined(batch.token_advantages)
+    if batch.prompt_lengths is not None:
+        arrays["prompt_lengths"] = np.array(batch.prompt_lengths, np.int64)
+    partial = path.with_suffix(".partial")
+    with disk.writing("the batch of this dropped step", path):
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(partial, path)
+
+
+def read_batch(path: Path) -> Batch:
+    """A batch that `write_batch` wrote. Raises FileNotFoundError without a file, ValueError where it is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; give one of RUN/dropped/.")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (EOFError, ValueError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no batch of a dropped step; give a file of RUN/dropped/.") from error
+    missing = {"image_keys", "lengths", "tokens", "sampler_logprobs", "advantages", "counts"} - set(found)
+    if missing:
+        raise ValueError(f"{path} holds no {', '.join(sorted(missing))}; give a file of RUN/dropped/.")
+    rows = zip(found["image_keys"], found["image_sha256"], found["image_sizes"], strict=True)
+    lengths = found["lengths"]
+    token_advantages, prompt_lengths = found.get("token_advantages"), found.get("prompt_lengths")
+    return Batch(
+        images=tuple(ImageRef(str(key), str(sha256), int(h), int(w)) for key, sha256, (h, w) in rows),
+        phrases=tuple(str(phrase) for phrase in found["phrases"]),
+        tokens=_split(found["tokens"], lengths),
+        sampler_logprobs=_split(found["sampler_logprobs"], lengths),
+        advantages=found["advantages"],
+        counts=found["counts"],
+        token_advantages=None if token_advantages is None else _split(token_advantages, lengths),
+        prompt_lengths=None if prompt_lengths is None else tuple(prompt_lengths.tolist()),
+    )
+
+
+def _joined(rows: Sequence[Sequence[NDArray]]) -> NDArray:
+    return np.concatenate([values for row in rows for values in row])
+
+
+def _split(values: NDArray, lengths: NDArray[np.int64]) -> tuple[tuple[NDArray, ...], ...]:
+    """[B][G] arrays of the given lengths [B, G]."""
+    parts = np.split(values, np.cumsum(lengths.ravel())[:-1])
+    width = lengths.shape[1]
+    return tuple(tuple(parts[b * width : (b + 1) * width]) for b in range(len(lengths)))
+
+
+@dataclass(frozen=True)
+class GroupLoss:
+    """The loss of one group alone, the policy not having moved, and where something in it is not finite."""
+
+    phrase: str
+    counts: bool
+    """False for a group without signal, which weighs nothing and yet spreads a NaN."""
+    loss: float
+    gradient_norm: float
+    not_finite: tuple[str, ...]
+    """Such as "2 of 40 log-probabilities"; the first is the likely cause of the others."""
+
+
+def group_losses(
+    policy: PolicyContract, env: Env, algorithm: PolicyGradient, batch: Batch, sampling: Sampling
+) -> Iterator[GroupLoss]:
+    """One GroupLoss a group; the policy keeps its weights, and no gradient stays."""
+    parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    for k in range(len(batch)):
+        part = batch.part([k])
+        rows = policy.rows([env.image(ref) for ref in part.images], part.phrases, part.tokens)
+        new, mask = policy.forward(rows, sampling.temperature, sampling.grammar_tokens), rows.scored_mask
+        advantages = torch.from_numpy(part.padded_advantages(mask.shape[-1])).to(new.device)
+        objective = algorithm.terms(new, new.detach(), mask, advantages).objective
+        found = torch.autograd.grad(-objective.mean(), parameters, allow_unused=True)
+        gradients = [gradient for gradient in found if gradient is not None]
+        checked: dict[str, Sequence[Tensor]] = {
+            "weights": parameters,
+            "sampler's log-probabilities": [torch.from_numpy(values) for values in part.sampler_logprobs[0]],
+            "advantages": [advantages],
+            "log-probabilities": [new[mask]],
+            "objectives": [objective],
+            "gradients": gradients,
+        }
+        yield GroupLoss(
+            phrase=part.phrases[0],
+            counts=bool(part.counts[0]),
+            loss=float(-objective.detach().mean()),
+            gradient_norm=float(torch.nn.utils.get_total_norm(gradients)),
+            not_finite=tuple(text for name, values in checked.items() if (text := _not_finite(name, values))),
+        )
+
+
+def _not_finite(name: str, tensors: Sequence[Tensor]) -> str:
+    num = sum(int((~torch.isfinite(values.detach())).sum()) for values in tensors)
+    return f"{num} of {sum(values.numel() for values in tensors)} {name}" if num else ""
+
+
+def replay(path: Path, console: Console) -> list[GroupLoss]:
+    """Replay a file of RUN/dropped/ under that run's last checkpoint and print what is not finite.
+
+    Raises FileNotFoundError or ValueError where the file, its run or a checkpoint of it is missing or no such thing.
+    """
+    batch, run = read_batch(path), path.resolve().parent.parent
+    config = load_settings(RunConfig, run / "config.yaml", [override_of("run", run)])
+    parts = run_parts(config)
+    checkpoints = Checkpoints(run, config.keep_checkpoints)
+    if checkpoints.last_step is None:
+        raise FileNotFoundError(f"{run}/checkpoints holds no checkpoint to replay {path.name} on.")
+    cluster.start(config.ray.address, config.learner.ranks, num_gpus(config), object_store_bytes(config, parts))
+    learner = Learner(rank_settings(config, parts))
+    step = checkpoints.load_last(learner)
+    policy = worker_settings(config, parts).policy.build()  # which has adapters where these travel alone
+    for bucket in learner.buckets():
+        load_bucket(policy.model, bucket)
+    learner.close()
+    env, algorithm = parts.env.build(split="train"), parts.algorithm.build()
+    losses = list(group_losses(policy, env, algorithm, batch, config.sampling))
+    console.print(_table(f"{path.name} under the weights of step {step}", losses))
+    bad = sum(bool(one.not_finite) for one in losses)
+    console.print(f"{bad} of {len(losses)} groups hold something that is not finite")
+    return losses
+
+
+def _table(title: str, losses: list[GroupLoss]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("group", "phrase", "signal", "loss", "gradient norm", "not finite"):
+        table.add_column(name)
+    for k, one in enumerate(losses):
+        numbers = (f"{one.loss:.4g}", f"{one.gradient_norm:.4g}")
+        table.add_row(str(k), one.phrase, "yes" if one.counts else "no", *numbers, ", ".join(one.not_finite) or "-")
+    return table

@@ -1,0 +1,115 @@
+"""The learner as the main loop sees it: one rank a Ray actor, all of them behind step, weights, save and load."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.util.placement_group import PlacementGroup
+
+from policies.weights import Bucket
+from rl.config.learner import RankPlace, RankSettings
+from rl.learner.batch import Batch
+from rl.learner.rank import LearnerRank
+from rl.learner.ranks import STORE_FULL, RankCrew, Reply, full_store, writing
+from rollout import cluster
+from rollout.pool.pool import WeightRefs
+
+
+class RankActor:
+    """A LearnerRank as Ray calls it."""
+
+    def __init__(self, settings: RankSettings, place: RankPlace) -> None:
+        self._rank, self._place = LearnerRank(settings, place), place
+
+    def begin(self) -> Reply:
+        """Where this rank runs, for people."""
+        return self._reply(f"process {os.getpid()} on {cluster.node_address()}")
+
+    def step(self, batch: Batch) -> Reply:
+        """LearnerRank.step."""
+        return self._reply(self._rank.step(batch))
+
+    def put_buckets(self, average: bool) -> Reply:
+        """(reference, SHA-256) of each bucket of weights.
+
+        Rank 0 puts them into the object store, the others only take part.
+        """
+        return self._reply([(self._put(bucket), bucket.sha256) for bucket in self._rank.buckets(average)])
+
+    def save(self, folder: Path, tag: str) -> Reply:
+        """LearnerRank.save."""
+        self._rank.save(folder, tag)
+        return self._reply(None)
+
+    def load(self, folder: Path, tag: str) -> Reply:
+        """LearnerRank.load."""
+        self._rank.load(folder, tag)
+        return self._reply(None)
+
+    def save_policy(self, folder: Path) -> Reply:
+        """LearnerRank.save_policy."""
+        self._rank.save_policy(folder)
+        return self._reply(None)
+
+    def _put(self, bucket: Bucket) -> Any:
+        return cluster.stored(bucket) if self._place.rank == 0 else None
+
+    def _reply(self, value: Any) -> Reply:
+        return Reply(value, psutil.Process().memory_info().rss / 2**30)
+
+
+class Learner:
+    """All ranks together. Ray must run (rollout/cluster.py).
+
+    Every call raises ChildProcessError where a rank dies in it, and what a rank itself raises of ValueError and
+    OSError; after either, all ranks have been ended.
+    """
+
+    def __init__(
+        self, settings: RankSettings, places: PlacementGroup | None = None, patience: float = cluster.PATIENCE_SECONDS
+    ) -> None:
+        """places: a bundle a rank (cluster.place); patience: seconds of waiting for a rank after which it is logged."""
+        learner = settings.learner
+        self._crew = RankCrew(RankActor, settings, learner.ranks, learner.gpus_per_rank, places, patience)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Learn from a rollout batch; returns the statistics of rank 0."""
+        try:
+            shared = ray.put(batch)
+        except STORE_FULL as error:
+            raise full_store(error) from error
+        return self._crew.ask("step", [rank.step.remote(shared) for rank in self._crew.actors])[0]
+
+    def weights(self, average: bool = False) -> WeightRefs:
+        """The weights, or their running average where there is one, by reference; the driver never holds them."""
+        buckets = self._crew.ask("weights", [rank.put_buckets.remote(average) for rank in self._crew.actors])[0]
+        return WeightRefs(tuple(ref for ref, _ in buckets), tuple(sha256 for _, sha256 in buckets))
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The weights themselves, bucket by bucket, for a policy in this process."""
+        return (ray.get(ref) for ref in self.weights().refs)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write what is needed to go on, below folder/tag."""
+        with writing("this checkpoint", folder / tag):
+            self._crew.ask("save", [rank.save.remote(folder.absolute(), tag) for rank in self._crew.actors])
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Go on from `save`."""
+        self._crew.ask("load", [rank.load.remote(folder.absolute(), tag) for rank in self._crew.actors])
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+        with writing("this policy", folder):
+            self._crew.ask("save_policy", [rank.save_policy.remote(folder.absolute()) for rank in self._crew.actors])
+
+    def process_ids(self) -> list[int]:
+        """Process of each rank, for people and for tests of faults."""
+        return self._crew.process_ids()
+
+    def close(self) -> None:
+        """End the ranks."""
+        self._crew.close()

@@ -1,0 +1,248 @@
+"""One learner rank: a policy in a DeepSpeed engine.
+
+A plain class that runs without Ray, alone or as one of several ranks.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from envs.datasets.base import Env
+from policies.families.base import PromptRows
+from policies.lora import Pushed, pushed
+from policies.weights import BUCKET_BYTES, Bucket, make_bucket
+from rl.algorithms.base import PolicyGradient
+from rl.config.learner import RankPlace, RankSettings
+from rl.learner.batch import Batch
+from rl.learner.engine import Watchdog, build_engine, gathered, join, watched
+from rl.learner.files import AVERAGE, load_ranks, save_ranks
+from rl.learner.micro_batches import (
+    GroupTokens,
+    MiniBatch,
+    Round,
+    Work,
+    budget_passes,
+    even_passes,
+    pass_loss,
+    refuse_small_budget,
+    work_of,
+)
+from rl.learner.stats import PassStats, of_all_ranks, step_stats
+
+T = TypeVar("T")
+Weights = list[tuple[str, Tensor]]
+
+
+class LearnerRank:
+    """A DeepSpeed engine around the policy, and the step on it that the algorithm asks for."""
+
+    def __init__(self, settings: RankSettings, place: RankPlace) -> None:
+        torch.set_num_threads(settings.learner.threads)
+        torch.manual_seed(settings.seed)
+        self._settings, self._place = settings, place
+        self._algorithm: PolicyGradient = settings.algorithm.build()
+        self._env: Env = settings.env.build(split="train")
+        self.watchdog = Watchdog(f"learner rank {place.rank} of {place.world_size}")
+        policy = self._build_policy()
+        with self.watchdog.phase("joining the other ranks"):
+            join(place)
+        with self.watchdog.phase("deepspeed.initialize"):
+            self._engine, self._optimizer = build_engine(policy, settings.learner)
+        self._steps_done = 0
+        self._reference = self._build_reference() if self._algorithm.kl > 0 else None
+        # Under ZeRO-3 a parameter is empty here; the settings refuse an average then.
+        model = self._engine.module.model
+        named = model.named_parameters() if settings.learner.average else []
+        # In float32, since the steps of a slow average are too small for bfloat16.
+        self._average = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in named}
+
+    def _build_reference(self) -> torch.nn.Module:
+        """The policy that the run began with, whole on this rank at every ZeRO stage; its checkpoint never changes."""
+        return self._settings.policy.build().to(self._engine.module.device).requires_grad_(False).eval()
+
+    def _build_policy(self) -> Any:
+        """The policy to train, frozen where the settings say so."""
+        learner = self._settings.learner
+        recipe = self._settings.policy
+        policy = (recipe if learner.lora is None else recipe.with_settings(lora=learner.lora)).build()
+        policy.train()
+        if learner.freeze_vision:
+            policy.vision_tower.requires_grad_(False)
+        if learner.gradient_checkpointing:
+            policy.checkpoint_gradients()
+        return policy
+
+    @watched
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Learn from one rollout batch (all ranks get the same one and take their share); returns what to log of it.
+
+        Mini-batches are stretches of the batch. Every rank does the same number of passes, with or without signal in
+        its groups, and comes to the same numbers.
+        """
+        learner = self._settings.learner
+        for group in self._optimizer.param_groups:
+            group["lr"] = learner.lr_at(self._steps_done)
+        shares = [self._share(batch, part) for part in np.array_split(np.arange(len(batch)), learner.minibatches)]
+        # Before the first update the new log-probabilities are the old ones, so that pass needs no other.
+        old = [[self._logprobs(work) if m else None for work in share] for m, share in enumerate(shares)]
+        logs: list[PassStats] = []
+        norms, dropped = [], 0.0
+        for share, before in zip(shares, old, strict=True):
+            for work, logprobs in zip(share, before, strict=True):
+                logs.append(self._learn(work, logprobs, last=work is share[-1]))
+            norm, applied = self._update()
+            norms.append(norm)
+            dropped += not applied
+        self._steps_done += 1
+        self._update_average()
+        stats = step_stats(of_all_ranks(logs, self._engine.module.device)) | {
+            "grad_norm": float(np.mean(norms)),
+            "updates_dropped": dropped,
+        }
+        return stats | {"lr": self._optimizer.param_groups[0]["lr"]}
+
+    def _share(self, batch: Batch, groups: NDArray[np.int64]) -> list[Work]:
+        """This rank's passes over a mini-batch, some groups of the batch."""
+        rounds = self._rounds(batch, groups.tolist())
+        answers = batch.answer_tokens()
+        num_passes = sum(one.weighs for at_once in rounds for one in at_once)
+        responses = int(batch.counts[groups].sum()) * batch.advantages.shape[1]
+        minibatch, share = MiniBatch(max(1, responses), num_passes), []
+        for at_once in rounds:
+            mine = at_once[self._place.rank]
+            most_scored = max(int(answers[list(one.groups)].sum()) for one in at_once)
+            share.append(work_of(batch, mine, self._rows(batch.part(mine.groups)), most_scored, minibatch))
+        return share
+
+    def _rounds(self, batch: Batch, groups: list[int]) -> list[Round]:
+        learner, world = self._settings.learner, self._place.world_size
+        if learner.token_budget is None:
+            return even_passes(groups, learner.micro_groups, world)
+        if batch.prompt_lengths is None:
+            raise ValueError("learner.token_budget needs a batch that knows its prompt_lengths; make it by pack().")
+        tokens = GroupTokens(np.array(batch.prompt_lengths), batch.answer_tokens())
+        refuse_small_budget(learner.token_budget, tokens, self._settings.most_answer_tokens)
+        return budget_passes(groups, tokens, learner.token_budget, world)
+
+    def _rows(self, part: Batch) -> PromptRows:
+        images = [self._env.image(ref) for ref in part.images]
+        return self._engine.module.rows(images, part.phrases, part.tokens)
+
+    def _forward(self, policy: torch.nn.Module, work: Work) -> Tensor:
+        return policy(work.rows, self._settings.temperature, self._settings.grammar_tokens, work.most_scored)
+
+    @torch.no_grad()
+    def _logprobs(self, work: Work) -> Tensor:
+        return self._forward(self._engine, work)
+
+    def _learn(self, work: Work, old: Tensor | None, last: bool) -> PassStats:
+        """One forward and backward pass, the last one of its mini-batch or not.
+
+        old: [B, G, T] log-probabilities before the first update; None where this pass comes before it.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        new = self._forward(self._engine, work)
+        reference = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference = self._forward(self._reference, work)
+        loss, stats = pass_loss(self._algorithm, work, new, new.detach() if old is None else old, reference)
+        if not math.isfinite(stats["loss"].value):
+            loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
+        # DeepSpeed averages over ranks; the loss is this rank's part of a sum.
+        self._engine.backward(loss * self._place.world_size)
+        return stats
+
+    def _update(self) -> tuple[float, bool]:
+        """Change the weights, after the last pass of a mini-batch, on all ranks or, by a gradient that is not finite,
+        on none; the gradient's norm, and whether it was done."""
+        # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        learner = self._settings.learner
+        if learner.zero_stage == 0 and learner.dtype == "float32" and not math.isfinite(norm):
+            self._engine.zero_grad()  # elsewhere DeepSpeed drops such an update by itself
+            return norm, False
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or norm), self._engine.was_step_applied()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # A short memory at first, so that the average leaves the starting point as fast as the weights do.
+        decay = min(self._settings.learner.average, self._steps_done / (self._steps_done + 10))
+        parameters = dict(self._engine.module.model.named_parameters())
+        for name, average in self._average.items():
+            average.lerp_(parameters[name].to(average.dtype), 1 - decay)
+
+    def buckets(self, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
+        """What the workers get: the weights, or their running average where there is one, gathered bucket by bucket.
+
+        bucket_bytes: a receiver proves what it holds by buckets of the default size. All ranks must walk through it:
+        under ZeRO-3 each bucket is a collective.
+        """
+        lora = self._settings.learner.lora
+        merged = lora is None or lora.push == "merged"
+        return self._gathered(make_bucket, pushed(self._engine.module.model, merged, bucket_bytes), average)
+
+    def _gathered(self, take: Callable[[Weights], T], parts: Iterable[list[Pushed]], average: bool) -> Iterator[T]:
+        """What `take` makes of the weights of each part while they are whole. It must copy: nothing that is gathered
+        or merged here outlives its part."""
+        for part in parts:
+            with (
+                self.watchdog.phase(f"gathering weights from {part[0].name} on"),
+                gathered(chain.from_iterable(each.parameters for each in part), self._settings.learner),
+            ):
+                taken = take([(each.name, self._sent(each, average)) for each in part])
+            yield taken
+
+    def _sent(self, weight: Pushed, average: bool) -> Tensor:
+        if average and self._average:
+            return self._average[weight.name].to(weight.parameter.dtype)
+        return weight.value()
+
+    @watched
+    def save(self, folder: Path, tag: str) -> None:
+        """Write what is needed to go on below folder/tag (rl/learner/files.py). All ranks call it."""
+        save_ranks(self._engine, folder / tag, self._settings.learner, self._place, self._steps_done)
+        if self._average and self._place.rank == 0:
+            save_file(self._average, folder / tag / AVERAGE)
+
+    @watched
+    def load(self, folder: Path, tag: str) -> None:
+        """Go on from `save`, by whatever number of ranks. All ranks call it.
+
+        Reads DeepSpeed's own files: only from the run's own folder.
+        """
+        files = load_ranks(self._engine, folder / tag, self._settings.learner, self._place)
+        self._steps_done = files.steps_done
+        if self._average:
+            self._average = load_file(folder / tag / AVERAGE, device=str(self._engine.module.device))
+
+    @watched
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy (its running average, where there is one; its adapters merged) as a Hugging Face folder.
+
+        Rank 0 writes, all ranks call. Rank 0 needs the host's memory for one copy, no GPU for more than a bucket.
+        """
+        take = _on_host if self._place.rank == 0 else _nothing
+        weights = dict(
+            chain.from_iterable(self._gathered(take, pushed(self._engine.module.model, merged=True), average=True))
+        )
+        if self._place.rank == 0:
+            self._engine.module.save(folder, weights)
+
+
+def _on_host(weights: Weights) -> Weights:
+    return [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in weights]
+
+
+def _nothing(_: Weights) -> Weights:
+    return []

@@ -1,0 +1,140 @@
+"""What the learner's ranks log of their passes, and what of it deserves a warning.
+
+Passes hold more or fewer answers, and those of several ranks make one step: each number knows what it is a mean over.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl.algorithms.base import MAX_LOG_RATIO, LossTerms
+from rl.learner.batch import Batch
+
+WEIGHT_CAP = 2.0
+"""Importance weights are truncated here, as is usual for answers of another engine (TIS): a few would else be all."""
+_WEIGHT, _WEIGHT_SQUARE = "sampler_weight", "sampler_weight_square"
+
+
+class Mean(NamedTuple):
+    """A number of one pass."""
+
+    value: float
+    over: float
+    """How many things it is the mean (or, of a _max, the largest) of: its weight beside other passes; 0: of none."""
+
+
+PassStats = dict[str, Mean]
+
+
+def loss_stats(terms: LossTerms, counts: Tensor) -> PassStats:
+    """ratio_mean, ratio_max and clip_fraction (share of ratios clipped) of the responses [B, G] that count.
+
+    Of one ratio a response or one a token, as the algorithm has them.
+    """
+    counted = counts[..., None] & terms.present
+    num = int(counted.sum())
+    if not num:
+        return {"ratio_mean": Mean(1.0, 0), "ratio_max": Mean(1.0, 0), "clip_fraction": Mean(0.0, 0)}
+    ratio = terms.ratio.detach()[counted]
+    return {
+        "ratio_mean": Mean(float(ratio.mean()), num),
+        "ratio_max": Mean(float(ratio.max()), num),
+        "clip_fraction": Mean(float(terms.clipped[counted].float().mean()), num),
+    }
+
+
+def sampler_stats(part: Batch, scored_mask: Tensor, old_logprobs: Tensor) -> PassStats:
+    """How the learner's log-probabilities [B, G, T] of the sampled tokens differ from the sampler's own.
+
+    sampler_logprob_difference and its _max: mean and largest absolute difference of a token; and of each response's
+    importance weight w = min(p_learner / p_sampler, WEIGHT_CAP) the mean, and the mean of its square, for `step_stats`.
+    """
+    sampled = np.concatenate([tokens for row in part.sampler_logprobs for tokens in row])
+    difference = old_logprobs[scored_mask].cpu().numpy() - sampled
+    sizes = [len(tokens) for row in part.sampler_logprobs for tokens in row]
+    log_weights = np.bincount(np.repeat(np.arange(len(sizes)), sizes), difference, minlength=len(sizes))
+    weights = np.minimum(np.exp(np.clip(log_weights, -MAX_LOG_RATIO, MAX_LOG_RATIO)), WEIGHT_CAP)
+    return {
+        "sampler_logprob_difference": Mean(float(np.abs(difference).mean()), len(difference)),
+        "sampler_logprob_difference_max": Mean(float(np.abs(difference).max()), len(difference)),
+        _WEIGHT: Mean(float(weights.mean()), len(sizes)),
+        _WEIGHT_SQUARE: Mean(float((weights**2).mean()), len(sizes)),
+    }
+
+
+def importance_stats(importance: Tensor, cap: float, counted: Tensor) -> PassStats:
+    """What the loss was weighed by: importance_mean and _max of min(cap, weight), importance_capped the share cut off.
+
+    importance: weights [B, G, 1] of responses or [B, G, T] of tokens, before the cap; counted: bool, broadcast to it.
+    """
+    chosen = importance[counted.expand(importance.shape)]
+    num = len(chosen)
+    if not num:
+        return {"importance_mean": Mean(1.0, 0), "importance_max": Mean(1.0, 0), "importance_capped": Mean(0.0, 0)}
+    used = chosen.clamp(max=cap)
+    return {
+        "importance_mean": Mean(float(used.mean()), num),
+        "importance_max": Mean(float(used.max()), num),
+        "importance_capped": Mean(float((chosen > cap).float().mean()), num),
+    }
+
+
+def pass_mean(values: Tensor, counted: Tensor) -> Mean:
+    """Mean of values where `counted`, a bool mask of their shape; 0 where nothing is."""
+    num = int(counted.sum())
+    return Mean(float(torch.where(counted, values.detach(), 0.0).sum()) / max(1, num), num)
+
+
+def of_all_ranks(passes: Sequence[PassStats], device: torch.device) -> list[PassStats]:
+    """The numbers of all ranks' passes, on every rank; of this one's where it is alone.
+
+    All ranks call it, with equally many passes of the same names.
+    """
+    if torch.distributed.get_world_size() == 1:
+        return list(passes)
+    names = list(passes[0])
+    mine = torch.tensor([[one[name] for name in names] for one in passes], dtype=torch.float64, device=device)
+    gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(gathered, mine)
+    rows = torch.cat(gathered).tolist()
+    return [{name: Mean(*pair) for name, pair in zip(names, row, strict=True)} for row in rows]
+
+
+def step_stats(passes: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
+    """The numbers of a step from those of its passes on all ranks, each of which has the same names.
+
+    Means over what the passes' own are means over; of a _max the largest.
+
+    sampler_effective_sample_size: (sum w)^2 / (n sum w^2) over the n responses, 1 where all weigh the same and 1 / n
+    where one weighs all: the share of them that still speaks for the learner's policy (Kong 1992).
+    """
+    stats = {name: _joined(name, [one[name] for one in passes]) for name in passes[0]}
+    mean, square = stats.pop(_WEIGHT), stats.pop(_WEIGHT_SQUARE)
+    return stats | {"sampler_effective_sample_size": mean**2 / square}
+
+
+def _joined(name: str, means: Sequence[Mean]) -> float:
+    # Of nothing anywhere, all passes say the same.
+    something = [mean for mean in means if mean.over] or [Mean(means[0].value, 1)]
+    values, over = np.array(something, np.float64).T
+    return float(values.max() if name.endswith("_max") else values @ over / over.sum())
+
+
+def sampler_warning(numbers: Mapping[str, float], limit: float) -> str | None:
+    """What to say where sampler and learner disagree by more than `limit` a token on average, or by NaN; else None.
+
+    numbers: of a step, those of the learner below `learner/`.
+    """
+    difference = numbers["learner/sampler_logprob_difference"]
+    if difference <= limit:
+        return None
+    return (
+        f"learner and sampler differ by {difference:.3g} a token in log-probability (largest "
+        f"{numbers['learner/sampler_logprob_difference_max']:.3g}, effective sample size "
+        f"{numbers['learner/sampler_effective_sample_size']:.3g} of 1), above "
+        f"learner.warn_sampler_difference {limit:g}: they do not compute the same policy. Compare "
+        "their dtype, temperature and weights."
+    )

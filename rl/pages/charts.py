@@ -1,0 +1,123 @@
+"""Pictures of answers and curves: overlays as pixels for TensorBoard, overlays and line charts as SVG for the report.
+
+SVG fills by the non-zero rule in the continuous pixel frame of envs/geometry/raster.py, so a browser shows the exact
+answer.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A number on an axis."""
+
+    at: float
+    """Place along the axis, SVG units."""
+    label: str
+
+
+@dataclass(frozen=True)
+class PlacedCurve:
+    """A named curve in the frame of its chart."""
+
+    name: str
+    points: tuple[tuple[float, float, str], ...]
+    """(x, y, "step 10: 0.412") each, SVG units."""
+    last: str
+    """The last value as text."""
+
+    @property
+    def path(self) -> str:
+        """`d` attribute of the curve."""
+        return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y, _ in self.points)
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Geometry of a line chart in SVG units, y down; the plot area spans [left, right] x [top, bottom]."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    curves: tuple[PlacedCurve, ...]
+
+
+def nice_ticks(low: float, high: float, num: int = 5) -> list[float]:
+    """About `num` round numbers that enclose `low` and `high`, 1, 2 or 5 times a power of ten apart."""
+    span = high - low if high > low else max(abs(low), 1.0)
+    raw = span / max(num - 1, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    gap = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= raw * (1 - 1e-9))
+    first, last = math.floor(low / gap + 1e-9), math.ceil(high / gap - 1e-9)
+    return [k * gap for k in range(first, max(last, first + 1) + 1)]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if value == 0 or 1e-2 <= abs(value) < 1e3 else f"{value:.3g}"
+
+
+def line_chart(
+    series: Mapping[str, tuple[Sequence[int], Sequence[float]]], width: float = 460, height: float = 240
+) -> LineChart:
+    """Place curves, each (steps, values), in one frame of width x height SVG units; empty curves are left out."""
+    drawn = {name: curve for name, curve in series.items() if len(curve[0])}
+    steps = [step for curve in drawn.values() for step in curve[0]] or [0, 1]
+    values = [value for curve in drawn.values() for value in curve[1]] or [0.0, 1.0]
+    x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
+    x_ticks = [x for x in nice_ticks(x_low, x_high, 8) if float(x).is_integer() and x_low <= x <= x_high]
+    y_ticks = nice_ticks(min(values), max(values))
+    left, right, top, bottom = 56.0, width - 14, 12.0, height - 34
+
+    def place_x(step: float) -> float:
+        return left + (step - x_low) / (x_high - x_low) * (right - left)
+
+    def place_y(value: float) -> float:
+        return bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top)
+
+    curves = tuple(
+        PlacedCurve(
+            name,
+            tuple((place_x(s), place_y(v), f"step {s}: {v:.4g}") for s, v in zip(*curve, strict=True)),
+            _short(curve[1][-1]),
+        )
+        for name, curve in drawn.items()
+    )
+    digits = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0]) + 1e-9))
+    return LineChart(
+        *(width, height, left, right, top, bottom),
+        x_ticks=tuple(Tick(place_x(x), f"{x:.0f}") for x in x_ticks),
+        y_ticks=tuple(Tick(place_y(y), f"{y:.{digits}f}") for y in y_ticks),
+        curves=curves,
+    )
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves that share one pair of axes; x is the training step."""
+
+    title: str
+    y_label: str
+    series: Mapping[str, tuple[Sequence[int], Sequence[float]]]
+    """(steps, values) by the name in the legend."""
+
+    @property
+    def placed(self) -> LineChart:
+        """The curves in SVG units."""
+        return line_chart(self.series)
+
+
+def chart(
+    title: str, y_label: str, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], names: Mapping[str, str]
+) -> Chart:
+    """A chart of those of `curves` (see rl.metrics.read_curves) that `names` asks for.
+
+    names: name in the legend -> name in the file. Curves that the run did not write are left out.
+    """
+    return Chart(title, y_label, {shown: curves[name] for shown, name in names.items() if name in curves})

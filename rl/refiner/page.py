@@ -1,0 +1,162 @@
+"""refiner.html: what a refiner is worth, how well it knows it, where errors come from, and masks before and after."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from envs.geometry.contours import rings_from_mask
+from envs.polygons import Ring
+from rl.pages.charts import Chart
+from rl.pages.page import render_page, write_page
+from rl.pages.pictures import COLOURS, svg_overlay, window_around
+from rl.refiner.errors import KINDS, NOTES, TITLES, KindRow, SplitRow
+from rl.refiner.scores import CLEARLY_WORSE_BY, WORSE_BY, MaskScores, RefinerSummary
+
+CHOICE_TITLES = {"random": "Random", "best": "Best gain", "worst": "Worst change"}
+RELIABILITY_PAIRS = {
+    "Predicted IoU of the mask returned": ("refined_raw", "refined_calibrated"),
+    "Predicted IoU of the coarse mask": ("coarse_raw", "coarse_calibrated"),
+}
+"""Title of a diagram -> what it shows before and after calibration, keys of RefinerSummary.reliability."""
+
+_MAX_SIDE_PX = 320
+"""More pixels of a picture are not shown, so that the page stays small."""
+
+
+@dataclass(frozen=True)
+class BeforeAfter:
+    """One mask before and after the refiner."""
+
+    example_id: str
+    phrase: str
+    choice: str
+    """Why it is shown, a key of CHOICE_TITLES."""
+    image: NDArray[np.uint8]
+    """[H, W, 3] RGB."""
+    coarse: NDArray[np.bool_]
+    """[H, W], as are the next two."""
+    refined: NDArray[np.bool_]
+    true: NDArray[np.bool_]
+    coarse_iou: float
+    refined_iou: float
+    predicted_coarse_iou: float
+    """Calibrated, as is the next."""
+    predicted_iou: float
+    taken: int
+    """The pass that is returned; 0: the coarse mask as it came."""
+
+
+@dataclass(frozen=True)
+class RefinerPage:
+    """Everything on the page."""
+
+    title: str
+    summary: RefinerSummary
+    split: str
+    """What the masks are, for people."""
+    by_kind: Sequence[Sequence[KindRow]]
+    """Gains by kind of object, one list for each of rl.object_traits.KINDS."""
+    errors: Mapping[str, SplitRow]
+    """By a key of rl.error_split.TITLES; none leaves the table out."""
+    baselines: Sequence[tuple[str, SplitRow]]
+    """(name, scores of the same masks) of what is compared with the refiner, such as smoothing."""
+    pictures: Sequence[BeforeAfter]
+    charts: Sequence[Chart]
+    """Learning curves; charts without a recorded value are left out."""
+    facts: Sequence[tuple[str, str]]
+    """(label, value) about refiner and run; a value of several lines is shown folded."""
+
+
+def choose_changes(scores: MaskScores, num_random: int = 6, num_each: int = 4, seed: int = 0) -> list[tuple[str, int]]:
+    """Which masks to show, as (choice, index into scores): no mask twice, fewer where there are not enough.
+
+    The random ones are drawn of all S masks by S and the seed alone, never by a score. Of the others, those with the
+    highest gain in IoU and those with the lowest, ties by index; a best one did gain, a worst one did lose, so there
+    may be none of either.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(scores))[:num_random].tolist()
+    others = np.setdiff1d(np.arange(len(scores)), drawn)
+    gain = scores.gain_iou[others]
+    ranked = others[np.argsort(gain, kind="stable")]
+    num_worse, num_better = int((gain < -WORSE_BY).sum()), int((gain > WORSE_BY).sum())
+    worst = ranked[: min(num_each, num_worse)].tolist()
+    best = ranked[len(ranked) - min(num_each, num_better) :][::-1].tolist()
+    chosen = {"random": drawn, "best": best, "worst": worst}
+    return [(choice, index) for choice, indices in chosen.items() for index in indices]
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One picture of a mask's row."""
+
+    stage: str
+    """A key of COLOURS."""
+    title: str
+    svg: Markup
+    note: str
+
+
+def _figures(row: BeforeAfter) -> list[_Figure]:
+    image, masks = _seen(row)
+    coarse, refined, true = masks
+    note = f"IoU {row.coarse_iou:.3f}, predicted {row.predicted_coarse_iou:.2f}"
+    after = f"IoU {row.refined_iou:.3f}, predicted {row.predicted_iou:.2f}"
+    kept = "as it came" if row.taken == 0 else f"pass {row.taken}"
+    return [
+        _Figure("rl", "coarse", _picture(image, coarse, "rl", f"coarse: “{row.phrase}”, {note}", true), note),
+        _Figure(
+            "refined",
+            f"refined, {kept}",
+            _picture(image, refined, "refined", f"refined: “{row.phrase}”, {after}", true),
+            after,
+        ),
+        _Figure("truth", "truth", _picture(image, true, "truth", f"the truth for “{row.phrase}”"), ""),
+    ]
+
+
+def _picture(
+    image: NDArray[np.uint8], rings: Sequence[Ring], stage: str, title: str, outline: Sequence[Ring] = ()
+) -> Markup:
+    return Markup(svg_overlay(image, rings, COLOURS[stage], title, outline))
+
+
+def _seen(row: BeforeAfter) -> tuple[NDArray[np.uint8], list[list[Ring]]]:
+    """The image around what is drawn or true, at most 320 px a side, and rings of the three masks in its frame."""
+    drawn = row.coarse | row.refined | row.true
+    window = window_around(drawn) if drawn.any() else (slice(None), slice(None))
+    image, masks = row.image[window], [mask[window] for mask in (row.coarse, row.refined, row.true)]
+    scale = min(1.0, _MAX_SIDE_PX / max(image.shape[:2]))
+    if scale < 1:
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        image = np.asarray(Image.fromarray(image).resize((width, height)))
+    return image, [[np.round(ring * scale, 1) for ring in rings_from_mask(mask)] for mask in masks]
+
+
+def render(page: RefinerPage) -> str:
+    """The page as HTML text."""
+    groups = {choice: [row for row in page.pictures if row.choice == choice] for choice in CHOICE_TITLES}
+    return render_page(
+        "refiner.html.j2",
+        page=page,
+        summary=page.summary,
+        kinds=[(kinds.title, rows) for kinds, rows in zip(KINDS, page.by_kind, strict=True) if rows],
+        charts=[chart for chart in page.charts if chart.placed.curves],
+        groups={choice: rows for choice, rows in groups.items() if rows},
+        figures=_figures,
+        split_titles=TITLES,
+        split_notes=NOTES,
+        choice_titles=CHOICE_TITLES,
+        reliability_pairs=RELIABILITY_PAIRS,
+        clearly=CLEARLY_WORSE_BY,
+        colours=COLOURS,
+    )
+
+
+def write_refiner_page(path: Path, page: RefinerPage) -> None:
+    """Write the page to `path`, whole or not at all; its folder is made where it is missing."""
+    write_page(path, render(page))

@@ -1,0 +1,81 @@
+"""Whether a policy can write what its codec writes: each answer's text must come back from tokens that can be sampled.
+
+A tokenizer of words writes no word that it does not know, and some tokens are never sampled: an answer of such would
+have a probability of 0, in learning and in sampling.
+"""
+
+import reprlib
+
+import numpy as np
+
+from envs.codecs.base import AnswerCodec
+from envs.plugin import Plugin
+from policies.families.base import PolicyContract, Response
+
+_SHOWN = 5
+"""Words that a message names."""
+_SIDE_PX = 256
+"""Of the image whose triangles are written to try a codec."""
+
+
+def refuse_unwritable_codec(policy: PolicyContract, recipe: Plugin, codec: Plugin) -> None:
+    """Raise ValueError, naming codec and checkpoint, where the policy that `recipe` makes cannot write its answers.
+
+    Tried are the answer to what is not there, and triangles of every size: so numbers of the codec's grids as far as
+    256 corners say them, not every text. A policy that can write valid answers in another form, such as with spaces
+    between the signs of `point_text`, may: what it samples reads well, though it cannot be taught the codec's own.
+    """
+    try:
+        _write_triangles(policy, codec.build())
+    except ValueError as error:
+        if _writes_otherwise(policy):
+            return
+        checkpoint = recipe.settings["checkpoint"]
+        raise ValueError(f"codec is {codec.name}, policy.checkpoint {checkpoint}: {error}") from error
+
+
+def _writes_otherwise(policy: PolicyContract) -> bool:
+    """Whether the codec's grammar can be followed in the policy's vocabulary."""
+    try:
+        policy.token_grammar()
+    except (ValueError, NotImplementedError):  # a codec need have no grammar, where none is asked for
+        return False
+    return True
+
+
+def _write_triangles(policy: PolicyContract, codec: AnswerCodec) -> None:
+    refuse_unwritable(policy, codec.encode([], _SIDE_PX, _SIDE_PX), "answer to what is not there")
+    for side in range(1, _SIDE_PX + 1):
+        triangle = np.array([[0.0, 0.0], [side, 0.0], [side, side]])
+        text = codec.encode([[triangle]], _SIDE_PX, _SIDE_PX)
+        refuse_unwritable(policy, text, f"outline of a triangle of {side}/{_SIDE_PX} of an image")
+
+
+def refuse_unwritable(policy: PolicyContract, text: str, what: str) -> None:
+    """Raise ValueError where the policy cannot write `text`, an answer; what: of what it is one."""
+    words = unwritable_words(policy, text)
+    if words:
+        named = ", ".join(map(repr, words[:_SHOWN])) + (" ..." if words[_SHOWN:] else "")
+        raise ValueError(
+            f"the codec writes {reprlib.repr(text)} as the {what}, but the policy's tokenizer cannot write {named}; "
+            "choose the codec that the checkpoint was trained with, or a checkpoint whose tokenizer knows these words."
+        )
+
+
+def unwritable_words(policy: PolicyContract, text: str) -> list[str]:
+    """The words of an answer's text that the policy cannot sample, each once; [] where it can write the whole text.
+
+    The text itself where each of its words alone could be written.
+    """
+    if _comes_back(policy, text):
+        return []
+    return [word for word in dict.fromkeys(text.split()) if not _comes_back(policy, word)] or [text]
+
+
+def _comes_back(policy: PolicyContract, text: str) -> bool:
+    """Whether `text` is what its own tokens say, up to white space, and all of them can be sampled."""
+    tokens = policy.answer_tokens(text)
+    if not {*policy.unsampled_tokens, policy.end_token}.isdisjoint(tokens[:-1].tolist()):
+        return False
+    written = policy.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop"))
+    return written.split() == text.split()

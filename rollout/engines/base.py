@@ -1,0 +1,70 @@
+"""What a rollout worker asks of whatever samples for it, and how answers are drawn.
+
+An engine is a file `engine_NAME.py` here with a class `Engine`: its settings, which travel. Opened, it is a sampler
+that holds a model. A sampler is a plain object in the worker's process; nothing in it knows of Ray.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.plugin import Plugin
+from policies.families.base import PolicyContract, Response
+from policies.weights import Bucket
+from rollout.settings import Sampling
+
+
+def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
+    """[max_tokens] numbers in [0, 1) for one answer, a function of its key alone."""
+    return np.random.default_rng(list(key)).random(max_tokens)
+
+
+class Sampler(Protocol):
+    """A model that answers, in this process."""
+
+    policy: PolicyContract
+    """Writes prompts and reads answers; it need not hold the weights."""
+
+    def load_bucket(self, bucket: Bucket) -> None:
+        """Take over some weights. Raises ValueError or KeyError where they do not fit the model."""
+        ...
+
+    def held_checksum(self) -> str:
+        """Checksum of the weights taken over, comparable to the sender's; docs of an engine say what it proves."""
+        ...
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        """Replace the weights by those of a Hugging Face folder."""
+        ...
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The weights that are held, cut into buckets, under the names that a learner gives them."""
+        ...
+
+    def sample(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        phrases: Sequence[str],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Response]]:
+        """[B][G] responses to B questions (image [H, W, 3], phrase).
+
+        seeds: [B][G] keys of the answers' random streams.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Settings of an engine: a dataclass in a file of its own, checked when it is made."""
+
+    def check(self, sampling: Sampling, gpus_per_worker: float) -> None:
+        """Raises ValueError where this engine cannot draw answers so, or not with so many GPUs."""
+        ...
+
+    def open(self, policy: Plugin) -> Sampler:
+        """A sampler that holds the policy's checkpoint, on the GPU where this process sees one."""
+        ...

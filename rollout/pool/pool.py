@@ -1,0 +1,198 @@
+"""The rollout workers together: fixed units of work, answers ahead of time, weights that are proved, deaths survived.
+
+A worker that dies is restarted by Ray and comes back empty. It is stale until it has taken the weights that its next
+unit wants and proved it by their checksum. The units that it had in hand are answered by whoever is free, with the same
+result, since random numbers belong to answers and not to workers.
+
+A thread hands units to whoever is free. All that is asked could be sent to the workers at once, without a thread; but
+then a slow worker would keep its share while others idle, and what a dead one had in hand would lie there until the
+driver comes back from the learner.
+"""
+
+import atexit
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from rollout.pool.actor import PoolActor
+from rollout.pool.dispatch import Crew
+from rollout.pool.handle import Batch, Member, WeightRefs, WeightVersion
+from rollout.records import Group
+from rollout.settings import PoolSettings
+from rollout.worker import Unit, WorkerSettings
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.05
+"""How long the thread waits for workers, at most, before it notices new work."""
+
+
+class WorkerPool:
+    """A few workers that answer units together. Ray must run (rollout/cluster.py).
+
+    What goes wrong with a worker meanwhile is raised by the next call that waits: RuntimeError for workers that die too
+    often, do not come back, or twice hold other weights than were sent; ValueError and OSError as a reward raised them.
+    All that was asked is then forgotten.
+    """
+
+    def __init__(self, settings: PoolSettings, worker: WorkerSettings, strategy: Any = "DEFAULT") -> None:
+        """strategy: Ray's scheduling strategy of every worker (cluster.place)."""
+        # Only slow rewards make it worthwhile to give a worker a unit before it is done with the last one.
+        units_each = settings.units_in_flight if worker.hosts_rewards else 1
+        remote = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=1, num_gpus=settings.gpus_per_worker)(
+            PoolActor
+        ).options(max_concurrency=units_each, scheduling_strategy=strategy)
+        self.actors: list[Any] = [remote.remote(worker, f"{k}") for k in range(settings.workers)]
+        members = [Member(f"{k}", actor) for k, actor in enumerate(self.actors)]
+        self._crew = Crew(members, settings, units_each)
+        self._verify_every = settings.verify_every
+        self._current: WeightVersion | None = None
+        self._asked: deque[Batch] = deque()
+        self._changed = threading.Condition()  # held by whoever touches the crew
+        self._error: BaseException | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="rollout pool", daemon=True)
+        self._thread.start()
+        atexit.register(self._stop)  # before Ray's own: a thread that waits inside Ray must not see it shut down
+
+    @property
+    def weights(self) -> WeightRefs:
+        """The weights that were set last; raises RuntimeError before the first `set_weights`."""
+        return self._set.weights
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Answers that rewards left out of their term because they failed, by reward."""
+        return self._crew.skipped
+
+    def set_weights(self, weights: WeightRefs, version: int) -> None:
+        """Set the weights for what is asked from now on, under the number that the answers will carry.
+
+        Waits until every worker holds them, but not where something asked before is still to be collected: workers
+        finish that first, with the weights that it was asked for, which are kept until then.
+        """
+        self._current = current = WeightVersion(version, weights)
+        with self._changed:
+            self._crew.set_weights(current)
+            self._changed.notify_all()
+        if not self._asked:
+            self._wait(lambda: all(member.holds == current.key for member in self._crew.members))
+
+    def ask(self, units: Iterable[Unit]) -> None:
+        """Have units answered with the weights set last, after all that was asked before; does not wait."""
+        batch = Batch(units, self._set, self._verify_every)
+        self._asked.append(batch)
+        with self._changed:
+            self._crew.waiting.extend(batch.asked)
+            self._changed.notify_all()
+
+    def collect(self) -> list[Group]:
+        """All groups of what was asked first and not yet collected, in order of units.
+
+        Raises RuntimeError where nothing was asked.
+        """
+        if not self._asked:
+            raise RuntimeError("the pool has nothing to collect; ask first.")
+        return self._answered(self._asked.popleft())
+
+    def answer(self, units: Iterable[Unit]) -> list[Group]:
+        """All groups of all units, in order of units, answered with the weights set last.
+
+        The driver waits for it, so it goes before what was asked ahead.
+        """
+        batch = Batch(units, self._set, self._verify_every)
+        with self._changed:
+            self._crew.waiting.extendleft(reversed(batch.asked))
+            self._changed.notify_all()
+        return self._answered(batch)
+
+    def checkpoint_weights(self, checkpoint: Path) -> WeightRefs:
+        """The weights of a Hugging Face folder by reference, for `set_weights`; worker 0 reads them.
+
+        Nothing may be in hand meanwhile.
+        """
+        with self._changed:
+            self._crew.members[0].holds = None
+        hashes = ray.get(self.actors[0].offer.remote(checkpoint))
+        # As results of calls the buckets belong to the driver, and outlive the worker that made them.
+        refs = tuple(self.actors[0].bucket.remote(place) for place in range(len(hashes)))
+        return WeightRefs(refs, tuple(hashes))
+
+    def process_ids(self) -> list[int]:
+        """Process of each worker, for people and for tests of faults."""
+        return ray.get([worker.process_id.remote() for worker in self.actors])
+
+    def versions(self) -> list[int]:
+        """Version of the weights that each worker holds; -1 for none."""
+        return ray.get([worker.version.remote() for worker in self.actors])
+
+    def close(self) -> None:
+        """End the workers, and say how many answers rewards left out."""
+        self._stop()
+        for name, times in self.skipped.items():
+            log.warning("reward %s failed on %d answers, which were left out of its term", name, times)
+        for worker in self.actors:
+            ray.kill(worker)
+
+    @property
+    def _set(self) -> WeightVersion:
+        if self._current is None:
+            raise RuntimeError("the pool has no weights yet; call set_weights first.")
+        return self._current
+
+    def _answered(self, batch: Batch) -> list[Group]:
+        self._wait(lambda: batch.done)
+        return batch.groups
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or done())
+            if self._error is not None:
+                error, self._error = self._error, None
+                self._asked.clear()
+                raise error
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+        atexit.unregister(self._stop)
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._turn()
+        except BaseException as error:
+            self._fail(error)  # or the driver would wait for ever
+            raise
+
+    def _turn(self) -> None:
+        """Hand out what can be, wait for a word, deal with it."""
+        with self._changed:
+            self._crew.hand_out()
+            refs = self._crew.in_hand
+            if not refs:
+                self._changed.wait(self._crew.spared_seconds)
+                return
+        ready, _ = ray.wait(refs, num_returns=1, timeout=_LOOK_SECONDS)
+        with self._changed:
+            try:
+                for ref in ready:
+                    self._crew.settle(ref)
+                self._crew.end_silent()
+            except (RayError, RuntimeError, ValueError, OSError) as error:
+                self._fail(error)
+            self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            self._crew.drop_all()
+            self._changed.notify_all()

@@ -1,0 +1,444 @@
+"""Two families by the same file: a tiny Qwen3-VL and a tiny Qwen2.5-VL (grouped queries, windows, merged patches)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from envs.codecs.path_tokens import Codec
+from envs.polygons import AnswerStatus
+from policies.families.base import PromptRows, Response
+from policies.families.vision_language import Policy
+from policies.sharing.prompt_cache import PromptCache
+from policies.tiny_model import word_tokenizer
+from rollout.engines.shared import sample
+from rollout.settings import Sampling
+
+PHRASES = ["dog", "the upper left banana"]
+ANSWERS = [["1 2 30 40 0 0 5 5 0 5", "none", "3 4"], ["7 8 9", "none ; none ; M", "64 0 0 0 0 0 0"]]
+
+
+def write_qwen2_5_vl(folder: Path) -> None:
+    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
+    token = tokenizer.convert_tokens_to_ids
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": 4,
+        "window_size": 16,
+        "fullatt_block_indexes": [1],
+        "out_hidden_size": 32,
+    }
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{key}_token_id": token(f"<|{name}|>") for key, name in names.items()}
+    torch.manual_seed(1)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # transformers' 0.02 would make every answer equally likely whatever the prompt.
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
+    Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=size).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def policy(request: pytest.FixtureRequest, tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    if request.param == "qwen3_vl":
+        return Policy(tiny_untrained, Codec(), question="find {phrase}")
+    folder = tmp_path_factory.mktemp("qwen2_5_vl")
+    write_qwen2_5_vl(folder)
+    return Policy(folder, Codec(), question="find {phrase}")
+
+
+def images(num: int, seed: int = 0, height: int = 32, width: int = 32) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (num, height, width, 3), dtype=np.uint8))
+
+
+def tokens_of(policy: Policy, texts: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+    return [[policy.answer_tokens(text) for text in row] for row in texts]
+
+
+def shared_rows(policy: Policy) -> PromptRows:
+    """Two groups of three answers, every length different."""
+    return policy.rows(images(2), PHRASES, tokens_of(policy, ANSWERS))
+
+
+def questions(policy: Policy, pictures: list[np.ndarray], phrases: Sequence[str]) -> PromptRows:
+    """Rows to sample from; their one response is a placeholder."""
+    return policy.rows(pictures, phrases, [[np.array([policy.end_token])]] * len(phrases))
+
+
+def two_caches(policy: Policy, rows: PromptRows) -> list[PromptCache]:
+    """Equal caches of the rows' prompts, with three answers each of up to eight tokens."""
+    return [PromptCache(policy.encode(rows), 3, 8) for _ in range(2)]
+
+
+def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndarray) -> Tensor:
+    """[T, V] by transformers' own forward pass over prompt and answer, nothing of ours but the prompt's tokens."""
+    prompt = policy.prompt_tokens(image, phrase)
+    ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
+    inputs = policy.image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")
+    image_tokens = (ids == policy.model.config.image_token_id).int()
+    logits = policy.model(input_ids=ids, mm_token_type_ids=image_tokens, **inputs).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+def sampleable(policy: Policy, logits: Tensor) -> Tensor:
+    """Logits with all special tokens but the end token at minus infinity, by a slow loop."""
+    logits = logits.clone()
+    for token in policy.tokenizer.all_special_ids:
+        if token != policy.end_token:
+            logits[..., token] = -torch.inf
+    return logits
+
+
+def gradients(policy: Policy, objective: Tensor) -> dict[str, Tensor]:
+    policy.zero_grad()
+    objective.backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def test_shared_row_equals_transformers_own_forward_an_answer_at_a_time(policy: Policy) -> None:
+    rows = shared_rows(policy)
+    logprobs = policy(rows)
+    assert logprobs.shape == (2, 3, 11)
+    assert logprobs.dtype == torch.float32
+    assert (logprobs[~rows.response_mask] == 0).all()
+    for b, image in enumerate(images(2)):
+        for g, answer in enumerate(tokens_of(policy, ANSWERS)[b]):
+            logits = sampleable(policy, plain_logits(policy, image, PHRASES[b], answer))
+            expected = torch.log_softmax(logits, -1)[range(len(answer)), answer]
+            torch.testing.assert_close(logprobs[b, g, : len(answer)], expected, atol=1e-5, rtol=0)
+
+
+def test_gradients_of_a_shared_row_equal_those_of_a_row_an_answer(policy: Policy) -> None:
+    weights = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
+    shared = gradients(policy, (policy(shared_rows(policy)) * weights).sum())
+    alone = 0
+    for b, image in enumerate(images(2)):
+        for g, answer in enumerate(tokens_of(policy, ANSWERS)[b]):
+            row = policy(policy.rows([image], [PHRASES[b]], [[answer]]))
+            alone = alone + (row[0, 0] * weights[b, g, : len(answer)]).sum()
+    separate = gradients(policy, alone)
+    assert shared.keys() == separate.keys() == {name for name, _ in policy.named_parameters()}
+    largest = max(gradient.norm() for gradient in separate.values())
+    for name, gradient in separate.items():
+        assert (shared[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7 * largest, name
+
+
+def test_image_and_phrase_move_the_log_probabilities_far_more_than_those_tolerances(policy: Policy) -> None:
+    rows, answers = shared_rows(policy), tokens_of(policy, ANSWERS)
+    other_image = policy.rows(images(2, seed=1), PHRASES, answers)
+    other_phrase = policy.rows(images(2), PHRASES[::-1], answers)
+    for other in (other_image, other_phrase):
+        assert (policy(rows) - policy(other)).abs().max() > 0.01
+
+
+def test_padding_a_prompt_on_the_left_changes_nothing(policy: Policy) -> None:
+    rows = shared_rows(policy)
+    assert not rows.prompt_mask[0].all()
+    alone = policy(policy.rows(images(2)[:1], PHRASES[:1], tokens_of(policy, ANSWERS)[:1]))
+    torch.testing.assert_close(policy(rows)[:1, :, : alone.shape[2]], alone, atol=1e-5, rtol=0)
+
+
+def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
+    if policy.model.config.model_type == "qwen3_vl":
+        pytest.skip("the tiny Qwen3-VL sees all images at one size")
+    mixed = [images(1)[0], images(1, height=48, width=24)[0]]
+    rows = policy.rows(mixed, PHRASES, tokens_of(policy, ANSWERS))
+    assert rows.image_grid.tolist() == [[1, 8, 8], [1, 12, 6]]
+    for b in range(2):
+        alone = policy(policy.rows(mixed[b : b + 1], PHRASES[b : b + 1], tokens_of(policy, ANSWERS)[b : b + 1]))
+        torch.testing.assert_close(policy(rows)[b : b + 1, :, : alone.shape[2]], alone, atol=1e-5, rtol=0)
+
+
+def test_groups_of_rows_come_with_their_own_images(policy: Policy) -> None:
+    if policy.model.config.model_type == "qwen3_vl":
+        pytest.skip("the tiny Qwen3-VL sees all images at one size")
+    mixed = [images(1)[0], images(1, height=48, width=24)[0], images(1, seed=2)[0]]
+    rows = policy.rows(mixed, [*PHRASES, "dog"], [*tokens_of(policy, ANSWERS), [policy.answer_tokens("none")]])
+    torch.testing.assert_close(policy(rows.groups(1, 3)), policy(rows)[1:], atol=1e-5, rtol=0)
+
+
+def test_a_policy_without_weights_asks_and_reads_like_one_with_them(policy: Policy, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    hollow = Policy(tmp_path, Codec(), question="find {phrase}", weights=False)
+    assert {parameter.device.type for parameter in hollow.parameters()} == {"meta"}
+    shapes, hollow_shapes = ({n: p.shape for n, p in each.model.named_parameters()} for each in (policy, hollow))
+    assert shapes == hollow_shapes
+    prompt = hollow.prompt_tokens(images(1)[0], "dog")
+    assert prompt.tolist() == policy.prompt_tokens(images(1)[0], "dog").tolist()
+    placeholder = prompt != hollow.model.config.image_token_id
+    placeholder[np.flatnonzero(~placeholder)[0]] = True
+    assert hollow.question_tokens("dog").tolist() == prompt[placeholder].tolist()
+    tokens = policy.answer_tokens("none")
+    assert hollow.read(Response(tokens, np.zeros(2, np.float32), "stop"), 32, 32).status is AnswerStatus.EMPTY
+
+
+def test_a_row_with_fewer_answers_has_zeros_in_their_place(policy: Policy) -> None:
+    answers = tokens_of(policy, ANSWERS)
+    rows = policy.rows(images(2), PHRASES, [answers[0][:1], answers[1]])
+    logprobs = policy(rows)
+    torch.testing.assert_close(logprobs[0, 0], policy(shared_rows(policy))[0, 0], atol=1e-5, rtol=0)
+    assert (logprobs[0, 1:] == 0).all()
+
+
+def test_supervised_rows_score_the_same_answers_as_rows(policy: Policy) -> None:
+    image, answers = images(1), tokens_of(policy, ANSWERS)[0][:2]
+    supervised = policy.supervised_rows(image, [list(zip(PHRASES, answers, strict=True))])
+    assert supervised.scored_mask.sum() == sum(map(len, answers))
+    logprobs = policy(supervised)
+    assert (logprobs[~supervised.scored_mask] == 0).all()
+    for g, answer in enumerate(answers):
+        asked = policy(policy.rows(image, PHRASES[g : g + 1], [[answer]]))[0, 0]
+        torch.testing.assert_close(logprobs[0, g][supervised.scored_mask[0, g]], asked, atol=1e-5, rtol=0)
+
+
+def test_sft_loss_is_minus_the_mean_log_probability(policy: Policy) -> None:
+    rows = shared_rows(policy)
+    expected = -policy(rows).sum() / rows.scored_mask.sum()
+    assert policy.sft_loss(rows).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_sft_loss_with_a_spread_equals_a_slow_loop_over_neighbouring_numbers(policy: Policy) -> None:
+    image, answer = images(1)[0], policy.answer_tokens("5 64 none")
+    logprobs = torch.log_softmax(sampleable(policy, plain_logits(policy, image, "dog", answer)), -1)
+    numbers = [policy.tokenizer.convert_tokens_to_ids(str(k)) for k in range(65)]
+    losses = [-logprobs[t, answer[t]].item() for t in (2, 3)]
+    for t, value in enumerate((5, 64)):
+        weights = [np.exp(-((k - value) ** 2) / (2 * 1.5**2)) for k in range(65)]
+        losses.append(-sum(w * logprobs[t, n].item() for w, n in zip(weights, numbers, strict=True)) / sum(weights))
+    loss = policy.sft_loss(policy.rows([image], ["dog"], [[answer]]), number_spread=1.5)
+    assert loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_temperature_divides_the_logits(policy: Policy) -> None:
+    image, answer = images(1)[0], policy.answer_tokens("5 64 none")
+    logits = sampleable(policy, plain_logits(policy, image, "dog", answer))
+    for temperature in (0.5, 2.0):
+        logprobs = policy(policy.rows([image], ["dog"], [[answer]]), temperature)[0, 0]
+        expected = torch.log_softmax(logits / temperature, -1)[range(4), answer]
+        torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_only_special_tokens_other_than_the_end_have_probability_zero(policy: Policy) -> None:
+    cache = PromptCache(policy.encode(questions(policy, images(2), PHRASES)), 1, 1)
+    logprobs = policy.decode(cache, cache.prompts.last_tokens[:, None], 1.0)
+    impossible = {policy.tokenizer.pad_token_id, policy.tokenizer.unk_token_id, policy.model.config.image_token_id}
+    impossible |= {policy.model.config.video_token_id, policy.model.config.vision_start_token_id}
+    impossible |= {policy.model.config.vision_end_token_id, policy.tokenizer.convert_tokens_to_ids("<|answer|>")}
+    assert (logprobs[0] == -torch.inf).nonzero()[:, 0].tolist() == sorted(impossible)
+    assert torch.isfinite(logprobs[:, policy.end_token]).all()
+    torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(2))
+
+
+def test_thousands_of_sampled_tokens_hold_no_special_one_and_every_answer_reads_as_a_status(policy: Policy) -> None:
+    rows = questions(policy, images(4), ["dog"] * 4)
+    draws = np.random.default_rng(0).random((4, 64, 40))
+    # At temperature 3 all words are about equally likely.
+    responses = sample(policy, rows, Sampling(temperature=3.0, max_tokens=40), draws)
+    tokens = np.concatenate([response.tokens for response in responses])
+    assert len(tokens) > 5000
+    assert set(tokens.tolist()) & set(policy.tokenizer.all_special_ids) <= {policy.end_token}
+    assert len(set(tokens.tolist())) > 60
+    assert all(isinstance(policy.read(response, 32, 32).status, AnswerStatus) for response in responses)
+
+
+def test_encode_and_decode_report_the_log_probabilities_of_forward(policy: Policy) -> None:
+    rows = questions(policy, images(2), PHRASES)
+    responses = sample(
+        policy, rows, Sampling(temperature=0.7, max_tokens=24), np.random.default_rng(3).random((2, 5, 24))
+    )
+    assert len({len(response.tokens) for response in responses}) > 1
+    again = [[response.tokens for response in responses[5 * b : 5 * b + 5]] for b in range(2)]
+    rows = policy.rows(images(2), PHRASES, again)
+    logprobs = policy(rows, temperature=0.7)[rows.response_mask].detach().numpy()
+    np.testing.assert_allclose(np.concatenate([r.logprobs for r in responses]), logprobs, atol=1e-5)
+
+
+@torch.no_grad()
+def test_answers_that_stay_in_the_cache_do_not_notice_those_that_left(policy: Policy) -> None:
+    whole, kept = two_caches(policy, questions(policy, images(3), [*PHRASES, "dog"]))
+    tokens = torch.arange(20, 29).view(3, 3)
+    for cache in (whole, kept):
+        policy.decode(cache, tokens, 1.0)
+    places, answers = torch.tensor([0, 2]), torch.tensor([[2, 0], [1, 2]])
+    kept.keep(places, answers)
+    for step in range(3):
+        tokens = tokens + 1 + step
+        expected = policy.decode(whole, tokens, 1.0).view(3, 3, -1)[places[:, None], answers]
+        found = policy.decode(kept, tokens[places[:, None], answers], 1.0)
+        torch.testing.assert_close(found, expected.flatten(0, 1), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_prompt_that_enters_late_is_answered_as_if_it_had_been_alone(policy: Policy) -> None:
+    first = questions(policy, images(2), PHRASES)
+    cache = PromptCache(policy.encode(first.groups(0, 1)), 3, 4)
+    together = PromptCache(policy.encode(first), 3, 4)
+    together.replace(torch.tensor([1]), policy.encode(first.groups(0, 1)))
+    tokens = torch.arange(20, 23)[None]
+    for step in range(9):  # more than there are places, so that they are used again
+        if step in (2, 5):
+            together.replace(torch.tensor([0]), policy.encode(first.groups(0, 1)))
+            cache = PromptCache(policy.encode(first.groups(0, 1)), 3, 4)
+        found = policy.decode(together, tokens.expand(2, -1), 1.0)[:3]
+        torch.testing.assert_close(found, policy.decode(cache, tokens, 1.0), atol=1e-5, rtol=0)
+        tokens = tokens + 2
+
+
+def test_bfloat16_answers_have_the_log_probabilities_of_forward_to_its_precision(tiny_untrained: Path) -> None:
+    policy = Policy(tiny_untrained, Codec(), dtype="bfloat16")
+    draws = np.random.default_rng(3).random((2, 5, 24))
+    responses = sample(policy, questions(policy, images(2), PHRASES), Sampling(max_tokens=24), draws)
+    again = [[response.tokens for response in responses[5 * b : 5 * b + 5]] for b in range(2)]
+    rows = policy.rows(images(2), PHRASES, again)
+    logprobs = policy(rows)[rows.response_mask].detach().numpy()
+    difference = np.abs(np.concatenate([r.logprobs for r in responses]) - logprobs)
+    assert difference.mean() < 0.02 and difference.max() < 0.2
+
+
+def test_vision_features_stand_where_their_pixels_are(policy: Policy) -> None:
+    pictures = images(2)
+    features = policy.vision_features(pictures)
+    changed = pictures[1].copy()
+    # Patches of 8 px in one family, merged blocks of 2 x 2 patches of 4 px in the other.
+    changed[8:16, 16:24] ^= 255
+    moved = policy.vision_features([pictures[0], changed])
+    assert features.final.shape[2:] == features.early.shape[2:] == (4, 4)
+    assert features.final.shape[:2] == (2, 32)
+    assert not features.final.requires_grad
+    differs = (features.early != moved.early).any(1)
+    assert differs.nonzero().tolist() == [[1, 1, 2]]
+    assert torch.equal(features.final[0], moved.final[0])
+    torch.testing.assert_close(policy.vision_features(pictures[1:]).final, features.final[1:], atol=1e-5, rtol=0)
+
+
+def test_final_vision_features_are_the_image_tokens_in_reading_order(policy: Policy) -> None:
+    rows = shared_rows(policy)
+    tokens = policy.model.get_image_features(rows.pixel_values, rows.image_grid).pooler_output
+    final = policy.vision_features(images(2)).final
+    for b in range(2):
+        torch.testing.assert_close(final[b].flatten(1).T, tokens[b], atol=1e-5, rtol=0)
+
+
+def test_early_features_of_the_last_block_merge_to_the_final_ones_so_they_stand_in_the_same_order(
+    policy: Policy,
+) -> None:
+    pictures = images(2, height=32, width=48)
+    visual = policy.vision_tower
+    features = policy.vision_features(pictures, early_block=2)
+    tokens = features.early.permute(0, 2, 3, 1).reshape(-1, visual.config.hidden_size)
+    merged = visual.merger(tokens).view(2, *features.final.shape[2:], -1).permute(0, 3, 1, 2)
+    torch.testing.assert_close(merged, features.final, atol=1e-5, rtol=0)
+
+
+def test_features_of_the_first_block_follow_the_pixels_of_their_place_most(policy: Policy) -> None:
+    pictures = images(2)
+    changed = pictures[1].copy()
+    changed[8:16, 8:16] ^= 255
+    early, moved = (policy.vision_features([pictures[0], p], early_block=1).early for p in (pictures[1], changed))
+    assert early.shape[2:] == (4, 4)
+    assert not torch.equal(early, policy.vision_features(pictures, early_block=2).early)
+    assert torch.equal(early[0], moved[0])
+    assert (early - moved)[1].square().sum(0).argmax() == 4 * 1 + 1
+
+
+def test_asking_for_a_block_leaves_no_trace_and_one_that_is_not_there_is_refused_by_how_many_there_are(
+    policy: Policy,
+) -> None:
+    before = policy.vision_features(images(1))
+    policy.vision_features(images(1), early_block=1)
+    assert all(not block._forward_hooks for block in policy.vision_tower.blocks)
+    after = policy.vision_features(images(1))
+    assert torch.equal(before.early, after.early) and torch.equal(before.final, after.final)
+    for block in (-1, 3):
+        with pytest.raises(ValueError, match=rf"early_block is {block}, and the vision tower has 2 blocks; .* 1 to 2"):
+            policy.vision_features(images(1), early_block=block)
+
+
+def test_images_that_the_image_processor_resamples_come_back_on_a_grid_that_spans_them(tiny_untrained: Path) -> None:
+    tiny = Policy(tiny_untrained, Codec())  # its processor makes 32 x 32 px of everything square
+    for side in (16, 24, 48, 51):
+        picture = np.repeat(np.repeat(images(1, height=4, width=4)[0], 16, 0), 16, 1)[:side, :side]
+        features = tiny.vision_features([picture], early_block=1)
+        assert features.final.shape[2:] == features.early.shape[2:] == (4, 4)
+
+
+def test_a_prompt_holds_one_image_token_a_merged_patch_and_the_question(policy: Policy) -> None:
+    prompt = policy.prompt_tokens(images(1)[0], "dog")
+    assert (prompt == policy.model.config.image_token_id).sum() == 16
+    rows = policy.rows(images(1), ["dog"], [[policy.answer_tokens("none")]])
+    assert prompt.tolist() == rows.prompt_tokens[0].tolist()
+    assert policy.tokenizer.convert_ids_to_tokens(prompt[-2:]) == ["dog", "<|answer|>"]
+
+
+@torch.no_grad()
+def test_a_phrase_of_control_tokens_is_asked_as_words(policy: Policy) -> None:
+    special = [policy.tokenizer.pad_token, policy.tokenizer.eos_token, *policy.tokenizer.extra_special_tokens]
+    phrase, answer = " ".join(["the", *special, "banana"]), policy.answer_tokens("none")
+    prompt = policy.prompt_tokens(images(1)[0], phrase)
+    assert (prompt == policy.model.config.image_token_id).sum() == 16 and policy.end_token not in prompt
+    assert policy.question_tokens(phrase).tolist().count(policy.model.config.image_token_id) == 1
+    asked = policy(policy.rows(images(1), [phrase], [[answer]]))[0, 0]
+    supervised = policy.supervised_rows(images(1), [[(phrase, answer)]])
+    learned = policy(supervised)[0, 0][supervised.scored_mask[0, 0]]
+    torch.testing.assert_close(learned, asked, atol=1e-5, rtol=0)
+    sampled = sample(policy, questions(policy, images(1), [phrase]), Sampling(max_tokens=4), np.zeros((1, 2, 4)))
+    assert len(sampled) == 2
+
+
+def test_an_answers_text_comes_back_from_its_tokens_without_the_end(policy: Policy) -> None:
+    text = "1 2 30 40 0 0 5 5 0 5 M 1 1 2 2 1 2 ; 0 0 64 64 0 0 9 0 9 9"
+    tokens = policy.answer_tokens(text)
+    assert tokens[-1] == policy.end_token
+    assert policy.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop")) == text
+    assert policy.text(Response(tokens[:4], np.zeros(4, np.float32), "length")) == "1 2 30 40"
+
+
+def test_an_answer_without_its_end_reads_as_truncated(policy: Policy) -> None:
+    tokens = policy.answer_tokens("none")
+    assert policy.read(Response(tokens, np.zeros(2, np.float32), "stop"), 32, 32).status is AnswerStatus.EMPTY
+    assert policy.read(Response(tokens[:1], np.zeros(1, np.float32), "length"), 32, 32).status is AnswerStatus.TRUNCATED
+
+
+def test_a_saved_policy_comes_back_to_the_bit(policy: Policy, tmp_path: Path) -> None:
+    policy.save(tmp_path)
+    loaded = Policy(tmp_path, Codec(), question="find {phrase}")
+    weights = loaded.model.state_dict()
+    assert weights.keys() == policy.model.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in policy.model.state_dict().items())
+    assert torch.equal(loaded(shared_rows(loaded)), policy(shared_rows(policy)))
+
+
+def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere, which has no config\.json; give a Hugging Face model folder"
+    ):
+        Policy(tmp_path / "nowhere", Codec())
+
+
+def test_a_model_of_another_family_is_refused_by_its_type(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="is a bert model, and this file knows qwen3_vl and qwen2_5_vl"):
+        Policy(tmp_path, Codec())

@@ -1,0 +1,131 @@
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.example import Example, ImageRef, Prompt, Truth
+from envs.plugin import Plugin
+from envs.polygons import Answer, AnswerStatus
+from policies.families.base import Response
+from rl.algorithms import gspo_token
+from rl.algorithms.gspo import Algorithm
+from rl.learner.batch import pack
+from rollout.records import Group, Rollout
+
+
+def rollout(index: int, tokens: list[int], logprob: float) -> Rollout:
+    response = Response(np.array(tokens), np.full(len(tokens), logprob, np.float32), "stop")
+    return Rollout(index, response, "", Answer(AnswerStatus.EMPTY), 0, 0, 0.0, {}, policy_version=3, seed=index)
+
+
+def group(name: str, answers: list[list[int]], totals: list[float]) -> Group:
+    image = ImageRef(name, "0" * 64, 4, 4)
+    example = Example(
+        name, image, Prompt(("the", name)), Truth(np.zeros((0, 4, 4), np.bool_)), "train", "made", "CC0-1.0"
+    )
+    rollouts = tuple(rollout(k, tokens, -0.5 - k) for k, tokens in enumerate(answers))
+    return Group("run", 0, 0, example, np.array([1, 2]), "0" * 64, 1.0, rollouts, tuple(totals))
+
+
+GROUPS = [
+    group("dog", [[5, 1], [6, 7, 1]], [0.0, 1.0]),
+    group("cat", [[8, 1], [8, 1]], [0.3, 0.3]),
+    group("cow", [[9, 1], [1]], [0.6, 0.2]),
+]
+
+
+def test_a_batch_holds_what_the_groups_asked_and_answered() -> None:
+    batch = pack(GROUPS, Algorithm())
+    assert len(batch) == 3
+    assert [image.key for image in batch.images] == ["dog", "cat", "cow"]
+    assert batch.phrases == ("the dog", "the cat", "the cow")
+    assert [tokens.tolist() for tokens in batch.tokens[0]] == [[5, 1], [6, 7, 1]]
+    assert [[values.tolist() for values in row] for row in batch.sampler_logprobs][2] == [[-0.5, -0.5], [-1.5]]
+    assert batch.padded_sampler_logprobs(3)[2].tolist() == [[-0.5, -0.5, 0.0], [-1.5, 0.0, 0.0]]
+    assert batch.prompt_lengths == (2, 2, 2)
+    assert batch.answer_tokens().tolist() == [5, 4, 3]
+
+
+def test_advantages_are_those_of_each_group_and_a_group_without_signal_keeps_its_place() -> None:
+    batch = pack(GROUPS, Algorithm(std_floor=0.3))
+    # Standard deviations 0.5, 0 and 0.2.
+    np.testing.assert_allclose(batch.advantages, [[-0.625, 0.625], [0.0, 0.0], [0.4, -0.4]], rtol=1e-6)
+    assert batch.advantages.dtype == np.float32
+    assert batch.counts.tolist() == [True, False, True]
+
+
+def test_a_part_takes_every_field_at_the_same_places() -> None:
+    whole = pack(GROUPS, Algorithm())
+    part = whole.part([2, 0])
+    assert len(part) == 2
+    assert part.phrases == ("the cow", "the dog")
+    assert [image.key for image in part.images] == ["cow", "dog"]
+    assert part.tokens == (whole.tokens[2], whole.tokens[0])
+    assert part.sampler_logprobs == (whole.sampler_logprobs[2], whole.sampler_logprobs[0])
+    assert part.advantages.tolist() == whole.advantages[[2, 0]].tolist()
+    assert part.counts.tolist() == [True, True]
+    assert replace(whole, prompt_lengths=(7, 8, 9)).part([2, 0]).prompt_lengths == (9, 7)
+    assert len(whole.part([])) == 0
+
+
+def test_groups_without_totals_or_of_unequal_size_are_no_batch() -> None:
+    with pytest.raises(ValueError):
+        pack([GROUPS[0], group("cat", [[1]] * 3, [0.0, 0.1, 0.2])], Algorithm())
+
+
+@dataclass(frozen=True)
+class ByPlace(gspo_token.Algorithm):
+    """Each token of an answer has the answer's advantage plus its place, up to `most` tokens."""
+
+    most: int = 9
+
+    def token_advantages(self, groups: Any, advantages: Any) -> Any:
+        return tuple(
+            tuple(
+                np.float32(advantages[b, g]) + np.arange(len(rollout.response.tokens), dtype=np.float32)[: self.most]
+                for g, rollout in enumerate(group.rollouts)
+            )
+            for b, group in enumerate(groups)
+        )
+
+
+def test_advantages_of_tokens_are_padded_with_zeros_and_follow_their_groups() -> None:
+    batch = pack(GROUPS, ByPlace(std_floor=0.3))
+    padded = batch.padded_advantages(4)
+    assert padded.dtype == np.float32
+    np.testing.assert_allclose(padded[0], [[-0.625, 0.375, 0, 0], [0.625, 1.625, 2.625, 0]], rtol=1e-6)
+    np.testing.assert_allclose(padded[2], [[0.4, 1.4, 0, 0], [-0.4, 0, 0, 0]], rtol=1e-6)
+    assert np.array_equal(batch.part([2, 0]).padded_advantages(4), padded[[2, 0]])
+
+
+def test_without_advantages_of_tokens_the_learner_gets_those_of_answers() -> None:
+    batch = pack(GROUPS, gspo_token.Algorithm())
+    assert batch.token_advantages is None
+    assert batch.padded_advantages(4) is batch.advantages
+
+
+def test_advantages_that_are_not_one_a_token_are_refused_with_the_lengths() -> None:
+    with pytest.raises(ValueError, match=r"group 0 have the lengths \[\[2, 2\]\], its responses \[\[2, 3\]\] tokens"):
+        pack(GROUPS, ByPlace(most=2))
+
+
+def test_the_algorithms_of_the_docs_do_what_they_say(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs/algorithms.md").read_text(encoding="utf-8")
+    built = []
+    for k, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL)):
+        (tmp_path / f"own_{k}.py").write_text(code)
+        built.append(
+            Plugin("rl.algorithms", "Algorithm", "own", {"std_floor": 0.3}, str(tmp_path / f"own_{k}.py")).build()
+        )
+    of_others, of_parts = built
+    assert of_others.advantages(np.array([[0.0, 0.3, 0.9]]))[0][0].tolist() == pytest.approx([-0.6, -0.15, 0.75])
+    one, other = GROUPS[0].rollouts
+    one = replace(one, terms={"box_iou": 0.9})
+    other = replace(rollout(1, [1, 2, 3, 4, 5, 6], 0.0), terms={"box_iou": None})
+    batch = pack([replace(GROUPS[0], rollouts=(one, other))], of_parts)
+    box = 0.45 / (0.45 + 0.3)
+    np.testing.assert_allclose(batch.padded_advantages(6)[0, 0], [box, box, 0, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(batch.padded_advantages(6)[0, 1], [-box] * 4 + [0.625] * 2, rtol=1e-6)

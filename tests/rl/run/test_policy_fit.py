@@ -1,0 +1,46 @@
+"""Codec, adapters and token budget that do not fit the policy are found without its weights, before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from rl.config.load import load_settings
+from rl.config.run import RunConfig
+from rl.run.parts import run_parts
+from rl.run.preflight import refuse_unfit_policy
+
+
+def look(*overrides: str) -> None:
+    config = load_settings(RunConfig, Path("demo"), ["learner.average=0", *overrides])
+    refuse_unfit_policy(config, run_parts(config))
+
+
+def test_adapters_for_layers_that_are_there_fit_and_others_are_named() -> None:
+    look("learner.lora={targets: [q_proj, v_proj]}")
+    with pytest.raises(ValueError, match=r"^learner\.lora\.targets names 'q_porj', but no .* there are .*q_proj"):
+        look("learner.lora={targets: [q_porj]}")
+
+
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        (
+            "{name: point_text}",
+            r"^codec is point_text, policy\.checkpoint .*tiny: the codec writes '\[\]' .* write '\[\]'",
+        ),
+        (
+            "{name: path_tokens, box_bins: 100}",
+            r"^codec is path_tokens, .* the policy's tokenizer cannot write '65'; cho",
+        ),
+    ],
+)
+def test_a_codec_that_the_policy_cannot_write_is_refused_by_the_words(codec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        look(f"codec={codec}")
+
+
+def test_a_budget_is_measured_against_the_prompts_of_training_examples() -> None:
+    # 8 answers of 48 tokens beside 64 image tokens and a phrase of 4 tokens at least.
+    look("learner.token_budget=600")
+    with pytest.raises(ValueError, match=r"^the prompt of .* has (6[89]|7\d) tokens .* can have 384, tog"):
+        look("learner.token_budget=451")

@@ -1,0 +1,70 @@
+"""Answers that cannot be taught are refused before the first step, with the example, the words and what to do."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ellipses import Env
+from rich.console import Console
+
+from envs.codecs import point_text
+from envs.codecs.path_tokens import Codec
+from policies.families.vision_language import Policy
+from rl.config.sft import SftConfig, SftSettings, SftStage
+from rl.sft import answer_text, answer_tokens, refuse_unfit_answers, run_sft
+
+ELLIPSES = {"module": str(Path(__file__).parents[1] / "ellipses.py"), "num": 5}
+SETTINGS = SftSettings([SftStage("outlines", 1)], scenes_per_step=1, max_vertices=9, max_rings=1, evaluate_scenes=3)
+SPLITS = Env("train", num=5), Env("validation", num=5)
+QUIET = Console(quiet=True)
+
+
+def config(max_tokens: int, **sft: int) -> SftConfig:
+    return SftConfig(run="never", max_tokens=max_tokens, sft=replace(SETTINGS, **sft))
+
+
+def test_answers_that_fit_are_let_through_and_one_token_less_is_refused_by_the_longest(tiny_untrained: Path) -> None:
+    policy = Policy(tiny_untrained, Codec())
+    lengths = [len(policy.answer_tokens(answer_text(SPLITS[1][k], Codec(), SETTINGS))) for k in range(3)]
+    assert max(lengths) <= 4 + 2 * 9 + 1
+    refuse_unfit_answers(policy, Codec(), SPLITS, config(max(lengths)))
+    message = (
+        rf"^max_tokens is 5, but the answer to validation \d takes {max(lengths)} tokens, .*max_vertices \(now 9\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        refuse_unfit_answers(policy, Codec(), SPLITS, config(5))
+
+
+def test_an_answer_beyond_the_limits_of_the_codec_is_named(tiny_untrained: Path) -> None:
+    small = Codec(max_vertices=5)
+    with pytest.raises(
+        ValueError, match=r"^the answer to train 0 has 1 outlines of up to .* write: 1 rings with \d vert"
+    ):
+        refuse_unfit_answers(Policy(tiny_untrained, small), small, SPLITS, config(64))
+
+
+def test_an_answer_with_words_that_the_tokenizer_has_not_is_named(tiny_untrained: Path) -> None:
+    policy, codec = Policy(tiny_untrained, Codec()), Codec(path_bins=500)
+    example = SPLITS[0][0]
+    with pytest.raises(ValueError, match=r"^the codec writes '.*' as the answer to train 0, but .* cannot write '\d+'"):
+        answer_tokens(example, policy, answer_text(example, codec, SETTINGS))
+
+
+def test_a_codec_that_the_checkpoint_cannot_write_stops_a_run_before_its_first_step(
+    tiny_untrained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    wrong = SftConfig(
+        run=str(folder),
+        env=ELLIPSES,
+        codec={"name": "point_text"},
+        policy={"checkpoint": str(tiny_untrained)},
+        sft=SETTINGS,
+    )
+    text = answer_text(SPLITS[0][0], point_text.Codec(), SETTINGS)
+    with pytest.raises(
+        ValueError, match=r"^codec is point_text, policy\.checkpoint .*: the codec writes .*; choose"
+    ) as e:
+        run_sft(wrong, QUIET)
+    assert repr(text.split()[0]) in str(e.value) and "answer to train 0" in str(e.value)
+    assert not folder.exists()

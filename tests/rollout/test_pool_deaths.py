@@ -1,0 +1,83 @@
+import time
+
+import pytest
+from ray.core.generated.common_pb2 import WorkerExitType
+from ray.core.generated.gcs_pb2 import WorkerTableData
+
+from rollout.engines.shared import Sampling
+from rollout.pool.actor import Vitals
+from rollout.pool.deaths import _cause, cause_of_death, death_report
+from rollout.pool.dispatch import Crew
+from rollout.pool.handle import Batch, Member, Task, WeightRefs, WeightVersion
+from rollout.settings import PoolSettings
+from rollout.worker import Unit
+
+VITALS = Vitals(4242, "ab" * 28, "10.0.0.5", memory_bytes=3 * 2**29, available_bytes=2**28)
+WEIGHTS = WeightVersion(7, WeightRefs((), ()))
+UNIT = Unit("train", 5, (4, 5), (0, 1), group_size=2, sampling=Sampling(1.0, 8))
+
+
+def test_a_worker_is_hung_by_the_silence_since_its_last_word_and_not_while_the_driver_itself_stood_still() -> None:
+    crew = Crew([Member("0", None)], PoolSettings(unit_seconds=30.0), units_each=2)
+    (member,) = crew.members
+    member.heard(VITALS)
+    assert member.silent_seconds == 0.0
+    long_ago = time.monotonic() - 100
+    member.tasks = {"first": Task(WEIGHTS, since=long_ago), "second": Task(WEIGHTS, since=long_ago + 1)}
+    assert member.silent_seconds < 1.0  # it has just said something
+    member._heard_at = long_ago - 50
+    assert 99 < member.silent_seconds < 130
+    crew.end_silent()  # the first look in a long time: nobody is killed
+    assert member.silent_seconds < 1.0 and member.died_at is None
+
+
+def test_a_report_says_who_died_where_of_what_with_how_much_memory_and_in_the_middle_of_what() -> None:
+    (asked,) = Batch([UNIT], WEIGHTS, verify_every=1).asked
+    report = death_report("3", VITALS, [Task(WEIGHTS, asked), Task(WEIGHTS), Task(WEIGHTS, proves=True)], "it fell")
+    assert report == (
+        "rollout worker 3 (process 4242 on 10.0.0.5) died: it fell. Last task: step 5 of split train, positions 4, 5, "
+        "version 7, for 0.0 s; taking weights version 7 for 0.0 s; proving weights version 7 for 0.0 s. Memory at its "
+        "last word: 1.50 GiB of its own, 0.25 GiB free on its machine"
+    )
+    assert death_report("3", None, [], "it fell") == (
+        "rollout worker 3 died before it was first heard of: it fell. Last task: nothing in hand"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "said"),
+    [
+        (
+            WorkerExitType.NODE_OUT_OF_MEMORY,
+            "1 worker(s) were killed due to the node running low on memory. Memory was 23.0GB of 23.5GB.\n...",
+            "Ray's memory monitor killed it for lack of memory (1 worker(s) were killed due to the node running low on "
+            "memory. Memory was 23.0GB of 23.5GB)",
+        ),
+        (
+            WorkerExitType.SYSTEM_ERROR,
+            "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: ...",
+            "its process ended without a word, as by SIGKILL, by the kernel for lack of memory (dmesg tells), or by a "
+            "crash in native code",
+        ),
+        (WorkerExitType.INTENDED_SYSTEM_EXIT, "Asked to.", "INTENDED_SYSTEM_EXIT, Asked to"),
+    ],
+)
+def test_what_ray_wrote_down_becomes_a_cause(kind: int, detail: str, said: str) -> None:
+    assert _cause(WorkerTableData(exit_type=kind, exit_detail=detail)) == said
+
+
+def test_of_a_worker_never_heard_of_the_cause_is_what_the_error_says_first() -> None:
+    assert cause_of_death(None, RuntimeError("it fell.\nAnd more")) == "it fell"
+
+
+@pytest.mark.parametrize(("verify_every", "verified"), [(0, False), (1, True), (2, False), (5, True)])
+def test_answers_of_every_so_many_steps_count_only_when_the_weights_are_proved(verify_every, verified) -> None:
+    batch = Batch([UNIT], WEIGHTS, verify_every)
+    (asked,) = batch.asked
+    assert not batch.done
+    asked.settle([])
+    assert batch.done is not verified
+    batch.unproved.clear()
+    assert batch.done and batch.groups == []
+    asked.forget()
+    assert not batch.done
