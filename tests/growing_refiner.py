@@ -8,7 +8,7 @@ from policies.refiner.mask_refiner import MaskRefiner, RefinerSettings
 
 HEAD = """
 import torch
-from policies.refiner_pass import RefinerPass
+from policies.heads.base import RefinerPass
 
 
 class Head(torch.nn.Module):

@@ -52,7 +52,7 @@ def digest(examples, env):
 
 BACKWARDS = """
 import hashlib
-from envs.cutout_scenes import Env
+from envs.datasets.cutout_scenes import Env
 for split in ("train", "held_out_names"):
     env = Env(split, seed=5, absent_share=0.2)
     examples = [env[index] for index in reversed(range(30))][::-1]

@@ -158,7 +158,7 @@ def test_warm_compiles_what_scoring_and_tracing_need() -> None:
 
 def test_a_second_process_loads_the_kernels_from_the_cache(copied_packages: Path) -> None:
     source = (
-        "import numpy as np; from envs.spans import spans_from_mask as f; f(np.ones((1, 1), bool));"
+        "import numpy as np; from envs.geometry.spans import spans_from_mask as f; f(np.ones((1, 1), bool));"
         "print(sum(f.stats.cache_hits.values()), f.stats.cache_path)"
     )
     cache = copied_packages / "cache"
@@ -169,7 +169,7 @@ def test_a_second_process_loads_the_kernels_from_the_cache(copied_packages: Path
 
 @pytest.mark.parametrize("changed", ["envs/geometry/spans.py", "rewards/kernels/overlap.py"])
 def test_a_change_to_a_kernel_file_changes_the_cache_folder(copied_packages: Path, changed: str) -> None:
-    source = "from envs.kernel_cache import kernel_cache_folder; print(kernel_cache_folder())"
+    source = "from envs.geometry.kernel_cache import kernel_cache_folder; print(kernel_cache_folder())"
     before = python(source, copied_packages)
     assert python(source, copied_packages) == before
     with (copied_packages / changed).open("a") as file:
@@ -178,10 +178,10 @@ def test_a_change_to_a_kernel_file_changes_the_cache_folder(copied_packages: Pat
 
 
 def test_a_cache_folder_set_by_the_user_stays(tmp_path: Path) -> None:
-    source = "from envs import raster; print(raster.trace.stats.cache_path)"
+    source = "from envs.geometry import raster; print(raster.trace.stats.cache_path)"
     assert Path(python(source, ROOT, NUMBA_CACHE_DIR=str(tmp_path))).is_relative_to(tmp_path)
 
 
 def test_kernels_still_compile_where_the_cache_folder_cannot_be_made(copied_packages: Path) -> None:
-    source = "from envs.spans import clipped_ceil; print(clipped_ceil(0.5, 3))"
+    source = "from envs.geometry.spans import clipped_ceil; print(clipped_ceil(0.5, 3))"
     assert python(source, copied_packages, XDG_CACHE_HOME="/dev/null") == "1"

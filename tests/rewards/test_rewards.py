@@ -45,7 +45,7 @@ def compared(answer: Answer, *truth: Ring) -> Comparison:
 
 
 def reward_of(name: str) -> score.Reward:
-    return importlib.import_module(f"rewards.{name}").Reward()
+    return importlib.import_module(f"rewards.terms.{name}").Reward()
 
 
 def several(*rings: Ring) -> Answer:

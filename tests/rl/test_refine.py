@@ -160,7 +160,7 @@ def test_images_that_are_other_ones_or_gone_are_refused_before_training(config: 
     refused(config(runs=[str(other)]), r"images of the chosen pairs are gone or are not those of the archive")
     module = tmp_path / "photos.py"
     module.write_text(
-        "from envs.cutout_scenes import Env as Scenes\n\n\nclass Env(Scenes):\n    def image(self, ref):\n"
+        "from envs.datasets.cutout_scenes import Env as Scenes\n\n\nclass Env(Scenes):\n    def image(self, ref):\n"
         "        raise FileNotFoundError(f'there is no file {ref.key}')\n"
     )
     gone = finished(tmp_path / "gone", {"module": str(module), "image_size": 32, "num_scenes": 40})

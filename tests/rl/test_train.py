@@ -148,7 +148,7 @@ def test_a_run_whose_losses_are_not_finite_stops_after_three_steps_and_their_bat
 ) -> None:
     folder, algorithm = tmp_path / "run", tmp_path / "spoilt.py"
     algorithm.write_text(
-        "from dataclasses import dataclass\nfrom rl import gspo\n\n\n@dataclass(frozen=True)\n"
+        "from dataclasses import dataclass\nfrom rl.algorithms import gspo\n\n\n@dataclass(frozen=True)\n"
         "class Algorithm(gspo.Algorithm):\n    def advantages(self, totals):\n"
         "        advantages, counts = super().advantages(totals)\n"
         "        advantages[-1, 0] = advantages[0, 1] = float('nan')\n        return advantages, counts\n"

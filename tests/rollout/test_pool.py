@@ -49,7 +49,7 @@ import os
 from pathlib import Path
 from typing import Any
 import torch
-from policies import vision_language
+from policies.families import vision_language
 
 
 class Policy(vision_language.Policy):

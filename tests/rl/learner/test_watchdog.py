@@ -11,7 +11,7 @@ from rl.learner.engine import Watchdog, watched
 
 JOIN = """
 import torch.distributed, sys
-from rl.watchdog import Watchdog
+from rl.learner.engine import Watchdog
 with Watchdog("learner rank 0 of 2", seconds=float(sys.argv[1])).phase("joining the other ranks"):
     torch.distributed.init_process_group("gloo", "tcp://127.0.0.1:0", world_size=2, rank=0)
 """

@@ -317,11 +317,10 @@ def test_the_command_takes_runs_and_settings_and_tells_what_it_kept(runs, tmp_pa
 EXPORT = """
 import sys
 from pathlib import Path
-from rl.export import PairExport, export_pairs
-from rl.pair_candidates import LEFT_OUT
-from rl.pair_damage import DamageSettings
-import rl.export_shards
-rl.export_shards._TAR_END = (1 << 20) - 60_000
+from rl.config.pairs import DamageSettings, PairExport
+from rl.pairs.export import export_pairs
+import rl.pairs.formats
+rl.pairs.formats._TAR_END = (1 << 20) - 60_000
 print("ready", flush=True)
 settings = PairExport(damage=DamageSettings(0.3), format=sys.argv[1], shard_mb=1, wrong_objects=True)
 export_pairs([Path(sys.argv[2]), Path(sys.argv[3])], Path(sys.argv[4]), settings)
