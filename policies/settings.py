@@ -1,14 +1,9 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: W x becomes W x + (alpha / rank) B A x, and only A and B
-learn.
-
-peft puts its layers in the place of the model's own, so the model keeps its class: `...q_proj.weight` is then called
-`...q_proj.base_layer.weight`, beside `...q_proj.lora_A.default.weight` and `...lora_B...`. B begins at zero, so the
-policy begins as what it was. What travels to the workers is either one ordinary model (`push: merged`: a worker knows
-nothing of adapters) or the adapters alone (`push: adapters`: a worker builds the same ones).
-"""
+"""Settings of adapters, of a refiner's network and of a new tiny model; nothing here loads a network."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from envs.ranges import above, at_least, between, check_ranges, one_of
 
 ALL_LINEAR = "all-linear"
 
@@ -17,36 +12,27 @@ ALL_LINEAR = "all-linear"
 class LoraSettings:
     """Adapters in place of whole weights."""
 
-    rank: int = 16
+    rank: Annotated[int, at_least(1)] = 16
     """Width of A and B."""
-    alpha: float = 32.0
+    alpha: Annotated[float, above(0)] = 32.0
     """Adapters count alpha / rank times."""
-    dropout: float = 0.0
+    dropout: Annotated[float, between(0, 1, open_high=True)] = 0.0
     """Share of an adapter's input that is dropped while learning; the ratio to the old policy is then noisy."""
     targets: Any = ALL_LINEAR
     """`all-linear`: each linear layer of the language model but the head. Or a list of layers by the end of their
     names, such as [q_proj, v_proj]; [visual.merger.linear_fc1] reaches into the vision tower."""
-    push: str = "merged"
+    push: Annotated[str, one_of("merged", "adapters")] = "merged"
     """merged: workers get whole weights and need nothing of adapters. adapters: only these travel; a push is then
     smaller by the factor that the adapters are."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"learner.lora.rank is {self.rank}, alpha {self.alpha}, dropout {self.dropout}; set rank to 1 or "
-                "more, alpha above 0, and dropout into 0..1, 1 not included."
-            )
-        if self.push not in ("merged", "adapters"):
-            raise ValueError(f"learner.lora.push is {self.push!r}; it must be merged or adapters.")
+        check_ranges(self, "learner.lora")
         targets = self.targets
         named = isinstance(targets, list) and targets and all(isinstance(each, str) for each in targets)
         if targets != ALL_LINEAR and not named:
             raise ValueError(
                 f"learner.lora.targets is {targets!r}; give {ALL_LINEAR} or a list of names such as [q_proj, v_proj]."
             )
-
-
-FEATURES = ("image", "crop")
 
 
 @dataclass(frozen=True)
@@ -60,36 +46,52 @@ class RefinerSettings:
     "image" the tower never sees the crop. The head has its own say: it names the multiples that it can take.
     """
 
-    crop_px: int = 48
+    crop_px: Annotated[int, at_least(1)] = 48
     """R, cells of a side of the crop."""
-    box_growth: float = 0.25
+    box_growth: Annotated[float, at_least(0)] = 0.25
     """The box grows by this part of its side on every side."""
-    min_box_px: float = 8.0
+    min_box_px: Annotated[float, above(0)] = 8.0
     """The grown box is at least so wide and high, where the image is."""
-    passes: int = 3
+    passes: Annotated[int, at_least(1)] = 3
     """K: how often at most the mask goes through the network, each time the best soft one that came out before."""
-    features: str = "image"
+    features: Annotated[str, one_of("image", "crop")] = "image"
     """"image": features of the whole image, resampled to the box; "crop": of the box, cut out, resampled to crop_px x
     crop_px px and encoded by the tower."""
-    early_block: int = 0
+    early_block: Annotated[int, at_least(0, ", 0 for the patch embedding.")] = 0
     """Which early features: 0 the patch embedding, k the output of the vision tower's block k."""
-    min_gain: float = 0.005
+    min_gain: Annotated[float, between(-1, 1, advice=", a difference of IoUs.")] = 0.005
     """It stops after a pass that is predicted to have gained less IoU; -1: it never stops early."""
 
     def __post_init__(self) -> None:
-        if self.crop_px < 1:
-            raise ValueError(f"crop_px is {self.crop_px}; give 1 or more.")
-        if not self.box_growth >= 0 or not self.min_box_px > 0:
+        check_ranges(self)
+
+
+@dataclass
+class TinySizes:
+    """Sizes of the new model."""
+
+    image_size: Annotated[int, at_least(1)] = 64
+    """Side of the square images, pixels; a multiple of patch_size. Others are resampled to about as many pixels, their
+    ratio of sides kept."""
+    patch_size: Annotated[int, at_least(1)] = 8
+    text_width: Annotated[int, at_least(1)] = 128
+    text_layers: Annotated[int, at_least(1)] = 4
+    text_heads: Annotated[int, at_least(1)] = 4
+    vision_width: Annotated[int, at_least(1)] = 96
+    vision_layers: Annotated[int, at_least(1)] = 3
+    vision_heads: Annotated[int, at_least(1)] = 4
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes of which no model can be made."""
+        check_ranges(self, "tiny")
+        if self.image_size % self.patch_size:
             raise ValueError(
-                f"box_growth is {self.box_growth}, min_box_px {self.min_box_px}; give 0 or more, and a number above 0."
+                f"tiny.image_size is {self.image_size}, which is no multiple of tiny.patch_size {self.patch_size}, so "
+                f"that images would be resampled; set it to {-(-self.image_size // self.patch_size) * self.patch_size}."
             )
-        if self.passes < 1:
-            raise ValueError(f"passes is {self.passes}; a mask goes through the network at least once.")
-        if self.features not in FEATURES:
-            raise ValueError(f"features is {self.features!r}; give {' or '.join(FEATURES)}.")
-        if self.early_block < 0:
+        if self.text_width // self.text_heads % 2 or self.vision_width % (4 * self.vision_heads):
             raise ValueError(
-                f"early_block is {self.early_block}; give 0 for the patch embedding, or a block from 1 on."
+                f"tiny.text_width is {self.text_width} for {self.text_heads} heads, tiny.vision_width "
+                f"{self.vision_width} for {self.vision_heads}; a head of text needs an even width, and vision_width "
+                f"must be a multiple of 4 x {self.vision_heads}, for positions along two axes."
             )
-        if not -1 <= self.min_gain <= 1:
-            raise ValueError(f"min_gain is {self.min_gain}; it is a difference of IoUs, so give a number in -1..1.")

@@ -7,7 +7,6 @@ the vision tower (transformers' default of 0.02 for all barely trains at this wi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from policies.settings import TinySizes
 
 _SPECIAL = {
     "pad": "<|pad|>",
@@ -31,39 +32,6 @@ _CHAT_TEMPLATE = (
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
-
-
-@dataclass
-class TinySizes:
-    """Sizes of the new model."""
-
-    image_size: int = 64
-    """Side of the square images, pixels; a multiple of patch_size. Others are resampled to about as many pixels, their
-    ratio of sides kept."""
-    patch_size: int = 8
-    text_width: int = 128
-    text_layers: int = 4
-    text_heads: int = 4
-    vision_width: int = 96
-    vision_layers: int = 3
-    vision_heads: int = 4
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for sizes of which no model can be made."""
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"tiny.{name} is {value}; set it to 1 or more.")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"tiny.image_size is {self.image_size}, which is no multiple of tiny.patch_size {self.patch_size}, so "
-                f"that images would be resampled; set it to {-(-self.image_size // self.patch_size) * self.patch_size}."
-            )
-        if self.text_width // self.text_heads % 2 or self.vision_width % (4 * self.vision_heads):
-            raise ValueError(
-                f"tiny.text_width is {self.text_width} for {self.text_heads} heads, tiny.vision_width "
-                f"{self.vision_width} for {self.vision_heads}; a head of text needs an even width, and vision_width "
-                f"must be a multiple of 4 x {self.vision_heads}, for positions along two axes."
-            )
 
 
 def write_untrained(folder: Path, words: Sequence[str], sizes: TinySizes, seed: int) -> None:

@@ -1,14 +1,10 @@
-"""From terms to totals, on the driver: what a step's answers measured becomes what the learner is told.
-
-Measuring is a reward's part and is archived as it is; shaping is a setting, and can be tried on an archive.
-Dimension letters: B groups of a step, G answers of a group. NaN is a term that does not apply; shaping leaves it NaN.
-"""
+"""Settings of rewards: which, where they run, and how their terms are shaped; nothing here loads a kernel."""
 
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 
-from envs.plugin import Plugin, did_you_mean
+from envs.plugin import Plugin
+from envs.ranges import above, at_least, between, check_ranges, one_of
 
 KINDS = ("raw", "threshold", "power", "rank", "quantile")
 
@@ -17,20 +13,19 @@ KINDS = ("raw", "threshold", "power", "rank", "quantile")
 class TermShaping:
     """What becomes of one term before the weighted mean, or of the weighted mean."""
 
-    kind: str = "raw"
+    kind: Annotated[str, one_of(*KINDS)] = "raw"
     """raw; threshold: 1 from `threshold` on, else 0; power: value ** `power`; rank: place within the group, 0 to 1;
     quantile: place among the last `history` values, the present ones included (after Dr. Seg, arXiv 2603.00152)."""
-    threshold: float = 0.5
-    power: float = 2.0
-    history: int = 4096
+    threshold: Annotated[float, between(0, 1)] = 0.5
+    """Value from which a term counts as 1."""
+    power: Annotated[float, above(0)] = 2.0
+    """Exponent of the kind power."""
+    history: Annotated[int, at_least(1)] = 4096
     """Number of values, of the steps up to and with the present one, that a quantile is taken among."""
     weight_schedule: list[list[float]] = field(default_factory=list)
     """[[step, weight], ...], linear between these steps and constant outside; replaces the reward's weight."""
     threshold_schedule: list[list[float]] = field(default_factory=list)
-    """The same for `threshold`."""
-
-
-ON_ERROR = ("stop", "skip")
+    """Threshold by step, in the same form; replaces `threshold`."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +34,19 @@ class RewardRecipe:
 
     plugin: Plugin
     """The class and its settings."""
-    processes: int = 0
+    processes: Annotated[int, at_least(0, ", 0 for none.")] = 0
     """Processes of its own, of each worker, that score answers side by side; 0 scores them in the worker itself."""
-    seconds: float | None = None
+    seconds: Annotated[float | None, above(0, ", or leave it out for no limit.")] = None
     """Time limit an answer, loading left out; None waits for ever. Only with processes: nothing else can be stopped."""
-    on_error: str = "stop"
+    on_error: Annotated[str, one_of("stop", "skip")] = "stop"
     """stop: an answer that breaks the reward ends the run; skip: it is left out of this term, counted and reported."""
 
     def __post_init__(self) -> None:
-        if self.processes < 0:
-            raise ValueError(f"processes is {self.processes}; set it to 1 or more, or to 0 for none.")
-        if self.seconds is not None and not (isfinite(self.seconds) and self.seconds > 0):
-            raise ValueError(f"seconds is {self.seconds}; set it to more than 0, or leave it out for no limit.")
+        check_ranges(self)
         if self.seconds is not None and not self.processes:
             raise ValueError(
                 f"seconds is {self.seconds:g}, but what runs in the worker's own process cannot be stopped; set "
                 "processes to 1 or more, or remove seconds."
-            )
-        if self.on_error not in ON_ERROR:
-            raise ValueError(
-                f"on_error is {self.on_error!r}{did_you_mean(self.on_error, ON_ERROR)} "
-                f"Set it to {' or '.join(ON_ERROR)}."
             )
 
     @property

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.plugin import did_you_mean
-from rewards.settings import KINDS, TermShaping
+from envs.ranges import check_ranges
+from rewards.settings import TermShaping
 
 Values = NDArray[np.float64]
 Terms = Mapping[str, Values]
@@ -215,18 +216,11 @@ def _check_shaping(name: str, term: TermShaping, rewards: Sequence[str]) -> None
             f"{where} names no reward{did_you_mean(name, [*rewards, TOTAL])} Rewards: {', '.join(rewards)}; "
             f"{TOTAL} shapes their weighted mean."
         )
-    if term.kind not in KINDS:
-        raise ValueError(f"{where}.kind is {term.kind!r}{did_you_mean(term.kind, KINDS)} Kinds: {', '.join(KINDS)}.")
+    check_ranges(term, where)
     for key, kind in _ONLY_FOR.items():
         value = vars(term)[key]
         if term.kind != kind and value != vars(TermShaping())[key]:
             raise ValueError(f"{where}.{key} is {value}, of no use to kind {term.kind}; set kind: {kind} or remove it.")
-    if not 0 <= term.threshold <= 1:
-        raise ValueError(f"{where}.threshold is {term.threshold}; terms are in 0..1, so set it to 0 to 1.")
-    if not isfinite(term.power) or term.power <= 0:
-        raise ValueError(f"{where}.power is {term.power}; set it to a finite number above 0.")
-    if term.history < 1:
-        raise ValueError(f"{where}.history is {term.history}; set it to 1 or more.")
     if name == TOTAL and term.weight_schedule:
         raise ValueError(f"{where}.weight_schedule is set, but the weighted mean has no weight; remove it.")
     _check_schedule(f"{where}.weight_schedule", term.weight_schedule, float("inf"))

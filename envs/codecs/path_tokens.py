@@ -11,12 +11,14 @@ more precision a token than points of the whole image. Direction says outer ring
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from envs.codecs._path_tokens_grammar import EMPTY_WORD, INSTANCE_WORD, RING_WORD, PathTokensGrammar
 from envs.geometry import grid_rings
 from envs.polygons import Answer, AnswerStatus, Box, Instance, Ring, instance_from_rings, px_from_grid, signed_area_px
+from envs.ranges import at_least, between, check_ranges
 
 _MAX_DIGITS = 6
 
@@ -25,27 +27,18 @@ _MAX_DIGITS = 6
 class Codec:
     """Settings of the path-token form."""
 
-    box_bins: int = 64
+    box_bins: Annotated[int, between(1, 10**_MAX_DIGITS - 1)] = 64
     """Steps of the box grid over the image, so a box number is 0..box_bins."""
-    path_bins: int = 32
+    path_bins: Annotated[int, between(1, 10**_MAX_DIGITS - 1)] = 32
     """Steps of the path grid over the box, so a path number is 0..path_bins."""
-    max_rings: int = 8
-    """Limit over the whole answer; more reads as out of range."""
-    max_vertices: int = 64
-    """Limit over the whole answer; more reads as out of range."""
+    max_rings: Annotated[int, at_least(1)] = 8
+    """Most rings of the whole answer; more reads as out of range."""
+    max_vertices: Annotated[int, at_least(3, ", so that there is room for a triangle.")] = 64
+    """Most vertices of the whole answer; more reads as out of range."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no text can meet."""
-        if not (1 <= self.box_bins < 10**_MAX_DIGITS and 1 <= self.path_bins < 10**_MAX_DIGITS):
-            raise ValueError(
-                f"box_bins is {self.box_bins}, path_bins {self.path_bins}; set both to 1 or more, of at most "
-                f"{_MAX_DIGITS} digits."
-            )
-        if self.max_rings < 1 or self.max_vertices < 3:
-            raise ValueError(
-                f"max_rings {self.max_rings}, max_vertices {self.max_vertices} leave no room for a single triangle; "
-                "raise them."
-            )
+        check_ranges(self)
 
     @property
     def words(self) -> list[str]:

@@ -17,6 +17,7 @@ Here the whole text is the answer or it is unparsable.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from envs.polygons import (
     split_rings,
     unit_from_px,
 )
+from envs.ranges import at_least, between, check_ranges
 
 EMPTY_TEXT = "[]"
 _SPACE = " \t\r\n"
@@ -46,24 +48,18 @@ _NUMBER_BEGUN = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*|(?:\.[0-9]+)?[eE]
 class Codec:
     """Settings of the point-text form."""
 
-    decimals: int = 3
-    """Digits after the point: coordinates are written on a grid of 10**decimals steps over the image; 1 to 5."""
-    max_rings: int = 16
-    """Limit over the whole answer; more reads as out of range."""
-    max_vertices: int = 512
-    """Limit over the whole answer; more reads as out of range."""
-    max_characters: int = 16384
-    """Limit over the whole text; a longer one reads as out of range, unread."""
+    decimals: Annotated[int, between(1, 5, advice=" (3 is a thousandth of the image's side).")] = 3
+    """Digits after the point: coordinates are written on a grid of 10**decimals steps over the image."""
+    max_rings: Annotated[int, at_least(1)] = 16
+    """Most rings of the whole answer; more reads as out of range."""
+    max_vertices: Annotated[int, at_least(3, ", so that there is room for a triangle.")] = 512
+    """Most vertices of the whole answer; more reads as out of range."""
+    max_characters: Annotated[int, at_least(len(EMPTY_TEXT))] = 16384
+    """Most characters of the whole text; a longer one reads as out of range, unread."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no text can meet."""
-        if not 1 <= self.decimals <= 5:
-            raise ValueError(f"decimals is {self.decimals}; set it to 1 to 5 (3 is a thousandth of the image's side).")
-        if self.max_rings < 1 or self.max_vertices < 3 or self.max_characters < len(EMPTY_TEXT):
-            raise ValueError(
-                f"max_rings {self.max_rings}, max_vertices {self.max_vertices}, max_characters {self.max_characters} "
-                "leave no room for a single triangle; raise them."
-            )
+        check_ranges(self)
 
     @property
     def bins(self) -> int:

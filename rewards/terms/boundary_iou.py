@@ -7,26 +7,20 @@ mask IoU, and so does this reward unless it is told otherwise.
 """
 
 from dataclasses import dataclass
-from math import isfinite
+from typing import Annotated
 
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
 @dataclass(frozen=True)
 class Reward:
-    """IoU of the bands along both outlines; an empty truth pays 1 for the answer `empty`, 0 for any other.
+    """IoU of the bands along both outlines; an empty truth pays 1 for the answer `empty`, 0 for any other."""
 
-    Raises ValueError for settings out of range.
-    """
-
-    weight: float = 0.3
+    weight: Annotated[float, at_least(0)] = 0.3
+    """Share of this term in the weighted mean."""
     capped: bool = True
     """Never more than the mask IoU. False rewards a hollow outline like the full object."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if not isfinite(self.weight) or self.weight < 0:
-            raise ValueError(f"weight is {self.weight}; set it to a finite number of 0 or more.")
 
     def __call__(self, comparison: Comparison) -> float | None:
         """A number in [0, 1]; never None."""

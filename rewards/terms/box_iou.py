@@ -5,27 +5,21 @@ nothing. Boxes are blind to shape: a filled box earns full marks. Give it a shar
 """
 
 from dataclasses import dataclass
-from math import isfinite
+from typing import Annotated
 
 from envs.polygons import Answer, Box
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
 @dataclass(frozen=True)
 class Reward:
-    """IoU of the answer's tight box with the truth's; an empty truth pays 1 for the answer `empty`, 0 for any other.
+    """IoU of the answer's tight box with the truth's; an empty truth pays 1 for the answer `empty`, 0 for any other."""
 
-    Raises ValueError for settings out of range.
-    """
-
-    weight: float = 0.2
+    weight: Annotated[float, at_least(0)] = 0.2
+    """Share of this term in the weighted mean."""
     said: bool = False
     """Score the box that the model said, the one around all where it said several, and not that of its pixels."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if not isfinite(self.weight) or self.weight < 0:
-            raise ValueError(f"weight is {self.weight}; set it to a finite number of 0 or more.")
 
     def __call__(self, comparison: Comparison) -> float | None:
         """A number in [0, 1]; with `said`, None for an answer of instances of which none has a box."""

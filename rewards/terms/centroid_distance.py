@@ -5,7 +5,9 @@ measured in areas of the true object, so that a small object and a large one ask
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
@@ -13,7 +15,8 @@ from rewards.score import Comparison
 class Reward:
     """1 where the centroids coincide, falling with their squared distance over the true object's area, down to 0."""
 
-    weight: float = 0.2
+    weight: Annotated[float, at_least(0)] = 0.2
+    """Share of this term in the weighted mean."""
 
     def __call__(self, comparison: Comparison) -> float | None:
         """max(0, 1 - d^2 / area), in [0, 1]; 0 for an answer without a pixel, None where the truth has none."""

@@ -1,7 +1,9 @@
 """Whether the answer could be read at all."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
@@ -9,7 +11,8 @@ from rewards.score import Comparison
 class Reward:
     """1 for an answer whose status is `ok` or `empty`, 0 for any other."""
 
-    weight: float = 0.1
+    weight: Annotated[float, at_least(0)] = 0.1
+    """Share of this term in the weighted mean."""
 
     def __call__(self, comparison: Comparison) -> float | None:
         """1.0 or 0.0, by the answer's status alone."""

@@ -6,27 +6,24 @@ right one, so keep its weight small beside an IoU; `vertex_economy` prices verti
 """
 
 from dataclasses import dataclass
-from math import isfinite
+from typing import Annotated
 
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
 @dataclass(frozen=True)
 class Reward:
-    """1 up to `free_vertices`, falling linearly to 0 at `max_vertices`. Raises ValueError for settings out of range."""
+    """1 up to `free_vertices`, falling linearly to 0 at `max_vertices`."""
 
-    weight: float = 0.1
-    free_vertices: int = 16
+    weight: Annotated[float, at_least(0)] = 0.1
+    """Share of this term in the weighted mean."""
+    free_vertices: Annotated[int, at_least(0)] = 16
     """Vertices of all rings that cost nothing."""
     max_vertices: int = 128
     """Vertices of all rings from which on nothing is earned."""
 
     def __post_init__(self) -> None:
-        """Check the settings."""
-        if not isfinite(self.weight) or self.weight < 0:
-            raise ValueError(f"weight is {self.weight}; set it to a finite number of 0 or more.")
-        if self.free_vertices < 0:
-            raise ValueError(f"free_vertices is {self.free_vertices}; set it to 0 or more.")
         if self.max_vertices <= self.free_vertices:
             raise ValueError(
                 f"max_vertices is {self.max_vertices}, free_vertices {self.free_vertices}; "

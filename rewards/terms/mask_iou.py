@@ -1,7 +1,9 @@
 """The main reward: how well the filled outline matches the true mask."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
@@ -9,7 +11,8 @@ from rewards.score import Comparison
 class Reward:
     """Intersection over union of answer and truth; an empty truth pays 1 for the answer `empty`, 0 for any other."""
 
-    weight: float = 1.0
+    weight: Annotated[float, at_least(0)] = 1.0
+    """Share of this term in the weighted mean."""
 
     def __call__(self, comparison: Comparison) -> float | None:
         """The IoU, in [0, 1]."""

@@ -6,26 +6,20 @@ around all of them pays. VisionReasoner thresholds the IoU of a pair at 0.5; her
 """
 
 from dataclasses import dataclass
-from math import isfinite
+from typing import Annotated
 
 from scipy.optimize import linear_sum_assignment
 
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
 @dataclass(frozen=True)
 class Reward:
-    """Sum of the matched IoUs over max(#drawn, #true); an empty truth pays 1 for the answer `empty`, 0 for any other.
+    """Sum of the matched IoUs over max(#drawn, #true); where nothing is true, 1 for `empty`, 0 for any other."""
 
-    Raises ValueError for settings out of range.
-    """
-
-    weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if not isfinite(self.weight) or self.weight < 0:
-            raise ValueError(f"weight is {self.weight}; set it to a finite number of 0 or more.")
+    weight: Annotated[float, at_least(0)] = 0.5
+    """Share of this term in the weighted mean."""
 
     def __call__(self, comparison: Comparison) -> float | None:
         """A number in [0, 1]; never None."""

@@ -5,25 +5,19 @@ longest horizontal run of pixels, which unlike a centroid lies on the drawing wh
 """
 
 from dataclasses import dataclass
-from math import isfinite
+from typing import Annotated
 
 from envs.polygons import AnswerStatus
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
 @dataclass(frozen=True)
 class Reward:
-    """1 where the answer's inner point is on a true pixel, else 0; an empty truth pays 1 for the answer `empty` only.
+    """1 where the answer's inner point is on a true pixel, else 0; where nothing is true, 1 for `empty` only."""
 
-    Raises ValueError for settings out of range.
-    """
-
-    weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if not isfinite(self.weight) or self.weight < 0:
-            raise ValueError(f"weight is {self.weight}; set it to a finite number of 0 or more.")
+    weight: Annotated[float, at_least(0)] = 0.1
+    """Share of this term in the weighted mean."""
 
     def __call__(self, comparison: Comparison) -> float | None:
         """1.0 or 0.0; 0.0 for an answer without a pixel."""

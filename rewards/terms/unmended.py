@@ -5,9 +5,9 @@ fault, not the outline's. So the reward asks for outlines that the refiner can f
 """
 
 from dataclasses import dataclass
-from math import isfinite
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from envs.ranges import at_least
 from rewards.score import Comparison
 
 
@@ -22,12 +22,8 @@ class Reward:
 
     needs_refined: ClassVar[bool] = True
     """A run without a refiner is refused."""
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if not isfinite(self.weight) or self.weight < 0:
-            raise ValueError(f"weight is {self.weight}; set it to a finite number of 0 or more.")
+    weight: Annotated[float, at_least(0)] = 1.0
+    """Share of this term in the weighted mean."""
 
     def __call__(self, comparison: Comparison) -> float | None:
         """A number in [0, 1]; None only where no refiner ran."""

@@ -5,8 +5,9 @@ Each truth allows as many vertices as its own outline needs, once simplified (Vi
 """
 
 from dataclasses import dataclass
-from math import isfinite
+from typing import Annotated
 
+from envs.ranges import at_least, between
 from rewards.score import Comparison
 
 
@@ -15,23 +16,15 @@ class Reward:
     """IoU * min(1, allowed / spent); an empty truth pays 1 for the answer `empty`, 0 for any other.
 
     So the exact outline of a mask, a vertex for every stair of its pixels, earns less than 1: it is right, but not
-    economical. Raises ValueError for settings out of range.
+    economical.
     """
 
-    weight: float = 0.5
-    free_vertices: int = 8
+    weight: Annotated[float, at_least(0)] = 0.5
+    """Share of this term in the weighted mean."""
+    free_vertices: Annotated[int, at_least(3, ", as a ring needs.")] = 8
     """Always allowed, however simple the truth is."""
-    min_iou: float = 0.95
+    min_iou: Annotated[float, between(0, 1, open=True, advice=", such as 0.95.")] = 0.95
     """IoU with the truth that its simplified outline must keep; above 0, at most 1. More of it allows more vertices."""
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if not isfinite(self.weight) or self.weight < 0:
-            raise ValueError(f"weight is {self.weight}; set it to a finite number of 0 or more.")
-        if self.free_vertices < 3:
-            raise ValueError(f"free_vertices is {self.free_vertices}; a ring needs 3, set it to 3 or more.")
-        if not 0 < self.min_iou <= 1:
-            raise ValueError(f"min_iou is {self.min_iou}; set it above 0 and to 1 at most, such as 0.95.")
 
     def __call__(self, comparison: Comparison) -> float | None:
         """A number in [0, 1], never above the IoU; never None."""

@@ -5,9 +5,10 @@ Apart from the rank itself, so that a config is checked without loading DeepSpee
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from envs.plugin import Plugin
+from envs.ranges import above, at_least, between, check_ranges, one_of
 from policies.settings import LoraSettings
 
 
@@ -15,23 +16,25 @@ from policies.settings import LoraSettings
 class LearnerSettings:
     """How the policy is updated."""
 
-    ranks: int = 1
-    """May change when a run is resumed, and with it `micro_groups`, `threads` and `gpus_per_rank`."""
-    zero_stage: int = 0
+    ranks: Annotated[int, at_least(1)] = 1
+    """Number of DeepSpeed processes. It may change when a run is resumed, and with it `micro_groups`, `threads` and
+    `gpus_per_rank`."""
+    zero_stage: Annotated[int, one_of(0, 1, 2, 3)] = 0
     """DeepSpeed ZeRO stage, 0 to 3."""
     offload_optimizer: bool = False
     """Whether the optimizer's state (and float32 copies of bfloat16 weights) stays in the host's memory and torch's
     AdamW works there: 8 to 16 bytes a weight less on the GPU, for a copy of gradients and weights an update. Needs
     stage 1, 2 or 3. On a CPU run it changes nothing but the order of some copies."""
-    dtype: str = "float32"
-    """float32 or bfloat16."""
-    lr: float = 1e-5
-    warmup_steps: int = 10
+    dtype: Annotated[str, one_of("float32", "bfloat16")] = "float32"
+    """Number format of the weights: float32 or bfloat16."""
+    lr: Annotated[float, above(0)] = 1e-5
+    """Highest learning rate of AdamW."""
+    warmup_steps: Annotated[int, at_least(0)] = 10
     """Steps over which the rate rises from 0; Adam's first steps have full size whatever the gradient says."""
-    decay_steps: int | None = None
+    decay_steps: Annotated[int | None, at_least(1, ", or to null.")] = None
     """Steps over which the rate falls along a cosine to a tenth, warm-up included; null keeps it."""
-    average: float = 0.0
-    """Decay a step of a running average of the weights (0: none).
+    average: Annotated[float, between(0, 1, open_high=True)] = 0.0
+    """Decay per step of a running average of the weights (0: none).
 
     Evaluations and the best checkpoint take the average; sampling and learning go on with the weights themselves. The
     gradient of a few hundred answers is mostly noise; their average is less so.
@@ -41,14 +44,18 @@ class LearnerSettings:
     reads its features from. Everything else learns."""
     lora: LoraSettings | None = None
     """Adapters that learn in place of the weights; null: the weights themselves learn."""
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    grad_clip: Annotated[float, at_least(0)] = 1.0
     """Largest norm of a gradient, beyond which it is scaled down; 0 for none."""
-    minibatches: int = 2
-    """Updates a step; from the second one on the policy has moved and clipping acts."""
-    micro_groups: int = 16
+    minibatches: Annotated[int, at_least(1)] = 2
+    """Updates per step; from the second one on the policy has moved and clipping acts."""
+    micro_groups: Annotated[int, at_least(1)] = 16
     """Groups in one forward and backward pass of one rank."""
-    token_budget: int | None = None
+    token_budget: Annotated[
+        int | None,
+        at_least(1, ", what one pass may hold, such as 8192, or to null for passes of learner.micro_groups groups."),
+    ] = None
     """Most tokens of one forward pass, padding included; where set, it takes the place of micro_groups.
 
     A pass of B groups runs on B * (longest prompt + most answer tokens of a group) tokens. Groups of like length go
@@ -57,14 +64,17 @@ class LearnerSettings:
     gradient_checkpointing: bool = False
     """Whether layers are computed again in the backward pass: a third more time, and the memory of one layer at a time.
     """
-    warn_sampler_difference: float = 0.02
+    warn_sampler_difference: Annotated[float, above(0, ", such as 0.02, or to .inf for no warning.", infinite=True)] = (
+        0.02
+    )
     """Mean difference between the learner's and the sampler's log-probability of a token from which a run warns, once.
 
     In float32 it is near 1e-6, in bfloat16 near 1e-2; more speaks of other weights, temperatures or masks.
     """
-    threads: int = 2
+    threads: Annotated[int, at_least(1)] = 2
     """Torch threads of one rank."""
-    gpus_per_rank: float = 0.0
+    gpus_per_rank: Annotated[float, at_least(0)] = 0.0
+    """GPUs that one rank reserves."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -82,15 +92,11 @@ class LearnerSettings:
         return self.lr * warm * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3) or self.dtype not in ("float32", "bfloat16"):
+        check_ranges(self, "learner")
+        if self.average > 0 and self.zero_stage == 3:
             raise ValueError(
-                f"learner.zero_stage is {self.zero_stage} and learner.dtype {self.dtype!r}; they must be 0, 1, 2 or "
-                "3, and float32 or bfloat16."
-            )
-        if not 0 <= self.average < 1 or (self.average > 0 and self.zero_stage == 3):
-            raise ValueError(
-                f"learner.average is {self.average} at learner.zero_stage {self.zero_stage}; it must lie in 0..1, 1 "
-                "not included, and be 0 under stage 3, where no rank holds whole weights."
+                f"learner.average is {self.average} at learner.zero_stage 3, where no rank holds whole weights; set it "
+                "to 0."
             )
         if self.lora is not None and self.average > 0:
             raise ValueError(
@@ -102,29 +108,6 @@ class LearnerSettings:
                 "learner.offload_optimizer is on at learner.zero_stage 0, where DeepSpeed cannot offload; set "
                 "learner.zero_stage to 1, 2 or 3."
             )
-        if not self.warn_sampler_difference > 0:
-            raise ValueError(
-                f"learner.warn_sampler_difference is {self.warn_sampler_difference}; set it above 0, such as 0.02, or "
-                "to .inf for no warning."
-            )
-        if self.token_budget is not None and self.token_budget < 1:
-            raise ValueError(
-                f"learner.token_budget is {self.token_budget}; set it to what one pass may hold, such as 8192, or to "
-                "null for passes of learner.micro_groups groups."
-            )
-        if self.decay_steps is not None and self.decay_steps < 1:
-            raise ValueError(f"learner.decay_steps is {self.decay_steps}; set it to 1 or more, or to null.")
-        self._refuse_numbers()
-
-    def _refuse_numbers(self) -> None:
-        if min(self.ranks, self.minibatches, self.micro_groups, self.threads) < 1 or not 0 < self.lr < math.inf:
-            raise ValueError(
-                f"learner.ranks is {self.ranks}, minibatches {self.minibatches}, micro_groups {self.micro_groups}, "
-                f"threads {self.threads}, lr {self.lr}; all must be positive, and lr finite."
-            )
-        for name in ("weight_decay", "grad_clip", "warmup_steps", "gpus_per_rank"):
-            if not 0 <= vars(self)[name] < math.inf:
-                raise ValueError(f"learner.{name} is {vars(self)[name]}; set it to 0 or more.")
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from envs.plugin import Plugin, did_you_mean, plugin_names
+from envs.ranges import check_ranges, limit_of, refuse_out_of_range
 from rl.config.yaml_core import advice, read_yaml, yaml_line, yaml_text
 from rollout.disk import replace_text
 
@@ -180,17 +181,27 @@ def _checked(schema: type, values: dict[str, Any], where: str) -> Any:
     """An instance of the dataclass `schema`; `where` is the dotted path of `values`, "" at the top."""
     _check(values, schema, where)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values)))
+        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values)))
     except MissingMandatoryValue as error:
         path = _join(where, str(error.full_key))
         raise ValueError(f"{path} has no value and no default; set it in the file, or by {path}=VALUE.") from error
     except OmegaConfBaseException as error:
         path = _join(where, str(error.full_key or ""))
         raise ValueError(f"{path}: {str(error).splitlines()[0]}; correct that value.") from error
+    check_ranges(built, where)  # what interpolations gave
+    return built
 
 
 def _check(value: Any, hint: Any, where: str) -> None:
-    """Raise ValueError at the first value that does not fit its type; OmegaConf checks what interpolations give."""
+    """Raise ValueError at the first value that does not fit its type or its range.
+
+    What interpolations give is checked when they are resolved: its type by OmegaConf, its range by `_checked`.
+    """
+    if get_origin(hint) is Annotated:
+        _check(value, get_args(hint)[0], where)
+        if not (isinstance(value, str) and "${" in value):
+            refuse_out_of_range(value, limit_of(hint), where)
+        return
     if hint is Any or (isinstance(value, str) and "${" in value):
         return
     origin, args = get_origin(hint) or hint, get_args(hint)
@@ -224,7 +235,7 @@ def _check_union(value: Any, hint: Any, where: str) -> None:
 
 def _check_fields(value: Any, schema: type, where: str) -> None:
     _require(isinstance(value, Mapping), value, schema, where)
-    hints = get_type_hints(schema)
+    hints = get_type_hints(schema, include_extras=True)
     names = [field.name for field in dataclasses.fields(schema) if field.init]
     for key, item in value.items():
         if key not in names:
@@ -297,7 +308,7 @@ def _settable(found: type, supplied: Sequence[str], beside: type | None) -> type
 
 def _field_specs(schema: type) -> list[tuple[str, Any, Any]]:
     """What make_dataclass wants to make the fields of the dataclass `schema` again: name, type and field."""
-    hints = get_type_hints(schema)
+    hints = get_type_hints(schema, include_extras=True)
     return [(field.name, hints[field.name], copy.copy(field)) for field in dataclasses.fields(schema) if field.init]
 
 

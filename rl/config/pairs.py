@@ -9,14 +9,18 @@ those taken; and where a limit cuts, every stratum of IoU and of boundary error 
 import hashlib
 from dataclasses import dataclass, field, replace
 from math import nextafter
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.geometry.damage import DAMAGES
+from envs.ranges import at_least, between, check_ranges, one_of
 
 FORMATS = ("parquet", "webdataset", "coco", "png")
 """Formats that pairs are exported in; rl/pairs/formats.py writes them."""
+
+DAMAGES = ("dilate", "erode", "drop_vertices", "shift", "box_jitter")
+"""Kinds of damage that envs/geometry/damage.py does to a mask."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -25,39 +29,28 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class PairRule:
     """Which answers become pairs."""
 
-    min_iou: float = 0.3
+    min_iou: Annotated[float, between(0, 1)] = 0.3
     """Lowest IoU kept, 0..1; below it another object was drawn."""
-    max_iou: float = 1.0
+    max_iou: Annotated[float, between(0, 1)] = 1.0
     """Highest IoU kept, min_iou..1."""
-    per_example: int = 4
+    per_example: Annotated[int, at_least(1)] = 4
     """Most pairs of one example, over all runs."""
-    limit: int | None = None
+    limit: Annotated[int | None, at_least(1)] = None
     """Most pairs in all; None for no limit. It bounds the memory of the choice."""
-    near_duplicate_iou: float = 0.98
-    """Of two answers to one example whose masks have this IoU with each other or more, only one is kept."""
-    iou_strata: int = 5
+    near_duplicate_iou: Annotated[float, between(0, 1, open=True, advice=", 1 for equal masks only.")] = 0.98
+    """IoU from which two answers to one example are near-duplicates, of which only one is kept."""
+    iou_strata: Annotated[int, between(1, 100)] = 5
     """Equal parts of min_iou..max_iou that share the limit evenly."""
-    boundary_strata: int = 3
+    boundary_strata: Annotated[int, between(1, 100)] = 3
     """Equal parts of 0..1 of the boundary error (1 - Boundary IoU) that share it within each of them."""
     seed: int = 0
     """Key of every random choice."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a setting that can keep nothing."""
-        if not 0 <= self.min_iou <= self.max_iou <= 1:
-            raise ValueError(
-                f"min_iou is {self.min_iou} and max_iou {self.max_iou}; set them so that 0 <= min_iou <= max_iou <= 1."
-            )
-        if self.per_example < 1 or (self.limit is not None and self.limit < 1):
-            raise ValueError(f"per_example is {self.per_example} and limit {self.limit}; set each to 1 or more.")
-        if not 0 < self.near_duplicate_iou <= 1:
-            raise ValueError(
-                f"near_duplicate_iou is {self.near_duplicate_iou}; set it above 0, up to 1 for equal masks only."
-            )
-        if not (1 <= self.iou_strata <= 100 and 1 <= self.boundary_strata <= 100):
-            raise ValueError(
-                f"iou_strata is {self.iou_strata} and boundary_strata {self.boundary_strata}; set each to 1..100."
-            )
+        check_ranges(self)
+        if self.min_iou > self.max_iou:
+            raise ValueError(f"min_iou is {self.min_iou} and max_iou {self.max_iou}; set min_iou to max_iou or less.")
 
     def iou_stratum(self, iou: NDArray[np.float64]) -> NDArray[np.int8]:
         """Stratum 0 .. iou_strata - 1 of each IoU, which lies in min_iou..max_iou."""
@@ -102,19 +95,16 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class DamageSettings:
     """Synthetic coarse masks."""
 
-    share: float = 0.0
-    """Of all pairs, 0..1: in so many the answer gives way to a damaged true mask of the same example."""
-    per_example: int = 0
-    """So many more of every training example in the archives, also where no answer to it was kept."""
+    share: Annotated[float, between(0, 1, advice=", the share of pairs that are synthetic.")] = 0.0
+    """Share of the pairs in which the answer gives way to a damaged true mask of the same example."""
+    per_example: Annotated[int, at_least(0)] = 0
+    """Damaged masks added per training example in the archives, also where no answer to it was kept."""
     kinds: tuple[str, ...] = DAMAGES
-    """Of envs/geometry/damage.py, taken in turns."""
+    """Kinds of damage, taken in turns."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a setting out of range."""
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"damage.share is {self.share}; set it to 0..1, the share of pairs that are synthetic.")
-        if self.per_example < 0:
-            raise ValueError(f"damage.per_example is {self.per_example}; set it to 0 or more.")
+        check_ranges(self, "damage")
         if unknown := sorted(set(self.kinds) - set(DAMAGES)):
             raise ValueError(f"damage.kinds has {unknown[0]!r}; choose of {', '.join(DAMAGES)}.")
         if (self.share or self.per_example) and not self.kinds:
@@ -134,29 +124,23 @@ class PairExport:
 
     rule: PairRule = field(default_factory=PairRule)
     damage: DamageSettings = field(default_factory=DamageSettings)
-    format: str = "parquet"
-    """parquet, webdataset, coco or png."""
-    shard_mb: int = 256
+    format: Annotated[str, one_of(*FORMATS)] = "parquet"
+    """Format of the files: parquet, webdataset, coco or png."""
+    shard_mb: Annotated[int, at_least(1)] = 256
     """Most MiB of a shard; a single pair may be larger."""
     wrong_objects: bool = False
     """Also export the answers below rule.min_iou, as pairs in a folder of their own, wrong_objects/."""
-    held_out_examples: int | None = 2000
+    held_out_examples: Annotated[int | None, at_least(0)] = 2000
     """Examples of each held-out split whose ids and images are barred, at least those that a run evaluates; None: all.
     """
     unfinished: bool = False
     """Take also what a run has archived that has not reached its last step."""
-    pictures: int = 6
+    pictures: Annotated[int, at_least(0)] = 6
     """Pairs shown of each stratum of IoU in pairs.html."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a setting out of range."""
-        if self.format not in FORMATS:
-            raise ValueError(f"format is {self.format!r}; choose of {', '.join(FORMATS)}.")
-        if self.shard_mb < 1 or self.pictures < 0 or (self.held_out_examples or 0) < 0:
-            raise ValueError(
-                f"shard_mb is {self.shard_mb}, pictures {self.pictures}, held_out_examples {self.held_out_examples}; "
-                "set the first to 1 or more, the others to 0 or more."
-            )
+        check_ranges(self)
         if self.wrong_objects and self.rule.min_iou == 0:
             raise ValueError("wrong_objects is true, but rule.min_iou is 0, so no answer is below it; raise min_iou.")
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from envs.ranges import at_least, between, check_ranges
 from rewards.settings import TermShaping
 from rl.config.learner import LearnerSettings
 from rl.config.refiner import RefinerRun
@@ -14,18 +15,14 @@ from rollout.settings import PoolSettings, RaySettings, RefinedSettings, Samplin
 class EvaluationSettings:
     """Greedy answers on scenes that are not trained on."""
 
-    every: int = 20
+    every: Annotated[int, at_least(1)] = 20
     """Steps between evaluations on the split `validation`, which also chooses the best checkpoint."""
-    num_scenes: int = 128
-    """Scenes of each of them."""
+    num_scenes: Annotated[int, at_least(1)] = 128
+    """Scenes of each of these evaluations."""
     final_split: str = "test"
-    final_scenes: int = 512
-    """Scenes of the table at the end, of a split that chose nothing."""
-
-    def __post_init__(self) -> None:
-        for name in ("every", "num_scenes", "final_scenes"):
-            if vars(self)[name] < 1:
-                raise ValueError(f"evaluation.{name} is {vars(self)[name]}; set it to 1 or more.")
+    """Split of the table at the end, one that chose nothing."""
+    final_scenes: Annotated[int, at_least(1)] = 512
+    """Scenes of the table at the end."""
 
 
 @dataclass
@@ -34,23 +31,28 @@ class RunConfig:
 
     run: str
     """Folder of the run; its last part is the run's name."""
-    steps: int
-    seed: int = 0
-    groups_per_step: int = 32
-    group_size: int = 8
+    steps: Annotated[int, at_least(1)]
+    """Steps of the run, each with one batch of groups."""
+    seed: Annotated[int, between(0, 2**63, open_high=True)] = 0
+    """Key of every random number of the run."""
+    groups_per_step: Annotated[int, at_least(1)] = 32
+    """Examples that are asked per step."""
+    group_size: Annotated[int, at_least(2, ", since every algorithm compares answers to the same example.")] = 8
     """Answers to one example that are compared with each other."""
-    groups_per_unit: int = 8
+    groups_per_unit: Annotated[int, at_least(1)] = 8
     """Groups sampled in one batch. Part of the result's identity to the last bit, unlike the number of workers."""
-    save_every: int = 20
-    keep_checkpoints: int = 2
-    refills: int = 0
+    save_every: Annotated[int, at_least(1)] = 20
+    """Steps between checkpoints."""
+    keep_checkpoints: Annotated[int, at_least(1)] = 2
+    """Checkpoints that are kept, the best policy aside."""
+    refills: Annotated[int, at_least(0)] = 0
     """Most rounds in which a step asks other examples in place of groups without signal; 0 learns from fewer groups."""
     env: dict[str, Any] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
     rewards: dict[str, Any] = field(default_factory=dict)
     shaping: dict[str, TermShaping] = field(default_factory=dict)
-    """By reward name, or `total` for the weighted mean; what is left out stays raw."""
+    """Shaping by reward name, or under `total` of the weighted mean; what is left out stays raw."""
     algorithm: dict[str, Any] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     ray: RaySettings = field(default_factory=RaySettings)
@@ -62,20 +64,7 @@ class RunConfig:
     """A refiner trained before, whose masks rewards are measured on; `refiner` is the one trained after the run."""
 
     def __post_init__(self) -> None:
-        if self.group_size < 2:
-            raise ValueError(
-                f"group_size is {self.group_size}, but every algorithm compares answers to the same example; set it to "
-                "2 or more."
-            )
-        if self.refills < 0:
-            raise ValueError(f"refills is {self.refills}; set it to 0 or more.")
-        counts = {"steps": self.steps, "groups_per_step": self.groups_per_step, "groups_per_unit": self.groups_per_unit}
-        counts |= {"save_every": self.save_every, "keep_checkpoints": self.keep_checkpoints}
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; set it to 1 or more.")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; set it to a number from 0 to 2**63 - 1.")
+        check_ranges(self)
         if not self.run or any(path.is_file() for path in (Path(self.run), *Path(self.run).parents)):
             raise ValueError(
                 f"run is {self.run!r}, which cannot be a folder; give the folder of a run, such as runs/first."

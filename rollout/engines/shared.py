@@ -8,6 +8,7 @@ alone, so neither does that.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from envs.plugin import Plugin
+from envs.ranges import at_least, check_ranges
 from policies.families.base import PolicyContract, PromptRows, Response
 from policies.grammar import GrammarWalk
 from policies.sharing.prompt_cache import PromptCache
@@ -31,14 +33,13 @@ _WORTH_LEAVING = 0.75
 class Engine:
     """Our own engine on transformers: nothing to install, the same on a CPU and on a GPU."""
 
-    max_answers: int | None = None
+    max_answers: Annotated[int | None, at_least(1, ", or to null.")] = None
     """Answers of a unit that are sampled at once, rounded down to whole groups, but one group at least; the next group
     enters when one is done. null: all of the unit. It bounds the memory of large units, and is part of the result's
     identity to the last bit, as groups_per_unit is."""
 
     def __post_init__(self) -> None:
-        if self.max_answers is not None and self.max_answers < 1:
-            raise ValueError(f"pool.engine.max_answers is {self.max_answers}; set it to 1 or more, or to null.")
+        check_ranges(self, "pool.engine")
 
     def check(self, sampling: Sampling, gpus_per_worker: float) -> None:
         """It can draw in every way there is, with and without GPUs."""

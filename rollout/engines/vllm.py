@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from envs.plugin import Plugin
+from envs.ranges import at_least, between, check_ranges
 from policies.families.base import Response
 from policies.weights import Bucket, bucket_names, checksum, make_bucket
 from rollout.settings import Sampling
@@ -36,19 +37,15 @@ _COLDEST = 0.01
 class Engine:
     """vLLM on the GPU of each worker."""
 
-    gpu_memory_utilization: float = 0.85
+    gpu_memory_utilization: Annotated[float, between(0, 1, open=True)] = 0.85
     """Share of the GPU's memory for weights and cache, 0 to 1; lower where a learner's rank lives there too."""
-    max_model_len: int | None = None
+    max_model_len: Annotated[int | None, at_least(1, ", or to null for the model's own.")] = None
     """Longest prompt and answer together, tokens; null: the model's own limit."""
     enforce_eager: bool = False
     """Whether to go without CUDA graphs: starts sooner, samples slower."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise ValueError(
-                f"pool.engine.gpu_memory_utilization is {self.gpu_memory_utilization}; it is a share, above 0 and at "
-                "most 1."
-            )
+        check_ranges(self, "pool.engine")
         if importlib.util.find_spec("vllm") is None:
             raise ValueError(
                 "pool.engine is vllm, but the package vllm is not installed here; install it by "

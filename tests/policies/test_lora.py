@@ -161,8 +161,8 @@ def test_a_run_reads_its_adapters_from_yaml_and_workers_build_them_where_they_tr
     ("wrong", "message"),
     [
         ({"rank": 0}, "rank is 0"),
-        ({"alpha": 0.0}, "alpha 0.0"),
-        ({"dropout": 1.0}, "dropout 1.0"),
+        ({"alpha": 0.0}, "alpha is 0.0; set it to more than 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
         ({"push": "both"}, "push is 'both'"),
         ({"targets": "q_proj"}, r"targets is 'q_proj'; give all-linear or a list"),
         ({"targets": []}, r"targets is \[\]"),

@@ -271,9 +271,9 @@ def test_a_folder_without_a_refiner_is_named(tmp_path):
     [
         ("crop_px", 0, "1 or more"),
         ("box_growth", -0.1, "0 or more"),
-        ("min_box_px", 0.0, "above 0"),
-        ("passes", 0, "at least once"),
-        ("features", "both", "features is 'both'; give image or crop"),
+        ("min_box_px", 0.0, "set it to more than 0"),
+        ("passes", 0, "passes is 0; set it to 1 or more"),
+        ("features", "both", "features is 'both'; set it to image or crop"),
         ("early_block", -1, "0 for the patch embedding"),
         ("min_gain", 1.5, "difference of IoUs"),
         ("min_gain", float("nan"), "difference of IoUs"),

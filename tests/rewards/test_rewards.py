@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from envs.example import Truth
 from envs.plugin import plugin_names
 from envs.polygons import Answer, AnswerStatus, Box, Ring, answer_from_rings, flat_answers, instance_from_rings
+from envs.ranges import check_ranges
 from rewards import score
 from rewards.score import Comparison, Target, compare
 from rewards.terms import (
@@ -129,19 +130,19 @@ def test_an_invalid_answer_earns_0_from_every_reward(name: str, status: AnswerSt
 @pytest.mark.parametrize(
     ("reward", "wrong", "says"),
     [
-        (boundary_iou.Reward, {"weight": -0.1}, "weight is -0.1; set it to a finite number of 0 or more"),
+        (boundary_iou.Reward, {"weight": -0.1}, "weight is -0.1; set it to 0 or more"),
         (box_iou.Reward, {"weight": float("nan")}, "weight is nan"),
-        (point_in_mask.Reward, {"weight": float("inf")}, "weight is inf"),
+        (point_in_mask.Reward, {"weight": float("inf")}, "weight is inf; set it to 0 or more, and finite"),
         (matched_iou.Reward, {"weight": -1.0}, "weight is -1.0"),
         (length_penalty.Reward, {"free_vertices": -1}, "free_vertices is -1; set it to 0 or more"),
         (length_penalty.Reward, {"max_vertices": 16}, "max_vertices is 16, free_vertices 16; set max_vertices above"),
-        (vertex_economy.Reward, {"free_vertices": 2}, "free_vertices is 2; a ring needs 3"),
-        (vertex_economy.Reward, {"min_iou": 1.01}, "min_iou is 1.01; set it above 0 and to 1 at most"),
+        (vertex_economy.Reward, {"free_vertices": 2}, "free_vertices is 2; set it to 3 or more, as a ring needs"),
+        (vertex_economy.Reward, {"min_iou": 1.01}, "min_iou is 1.01; set it to 0..1, 0 not included"),
     ],
 )
 def test_a_setting_out_of_range_is_named_with_what_to_do(reward: type, wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        reward(**wrong)
+        check_ranges(reward(**wrong))
 
 
 def test_mask_iou_of_half_overlapping_rows_is_one_third() -> None:

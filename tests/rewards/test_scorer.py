@@ -15,6 +15,7 @@ import pytest
 
 from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus, answer_from_rings
+from envs.ranges import check_ranges
 from rewards.score import Comparisons, Target, compare
 from rewards.scorer import Scorer
 from rewards.settings import RewardRecipe
@@ -230,7 +231,7 @@ def test_what_is_left_out_is_told_at_once_and_then_ever_more_seldom(judge, caplo
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"processes": -1}, "processes is -1; set it to 1 or more"),
+        ({"processes": -1}, "processes is -1; set it to 0 or more, 0 for none"),
         ({"processes": 1, "seconds": 0.0}, "seconds is 0.0; set it to more than 0"),
         ({"processes": 1, "seconds": float("nan")}, "seconds is nan"),
         ({"seconds": 5.0}, "seconds is 5, but what runs in the worker's own process cannot be stopped; set processes"),
@@ -239,7 +240,7 @@ def test_what_is_left_out_is_told_at_once_and_then_ever_more_seldom(judge, caplo
 )
 def test_a_recipe_that_cannot_be_kept_is_refused(settings, told):
     with pytest.raises(ValueError, match=told):
-        RewardRecipe(Plugin("rewards.terms", "Reward", "format", {}), **settings)
+        check_ranges(RewardRecipe(Plugin("rewards.terms", "Reward", "format", {}), **settings))
 
 
 def test_a_closed_scorer_leaves_no_process_even_of_a_reward_that_hangs(judge):

@@ -26,9 +26,9 @@ from rollout.settings import RaySettings
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"placement": "spread"}, r"^ray.placement is 'spread'; set it to shared or apart\.$"),
+        ({"placement": "spread"}, r"^ray.placement is 'spread'.* [Ss]et it to shared or apart\.$"),
         ({"placement": "apart"}, r"^ray.placement is 'apart', which needs two nodes or more, but without ray.address"),
-        ({"object_store_gb": 0.01}, r"^ray.object_store_gb is 0.01; Ray takes no less than 0.08"),
+        ({"object_store_gb": 0.01}, r"^ray.object_store_gb is 0.01; set it to 0.08 or more, the least that Ray takes"),
     ],
 )
 def test_wrong_ray_settings_are_refused_when_the_config_is_read(settings: dict[str, Any], message: str) -> None:

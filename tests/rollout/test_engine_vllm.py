@@ -388,5 +388,5 @@ def test_without_the_package_the_engine_is_refused_by_what_to_install(monkeypatc
 
 
 def test_a_share_of_memory_outside_0_to_1_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"gpu_memory_utilization is 1\.5; it is a share"):
+    with pytest.raises(ValueError, match=r"gpu_memory_utilization is 1\.5; set it to 0\.\.1"):
         Engine(gpu_memory_utilization=1.5)

@@ -4,34 +4,34 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.load import load_settings, save_settings
+from rl.config.load import load_settings, save_settings, settings_from
 from rl.config.refiner import RefineConfig, RefinerRun, RefinerStage, RefinerTraining
 
 
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ({"steps": 0}, "steps is 0.* must be 1 or more"),
-        ({"batch_size": 0}, "batch_size 0.* must be 1 or more"),
-        ({"save_every": 0}, "save_every 0.* must be 1 or more"),
-        ({"lr": 0.0}, "lr 0.0.* above 0"),
-        ({"lr": math.inf}, "lr inf"),
+        ({"steps": 0}, "training.steps is 0; set it to 1 or more"),
+        ({"batch_size": 0}, "training.batch_size is 0; set it to 1 or more"),
+        ({"save_every": 0}, "training.save_every is 0"),
+        ({"lr": 0.0}, "training.lr is 0.0; set it to more than 0"),
+        ({"lr": math.inf}, "training.lr is inf; set it to more than 0, and finite"),
         ({"seed": -1}, "seed is -1.* 0 or more"),
         ({"stages": []}, "stages is empty; give one or more"),
-        ({"mask_loss": "hinge"}, "mask_loss is 'hinge'; choose of bce, focal"),
+        ({"mask_loss": "hinge"}, "training.mask_loss is 'hinge'; set it to bce or focal"),
         ({"box_jitter": 0.5}, "box_jitter is 0.5"),
         ({"box_jitter": -0.1}, "box_jitter is -0.1"),
-        ({"average": 1.0}, "average 1.0.* 1 not included"),
-        ({"iou_weight": -1.0}, "iou_weight .* are .*-1.0.*; give 0 or more"),
-        ({"others_share": 1.5}, "others_share is 1.5; it must lie in 0..1"),
-        ({"focal_gamma": -1.0}, "focal_gamma are .*-1.0.*; give 0 or more"),
+        ({"average": 1.0}, "training.average is 1.0; set it to 0..1, 1 not included"),
+        ({"iou_weight": -1.0}, "training.iou_weight is -1.0; set it to 0 or more"),
+        ({"others_share": 1.5}, "training.others_share is 1.5; set it to 0..1"),
+        ({"focal_gamma": -1.0}, "training.focal_gamma is -1.0"),
         ({"batch_size": 9, "ranks": 2}, "batch_size is 9, which ranks 2 must divide"),
         ({"ranks": 0}, "training.ranks is 0"),
         ({"zero_stage": 4}, "training.zero_stage is 4"),
         ({"zero_stage": 3}, "training.average is 0.98 at training.zero_stage 3"),
-        ({"dtype": "float16"}, "training.dtype 'float16'"),
+        ({"dtype": "float16"}, "training.dtype is 'float16'"),
         ({"grad_clip": -1.0}, "training.grad_clip is -1.0; set it to 0 or more"),
-        ({"threads": 0}, "threads 0"),
+        ({"threads": 0}, "training.threads is 0"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused_with_its_value(setting: dict[str, object], says: str) -> None:
@@ -42,27 +42,26 @@ def test_a_training_that_cannot_be_is_refused_with_its_value(setting: dict[str, 
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ({"share": 0.0}, "stage 'late' has share 0.0"),
-        ({"min_iou": 0.8, "max_iou": 0.8}, "min_iou 0.8, max_iou 0.8.*min_iou < max_iou"),
-        ({"max_iou": 1.1}, "max_iou 1.1"),
-        ({"boundary_weight": -1.0}, "boundary_weight -1.0"),
-        ({"crop_px": 0}, "stage 'late' has crop_px 0"),
+        ({"share": 0.0}, r"stages\[0\].share is 0.0; set it to more than 0"),
+        ({"min_iou": 0.8, "max_iou": 0.8}, "stage 'late' has min_iou 0.8 and max_iou 0.8"),
+        ({"max_iou": 1.1}, r"stages\[0\].max_iou is 1.1; set it to 0..1"),
+        ({"boundary_weight": -1.0}, r"stages\[0\].boundary_weight is -1.0"),
+        ({"crop_px": 0}, r"stages\[0\].crop_px is 0; .* null for the network's own"),
     ],
 )
-def test_a_stage_that_cannot_be_is_refused_by_its_name(setting: dict[str, object], says: str) -> None:
+def test_a_stage_that_cannot_be_is_refused_by_its_place_or_name(setting: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        RefinerStage("late", **setting)
+        settings_from(RefinerTraining, {"stages": [{"name": "late", **setting}]}, "refiner.training")
+    with pytest.raises(ValueError, match=says):
+        RefinerTraining(stages=[RefinerStage("late", **setting)])
 
 
 def test_shares_that_leave_nothing_to_train_on_and_a_config_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"calibration_share is 0.5 and evaluation_share 0.5.*tenth or more"):
         RefinerRun(calibration_share=0.5, evaluation_share=0.5)
-    with pytest.raises(ValueError, match=r"evaluation_share -0.1"):
-        RefinerRun(evaluation_share=-0.1)
-    with pytest.raises(ValueError, match=r"damaged_scenes is -1"):
-        RefinerRun(damaged_scenes=-1)
-    with pytest.raises(ValueError, match=r"held_out_examples is -1"):
-        RefinerRun(held_out_examples=-1)
+    for name, value in (("evaluation_share", -0.1), ("damaged_scenes", -1), ("held_out_examples", -1)):
+        with pytest.raises(ValueError, match=f"^refiner.{name} is {value}"):
+            settings_from(RefinerRun, {name: value}, "refiner")
     with pytest.raises(ValueError, match="runs is empty; give folders of runs"):
         RefineConfig(out="x")
     with pytest.raises(ValueError, match="out is empty; give a new folder"):

@@ -75,7 +75,7 @@ def test_shapings_come_as_mappings_or_as_they_are() -> None:
         ({"format": {"processes": 1.5}}, {}, "rewards.format.processes is 1.5, expected int"),
         ({"format": {"seconds": 5}}, {}, "rewards.format.seconds is 5, but"),
         ({"format": {"on_error": "skp"}}, {}, r"rewards.format.on_error is 'skp'; did you mean 'skip'\?"),
-        ({"format": {"weight": -1}}, {}, "The weight of format is -1.0; set it to a finite number of 0 or more"),
+        ({"format": {"weight": -1}}, {}, "rewards.format.weight is -1; set it to 0 or more"),
         ({"format": {"weight": 0}}, {}, "set at least one above 0"),
         ({"format": {}}, {"formt": {}}, r"shaping.formt names no reward; did you mean 'format'\?"),
         ({"format": {}}, {"format": {"knid": "rank"}}, r"shaping.format.knid is not a setting; did you mean .*kind\?"),

@@ -295,7 +295,7 @@ def test_saved_settings_hold_no_python_tags_and_nothing_to_resolve(tmp_path):
 def test_a_plugin_entry_becomes_a_recipe_with_checked_and_converted_settings(tmp_path):
     entry = {"module": external_env(tmp_path), "folder": "data", "scale": [1, 2]}
     plugin = plugin_from_settings("envs.datasets", "Env", entry, "env", supplied=["split"])
-    assert (plugin.package, plugin.class_name, plugin.name) == ("envs", "Env", "maps")
+    assert (plugin.package, plugin.class_name, plugin.name) == ("envs.datasets", "Env", "maps")
     assert plugin.settings == {"folder": "data", "scale": (1.0, 2.0)}
     env = plugin.build(split="train")
     assert (env.split, env.folder, env.image_size, env.scale) == ("train", "data", 64, (1.0, 2.0))
@@ -332,7 +332,7 @@ def test_an_entry_without_name_or_of_a_wrong_kind_says_what_to_set(tmp_path):
         plugin_from_settings("rewards.terms", "Reward", {"weight": 1.0}, "reward")
     with pytest.raises(ValueError, match=r"reward\.name is 5, expected str\."):
         plugin_from_settings("rewards.terms", "Reward", {"name": 5}, "reward")
-    with pytest.raises(ValueError, match=r"^reward: no file of rewards/ .* 'mask_iuo'; did you mean 'mask_iou'\?"):
+    with pytest.raises(ValueError, match=r"^reward: no Reward in rewards/terms/ is called 'mask_iuo'; did you mean"):
         plugin_from_settings("rewards.terms", "Reward", {"name": "mask_iuo"}, "reward")
     with pytest.raises(FileNotFoundError, match=r"^reward: module: /nowhere/r.py is not a file"):
         plugin_from_settings("rewards.terms", "Reward", {"module": "/nowhere/r.py"}, "reward")

@@ -253,20 +253,27 @@ def test_the_shortlist_under_a_limit_promises_the_limit_from_every_stratum_alike
     assert chosen.tolist() == [400, 100]  # a quarter over the limit, the rare stratum whole
 
 
-@pytest.mark.parametrize("setting", [{"min_iou": 0.8, "max_iou": 0.7}, {"max_iou": 1.1}, {"min_iou": -0.1}])
-def test_an_impossible_iou_range_is_refused(setting: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="0 <= min_iou <= max_iou <= 1"):
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"min_iou": 0.8, "max_iou": 0.7}, "min_iou is 0.8 and max_iou 0.7"),
+        ({"max_iou": 1.1}, "max_iou is 1.1; set it to 0..1"),
+        ({"min_iou": -0.1}, "min_iou is -0.1; set it to 0..1"),
+    ],
+)
+def test_an_impossible_iou_range_is_refused(setting: dict[str, float], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
         PairRule(**setting)
 
 
 @pytest.mark.parametrize("setting", [{"per_example": 0}, {"limit": 0}])
 def test_a_cap_of_nothing_is_refused(setting: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="set each to 1 or more"):
+    with pytest.raises(ValueError, match="is 0; set it to 1 or more"):
         PairRule(**setting)
 
 
 def test_strata_and_near_duplicates_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"iou_strata is 0 .* set each to 1..100"):
+    with pytest.raises(ValueError, match=r"iou_strata is 0; set it to 1..100"):
         PairRule(iou_strata=0)
     with pytest.raises(ValueError, match="near_duplicate_iou is 0"):
         PairRule(near_duplicate_iou=0)

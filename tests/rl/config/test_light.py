@@ -1,0 +1,31 @@
+"""Settings are data: reading any shipped config loads nothing that does the work."""
+
+import subprocess
+import sys
+
+HEAVY = ("numba", "torch", "ray", "transformers", "deepspeed", "peft", "pyarrow", "duckdb", "scipy", "PIL", "rich")
+READ_ALL = """
+import sys
+from pathlib import Path
+from rl.config.load import load_settings, shipped_configs
+from rl.config.pairs import PairExport
+from rl.config.refiner import RefineConfig
+from rl.config.run import RunConfig
+from rl.config.sft import SftConfig
+named = {"pairs": PairExport, "sft_tiny": SftConfig}
+for name in shipped_configs():
+    load_settings(named.get(name, RefineConfig if name.startswith("refiner") else RunConfig), Path(name))
+packages = ("envs", "rewards", "policies", "rollout", "rl")
+print(*(name for name in sys.modules if name.split(".")[0] in packages and "." in name))
+print(*(name for name in sys.argv[1:] if name in sys.modules))
+"""
+
+
+def test_reading_every_shipped_config_loads_settings_and_nothing_else():
+    done = subprocess.run([sys.executable, "-c", READ_ALL, *HEAVY], capture_output=True, text=True, check=True)
+    ours, heavy = done.stdout.splitlines()
+    assert heavy == ""
+    # Rooms of settings, how plugins and ranges are named, and how a file is written whole.
+    allowed = ("rl.config", "rewards.settings", "policies.settings", "rollout.settings", "rollout.disk")
+    allowed += ("envs.plugin", "envs.ranges")
+    assert [name for name in ours.split() if not name.startswith(allowed)] == []
