@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +178,9 @@ def as_json(found: ArchiveBench) -> dict[str, object]:
         "peak_bar_mb": PEAK_BAR_MB,
         "linearity": found.linearity,
         "share_read": found.share_read,
-        "chosen": [vars(one) | {"seconds_a_million": one.seconds_a_million} for one in found.chosen],
-        "exported": vars(found.exported),
-        "appended": [vars(one) for one in found.appended],
+        "chosen": [asdict(one) | {"seconds_a_million": one.seconds_a_million} for one in found.chosen],
+        "exported": asdict(found.exported),
+        "appended": [asdict(one) for one in found.appended],
     }
 
 

@@ -7,7 +7,7 @@ best, prepared outside of the clock; it gives the IoU of every answer.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -217,7 +217,7 @@ def _short(value: float) -> str:
 def as_json(timed: Sequence[Timed]) -> dict[str, object]:
     """What --json prints: `cases`, and `ratio`: at the bar by kind of outline, the lowest of all, and that to C."""
     rows = [
-        {**vars(one.case), "microseconds": dict(one.microseconds), "iou_difference": dict(one.iou_difference)}
+        {**asdict(one.case), "microseconds": dict(one.microseconds), "iou_difference": dict(one.iou_difference)}
         | {"ratio_pycocotools": one.ratio_pycocotools, "ratio_c": one.ratio_c}
         for one in timed
     ]

@@ -6,7 +6,7 @@ what is reported is the median ratio, and the lowest and highest.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -174,10 +174,10 @@ def as_json(other: str, found: Sequence[SideBySide]) -> dict[str, Any]:
 
 
 def _case(other: str, one: SideBySide) -> dict[str, Any]:
-    case = {**vars(one.workload), "prompt_tokens": one.prompt_tokens, "ratio": one.ratio}
-    case["ours"] = {"seconds": float(np.median(one.seconds)), **vars(one.ours)}
+    case = {**asdict(one.workload), "prompt_tokens": one.prompt_tokens, "ratio": one.ratio}
+    case["ours"] = {"seconds": float(np.median(one.seconds)), **asdict(one.ours)}
     seconds = float(np.median(one.other_seconds)) if one.other_seconds else None
-    case[other] = None if one.other is None else {"seconds": seconds, **vars(one.other)}
+    case[other] = None if one.other is None else {"seconds": seconds, **asdict(one.other)}
     return case
 
 

@@ -1,5 +1,6 @@
 """What a run's config names, built: plugins, rewards and data, each checked here once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -74,8 +75,7 @@ def run_parts(config: RunConfig) -> RunParts:
     data = RunData.of(env, ("train", "validation", config.evaluation.final_split))
     codec = plugin_from_settings("envs.codecs", "Codec", config.codec, "codec")
     rewards = reward_parts(config.rewards, config.shaping)
-    algorithm = plugin_from_settings("rl.algorithms", "Algorithm", {"name": "gspo"} | config.algorithm, "algorithm")
-    algorithm.build()
+    algorithm = algorithm_plugin(config.algorithm)
     policy = policy_plugin(config.policy, codec)
     return RunParts(env, codec, policy, rewards, algorithm, engine_plugin(config), data, _absolute(config.refined))
 
@@ -83,6 +83,13 @@ def run_parts(config: RunConfig) -> RunParts:
 def _absolute(refined: RefinedSettings | None) -> RefinedSettings | None:
     """As it travels to workers, which may run in another folder."""
     return refined and replace(refined, refiner=str(Path(refined.refiner).expanduser().resolve()))
+
+
+def algorithm_plugin(algorithm: Mapping[str, Any]) -> Plugin:
+    """The algorithm that a config's `algorithm` entry means; raises ValueError for a wrong one."""
+    plugin = plugin_from_settings("rl.algorithms", "Algorithm", {"name": "gspo"} | dict(algorithm), "algorithm")
+    plugin.build()
+    return plugin
 
 
 def engine_plugin(config: RunConfig) -> Plugin:
