@@ -68,9 +68,7 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     if not run.has_refiner:
         raise FileNotFoundError(f"{run.refiner} holds no finished refiner; make it first (polytrace refine {folder}).")
     preflight(config, parts, learns=False)
-    for split in parts.data.changed(folder):
-        told = f"the data of split {split} has changed since this run began; numbers are those of the data as it is now"
-        console.print(f"[yellow]warning:[/yellow] {told}", soft_wrap=True)
+    _warn_of_changed_data(parts, folder, console)
     stages = evaluate_stages(config, parts, best, console)
     cluster.stop()
     answered = stages["rl"].groups
@@ -85,12 +83,8 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     summary = summary_dict(scores, paired, num_scenes, seconds, peak_gib, _extras(config, best))
     summary["refiner"] = refiner.as_dict()
     (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n")
-    facts = [
-        ("seconds", f"{seconds:.0f}"),
-        ("peak memory", f"{peak_gib:.2f} GiB"),
-        ("polytrace", version("polytrace")),
-        ("config", (folder / "config.yaml").read_text()),
-    ]
+    facts = [("seconds", f"{seconds:.0f}"), ("peak memory", f"{peak_gib:.2f} GiB"), ("polytrace", version("polytrace"))]
+    facts.append(("config", (folder / "config.yaml").read_text()))
     write_report(folder / "report.html", _report(config, parts, stages, scores, paired, facts))
     refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(run.refiner), facts)
     console.print(stage_table(scores))
@@ -103,6 +97,12 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     for name in ("report.html", "refiner.html", "summary.json", "archive"):
         console.print(f"wrote {folder / name}", markup=False)
     return folder
+
+
+def _warn_of_changed_data(parts: RunParts, folder: Path, console: Console) -> None:
+    for split in parts.data.changed(folder):
+        told = f"the data of split {split} has changed since this run began; numbers are those of the data as it is now"
+        console.print(f"[yellow]warning:[/yellow] {told}", soft_wrap=True)
 
 
 def evaluate_stages(config: RunConfig, parts: RunParts, best: BestPolicy, console: Console) -> dict[str, StageAnswers]:

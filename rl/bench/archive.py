@@ -40,9 +40,9 @@ class Chosen:
     answers: int
     pairs: int
     seconds: float
-    """Of choosing; it reads the archive."""
+    """Seconds of choosing; it reads the archive."""
     writing_seconds: float
-    """Of filling and writing the masks; it depends on the pairs alone."""
+    """Seconds of filling and writing the masks; it depends on the pairs alone."""
     peak_mb: float
     """Highest resident memory of the process, the imports' share included."""
     read_mb: float
@@ -52,7 +52,7 @@ class Chosen:
 
     @property
     def seconds_a_million(self) -> float:
-        """Of choosing, for each million answers in the archive."""
+        """Seconds of choosing, for each million answers in the archive."""
         return self.seconds / self.answers * 1e6
 
 

@@ -51,7 +51,7 @@ class RefinerBench:
     """What to compare."""
 
     run: Path
-    """Of RL; its best policy is refined."""
+    """The run of RL; its best policy is refined."""
     sft_run: Path
     """Rollouts of the checkpoint that it began with (`polytrace sample`)."""
     out: Path
@@ -150,7 +150,7 @@ def _scores(masks: Sequence[NDArray[np.bool_]], before: Sequence[NDArray[np.bool
 
 
 def summary(found: Mapping[str, Mapping[int, Scores]]) -> dict[str, dict[str, Interval]]:
-    """Of each variant: mean over seeds with t-interval of each score, and of gIoU less that of RL rollouts by seed."""
+    """For each variant: mean over seeds with t-interval of each score, and of gIoU less that of RL rollouts by seed."""
     rows: dict[str, dict[str, Interval]] = {}
     for name, runs in found.items():
         rows[name] = {metric: t_interval([scores[metric] for scores in runs.values()]) for metric in METRICS}

@@ -31,7 +31,7 @@ BAR = 25.0
 """How many times as fast as pycocotools we mean to be at 480 x 640 pixels, 64 vertices, groups of 64."""
 _ROUNDS, _ROUND_SECONDS = 9, 4e-3
 _ANSWERS = {"shapely": 16, "skimage": 2}
-"""Of how many answers of a group a slow contender is timed, at most, and in three rounds only."""
+"""Most answers of a group on which a slow contender is timed, and in three rounds only."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Case:
     """One thing to measure."""
 
     kind: str
-    """Of outline."""
+    """Kind of outline."""
     height: int
     width: int
     vertices: int

@@ -31,7 +31,7 @@ class Workload:
     answers: int
     """G, to each prompt."""
     image_tokens: int
-    """Of a prompt, a square number; the question adds a handful."""
+    """Image tokens of a prompt, a square number; the question adds a handful."""
     tokens: int
     """T of every answer, exactly."""
 
@@ -58,7 +58,7 @@ class Workload:
 
     @property
     def title(self) -> str:
-        """As `read` takes it."""
+        """Text that `read` takes."""
         return f"{self.groups}x{self.answers}x{self.image_tokens}x{self.tokens}"
 
 
@@ -134,7 +134,7 @@ def alternate(ours: Callable[[], object], other: Callable[[], object], rounds: i
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """Of one call; on a GPU the call itself must wait for its result."""
+    """Seconds of one call; on a GPU the call itself must wait for its result."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started

@@ -91,7 +91,7 @@ class PlannedRun:
     """One run of the ablation, its settings checked."""
 
     name: str
-    """Of the reward config."""
+    """Name of the reward config."""
     config: RunConfig
     modules: dict[str, str]
     """SHA-256 of the user's own reward files, by path."""

@@ -20,7 +20,7 @@ class RunData:
     """The data of a run as it is read now."""
 
     fingerprints: dict[str, str]
-    """Of each split by its name; other masks, phrases, classes or photos give another (see `Env.fingerprint`)."""
+    """Fingerprint of each split by name; other masks, phrases, classes or photos give another (Env.fingerprint)."""
     notes: dict[str, list[str]] = field(default_factory=dict)
     """What was left out or taken as it need not be meant, and of each which entries, over all splits."""
 

@@ -81,7 +81,7 @@ def run_parts(config: RunConfig) -> RunParts:
 
 
 def _absolute(refined: RefinedSettings | None) -> RefinedSettings | None:
-    """As it travels to workers, which may run in another folder."""
+    """The settings as they travel to workers, which may run in another folder."""
     return refined and replace(refined, refiner=str(Path(refined.refiner).expanduser().resolve()))
 
 
