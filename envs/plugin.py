@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,10 @@ class Plugin:
                 f"name the class of that file {self.class_name}."
             )
         return found
+
+    def takes(self, name: str) -> bool:
+        """Whether the class can be given `name`. Raises as `load` does."""
+        return name in inspect.signature(self.load()).parameters
 
     def build(self, **extra: Any) -> Any:
         """An instance from the settings and what the program itself gives, such as `split`."""

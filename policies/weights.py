@@ -1,17 +1,18 @@
 """Weights in flight: parameters cut into buckets, each with its checksum, so that no one ever holds two full copies.
 
-The checksum of a policy is the hash of its buckets' hashes. A receiver computes it from the parameters it then has,
-not from
-what it was sent: a delivery that did not arrive cannot agree.
+The checksum of a policy is the hash of its buckets' hashes. A receiver computes it from the parameters it then has, not
+from what it was sent: a delivery that did not arrive cannot agree.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor, nn
 
 BUCKET_BYTES = 32 * 2**20
@@ -101,6 +102,39 @@ def checksum(hashes: Iterable[str]) -> str:
 def held_checksum(module: nn.Module) -> str:
     """Checksum of the weights that `module` holds now (not sharded)."""
     return checksum(make_bucket(part).sha256 for part in bucket_names(module))
+
+
+def stored_checksum(module: nn.Module, checkpoint: Path) -> str | None:
+    """What `held_checksum` would be of `module` with the weights that a Hugging Face folder stores for it.
+
+    module: part of a model, on the meta device too: of its parameters only names, shapes and dtypes are looked at. At
+    most one bucket is in memory. None where the folder's files name no such part, or more than one.
+    """
+    files = {name: file for file in sorted(checkpoint.glob("*.safetensors")) for name in _stored_names(file)}
+    named = list(module.named_parameters())
+    ends = [name.removesuffix(named[0][0]) for name in files if f".{name}".endswith(f".{named[0][0]}")] if named else []
+    prefixes = [prefix for prefix in ends if all(prefix + name in files for name, _ in named)]
+    if len(prefixes) != 1:
+        return None
+    hashes = []
+    for part in bucket_names(module):
+        tensors = [(name, _stored(files[prefixes[0] + name], prefixes[0] + name)) for name, _ in part]
+        if any(tensor.shape != parameter.shape for (_, tensor), (_, parameter) in zip(tensors, part, strict=True)):
+            return None
+        dtypes = [parameter.dtype for _, parameter in part]
+        held = [(name, tensor.to(dtype)) for (name, tensor), dtype in zip(tensors, dtypes, strict=True)]
+        hashes.append(make_bucket(held).sha256)
+    return checksum(hashes)
+
+
+def _stored_names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as stored:
+        return list(stored.keys())
+
+
+def _stored(file: Path, name: str) -> Tensor:
+    with safe_open(file, "pt") as stored:
+        return stored.get_tensor(name)
 
 
 def _bytes(tensor: Tensor) -> NDArray[np.uint8]:

@@ -1,6 +1,5 @@
-"""The whole job: SFT checkpoint, RL, archive, refiner, and what each of them is worth on held-out scenes."""
+"""`polytrace evaluate`: what SFT checkpoint, RL and refiner of a run are worth on held-out scenes: page and table."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from envs.datasets.base import Env
 from envs.geometry.contours import rings_from_mask
+from policies.families.vision_language import Policy
 from policies.refiner.mask_refiner import MaskRefiner
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_groups, score_groups, score_masks
@@ -27,14 +27,14 @@ from rl.evaluation.scores import (
 )
 from rl.pages.charts import Chart, chart
 from rl.pages.json_text import json_text
-from rl.refine import best_policy, refine, settings_of
 from rl.refiner.errors import AnsweredScenes, OutlineBudget, split_errors
 from rl.refiner.judge import RefinerReport, refiner_charts
 from rl.refiner.scenes import CoarseScenes
-from rl.run.checkpoints import Checkpoints
-from rl.run.metrics import Curve, PeakMemory, read_curves
+from rl.run.checkpoints import BestPolicy
+from rl.run.folder import RunFolder
+from rl.run.metrics import Curve, JobUsage, read_curves
 from rl.run.parts import RunParts, run_parts, worker_settings
-from rl.run.preflight import object_store_bytes
+from rl.run.preflight import object_store_bytes, preflight
 from rollout import cluster
 from rollout.pool.pool import WorkerPool
 from rollout.records import Group
@@ -57,22 +57,19 @@ class StageAnswers:
         return Drawn(rings, self.scores[k].iou, answer.status)
 
 
-def finish_run(config: RunConfig, console: Console) -> Path:
-    """Evaluate a trained run, training its refiner where there is none.
+def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
+    """Evaluate a trained run that has its refiner; returns its folder, with report.html and summary.json in it.
 
-    Writes report.html and summary.json into its folder and returns it.
+    usage: seconds and memory of the job that this is the end of. Raises FileNotFoundError where the run has no best
+    policy or no refiner.
     """
-    with PeakMemory() as memory:
-        return finish(config, console, memory, time.monotonic())
-
-
-def finish(config: RunConfig, console: Console, memory: PeakMemory, started: float) -> Path:
-    """Evaluate a trained run, under a memory watch and a clock that may have begun with its training."""
-    folder, parts = Path(config.run), run_parts(config)
-    for split in parts.data.changed(folder):
-        told = f"the data of split {split} has changed since this run began; numbers are those of the data as it is now"
-        console.print(f"[yellow]warning:[/yellow] {told}", soft_wrap=True)
-    stages = evaluate_stages(config, parts, console)
+    run, parts = RunFolder(Path(config.run)), run_parts(config)
+    folder, best = run.path, run.best_policy()
+    if not run.has_refiner:
+        raise FileNotFoundError(f"{run.refiner} holds no finished refiner; make it first (polytrace refine {folder}).")
+    preflight(config, parts, learns=False)
+    _warn_of_changed_data(parts, folder, console)
+    stages = evaluate_stages(config, parts, best, console)
     cluster.stop()
     answered = stages["rl"].groups
     refiner = evaluate_refiner(config, parts, answered, console)
@@ -82,38 +79,34 @@ def finish(config: RunConfig, console: Console, memory: PeakMemory, started: flo
         "rl_minus_sft": paired_difference(stages["sft"].scores, stages["rl"].scores),
         "refined_minus_rl": paired_difference(stages["rl"].scores, stages["refined"].scores),
     }
-    seconds, num_scenes = time.monotonic() - started, len(stages["rl"].scores)
-    summary = summary_dict(scores, paired, num_scenes, seconds, memory.gib, _extras(config))
+    seconds, peak_gib, num_scenes = usage.seconds, usage.peak_gib, len(answered)
+    summary = summary_dict(scores, paired, num_scenes, seconds, peak_gib, _extras(config, best))
     summary["refiner"] = refiner.as_dict()
     (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n")
-    facts = [
-        ("seconds", f"{seconds:.0f}"),
-        ("peak memory", f"{memory.gib:.2f} GiB"),
-        ("polytrace", version("polytrace")),
-    ]
+    facts = [("seconds", f"{seconds:.0f}"), ("peak memory", f"{peak_gib:.2f} GiB"), ("polytrace", version("polytrace"))]
     facts.append(("config", (folder / "config.yaml").read_text()))
     write_report(folder / "report.html", _report(config, parts, stages, scores, paired, facts))
-    refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(folder / "refiner"), facts)
+    refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(run.refiner), facts)
     console.print(stage_table(scores))
     for name, interval in paired.items():
         console.print(f"{PAIR_TITLES[name]}: gIoU {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
-    console.print(
-        f"{num_scenes} scenes of split {config.evaluation.final_split}, {seconds:.0f} s, peak memory "
-        f"{memory.gib:.2f} GiB"
-    )
+    split = config.evaluation.final_split
+    console.print(f"{num_scenes} scenes of split {split}, {seconds:.0f} s, peak memory {peak_gib:.2f} GiB")
     refiner.show(console)
-    best = _extras(config)["best_step"]
-    console.print(f"after RL: the best policy on validation, of step {best} of {config.steps}")
+    console.print(f"after RL: the best policy on validation, of step {best.step} of {config.steps}")
     for name in ("report.html", "refiner.html", "summary.json", "archive"):
         console.print(f"wrote {folder / name}", markup=False)
     return folder
 
 
-def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dict[str, StageAnswers]:
+def _warn_of_changed_data(parts: RunParts, folder: Path, console: Console) -> None:
+    for split in parts.data.changed(folder):
+        told = f"the data of split {split} has changed since this run began; numbers are those of the data as it is now"
+        console.print(f"[yellow]warning:[/yellow] {told}", soft_wrap=True)
+
+
+def evaluate_stages(config: RunConfig, parts: RunParts, best: BestPolicy, console: Console) -> dict[str, StageAnswers]:
     """Answers of the SFT checkpoint, and of the best policy of the run."""
-    best = Checkpoints(Path(config.run), config.keep_checkpoints).best
-    if best is None:
-        raise FileNotFoundError(f"{config.run} holds no best checkpoint; train it first (polytrace train).")
     split = config.evaluation.final_split
     env: Env = parts.env.build(split=split)
     num_scenes = min(config.evaluation.final_scenes, len(env))
@@ -131,13 +124,11 @@ def evaluate_stages(config: RunConfig, parts: RunParts, console: Console) -> dic
 
 
 def evaluate_refiner(config: RunConfig, parts: RunParts, groups: Sequence[Group], console: Console) -> RefinerReport:
-    """What the refiner makes of greedy answers of the best policy, and where their errors come from.
-
-    Trains the refiner where there is none.
-    """
-    policy, folder = best_policy(config, parts), Path(config.run) / "refiner"
-    made = (folder / "summary.json").is_file()
-    refiner = MaskRefiner.load(folder, policy.vision_checksum()) if made else refine(settings_of(config), console)
+    """What the refiner makes of greedy answers of the best policy, and where their errors come from."""
+    run = RunFolder(Path(config.run))
+    policy: Policy = parts.policy.with_settings(checkpoint=run.best_policy().folder).build()
+    policy.eval()
+    refiner = MaskRefiner.load(run.refiner, policy.vision_checksum())
     env: Env = parts.env.build(split=config.evaluation.final_split)
     scenes = CoarseScenes.of_groups(env, groups)
     answered = AnsweredScenes(scenes.images, [group.rollouts[0].answer for group in groups], scenes.truths)
@@ -147,11 +138,10 @@ def evaluate_refiner(config: RunConfig, parts: RunParts, groups: Sequence[Group]
     return RefinerReport.of(name, refiner, policy, scenes, errors)
 
 
-def _extras(config: RunConfig) -> dict[str, object]:
-    best = Checkpoints(Path(config.run), config.keep_checkpoints).best
+def _extras(config: RunConfig, best: BestPolicy) -> dict[str, object]:
     return {
         "split": config.evaluation.final_split,
-        "best_step": best.step if best else None,
+        "best_step": best.step,
         "steps": config.steps,
         "seed": config.seed,
         "version": version("polytrace"),

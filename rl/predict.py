@@ -26,7 +26,7 @@ from policies.refiner.refining import RefinedMask, refine_masks
 from rl.config.load import plugin_from_settings, read_mapping, settings_from
 from rl.pages.json_text import json_text
 from rl.pages.pictures import COLOURS, svg_overlay
-from rl.run.checkpoints import Checkpoints
+from rl.run.folder import RunFolder
 from rl.run.parts import EMBEDDED, policy_plugin
 from rl.run.writable import refuse_unwritable_codec
 from rollout.disk import refuse_unwritable, whole_file
@@ -99,9 +99,14 @@ def find_source(
     view = view_of(recipe.env) if side is None else replace(view_of(recipe.env), side=side)
     if view.side is not None and view.side < 1:
         raise ValueError(f"--side is {view.side}; set it to 1 pixel or more, best to what the policy was trained on.")
-    policy = _best_policy(checkpoint) if is_run else _policy_folder(checkpoint)
-    if refiner is None and is_run and (checkpoint / "refiner" / "refiner.json").is_file():
-        refiner = checkpoint / "refiner"
+    run = RunFolder(checkpoint)
+    advice = (
+        "let it train until its first evaluation, or write its last checkpoint by polytrace export checkpoint "
+        f"{run.path} --out FOLDER and ask FOLDER with --config {run.path / 'config.yaml'}"
+    )
+    policy = str(run.best_policy(advice).folder) if is_run else _policy_folder(checkpoint)
+    if refiner is None and is_run and (run.refiner / "refiner.json").is_file():
+        refiner = run.refiner
     return Source(recipe, policy, None if raw else refiner, view)
 
 
@@ -114,16 +119,6 @@ def _read_recipe(path: Path) -> Recipe:
         return settings_from(Recipe, known, "")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _best_policy(run: Path) -> str:
-    best = Checkpoints(run, keep=1).best
-    if best is None:
-        raise FileNotFoundError(
-            f"{run} holds no best checkpoint yet; let it train until its first evaluation, or write its last one by "
-            f"polytrace export checkpoint {run} --out FOLDER and ask FOLDER with --config {run / 'config.yaml'}."
-        )
-    return str(best.folder)
 
 
 def _policy_folder(checkpoint: Path) -> str:

@@ -17,7 +17,7 @@ from envs.plugin import Plugin
 from policies.families.base import VisionFeatures
 from policies.families.vision_language import Policy
 from policies.refiner.mask_refiner import MaskRefiner
-from rl.config.load import load_settings, override_of, plugin_from_settings, read_mapping, save_settings
+from rl.config.load import load_settings, plugin_from_settings, read_mapping, save_settings
 from rl.config.refiner import RefineConfig
 from rl.config.run import RunConfig
 from rl.pages.progress import bar
@@ -39,8 +39,8 @@ from rl.refiner.rank import RefinerRankSettings
 from rl.refiner.scenes import outcomes
 from rl.refiner.scores import fit_calibration
 from rl.refiner.train import train_refiner
-from rl.run.checkpoints import Checkpoints
-from rl.run.parts import EMBEDDED, RunParts, policy_plugin, run_parts
+from rl.run.folder import RunFolder
+from rl.run.parts import EMBEDDED, policy_plugin, run_parts
 from rollout import cluster
 from rollout.disk import refuse_unwritable, replace_text
 
@@ -78,39 +78,25 @@ def refine(config: RefineConfig, console: Console) -> MaskRefiner:
 
 def settings_of(config: RunConfig) -> RefineConfig:
     """How the refiner of a run is made: in its folder refiner/, over its best policy."""
-    return RefineConfig(**vars(config.refiner), runs=[config.run], out=str(Path(config.run) / "refiner"))
-
-
-def best_policy(config: RunConfig, parts: RunParts) -> Policy:
-    """The best policy of a run; raises FileNotFoundError where it has none."""
-    policy: Policy = parts.policy.with_settings(checkpoint=best_checkpoint(Path(config.run))).build()
-    policy.eval()
-    return policy
-
-
-def best_checkpoint(run: Path) -> Path:
-    """Hugging Face folder of the best policy of a run; raises FileNotFoundError where it has none."""
-    best = Checkpoints(run, 1).best
-    if best is None:
-        raise FileNotFoundError(f"{run} holds no best checkpoint; train it first (polytrace train).")
-    return best.folder
+    return RefineConfig(**vars(config.refiner), runs=[config.run], out=str(RunFolder(Path(config.run)).refiner))
 
 
 def policy_of(config: RefineConfig) -> Policy:
     """The policy whose vision tower the refiner sees through."""
-    run = Path(config.runs[0])
-    settings = load_settings(RunConfig, run / "config.yaml", [override_of("run", run)])
+    run = RunFolder(Path(config.runs[0]))
+    settings = run.config()
     parts = run_parts(settings)
+    recipe = parts.policy  # without `checkpoint`, the one that a run drew from which never learned
     if config.checkpoint is not None:
         if config.checkpoint != EMBEDDED and not (Path(config.checkpoint) / "config.json").is_file():
             raise FileNotFoundError(
                 f"checkpoint is {config.checkpoint}, which holds no config.json; give a Hugging Face model folder, or "
                 f"{EMBEDDED} for the embedded one."
             )
-        parts = replace(parts, policy=policy_plugin(settings.policy | {"checkpoint": config.checkpoint}, parts.codec))
-    elif (run / "checkpoints").is_dir():
-        return best_policy(settings, parts)
-    policy: Policy = parts.policy.build()  # without `checkpoint`, the one that a run drew from which never learned
+        recipe = policy_plugin(settings.policy | {"checkpoint": config.checkpoint}, parts.codec)
+    elif run.has_trained:
+        recipe = recipe.with_settings(checkpoint=run.best_policy().folder)
+    policy: Policy = recipe.build()
     policy.eval()
     return policy
 

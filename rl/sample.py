@@ -9,16 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import track
 
 from envs.datasets.base import Env
 from rl.config.run import RunConfig, num_gpus
-from rl.run.checkpoints import Checkpoints
-from rl.run.folder import prepare_sampled_folder
+from rl.pages.progress import StepProgress
+from rl.run.folder import RunFolder
 from rl.run.parts import RunParts, run_parts, worker_settings
-from rl.run.preflight import object_store_bytes, refuse_missing_gpus, refuse_unfit_policy
+from rl.run.preflight import object_store_bytes, preflight
 from rl.run.steps import Refilling, group_terms, past_terms, step_units, with_totals
 from rollout import cluster
 from rollout.archive.archive import RolloutArchive
@@ -31,9 +29,7 @@ def of_best_policy(config: RunConfig, run: Path) -> RunConfig:
 
     Raises FileNotFoundError where it has none.
     """
-    best = Checkpoints(run, config.keep_checkpoints).best
-    if best is None:
-        raise FileNotFoundError(f"{run} holds no best policy; train it first (polytrace train), or leave out --run.")
+    best = RunFolder(run).best_policy("train it first (polytrace train), or leave out --run")
     return replace(config, policy=config.policy | {"checkpoint": f"{best.folder.resolve()}"})
 
 
@@ -43,19 +39,18 @@ def sample(config: RunConfig, resume: bool, console: Console) -> Path:
     Raises ValueError, FileNotFoundError or FileExistsError for what is wrong with the config before Ray starts, OSError
     where the disk or Ray's object store is full.
     """
-    alone = without_learner(config)
+    alone, folder = without_learner(config), RunFolder(Path(config.run))
     parts = run_parts(alone)
-    refuse_missing_gpus(alone, torch.cuda.device_count())
-    refuse_unfit_policy(alone, parts)
-    prepare_sampled_folder(config, parts.data, resume)
-    parts.data.tell(console, Path(config.run))
+    preflight(alone, parts, learns=False)
+    folder.begin_sampling(config, parts.data, resume)
+    parts.data.tell(console, folder.path)
     with console.status("starting Ray and workers"):
         store = object_store_bytes(alone, parts)
         cluster.start(config.ray.address, config.pool.workers, num_gpus(alone), store)
         pool = WorkerPool(config.pool, worker_settings(alone, parts))
     draw(alone, parts, pool, console)
     pool.close()
-    return Path(config.run)
+    return folder.path
 
 
 def without_learner(config: RunConfig) -> RunConfig:
@@ -69,7 +64,7 @@ def draw(config: RunConfig, parts: RunParts, pool: WorkerPool, console: Console)
     Raises ValueError where the archive was drawn by other weights.
     """
     env: Env = parts.env.build(split="train")
-    archive = RolloutArchive(Path(config.run) / "archive")
+    archive = RunFolder(Path(config.run)).archive()
     first = 0 if archive.last_step is None else archive.last_step + 1
     weights = pool.checkpoint_weights(Path(parts.policy.settings["checkpoint"]))
     archive.set_aside_after(first - 1)  # what an interrupted write has left
@@ -78,15 +73,17 @@ def draw(config: RunConfig, parts: RunParts, pool: WorkerPool, console: Console)
     refilling = Refilling(config, pool, shaper, parts.algorithm.build(), len(env))
     archiving = ArchiveWriter(archive)
     pool.set_weights(weights, version=0)
-    for step in track(range(first, config.steps), "sampling", console=console):
-        for due in range(step if step == first else step + 1, min(step + 2, config.steps)):
-            pool.ask(step_units(config, due, len(env)))
-        groups = refilling.refilled(step, pool.collect())
-        if step == first:
-            _refuse_other_weights(archive, groups[0].policy_checksum)
-        groups = with_totals(groups, shaper.shape(step, group_terms(groups)).totals)
-        archiving.append(step, groups)
-        ious += [rollout.iou for group in groups for rollout in group.rollouts]
+    with StepProgress(console, "sampling", config.steps, first) as progress:
+        for step in range(first, config.steps):
+            for due in range(step if step == first else step + 1, min(step + 2, config.steps)):
+                pool.ask(step_units(config, due, len(env)))
+            groups = refilling.refilled(step, pool.collect())
+            if step == first:
+                _refuse_other_weights(archive, groups[0].policy_checksum)
+            groups = with_totals(groups, shaper.shape(step, group_terms(groups)).totals)
+            archiving.append(step, groups)
+            ious += [rollout.iou for group in groups for rollout in group.rollouts]
+            progress.update(step + 1, f"mean IoU {np.mean(ious):.3f}")
     archiving.close()
     if ious:
         console.print(f"sampled {len(ious):,} answers, mean IoU {np.mean(ious):.3f}")

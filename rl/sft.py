@@ -6,7 +6,7 @@ first step, from a bounded number of examples; a later one that cannot be stops 
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.ndimage import distance_transform_edt
 
 from envs.codecs.base import AnswerCodec
@@ -30,6 +29,7 @@ from policies.tiny_model import TinySizes, write_untrained
 from rl.config.load import load_settings, plugin_from_settings, save_settings
 from rl.config.sft import SftConfig, SftSettings, SftStage
 from rl.evaluation.scores import SceneScore, score_answer
+from rl.pages.progress import StepProgress
 from rl.run.data import RunData
 from rl.run.parts import policy_plugin
 from rl.run.writable import refuse_unwritable
@@ -256,7 +256,7 @@ class SftTrainer:
             "muon": self.muon.state_dict(),
             "adamw": self.adamw.state_dict(),
             "weights": self.policy.model.state_dict(),
-            "curve": [vars(point) for point in self.curve],
+            "curve": [asdict(point) for point in self.curve],
         }
         torch.save(state, folder / "state.pt.partial")
         (folder / "state.pt.partial").rename(folder / "state.pt")
@@ -299,18 +299,16 @@ def train_sft(trainer: SftTrainer, validation: Env, folder: Path, max_tokens: in
     if (folder / "state.pt").is_file():
         trainer.load(folder)
     settings, losses = trainer.settings, []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("SFT", total=trainer.num_steps, completed=trainer.step_number)
+    with StepProgress(console, "SFT", trainer.num_steps, trainer.step_number) as progress:
         while trainer.step_number < trainer.num_steps:
             stage, _ = trainer.stage_at(trainer.step_number)
             losses.append(trainer.train_step())
-            progress.update(task, completed=trainer.step_number, description=f"SFT {stage.name} loss {losses[-1]:.3f}")
+            progress.update(trainer.step_number, f"{stage.name} loss {losses[-1]:.3f}")
             if trainer.step_number % settings.evaluate_every == 0 or trainer.step_number == trainer.num_steps:
                 giou, valid = greedy_scores(trainer.policy, validation, settings.evaluate_scenes, max_tokens)
                 point = SftPoint(trainer.step_number, stage.name, float(np.mean(losses)), giou, valid)
                 trainer.curve.append(point)
-                progress.console.print(
+                progress.print(
                     f"step {point.step:>5} {stage.name:>9}  loss {point.loss:.3f}  greedy gIoU {giou:.3f}  valid "
                     f"{valid:.1%}"
                 )
@@ -360,8 +358,9 @@ def _refuse_other_run(config: SftConfig, data: RunData, folder: Path) -> None:
     if not (folder / "state.pt").is_file():
         return
     begun = load_settings(SftConfig, folder / "config.yaml")
-    for name in ("seed", "env", "codec", "policy", "tiny"):
-        now, before = vars(config)[name], vars(begun)[name]
+    kept = {"seed": (config.seed, begun.seed), "env": (config.env, begun.env), "codec": (config.codec, begun.codec)}
+    kept |= {"policy": (config.policy, begun.policy), "tiny": (config.tiny, begun.tiny)}
+    for name, (now, before) in kept.items():
         if now != before:
             raise ValueError(
                 f"{name} is {now}, but {folder} began with {before}; go on with the same settings, or give this "

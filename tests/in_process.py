@@ -19,9 +19,9 @@ from rl.config.load import load_settings
 from rl.config.run import RunConfig
 from rl.learner.batch import Batch
 from rl.learner.rank import LearnerRank
-from rl.run.folder import prepare_folder
+from rl.run.folder import RunFolder
 from rl.run.parts import RunParts, rank_settings, run_parts, worker_settings
-from rl.train import Run, loop
+from rl.train import begin, loop
 from rollout import disk
 from rollout.archive.archive import RolloutArchive
 from rollout.records import Group
@@ -131,13 +131,12 @@ def settings(folder: Path, *overrides: str) -> RunConfig:
 
 def run_here(folder: Path, port: int, overrides: Sequence[str] = ()) -> None:
     """Train as `polytrace demo` does: from the last checkpoint where there is one."""
-    config = settings(folder, *overrides)
-    resume = any((folder / "checkpoints").glob("step-??????"))
-    parts = run_parts(config)
-    prepare_folder(config, parts.data, resume)
+    config, run_folder = settings(folder, *overrides), RunFolder(folder)
+    parts, resume = run_parts(config), run_folder.can_resume
+    run_folder.begin(config, parts.data, resume)
     actors = (LocalLearner(config, parts, port), LocalPool(config, parts))
-    run = Run(config, parts, actors, resume)  # type: ignore[arg-type]
-    run.archiving = LocalWriter(run.archive)  # type: ignore[assignment]
+    run = begin(config, parts, actors, resume)  # type: ignore[arg-type]
+    run.archiving = LocalWriter(run.rollouts)  # type: ignore[assignment]
     loop(run, Console(quiet=True))
     run.close()
 

@@ -185,21 +185,24 @@ class MaskRefiner(nn.Module):
         partial.replace(folder / _CARD)
 
     @classmethod
-    def load(cls, folder: Path, tower_checksum: str) -> "MaskRefiner":
+    def load(cls, folder: Path, tower_checksum: str | None) -> "MaskRefiner":
         """The refiner saved in `folder`, on the CPU.
+
+        tower_checksum: checksum of the policy's vision tower; None where it is not known, and so not compared.
 
         Raises FileNotFoundError without its two files, ValueError where it is of another format or was trained on
         another vision tower.
         """
         card = _read_card(folder)
-        if card["vision_tower_sha256"] != tower_checksum:
+        trained_on: str = card["vision_tower_sha256"]
+        if tower_checksum not in (trained_on, None):
             raise ValueError(
-                f"The refiner in {folder} was trained on features of the vision tower {card['vision_tower_sha256']}, "
+                f"The refiner in {folder} was trained on features of the vision tower {trained_on}, "
                 f"this policy's is {tower_checksum}; load the policy it goes with, or train a refiner for this one."
             )
         head = Plugin("policies.heads", "Head", card["head"]["name"], card["head"]["settings"], card["head"]["module"])
         settings = RefinerSettings(**card["settings"])
-        refiner = cls(settings, head, card["final_channels"], card["early_channels"], tower_checksum)
+        refiner = cls(settings, head, card["final_channels"], card["early_channels"], trained_on)
         refiner.calibration = Calibration.from_json(card["calibration"])
         refiner.load_state_dict(load_file(folder / _WEIGHTS))
         return refiner.eval()

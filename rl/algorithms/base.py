@@ -32,11 +32,23 @@ TokenAdvantages = tuple[tuple[NDArray[np.float32], ...], ...]
 
 
 @dataclass(frozen=True)
+class Advantages:
+    """What B groups of G answers are learned from."""
+
+    values: NDArray[np.float64]
+    """[B, G] advantage of each answer, 0 in groups without signal."""
+    counts: NDArray[np.bool_]
+    """[B] False for a group without signal."""
+    of_tokens: TokenAdvantages | None = None
+    """[B][G] arrays [T] that take the place of `values` in the loss, where the algorithm gives tokens their own."""
+
+
+@dataclass(frozen=True)
 class LossTerms:
     """What a loss is made of."""
 
     objective: Tensor
-    """[B, G] of each response, clipped and pooled over its tokens, to be made large; carries the gradient."""
+    """[B, G] objective of each response, clipped and pooled over its tokens, to be maximised; carries the gradient."""
     ratio: Tensor
     """[B, G, K] likelihood ratios, new policy over old."""
     clipped: Tensor
@@ -130,9 +142,9 @@ class PolicyGradient:
     clip_low: float = 0.2
     """How far a ratio may fall below 1 before it stops counting."""
     clip_high: float = 0.2
-    """How far it may rise above 1."""
+    """How far a ratio may rise above 1 before it stops counting."""
     std_floor: float = 0.01
-    """Added to the standard deviation of rewards that advantages are divided by."""
+    """What is added to the standard deviation of rewards that advantages are divided by."""
     min_std: float = 1e-6
     """Groups whose rewards spread less than this carry no signal and are left out."""
     normalise_by: str = "group"
@@ -140,11 +152,11 @@ class PolicyGradient:
     kl: float = 0.0
     """Weight of the divergence from the policy that the run began with; above 0, each rank holds a copy of that."""
     importance_cap: float | None = None
-    """Where set, what answers say is weighed by min(cap, p_learner / p_sampler): truncated importance sampling, for
-    answers of another engine or of older weights. Null: not weighed.
+    """Cap of importance weights min(cap, p_learner / p_sampler) on advantages: truncated importance sampling, for
+    answers of another engine or of older weights. Null: no weights.
     """
     importance_level: str = "sequence"
-    """Whose likelihoods that ratio is of: a whole answer's (`sequence`) or each token's own (`token`)."""
+    """Whose likelihoods importance weights compare: a whole answer's (`sequence`) or each token's own (`token`)."""
 
     def __post_init__(self) -> None:
         if not (0 < self.clip_low < 1 and 0 < self.clip_high < math.inf):
@@ -185,11 +197,22 @@ class PolicyGradient:
         return np.where(counts[:, None], advantages, 0.0), counts
 
     def token_advantages(self, groups: Sequence[Group], advantages: NDArray[np.float64]) -> TokenAdvantages | None:
-        """Advantages of single tokens where those of one response differ, such as one a vertex; None where they do not.
+        """Advantages of single tokens where those of a response differ, such as one per vertex; None where they do not.
 
-        groups: B with their totals; advantages: theirs, [B, G]. Only algorithms with a ratio a token can use them.
+        groups: B with their totals; advantages: [B, G] of these. Only algorithms with one ratio per token can use them.
         """
         return None
+
+    def of_groups(self, groups: Sequence[Group]) -> Advantages:
+        """Advantages of B groups of equal size that have their totals, of single tokens where these have their own.
+
+        Raises ValueError where token advantages are not one for each token.
+        """
+        values, counts = self.advantages(np.array([group.totals for group in groups], np.float64))
+        of_tokens = self.token_advantages(groups, values)
+        if of_tokens is not None:
+            _refuse_other_lengths(of_tokens, groups)
+        return Advantages(values, counts, of_tokens)
 
     def weigh(self, advantages: Tensor, importance: Tensor) -> Tensor:
         """Advantages [B, G] or [B, G, T] times importance weights [B, G, 1] or [B, G, T], truncated; for `terms`.
@@ -209,7 +232,7 @@ class PolicyGradient:
         raise NotImplementedError
 
     def pool(self, values: Tensor, mask: Tensor) -> Tensor:
-        """[B, G] one value a response from one a token [B, G, T]."""
+        """[B, G] one value per response from one per token [B, G, T]."""
         return mean_over_tokens(values, mask)
 
     def loss(self, terms: LossTerms, weights: Tensor) -> Tensor:
@@ -223,3 +246,14 @@ class PolicyGradient:
 def per_token(advantages: Tensor) -> Tensor:
     """Advantages [B, G] as [B, G, 1], to stand beside values of tokens; those of tokens [B, G, T] as they are."""
     return advantages if advantages.dim() == 3 else advantages[..., None]
+
+
+def _refuse_other_lengths(of_tokens: TokenAdvantages, groups: Sequence[Group]) -> None:
+    given = [[len(values) for values in row] for row in of_tokens]
+    needed = [[len(rollout.response.tokens) for rollout in group.rollouts] for group in groups]
+    if given != needed:
+        b = next((b for b, (one, other) in enumerate(zip(given, needed, strict=False)) if one != other), len(given))
+        raise ValueError(
+            f"the algorithm's token_advantages of group {b} have the lengths {given[b : b + 1]}, its responses "
+            f"{needed[b : b + 1]} tokens; give one for each token, the end token included."
+        )

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ class Chosen:
     answers: int
     pairs: int
     seconds: float
-    """Of choosing; it reads the archive."""
+    """Seconds of choosing; it reads the archive."""
     writing_seconds: float
-    """Of filling and writing the masks; it depends on the pairs alone."""
+    """Seconds of filling and writing the masks; it depends on the pairs alone."""
     peak_mb: float
     """Highest resident memory of the process, the imports' share included."""
     read_mb: float
@@ -52,7 +52,7 @@ class Chosen:
 
     @property
     def seconds_a_million(self) -> float:
-        """Of choosing, for each million answers in the archive."""
+        """Seconds of choosing, for each million answers in the archive."""
         return self.seconds / self.answers * 1e6
 
 
@@ -178,9 +178,9 @@ def as_json(found: ArchiveBench) -> dict[str, object]:
         "peak_bar_mb": PEAK_BAR_MB,
         "linearity": found.linearity,
         "share_read": found.share_read,
-        "chosen": [vars(one) | {"seconds_a_million": one.seconds_a_million} for one in found.chosen],
-        "exported": vars(found.exported),
-        "appended": [vars(one) for one in found.appended],
+        "chosen": [asdict(one) | {"seconds_a_million": one.seconds_a_million} for one in found.chosen],
+        "exported": asdict(found.exported),
+        "appended": [asdict(one) for one in found.appended],
     }
 
 

@@ -1,8 +1,9 @@
-"""Where the time of a demo step goes: the main loop's own parts, Ray and all, with a clock between them."""
+"""Where the time of a demo step goes: the main loop itself, Ray and all, with a clock around each of its parts."""
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,10 @@ from rewards.score import Target, compare
 from rewards.scorer import Scorer
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
-from rl.learner.batch import pack
-from rl.run.parts import run_parts
-from rl.run.step_numbers import group_histograms, group_metrics, shaping_metrics
-from rl.run.steps import group_terms, step_units, with_totals
-from rl.train import Run, start_actors
+from rl.learner.batch import Batch
+from rl.run.parts import RunParts, run_parts
+from rl.run.steps import ScoredStep
+from rl.train import Run, start_actors, take_step
 from rollout.records import Group
 
 BAR = 0.05
@@ -36,7 +36,7 @@ class DemoStep:
 
     @property
     def total(self) -> float:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         return sum(self.seconds.values())
 
     @property
@@ -45,52 +45,78 @@ class DemoStep:
         return sum(self.seconds[name] for name in SMALL) / self.total
 
 
+class TimedRun(Run):
+    """A run that keeps the seconds of each part of its steps."""
+
+    def __init__(self, config: RunConfig, parts: RunParts, scorer: Scorer) -> None:
+        super().__init__(config, parts, start_actors(config, parts), first_step=0)
+        self._scorer = scorer
+        self.laps: list[dict[str, float]] = []
+
+    def set_weights(self, step: int) -> None:
+        """Begin another step's laps with its push of weights."""
+        self.laps.append({})
+        with self._lap("weight push"):
+            super().set_weights(step)
+
+    def collect(self, step: int) -> list[Group]:
+        """Time the sampling, and, apart from it, the scoring that is part of it.
+
+        Workers score while others sample: taken whole, in one thread, it is at most what it costs a step.
+        """
+        with self._lap("sampling"):
+            groups = super().collect(step)
+        with self._lap("scoring"):
+            _score(self._scorer, groups)
+        self.laps[-1]["sampling"] -= self.laps[-1]["scoring"]
+        return groups
+
+    def total(self, step: int, groups: list[Group]) -> ScoredStep:
+        """Time totals and advantages."""
+        with self._lap("totals"):
+            return super().total(step, groups)
+
+    def archive(self, scored: ScoredStep) -> None:
+        """Time the writing of a step, which a run leaves to a thread beside the learner."""
+        with self._lap("archive append"):
+            super().archive(scored)
+            self.archiving.flush()
+
+    def pack(self, scored: ScoredStep) -> Batch:
+        """Time the packing."""
+        with self._lap("pack"):
+            return super().pack(scored)
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """Time the learner."""
+        with self._lap("learner step"):
+            return super().learn(batch)
+
+    def record(self, scored: ScoredStep, batch: Batch, stats: dict[str, float]) -> dict[str, float]:
+        """Time what is logged."""
+        with self._lap("metrics"):
+            return super().record(scored, batch, stats)
+
+    @contextmanager
+    def _lap(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.laps[-1][name] = time.perf_counter() - begun
+
+
 def measure(overrides: Sequence[str] = (), steps: int = _STEPS) -> DemoStep:
     """Take steps of the config `demo`, changed by `overrides`, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as folder:
         config = load_settings(RunConfig, Path("demo"), [f"run={folder}/demo", *overrides])
         parts = run_parts(config)
-        run = Run(config, parts, start_actors(config, parts), resume=False)
-        scorer = Scorer(run.parts.rewards.recipes)
-        laps = [_laps(run, scorer, step) for step in range(_WARM + steps)][_WARM:]
+        scorer = Scorer(parts.rewards.recipes)
+        run = TimedRun(config, parts, scorer)
+        for step in range(_WARM + steps):
+            take_step(run, step)
         scorer.close()
         run.close()
+    laps = run.laps[_WARM:]
     return DemoStep({name: float(np.median([lap[name] for lap in laps])) for name in laps[0]})
-
-
-def _laps(run: Run, scorer: Scorer, step: int) -> dict[str, float]:
-    """Seconds of the parts of one step, as rl/train.py takes it."""
-    laps: dict[str, float] = {}
-    started = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal started
-        now = time.perf_counter()
-        laps[name] = now - started
-        started = now
-
-    run.pool.set_weights(run.learner.weights(), version=step)
-    lap("weight push")
-    groups = run.pool.answer(step_units(run.config, step, len(run.train)))
-    lap("sampling")
-    terms = group_terms(groups)
-    shaped = run.shaper.shape(step, terms)
-    groups = with_totals(groups, shaped.totals)
-    lap("totals")
-    run.archive.append(step, groups)
-    lap("archive append")
-    batch = pack(groups, run.algorithm)
-    lap("pack")
-    run.learner.step(batch)
-    lap("learner step")
-    run.metrics.scalars(step, group_metrics(groups) | shaping_metrics(run.shaper, step, terms, shaped))
-    run.metrics.histograms(step, group_histograms(groups))
-    lap("metrics")
-    _score(scorer, groups)
-    lap("scoring")
-    # Workers score while others sample: taken whole, in one thread, it is at most what it costs a step.
-    laps["sampling"] -= laps["scoring"]
-    return laps
 
 
 def _score(scorer: Scorer, groups: Sequence[Group]) -> None:
@@ -102,7 +128,7 @@ def _score(scorer: Scorer, groups: Sequence[Group]) -> None:
 
 
 def table(found: DemoStep) -> Table:
-    """A row a part, the largest first."""
+    """A row per part, the largest first."""
     made = Table(title=f"A step of the demo, {found.total:.2f} s", box=SIMPLE_HEAD, pad_edge=False)
     made.add_column("part")
     made.add_column("ms", justify="right")

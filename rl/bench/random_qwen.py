@@ -24,8 +24,7 @@ from rl.bench.side_by_side import Workload
 
 
 class Policy(vision_language.Policy):
-    """As in policies/families/vision_language.py, but the end token, too, cannot be sampled; the learner sees it so as
-    well."""
+    """The policy of vision_language.py whose end token, too, cannot be sampled; the learner sees it so as well."""
 
     _unsampled: torch.Tensor
 

@@ -19,17 +19,16 @@ from rich.table import Table
 from rich.text import Text
 
 from envs.datasets.base import Env
-from rl.config.load import load_settings, override_of
 from rl.config.pairs import DamageSettings, PairRule
 from rl.config.refiner import RefineConfig, RefinerTraining
-from rl.config.run import RunConfig
 from rl.evaluation.answers import greedy_units, score_masks
 from rl.evaluation.scores import Interval
 from rl.lab.ablation_scores import t_interval
-from rl.refine import best_checkpoint, policy_of, refine
+from rl.refine import policy_of, refine
 from rl.refiner.data import RefinerPairs
 from rl.refiner.judge import smoothed_like
 from rl.refiner.scenes import CoarseScenes, refine_scenes
+from rl.run.folder import RunFolder
 from rl.run.parts import run_parts, worker_settings
 from rollout.disk import replace_text
 from rollout.records import Group
@@ -52,7 +51,7 @@ class RefinerBench:
     """What to compare."""
 
     run: Path
-    """Of RL; its best policy is refined."""
+    """The run of RL; its best policy is refined."""
     sft_run: Path
     """Rollouts of the checkpoint that it began with (`polytrace sample`)."""
     out: Path
@@ -69,7 +68,7 @@ class RefinerBench:
             runs=[str(self.sft_run if variant == SFT else self.run)],
             out=str(self.out / f"{variant.replace(', ', '-').replace(' ', '-')}-{seed}"),
             features=str(self.out / "features"),
-            checkpoint=str(best_checkpoint(self.run)),
+            checkpoint=str(RunFolder(self.run).best_policy().folder),
             rule=PairRule(per_example=2, limit=self.pairs, seed=seed),
             damage=DamageSettings(share=1.0 if variant == SYNTHETIC else 0.0),
             held_out_examples=0,
@@ -121,10 +120,10 @@ def _all_scores(
 
 def greedy_answers(run: Path, num_scenes: int) -> tuple[list[Group], Env]:
     """(greedy answers of a run's best policy on its final split, the Env of these)."""
-    config = load_settings(RunConfig, run / "config.yaml", [override_of("run", run)])
+    config = RunFolder(run).config()
     parts = run_parts(config)
     worker = RolloutWorker(worker_settings(config, parts), "bench")
-    worker.load_checkpoint(best_checkpoint(run))
+    worker.load_checkpoint(RunFolder(run).best_policy().folder)
     worker.set_weights(0, list(worker.buckets()))
     split = config.evaluation.final_split
     env: Env = parts.env.build(split=split)
@@ -151,7 +150,7 @@ def _scores(masks: Sequence[NDArray[np.bool_]], before: Sequence[NDArray[np.bool
 
 
 def summary(found: Mapping[str, Mapping[int, Scores]]) -> dict[str, dict[str, Interval]]:
-    """Of each variant: mean over seeds with t-interval of each score, and of gIoU less that of RL rollouts by seed."""
+    """For each variant: mean over seeds with t-interval of each score, and of gIoU less that of RL rollouts by seed."""
     rows: dict[str, dict[str, Interval]] = {}
     for name, runs in found.items():
         rows[name] = {metric: t_interval([scores[metric] for scores in runs.values()]) for metric in METRICS}

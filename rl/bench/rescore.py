@@ -37,7 +37,7 @@ class Rescoring:
     height: int
     width: int
     vertices: int
-    """Of each answer."""
+    """Vertices of each answer."""
     answers: int
     per_second: float
     """Median of the rounds."""

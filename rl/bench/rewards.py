@@ -7,7 +7,7 @@ best, prepared outside of the clock; it gives the IoU of every answer.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,7 +31,7 @@ BAR = 25.0
 """How many times as fast as pycocotools we mean to be at 480 x 640 pixels, 64 vertices, groups of 64."""
 _ROUNDS, _ROUND_SECONDS = 9, 4e-3
 _ANSWERS = {"shapely": 16, "skimage": 2}
-"""Of how many answers of a group a slow contender is timed, at most, and in three rounds only."""
+"""Most answers of a group on which a slow contender is timed, and in three rounds only."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Case:
     """One thing to measure."""
 
     kind: str
-    """Of outline."""
+    """Kind of outline."""
     height: int
     width: int
     vertices: int
@@ -217,7 +217,7 @@ def _short(value: float) -> str:
 def as_json(timed: Sequence[Timed]) -> dict[str, object]:
     """What --json prints: `cases`, and `ratio`: at the bar by kind of outline, the lowest of all, and that to C."""
     rows = [
-        {**vars(one.case), "microseconds": dict(one.microseconds), "iou_difference": dict(one.iou_difference)}
+        {**asdict(one.case), "microseconds": dict(one.microseconds), "iou_difference": dict(one.iou_difference)}
         | {"ratio_pycocotools": one.ratio_pycocotools, "ratio_c": one.ratio_c}
         for one in timed
     ]

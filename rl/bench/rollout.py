@@ -62,7 +62,7 @@ def sampled(policy: Policy, rows: PromptRows, workload: Workload, temperature: f
 
 @torch.no_grad()
 def generated(policy: Policy, rows: PromptRows, workload: Workload, temperature: float) -> NDArray[np.int64]:
-    """The same by transformers: its own cache, as many answers to each prompt, the same tokens left out."""
+    """Answers by transformers: its own cache, as many answers to each prompt, the same tokens left out."""
     # Without this it would keep the 50 likeliest tokens, and take the time to find them.
     drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     tokens = policy.model.generate(

@@ -6,7 +6,7 @@ what is reported is the median ratio, and the lowest and highest.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Workload:
     answers: int
     """G, to each prompt."""
     image_tokens: int
-    """Of a prompt, a square number; the question adds a handful."""
+    """Image tokens of a prompt, a square number; the question adds a handful."""
     tokens: int
     """T of every answer, exactly."""
 
@@ -58,7 +58,7 @@ class Workload:
 
     @property
     def title(self) -> str:
-        """As `read` takes it."""
+        """Text that `read` takes."""
         return f"{self.groups}x{self.answers}x{self.image_tokens}x{self.tokens}"
 
 
@@ -134,7 +134,7 @@ def alternate(ours: Callable[[], object], other: Callable[[], object], rounds: i
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """Of one call; on a GPU the call itself must wait for its result."""
+    """Seconds of one call; on a GPU the call itself must wait for its result."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
@@ -174,10 +174,10 @@ def as_json(other: str, found: Sequence[SideBySide]) -> dict[str, Any]:
 
 
 def _case(other: str, one: SideBySide) -> dict[str, Any]:
-    case = {**vars(one.workload), "prompt_tokens": one.prompt_tokens, "ratio": one.ratio}
-    case["ours"] = {"seconds": float(np.median(one.seconds)), **vars(one.ours)}
+    case = {**asdict(one.workload), "prompt_tokens": one.prompt_tokens, "ratio": one.ratio}
+    case["ours"] = {"seconds": float(np.median(one.seconds)), **asdict(one.ours)}
     seconds = float(np.median(one.other_seconds)) if one.other_seconds else None
-    case[other] = None if one.other is None else {"seconds": seconds, **vars(one.other)}
+    case[other] = None if one.other is None else {"seconds": seconds, **asdict(one.other)}
     return case
 
 

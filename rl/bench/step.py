@@ -1,7 +1,7 @@
 """`polytrace bench step`: a whole GSPO step (sample, score, update), by us and by TRL's GRPOTrainer, in one process.
 
 Ours is RolloutWorker and LearnerRank as plain classes, without Ray, with the push of the new weights from one to the
-other. Both take the same number of updates a step, and a clipped ratio that is not 1 from the second one on.
+other. Both make the same number of updates per step, with a clipped ratio that is not 1 from the second one on.
 """
 
 import socket
@@ -14,16 +14,19 @@ import torch
 from envs.datasets.base import Env
 from envs.plugin import Plugin
 from rewards.scorer import Scorer
+from rewards.shaping import ShapedStep
 from rl.algorithms.base import PolicyGradient
 from rl.bench import trl_step
 from rl.bench.random_qwen import ModelChoice, Policy
 from rl.bench.side_by_side import ROUNDS, THREADS, SideBySide, Work, Workload, count, scaled, seconds_of
 from rl.config.learner import LearnerSettings, RankPlace, RankSettings
 from rl.config.rewards import load_rewards
-from rl.learner.batch import pack
+from rl.learner.batch import Batch, pack
 from rl.learner.rank import LearnerRank
-from rl.run.steps import with_totals
+from rl.run.steps import ScoredStep, scored_step
+from rl.train import take_step
 from rollout.engines.shared import Sampling
+from rollout.records import Group
 from rollout.worker import RolloutWorker, Unit, WorkerSettings
 
 BAR = 3.0
@@ -31,7 +34,7 @@ BAR = 3.0
 WORKLOAD = Workload(groups=4, answers=8, image_tokens=256, tokens=64)
 OTHER = "trl"
 UPDATES = 2
-"""Of a step, by both."""
+"""Updates per step, by both."""
 _ALGORITHM = Plugin("rl.algorithms", "Algorithm", "gspo", {"clip_low": 3e-4, "clip_high": 4e-4})
 
 
@@ -57,19 +60,43 @@ class OwnSteps:
             RankPlace(port=_free_port()),
         )
         self._workload = workload
-        self._version = 0
-        self._worker.set_weights(0, self._rank.buckets())
+        self._steps_done = 0
 
     def step(self) -> None:
-        """Sample, score, learn, and push the weights."""
+        """Take the next step: push the weights, sample, score, learn."""
+        take_step(self, self._steps_done)
+        self._steps_done += 1
+
+    def set_weights(self, step: int) -> None:
+        """Push the rank's weights to the worker."""
+        self._worker.set_weights(step, self._rank.buckets())
+
+    def collect(self, step: int) -> list[Group]:
+        """Sample and score the same questions at every step."""
         work = self._workload
         places = tuple(range(work.groups))
-        unit = Unit("train", self._version, places, places, work.answers, Sampling(max_tokens=work.tokens))
-        groups = self._worker.answer(unit, self._version)
-        groups = with_totals(groups, trl_step.made_up_totals(work.groups, work.answers))
-        self._rank.step(pack(groups, self._algorithm))
-        self._version += 1
-        self._worker.set_weights(self._version, self._rank.buckets())
+        unit = Unit("train", step, places, places, work.answers, Sampling(max_tokens=work.tokens))
+        return self._worker.answer(unit, step)
+
+    def total(self, step: int, groups: list[Group]) -> ScoredStep:
+        """Totals that are made up, as TRL's are."""
+        totals = trl_step.made_up_totals(self._workload.groups, self._workload.answers)
+        return scored_step(step, groups, {}, ShapedStep({}, {}, totals), self._algorithm, len(groups))
+
+    def archive(self, scored: ScoredStep) -> None:
+        """Nothing: TRL keeps no answers."""
+
+    def pack(self, scored: ScoredStep) -> Batch:
+        """The groups as a batch."""
+        return pack(scored.to_learn, scored.advantages)
+
+    def learn(self, batch: Batch) -> dict[str, float]:
+        """Make the updates."""
+        return self._rank.step(batch)
+
+    def record(self, scored: ScoredStep, batch: Batch, stats: dict[str, float]) -> dict[str, float]:
+        """Nothing is logged."""
+        return stats
 
 
 def measure(workload: Workload, rounds: int = ROUNDS) -> SideBySide:
@@ -119,7 +146,7 @@ def _prompt_lengths(scene: trl_step.BenchScene) -> list[int]:
 
 
 def _own_tokens(scene: trl_step.BenchScene) -> int:
-    """Of our passes: prompts once, then token by token; and rows a group, twice for all but the first update."""
+    """Tokens of our passes: prompts once, then token by token; and rows per group, twice but for the first update."""
     work, prompts = scene.workload, sum(_prompt_lengths(scene))
     decoded = work.groups * work.answers * (work.tokens - 1)
     learned = prompts + work.groups * work.answers * work.tokens
@@ -127,7 +154,7 @@ def _own_tokens(scene: trl_step.BenchScene) -> int:
 
 
 def _trl_tokens(scene: trl_step.BenchScene) -> int:
-    """Of TRL's passes: prompts once an answer, and rows an answer, twice: old log-probabilities are taken of all."""
+    """Tokens of TRL's passes: prompts once per answer; rows per answer, twice for all old log-probabilities."""
     work, prompts = scene.workload, sum(_prompt_lengths(scene)) * scene.workload.answers
     answers = work.groups * work.answers
     return prompts + answers * (work.tokens - 1) + 2 * (prompts + answers * work.tokens)

@@ -46,7 +46,7 @@ class BenchScene:
     folder: Path
     """The checkpoint that both begin with."""
     policy: Policy
-    """Its tokenizer and codec are used, its weights are not."""
+    """The policy whose tokenizer and codec are used; its weights are not."""
     scorer: Scorer
     workload: Workload
     examples: tuple[Example, ...]
@@ -78,7 +78,7 @@ class _Clock(TrainerCallback):
         self.between: Callable[[], object] = list
         """What is done between two steps, off the clock."""
         self.seconds: list[float] = []
-        """Of each step."""
+        """Seconds of each step."""
 
     @property
     def flops(self) -> int:

@@ -119,16 +119,14 @@ def train(
         raise ValueError("train has no config; give a YAML file or the name of a shipped one, such as demo.")
     from rl.config.load import load_settings
     from rl.config.run import RunConfig
-    from rl.run.checkpoints import Checkpoints
+    from rl.run.folder import RunFolder as FolderOfRun
     from rl.train import train as train_run
 
-    settings = load_settings(RunConfig, config, overrides or [])
-    folder = train_run(settings, resume, console)
-    best = Checkpoints(folder, settings.keep_checkpoints).best
-    if best is not None:
-        console.print(
-            f"best policy: step {best.step}, greedy gIoU {best.giou:.3f} on validation, {best.folder}", markup=False
-        )
+    folder = train_run(load_settings(RunConfig, config, overrides or []), resume, console)
+    best = FolderOfRun(folder).best_policy()
+    console.print(
+        f"best policy: step {best.step}, greedy gIoU {best.giou:.3f} on validation, {best.folder}", markup=False
+    )
     console.print(
         f"run: {folder}   next: polytrace evaluate {folder}, polytrace export pairs {folder} --out PAIRS", markup=False
     )
@@ -193,9 +191,17 @@ def refine(
 @app.command()
 def evaluate(run: RunFolder) -> None:
     """Compare SFT, RL and RL + refiner of a run on held-out scenes; trains the refiner where there is none."""
-    from rl.evaluate import finish_run
+    from rl.evaluate import evaluate as evaluate_run
+    from rl.refine import refine as make_refiner
+    from rl.refine import settings_of
+    from rl.run.folder import RunFolder as FolderOfRun
+    from rl.run.metrics import JobUsage
 
-    finish_run(run_config(run), console)
+    config = run_config(run)
+    with JobUsage() as usage:
+        if not FolderOfRun(run).has_refiner:
+            make_refiner(settings_of(config), console)
+        evaluate_run(config, console, usage)
 
 
 app.command()(predict)

@@ -41,7 +41,9 @@ def ablate(
 
 @rewards_app.command()
 def compare(
-    run: Annotated[Path, typer.Argument(help="Folder of a run; only its archive is read, and images for the page.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a run; its archive and algorithm are read, and images for the page.")
+    ],
     configs: Annotated[
         list[Path],
         typer.Argument(

@@ -61,8 +61,13 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """The estimate and both ends."""
+        return self.value, self.low, self.high
+
     def __str__(self) -> str:
-        """As "0.512 [0.498, 0.527]"."""
+        """Text such as "0.512 [0.498, 0.527]"."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 

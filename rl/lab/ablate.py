@@ -17,19 +17,11 @@ from typing import BinaryIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from rl.lab.ablation import Ablation, PlannedRun, plan
 from rl.lab.ablation_scores import ablation_tables, read_scores
 from rl.lab.pages import write_ablation
+from rl.pages.progress import StepProgress
 from rollout.archive.archive import RolloutArchive
 
 _GRACE_SECONDS = 30.0
@@ -128,26 +120,24 @@ def _announce(ablation: Ablation, runs: Sequence[PlannedRun], console: Console) 
 def _run_all(runs: Sequence[PlannedRun], lock: BinaryIO, console: Console) -> list[PlannedRun]:
     """Do the runs that are not finished, in order; the ones that failed."""
     left, failed = [run for run in runs if run.seconds is None], []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task("ablation", total=sum(run.config.steps for run in left))
+    with StepProgress(console, "ablation", sum(run.config.steps for run in left)) as progress:
         for place, run in enumerate(left):
-            status = _run_one(run, sum(other.config.steps for other in left[:place]), lock, progress, bar)
+            status = _run_one(run, sum(other.config.steps for other in left[:place]), lock, progress)
             if status == 0:
-                _report(run, runs, len(left) - place - 1, progress.console)
+                _report(run, runs, len(left) - place - 1, console)
             else:
                 failed.append(run)
-                _report_failure(run, status, progress.console)
+                _report_failure(run, status, console)
     return failed
 
 
-def _run_one(run: PlannedRun, done: int, lock: BinaryIO, progress: Progress, bar: TaskID) -> int:
+def _run_one(run: PlannedRun, done: int, lock: BinaryIO, progress: StepProgress) -> int:
     """Do a run, `done` steps of earlier ones behind it, and mark it as finished; the exit status of its process."""
     started = time.monotonic()
     with polytrace(run.begin(), run.folder / "log.txt", lock) as process:
         for _ in running(process):
-            progress.update(bar, completed=done + _steps_done(run), description=run.title)
-    progress.update(bar, completed=done + run.config.steps)
+            progress.update(done + _steps_done(run), run.title)
+    progress.update(done + run.config.steps, run.title)
     if process.returncode == 0:
         run.finish(time.monotonic() - started)
     return process.returncode

@@ -7,7 +7,7 @@ settings), modules.json (digests of the user's own reward files), log.txt (what 
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rl.config.load import load_settings, override_of, save_settings
 from rl.config.run import RunConfig
 from rl.run.checkpoints import Checkpoints
 from rl.run.parts import run_parts
+from rl.run.preflight import preflight
 
 _GIVEN = {
     "run": "--out",
@@ -90,7 +91,7 @@ class PlannedRun:
     """One run of the ablation, its settings checked."""
 
     name: str
-    """Of the reward config."""
+    """Name of the reward config."""
     config: RunConfig
     modules: dict[str, str]
     """SHA-256 of the user's own reward files, by path."""
@@ -152,7 +153,8 @@ def plan(ablation: Ablation) -> list[PlannedRun]:
     runs = []
     for seed in range(ablation.seeds):
         for path in ablation.rewards:
-            given = vars(_reward_file(path)) | {"seed": seed, "steps": ablation.steps}
+            file = _reward_file(path)
+            given = {"rewards": file.rewards, "shaping": file.shaping, "seed": seed, "steps": ablation.steps}
             given["run"] = str(ablation.out / path.stem / f"seed-{seed}")
             fixed = [override_of(key, value) for key, value in given.items()]
             runs.append(_planned(path, [*schedule, *ablation.overrides, *fixed], ablation.base))
@@ -174,7 +176,7 @@ def _planned(path: Path, overrides: list[str], base: Path) -> PlannedRun:
     try:
         config = load_settings(RunConfig, base, overrides)
         if config.seed == 0:
-            run_parts(config)
+            preflight(config, run_parts(config))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     entries = [entry for entry in config.rewards.values() if entry and "module" in entry]
@@ -185,5 +187,5 @@ def _planned(path: Path, overrides: list[str], base: Path) -> PlannedRun:
 
 def _part_of_the_result(config: RunConfig) -> dict[str, Any]:
     """The settings that change what comes out of a run, by name."""
-    settings = {key: value for key, value in vars(config).items() if key not in _NO_PART_OF_THE_RESULT}
+    settings = {key: value for key, value in asdict(config).items() if key not in _NO_PART_OF_THE_RESULT}
     return settings | {"pool.staleness": config.pool.staleness}

@@ -29,12 +29,12 @@ class RunScores:
     """One finished run."""
 
     name: str
-    """Of the reward config."""
+    """Name of the reward config."""
     seed: int
     before: Mapping[str, float]
     """By a key of METRICS: the checkpoint that the run began with (greedy), and the answers of its first step."""
     after: Mapping[str, float]
-    """The same at the end of the run; vertices over its last steps."""
+    """Greedy scores at the end of the run; vertices over its last steps."""
     curves: Mapping[str, Curve]
     """Everything in metrics.jsonl."""
 

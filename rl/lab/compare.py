@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from rewards.scorer import Scorer
 from rewards.settings import RewardRecipe
 from rewards.shaping import Shaper, Terms, Values
-from rl.algorithms.gspo import Algorithm
+from rl.algorithms.base import PolicyGradient
+from rl.config.load import read_mapping
 from rl.config.rewards import RewardParts, load_rewards, reward_parts
+from rl.pages.progress import bar
+from rl.run.parts import algorithm_plugin
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.rescore import rescore
 
@@ -67,18 +69,35 @@ class Distribution:
 
     @property
     def mean(self) -> float:
-        """NaN before the first number."""
+        """Mean of all numbers; NaN before the first."""
         return self.total / self.num if self.num else math.nan
 
     @property
     def std(self) -> float:
-        """Of all numbers, not of a sample; NaN before the first."""
+        """Standard deviation of all numbers, not of a sample; NaN before the first."""
         return math.sqrt(max(0.0, self.total_of_squares / self.num - self.mean**2)) if self.num else math.nan
 
     @property
     def absent_share(self) -> float:
         """Share of NaN; 0 before the first value."""
         return self.num_absent / max(1, self.num + self.num_absent)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one reward config makes of the groups of a step, under the algorithm of the run."""
+
+    totals: Values
+    """[B, G]"""
+    advantages: Values
+    """[B, G], above 0 for an answer that is reinforced, below 0 for one that is punished."""
+    counts: NDArray[np.bool_]
+    """[B] False for a group that the learner leaves out."""
+
+    @classmethod
+    def by(cls, algorithm: PolicyGradient, totals: Values) -> "Judged":
+        """The judgement on totals [B, G]."""
+        return cls(totals, *algorithm.advantages(totals))
 
 
 @dataclass
@@ -91,20 +110,19 @@ class ConfigSums:
     spread: Distribution = field(default_factory=Distribution)
     """Standard deviation of the totals of each group."""
     silent: Distribution = field(default_factory=Distribution)
-    """1 for a group whose answers all earn the same, which the learner leaves out, else 0."""
+    """1 for a group that the learner leaves out, because its answers earn too nearly the same, else 0."""
     agreement: dict[str, Distribution] = field(default_factory=dict)
     """Kendall's tau of each group's totals with a feature of its answers, by feature."""
 
-    def add(self, terms: Mapping[str, Values], totals: Values, features: Mapping[str, Values]) -> None:
-        """Take in a step, all [B, G]."""
+    def add(self, terms: Mapping[str, Values], judged: Judged, features: Mapping[str, Values]) -> None:
+        """Take in a step; terms and features [B, G]."""
         for name, values in terms.items():
             self.terms.setdefault(name, Distribution()).add(values)
-        self.totals.add(totals)
-        self.spread.add(totals.std(axis=1))
-        _, counts = Algorithm().advantages(totals)
-        self.silent.add((~counts).astype(np.float64))
+        self.totals.add(judged.totals)
+        self.spread.add(judged.totals.std(axis=1))
+        self.silent.add((~judged.counts).astype(np.float64))
         for name, values in features.items():
-            self.agreement.setdefault(name, Distribution()).add(kendall(totals, values))
+            self.agreement.setdefault(name, Distribution()).add(kendall(judged.totals, values))
 
 
 @dataclass(frozen=True)
@@ -117,9 +135,9 @@ class Disagreement:
     """Step, position and index name the answer in the archive."""
     example_id: str
     totals: tuple[float, float]
-    """Under the config that reinforces and under the one that punishes."""
+    """Totals under the config that reinforces and under the one that punishes."""
     advantages: tuple[float, float]
-    """The same; the first is above 0, the second below."""
+    """Advantages under these configs; the first is above 0, the second below."""
 
     @property
     def size(self) -> float:
@@ -139,9 +157,9 @@ class DirectionSums:
     largest: list[Disagreement] = field(default_factory=list)
     """The `num_shown` largest of different examples, largest first."""
 
-    def add(self, place: "StepPlace", totals: Sequence[Values], features: Mapping[str, Values]) -> None:
-        """Take in a step; totals of the config that reinforces and of the one that punishes, [B, G] each."""
-        first, second = (Algorithm().advantages(values)[0] for values in totals)
+    def add(self, place: "StepPlace", sides: tuple[Judged, Judged], features: Mapping[str, Values]) -> None:
+        """Take in a step; sides: by the config that reinforces, and by the one that punishes."""
+        first, second = (side.advantages for side in sides)
         size = np.where((first > 0) & (second < 0), np.minimum(first, -second), 0.0)
         self.share.add((size > 0).astype(np.float64))
         for name, values in features.items():
@@ -151,9 +169,9 @@ class DirectionSums:
             index = int(size[position].argmax())
             if size[position, index] > 0:
                 at = (position, index)
-                pair = (float(totals[0][at]), float(totals[1][at]))
-                sides = (float(first[at]), float(second[at]))
-                self._offer(Disagreement(place.step, *at, place.example_ids[position], pair, sides))
+                totals = (float(sides[0].totals[at]), float(sides[1].totals[at]))
+                advantages = (float(first[at]), float(second[at]))
+                self._offer(Disagreement(place.step, *at, place.example_ids[position], totals, advantages))
 
     def _offer(self, new: Disagreement) -> None:
         kept = [old for old in self.largest if old.example_id != new.example_id or old.size >= new.size]
@@ -168,7 +186,7 @@ class StepPlace:
 
     step: int
     example_ids: Sequence[str]
-    """[B]."""
+    """[B] example of each group."""
 
 
 @dataclass
@@ -183,10 +201,10 @@ class PairSums:
     """Reinforced by the first, punished by the second."""
     second_only: DirectionSums = field(default_factory=DirectionSums)
 
-    def add(self, place: StepPlace, first: Values, second: Values, features: Mapping[str, Values]) -> None:
-        """Take in a step: totals under either config [B, G]."""
-        self.agreement.add(kendall(first, second))
-        best = [values == values.max(axis=1, keepdims=True) for values in (first, second)]
+    def add(self, place: StepPlace, first: Judged, second: Judged, features: Mapping[str, Values]) -> None:
+        """Take in a step, judged by either config."""
+        self.agreement.add(kendall(first.totals, second.totals))
+        best = [side.totals == side.totals.max(axis=1, keepdims=True) for side in (first, second)]
         self.same_best.add((best[0] & best[1]).any(axis=1).astype(np.float64))
         self.first_only.add(place, (first, second), features)
         self.second_only.add(place, (second, first), features)
@@ -212,8 +230,10 @@ class ComparedRewards:
     """What the configs make of a run's answers."""
 
     run: Path
+    algorithm: PolicyGradient
+    """The algorithm of the run, which makes advantages of totals."""
     names: list[str]
-    """Of the configs."""
+    """Names of the configs."""
     configs: list[ConfigSums]
     pairs: dict[tuple[int, int], PairSums]
     """By the places of both configs, the smaller one first."""
@@ -225,10 +245,11 @@ class ComparedRewards:
         self, place: StepPlace, terms: Sequence[Terms], totals: Sequence[Values], features: Mapping[str, Values]
     ) -> None:
         """Take in a step: terms and totals of each config, features of the answers, all [B, G]."""
-        for sums, mine, total in zip(self.configs, terms, totals, strict=True):
-            sums.add(mine, total, features)
+        judged = [Judged.by(self.algorithm, total) for total in totals]
+        for sums, mine, one in zip(self.configs, terms, judged, strict=True):
+            sums.add(mine, one, features)
         for (i, k), pair in self.pairs.items():
-            pair.add(place, totals[i], totals[k], features)
+            pair.add(place, judged[i], judged[k], features)
         self.steps.append(place.step)
         self.num_groups += len(totals[0])
         self.num_answers += totals[0].size
@@ -273,17 +294,19 @@ def compare_rewards(
 ) -> ComparedRewards:
     """Score every archived answer of the run (of some steps, where these are given) under each reward config.
 
-    Raises ValueError or FileNotFoundError for a wrong config, an archive that cannot be read, or no step in it.
+    Advantages are those of the run's own `algorithm`, by its config.yaml. Raises ValueError or FileNotFoundError for a
+    wrong config, an archive that cannot be read, or no step in it.
     """
     parts = [load_rewards(path) for path in rewards]
     merged = merge_rewards([*parts, reward_parts({"boundary_iou": None}, {})])
     pairs = {pair: PairSums() for pair in combinations(range(len(parts)), 2)}
-    found = ComparedRewards(run, config_names(rewards), [ConfigSums() for _ in parts], pairs)
+    algorithm: PolicyGradient = algorithm_plugin(read_mapping(run / "config.yaml").get("algorithm", {})).build()
+    found = ComparedRewards(run, algorithm, config_names(rewards), [ConfigSums() for _ in parts], pairs)
     shapers = [config.shaper() for config in parts]
     archive, scorer = RolloutArchive(run / "archive"), Scorer(merged.recipes)
     try:
         stream = rescore(run, scorer, Shaper(dict.fromkeys(merged.recipes, 1.0)), steps)
-        for step in track(stream, "rescoring", total=_num_steps(archive, steps), console=console, transient=True):
+        for step in bar(stream, "rescoring", console, _num_steps(archive, steps)):
             *terms, measured = [{name: step.terms[key] for name, key in mine.items()} for mine in merged.keys]
             totals = [shaper.totals(step.step, mine) for shaper, mine in zip(shapers, terms, strict=True)]
             features = {"iou": step.iou, **measured, "vertices": step.num_vertices.astype(np.float64)}

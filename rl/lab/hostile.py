@@ -24,15 +24,15 @@ class Outcome:
     trial: Trial
     step: float
     weights: dict[str, float]
-    """Of each reward at that step."""
+    """Weight of each reward at that step."""
     verdicts: list[Verdict]
-    """One a trick."""
+    """One verdict per trick."""
     fitness: Fitness
     """What they are fit for as a whole."""
 
     @classmethod
     def at(cls, trial: Trial, step: float, weights: dict[str, float]) -> "Outcome":
-        """Judged under these weights."""
+        """The outcome under these weights."""
         return cls(trial, step, weights, trial.verdicts(weights), trial.fitness(weights))
 
     @property
@@ -47,7 +47,7 @@ class Outcome:
 
     @property
     def paid(self) -> list[Verdict]:
-        """Of the tricks that pay, those that gain most first."""
+        """The tricks that pay, those that gain most first."""
         return sorted((v for v in self.verdicts if not v.passed), key=lambda v: (not v.earns_more, v.honest - v.total))
 
     @property

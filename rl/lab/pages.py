@@ -206,7 +206,7 @@ def _rows(intervals: dict[str, dict[str, Interval]], num_seeds: dict[str, int], 
 
 def _axis(metric: str, intervals: dict[str, dict[str, Interval]], signed: bool) -> tuple[float, float]:
     """Ends of the axis that holds every value and interval of a metric."""
-    values = [x for mine in intervals.values() if mine for x in vars(mine[metric]).values() if not math.isnan(x)]
+    values = [x for mine in intervals.values() if mine for x in mine[metric].numbers if not math.isnan(x)]
     low, high = min(values), max(values)
     if signed:
         low, high = -max(abs(low), abs(high)), max(abs(low), abs(high))

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from rewards.kernels.overlap import warm
 from rewards.scorer import Scorer
 from rl.config.rewards import load_rewards
+from rl.pages.progress import bar
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.rescore import RescoredStep, rescore
 from rollout.disk import refuse_unwritable
@@ -106,9 +106,7 @@ def rescore_run(run: Path, rewards: Path | None, out: Path | None, console: Cons
     warm()
     scorer, found = Scorer(parts.recipes), Rescored()
     try:
-        stream = track(
-            rescore(run, scorer, parts.shaper()), "rescoring", total=num_steps, console=console, transient=True
-        )
+        stream = bar(rescore(run, scorer, parts.shaper()), "rescoring", console, num_steps)
         started = time.perf_counter()
         for step in _written(stream, out):
             found.add(step)

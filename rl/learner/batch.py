@@ -1,8 +1,7 @@
 """From scored groups to what the learner computes on.
 
-A Batch names images instead of holding them: learner ranks read images themselves, and old log-probabilities are
-theirs too
-(recomputed before the first update, never taken from the sampler).
+A Batch names images instead of holding them: learner ranks read images themselves, and compute old log-probabilities
+themselves too (before the first update, never taken from the sampler).
 """
 
 from collections.abc import Sequence
@@ -12,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.example import ImageRef
-from policies.families.base import Response
-from rl.algorithms.base import PolicyGradient, TokenAdvantages
+from rl.algorithms.base import Advantages, TokenAdvantages
 from rollout.records import Group
 
 
@@ -78,34 +76,16 @@ def _padded(rows: Sequence[Sequence[NDArray[np.float32]]], num_tokens: int) -> N
     return padded
 
 
-def pack(groups: Sequence[Group], algorithm: PolicyGradient) -> Batch:
-    """A Batch of groups of equal size that have their totals.
-
-    Raises ValueError where an algorithm's token advantages are not one for each token.
-    """
-    advantages, counts = algorithm.advantages(np.array([group.totals for group in groups]))
+def pack(groups: Sequence[Group], advantages: Advantages) -> Batch:
+    """A Batch of B groups of equal size, to be learned from by their advantages."""
     responses = [[rollout.response for rollout in group.rollouts] for group in groups]
-    token_advantages = algorithm.token_advantages(groups, advantages)
-    if token_advantages is not None:
-        _refuse_other_lengths(token_advantages, responses)
     return Batch(
         images=tuple(group.example.image for group in groups),
         phrases=tuple(group.example.prompt.text for group in groups),
         tokens=tuple(tuple(response.tokens for response in row) for row in responses),
         sampler_logprobs=tuple(tuple(response.logprobs for response in row) for row in responses),
-        advantages=advantages.astype(np.float32),
-        counts=counts,
-        token_advantages=token_advantages,
+        advantages=advantages.values.astype(np.float32),
+        counts=advantages.counts,
+        token_advantages=advantages.of_tokens,
         prompt_lengths=tuple(len(group.prompt_tokens) for group in groups),
     )
-
-
-def _refuse_other_lengths(token_advantages: TokenAdvantages, responses: Sequence[Sequence[Response]]) -> None:
-    given = [[len(values) for values in row] for row in token_advantages]
-    needed = [[len(response.tokens) for response in row] for row in responses]
-    if given != needed:
-        b = next((b for b, (one, other) in enumerate(zip(given, needed, strict=False)) if one != other), len(given))
-        raise ValueError(
-            f"the algorithm's token_advantages of group {b} have the lengths {given[b : b + 1]}, its responses "
-            f"{needed[b : b + 1]} tokens; give one for each token, the end token included."
-        )

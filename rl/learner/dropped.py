@@ -22,11 +22,10 @@ from envs.example import ImageRef
 from policies.families.base import PolicyContract
 from policies.weights import load_bucket
 from rl.algorithms.base import PolicyGradient
-from rl.config.load import load_settings, override_of
-from rl.config.run import RunConfig, num_gpus
+from rl.config.run import num_gpus
 from rl.learner.batch import Batch
 from rl.learner.learner import Learner
-from rl.run.checkpoints import Checkpoints
+from rl.run.folder import RunFolder
 from rl.run.parts import rank_settings, run_parts, worker_settings
 from rl.run.preflight import object_store_bytes
 from rollout import cluster, disk
@@ -184,12 +183,11 @@ def replay(path: Path, console: Console) -> list[GroupLoss]:
 
     Raises FileNotFoundError or ValueError where the file, its run or a checkpoint of it is missing or no such thing.
     """
-    batch, run = read_batch(path), path.resolve().parent.parent
-    config = load_settings(RunConfig, run / "config.yaml", [override_of("run", run)])
-    parts = run_parts(config)
-    checkpoints = Checkpoints(run, config.keep_checkpoints)
+    batch, run = read_batch(path), RunFolder(path.resolve().parent.parent)
+    config = run.config()
+    parts, checkpoints = run_parts(config), run.checkpoints()
     if checkpoints.last_step is None:
-        raise FileNotFoundError(f"{run}/checkpoints holds no checkpoint to replay {path.name} on.")
+        raise FileNotFoundError(f"{run.path}/checkpoints holds no checkpoint to replay {path.name} on.")
     cluster.start(config.ray.address, config.learner.ranks, num_gpus(config), object_store_bytes(config, parts))
     learner = Learner(rank_settings(config, parts))
     step = checkpoints.load_last(learner)

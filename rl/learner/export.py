@@ -13,6 +13,7 @@ from rl.config.load import plugin_from_settings
 from rl.config.run import RunConfig
 from rl.learner.files import AVERAGE, whole_weights
 from rl.run.checkpoints import Checkpoints
+from rl.run.folder import RunFolder
 from rl.run.parts import policy_plugin
 from rollout.disk import refuse_unwritable
 
@@ -30,9 +31,11 @@ def export_checkpoint(config: RunConfig, out: Path, step: int | None = None, bes
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something already; give a folder that is new or empty.")
     refuse_unwritable(out / "config.json")
-    run = Path(config.run)
-    checkpoints = Checkpoints(run, config.keep_checkpoints)
-    source = _best(checkpoints, run) if best else _checkpoint(checkpoints, run, step)
+    run = RunFolder(Path(config.run))
+    if best:
+        source = run.best_policy("leave --best out for its last checkpoint").folder.parent
+    else:
+        source = _checkpoint(run.checkpoints(), run.path, step)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -47,13 +50,6 @@ def export_checkpoint(config: RunConfig, out: Path, step: int | None = None, bes
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return int(source.name.split("-")[-1])
-
-
-def _best(checkpoints: Checkpoints, run: Path) -> Path:
-    best = checkpoints.best
-    if best is None:
-        raise FileNotFoundError(f"{run} holds no best policy; leave --best out for its last checkpoint.")
-    return best.folder.parent
 
 
 def _checkpoint(checkpoints: Checkpoints, run: Path, step: int | None) -> Path:

@@ -10,12 +10,12 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from envs.geometry.contours import rings_from_mask
 from rl.config.learner import RankPlace
 from rl.learner.ranks import RankCrew, Reply, writing
 from rl.pages.pictures import COLOURS, overlay
+from rl.pages.progress import StepProgress
 from rl.refiner.rank import Preview, RefinerRank, RefinerRankSettings
 from rl.run.checkpoints import Checkpoints, Position
 from rl.run.metrics import MetricsWriter
@@ -144,9 +144,7 @@ def train_refiner(settings: RefinerRankSettings, out: Path, console: Console) ->
     checkpoints, metrics = Checkpoints(out, keep=1), MetricsWriter(out)
     done = 0 if checkpoints.last_step is None else checkpoints.load_last(ranks)
     metrics.drop_after(done - 1)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("refiner", total=training.steps, completed=done)
+    with StepProgress(console, "refiner", training.steps, done) as progress:
         while done < training.steps:
             last = min(training.steps, done + _STEPS_AT_ONCE, done - done % training.save_every + training.save_every)
             logs = ranks.steps(last)
@@ -155,7 +153,7 @@ def train_refiner(settings: RefinerRankSettings, out: Path, console: Console) ->
             done = last
             loss, iou = (np.mean([log[name] for log in logs]) for name in ("loss", "iou"))
             stage = training.stage_at(done - 1).name
-            progress.update(task, completed=done, description=f"refiner, {stage}: loss {loss:.3f} IoU {iou:.3f}")
+            progress.update(done, f"{stage}: loss {loss:.3f} IoU {iou:.3f}")
             if done % training.save_every == 0 or done == training.steps:
                 metrics.pictures(done, _pictures(ranks.preview(_PREVIEWS)))
                 metrics.flush()

@@ -103,7 +103,7 @@ class BestPolicy:
     """Updates that it has seen."""
     giou: float
     folder: Path
-    """Its Hugging Face folder."""
+    """Hugging Face folder of the policy."""
 
 
 class Checkpoints:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,7 @@ class RunData:
     """The data of a run as it is read now."""
 
     fingerprints: dict[str, str]
-    """Of each split by its name; other masks, phrases, classes or photos give another (see `Env.fingerprint`)."""
+    """Fingerprint of each split by name; other masks, phrases, classes or photos give another (Env.fingerprint)."""
     notes: dict[str, list[str]] = field(default_factory=dict)
     """What was left out or taken as it need not be meant, and of each which entries, over all splits."""
 
@@ -58,7 +58,7 @@ class RunData:
 
     def write(self, folder: Path) -> None:
         """Write data.json into the folder of a run."""
-        replace_text(folder / _NAME, json.dumps(vars(self), indent=1) + "\n")
+        replace_text(folder / _NAME, json.dumps(asdict(self), indent=1) + "\n")
 
     def changed(self, folder: Path) -> Sequence[str]:
         """Splits whose data is not what the run in `folder` began with; none where it has no data.json."""

@@ -1,6 +1,6 @@
 """Numbers of a run as it goes: TensorBoard events for people, metrics.jsonl beside them for the report and for tests.
 
-metrics.jsonl holds no clock, so equal runs write equal files; seconds go to timings.jsonl. One line a call:
+metrics.jsonl holds no clock, so equal runs write equal files; seconds go to timings.jsonl. One line per call:
 {"step": 3, "reward/mean": 0.41, ...}; several lines may share a step (a step and its evaluation).
 """
 
@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +22,6 @@ from rollout import disk
 
 FILE_NAME = "metrics.jsonl"
 TIMINGS_FILE_NAME = "timings.jsonl"
-SIGNAL_FLOOR = 1e-8
-"""A group whose totals have a standard deviation below this teaches nothing."""
 
 Curve = tuple[list[int], list[float]]
 """Steps and the value at each, both of one length."""
@@ -48,7 +46,7 @@ class MetricsWriter:
         self._append(self._path.with_name(TIMINGS_FILE_NAME), step, seconds)
 
     def histograms(self, step: int, values: Mapping[str, NDArray[np.float64]]) -> None:
-        """Write one histogram a name, of arrays of any shape; empty ones are left out."""
+        """Write one histogram per name, of arrays of any shape; empty ones are left out."""
         with disk.writing(f"a histogram of step {step}", self._path):
             for name, array in values.items():
                 if array.size:
@@ -125,25 +123,32 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 class Timings:
     """Seconds of the step that is under way, and of all steps so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        """clock: seconds, from any beginning."""
+        self._clock = clock
+        self._begun = clock()
         self._step: defaultdict[str, float] = defaultdict(float)
         self._run: defaultdict[str, float] = defaultdict(float)
+
+    def begin_step(self) -> None:
+        """From now on the seconds are those of the next step."""
+        self._step.clear()
+        self._begun = self._clock()
 
     @contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
         """Count the time spent inside as waiting for `what`."""
-        begun = time.perf_counter()
+        begun = self._clock()
         yield
-        self._step[what] += time.perf_counter() - begun
+        self._step[what] += self._clock() - begun
 
-    def end_step(self, seconds: float) -> dict[str, float]:
-        """The step took `seconds` in all: its numbers by name, seconds/step, and seconds/WHAT of each wait."""
-        numbers = {"seconds/step": seconds} | {f"seconds/{what}": waited for what, waited in self._step.items()}
+    def end_step(self) -> dict[str, float]:
+        """The numbers of the step that has ended: seconds/step, and seconds/WHAT of each wait."""
+        seconds = self._clock() - self._begun
         for what, waited in self._step.items():
             self._run[what] += waited
         self._run["step"] += seconds
-        self._step.clear()
-        return numbers
+        return {"seconds/step": seconds} | {f"seconds/{what}": waited for what, waited in self._step.items()}
 
     @property
     def shares(self) -> dict[str, float]:
@@ -154,19 +159,21 @@ class Timings:
 _INTERVAL_SECONDS = 1.0
 
 
-class PeakMemory:
-    """A context that watches; `gib` is the highest sum so far of the resident memory of this process and its
-    descendants.
+class JobUsage:
+    """A context that measures a job: its seconds, and the peak of its memory.
 
     Memory that processes share is counted once in each of them, so the figure is an upper bound.
     """
 
     def __init__(self) -> None:
-        self.gib = 0.0
+        self.peak_gib = 0.0
+        """Largest sum so far of the resident memory of this process and its descendants, GiB."""
+        self._begun = time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "PeakMemory":
+    def __enter__(self) -> "JobUsage":
+        self._begun = time.monotonic()
         self._thread.start()
         return self
 
@@ -174,9 +181,14 @@ class PeakMemory:
         self._done.set()
         self._thread.join()
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since the context was entered."""
+        return time.monotonic() - self._begun
+
     def _watch(self) -> None:
         while not self._done.wait(_INTERVAL_SECONDS):
-            self.gib = max(self.gib, _resident_gib())
+            self.peak_gib = max(self.peak_gib, _resident_gib())
 
 
 def _resident_gib() -> float:

@@ -1,11 +1,16 @@
-"""What must hold before a run starts: GPUs, memory and disk that it needs, a policy that its settings fit."""
+"""What must hold before Ray starts, in one call: parts that fit together, and GPUs, memory and disk for them."""
 
+import re
 import shutil
-from inspect import signature
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from envs.datasets.base import Env
 from policies.families.base import PolicyContract
+from policies.refiner.mask_refiner import MaskRefiner
+from policies.weights import stored_checksum
 from rl.config.run import RunConfig, most_answer_tokens, num_gpus
 from rl.run.parts import RunParts
 from rl.run.writable import refuse_unwritable_codec
@@ -15,8 +20,89 @@ _VERSIONS_IN_FLIGHT = 3
 """Weights that are being delivered, those before them, which are let go of only then, and those of a step asked before.
 """
 _BESIDE_WEIGHTS_BYTES = 256 * 2**20
-"""Of the object store for answers and batches: a step of 512 groups of 16 answers with 400 tokens takes some 100 MB."""
+"""Object store for answers and batches: a step of 512 groups of 16 answers with 400 tokens takes some 100 MB."""
 _GIB = 2**30
+
+
+_MEASURED = 16
+"""Training examples whose prompts are measured; others may have longer ones."""
+
+
+def preflight(config: RunConfig, parts: RunParts, learns: bool = True) -> None:
+    """Raise ValueError, FileNotFoundError or OSError for what would stop a run later, the cheapest check first.
+
+    learns: whether there is a learner; sampling and evaluation, which have none, write no checkpoints.
+    """
+    if learns:
+        refuse_unfit_learner(config, parts)
+    refuse_unfit_rewards(config, parts)
+    refuse_missing_gpus(config, torch.cuda.device_count())
+    if learns:
+        refuse_full_disk(config, parts)
+    policy = policy_without_weights(config, parts)
+    if policy is not None:
+        refuse_unfit_policy(config, parts, policy)
+    refuse_unfit_refiner(config, parts, policy)
+
+
+def refuse_unfit_learner(config: RunConfig, parts: RunParts) -> None:
+    """Raise ValueError where the learner's settings do not fit the policy or the installed DeepSpeed."""
+    refuse_wrong_gradients(version("deepspeed"), config.learner.zero_stage)
+    dtype = config.policy.get("dtype", "float32")
+    if dtype != config.learner.dtype:
+        raise ValueError(
+            f"policy.dtype is {dtype!r} and learner.dtype {config.learner.dtype!r}; workers hold the very bytes that "
+            "the learner sends, so set both to the same."
+        )
+    if config.learner.lora is not None and not parts.policy.takes("lora"):
+        raise ValueError(
+            f"learner.lora is set, but the policy {parts.policy.name} takes no `lora`; leave it out, or give the class "
+            "that parameter and let it call policies.lora.add_adapters."
+        )
+
+
+_FIRST_WRONG, _FIRST_RIGHT = (0, 17, 6), (0, 18, 3)
+
+
+def refuse_wrong_gradients(version: str, zero_stage: int) -> None:
+    """Raise ValueError where ZeRO-2 under this release of DeepSpeed gives wrong gradients.
+
+    Releases from 0.17.6 on and before 0.18.3 did (github.com/deepspeedai/DeepSpeed, issue 7718): no error, no NaN,
+    only a run that learns worse. version: such as "0.19.8", "0.18.3rc1" or "0.18.0+cu126".
+    """
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(.*)", version)
+    if found is None:
+        raise ValueError(f"the installed DeepSpeed calls itself {version!r}, which is no version; install it anew.")
+    release = (int(found[1]), int(found[2]), int(found[3] or 0))
+    before_release = bool(re.match(r"\.?(a|b|rc|dev)\d*", found[4]))
+    wrong = _FIRST_WRONG <= release < _FIRST_RIGHT or (release == _FIRST_RIGHT and before_release)
+    if zero_stage == 2 and wrong:
+        raise ValueError(
+            f"learner.zero_stage is 2 and DeepSpeed {version} is installed, but ZeRO-2 gradients are wrong in releases "
+            "from 0.17.6 on and before 0.18.3 (deepspeed issue 7718); set learner.zero_stage to 1 or 3, or install "
+            "deepspeed==0.19.8."
+        )
+
+
+def refuse_unfit_rewards(config: RunConfig, parts: RunParts) -> None:
+    """Raise ValueError where rewards need refined masks that the run cannot make."""
+    if config.refined is None:
+        if parts.rewards.on_refined:
+            raise ValueError(
+                f"rewards.{parts.rewards.on_refined[0]} is measured on the refined mask, but `refined` is not set; set "
+                "refined.refiner to the folder of a refiner (`polytrace refine` trains one), or leave that reward out."
+            )
+        return
+    if not config.learner.freeze_vision:
+        raise ValueError(
+            "refined is set and learner.freeze_vision false, but what the refiner was trained on are the features of "
+            "this very vision tower, and a tower that learns drifts away from them; set learner.freeze_vision to true."
+        )
+    if parts.engine.name == "vllm":
+        raise ValueError(
+            "refined is set and pool.engine is vllm, whose workers hold no policy that could give the refiner its "
+            "features; set pool.engine.name to shared, or leave `refined` out."
+        )
 
 
 def refuse_missing_gpus(config: RunConfig, found: int) -> None:
@@ -70,24 +156,46 @@ def refuse_full_disk(config: RunConfig, parts: RunParts) -> None:
         )
 
 
-_MEASURED = 16
-"""Training examples whose prompts are measured; others may have longer ones."""
-
-
-def refuse_unfit_policy(config: RunConfig, parts: RunParts) -> None:
-    """Raise ValueError where the policy cannot be asked or cannot write the codec's answers, where learner.lora.targets
-    name no layer, or a group can outgrow learner.token_budget.
-
-    A policy that cannot be built without its weights is not looked at.
-    """
-    lora, budget = config.learner.lora, config.learner.token_budget
-    if "weights" not in signature(parts.policy.load()).parameters:
-        return
-    recipe = parts.policy.with_settings(weights=False)
+def policy_without_weights(config: RunConfig, parts: RunParts) -> PolicyContract | None:
+    """The policy, its adapters included, on the meta device; None where its class cannot be built so."""
+    if not parts.policy.takes("weights"):
+        return None
+    recipe, lora = parts.policy.with_settings(weights=False), config.learner.lora
     policy: PolicyContract = (recipe if lora is None else recipe.with_settings(lora=lora)).build()
+    return policy
+
+
+def refuse_unfit_policy(config: RunConfig, parts: RunParts, policy: PolicyContract) -> None:
+    """Raise ValueError where the policy cannot write the codec's answers, or a group can outgrow learner.token_budget.
+
+    policy: by `policy_without_weights`.
+    """
+    budget = config.learner.token_budget
     refuse_unwritable_codec(policy, parts.policy, parts.codec)
     if budget is not None:
         _refuse_long_prompts(parts.env.build(split="train"), policy, budget, most_answer_tokens(config))
+
+
+def refuse_unfit_refiner(config: RunConfig, parts: RunParts, policy: PolicyContract | None) -> None:
+    """Raise FileNotFoundError or ValueError where `refined` names no refiner that goes with the policy's vision tower.
+
+    The tower is not loaded: its checksum is taken from the files of the checkpoint. Where these do not tell it (a
+    policy that is not built without weights, names that only its own code can read) the workers compare it.
+    """
+    if config.refined is None or parts.refined is None:
+        return
+    named, folder = config.refined.refiner, Path(parts.refined.refiner)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"refined.refiner is {named}, which is not a folder; give the folder of a refiner, such as "
+            "runs/demo/refiner."
+        )
+    checkpoint = Path(parts.policy.settings["checkpoint"])
+    tower = None if policy is None else stored_checksum(policy.vision_tower, checkpoint)
+    try:
+        MaskRefiner.load(folder, tower)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"refined.refiner is {named}: {error}") from error
 
 
 def _refuse_long_prompts(env: Env, policy: PolicyContract, budget: int, answers: int) -> None:

@@ -5,7 +5,8 @@ true ones, answers cut short, a term that rises while the IoU does not.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +15,40 @@ from envs.example import Truth
 from envs.polygons import AnswerStatus, flatten_rings
 from rewards.kernels.overlap import self_crossings
 from rewards.shaping import ShapedStep, Shaper, Terms, weighted_mean
+from rl.run.steps import ScoredStep
 from rollout.records import Group, Rollout
 
-SIGNAL_FLOOR = 1e-8
-"""Values with a standard deviation below this do not differ: a group of such totals teaches nothing."""
+_CORRELATION_FLOOR = 1e-8
+"""Least standard deviation of numbers whose correlation is taken."""
 
 
-def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Plain numbers by name; the groups must have their totals.
+@dataclass(frozen=True)
+class StepNumbers:
+    """All that is logged of a step, but for seconds."""
+
+    scalars: dict[str, float]
+    histograms: dict[str, NDArray[np.float64]]
+
+
+def step_numbers(scored: ScoredStep, shaper: Shaper, stats: Mapping[str, float], refills: int) -> StepNumbers:
+    """Numbers and histograms of a step, by name.
+
+    shaper: what has shaped its terms; stats: what the learner tells of it, logged as learner/NAME; refills: most rounds
+    of them, 0 for a run without.
+    """
+    numbers = group_metrics(scored.groups, scored.signal) | staleness_metrics(scored.groups)
+    numbers |= shaping_metrics(shaper, scored.step, scored.terms, scored.shaped)
+    numbers |= refill_metrics(scored.chosen, scored.num_asked_again) if refills else {}
+    numbers |= {f"learner/{name}": value for name, value in stats.items()}
+    return StepNumbers(numbers, group_histograms(scored.groups))
+
+
+def group_metrics(groups: Sequence[Group], signal: NDArray[np.bool_]) -> dict[str, float]:
+    """Plain numbers by name; the B groups must have their totals, signal [B] says which of them teach something.
 
     reward/mean, reward/std (over all answers), reward/group_std (mean over groups: what the advantages are made of),
-    sampled/giou, sampled/best_giou (of each group's best answer), group/without_signal (share of groups whose totals do
-    not differ); those of `_term_metrics` and `_answer_metrics`, and answer/area_ratio (mean of drawn over true area
+    sampled/giou, sampled/best_giou (of each group's best answer), group/without_signal (share of groups that
+    teach nothing); those of `_term_metrics` and `_answer_metrics`, and answer/area_ratio (mean of drawn over true area
     where neither is nothing).
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -46,7 +69,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         }
         | _answer_metrics(rollouts)
         | ({"answer/area_ratio": float(np.mean(ratios))} if ratios else {})
-        | {"group/without_signal": float((group_stds < SIGNAL_FLOOR).mean())}
+        | {"group/without_signal": float(np.mean(~signal))}
     )
 
 
@@ -54,6 +77,14 @@ def staleness_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """rollout/staleness: steps from the weights that sampled to those that learn, mean over answers."""
     ages = [group.step - rollout.policy_version for group in groups for rollout in group.rollouts]
     return {"rollout/staleness": float(np.mean(ages))}
+
+
+def refill_metrics(chosen: Sequence[int], asked: int) -> dict[str, float]:
+    """refill/groups (that came into the batch), refill/asked (groups of all rounds): the rest was without signal too.
+
+    chosen: places of the groups in the batch, as by `learned`; asked: groups that refills have asked.
+    """
+    return {"refill/groups": float(sum(k >= len(chosen) for k in chosen)), "refill/asked": float(asked)}
 
 
 def _term_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -70,7 +101,7 @@ def _term_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         if applies.any():
             means[f"term/{name}"] = float(values[applies].mean())
         pairs = np.stack([values, iou])[:, applies & valid]
-        if pairs.size and pairs.std(axis=1).min() > SIGNAL_FLOOR:
+        if pairs.size and pairs.std(axis=1).min() > _CORRELATION_FLOOR:
             correlations[f"term_iou_correlation/{name}"] = float(np.corrcoef(pairs)[0, 1])
     return means | absent | correlations
 
@@ -127,7 +158,7 @@ def shaping_metrics(shaper: Shaper, step: int, terms: Terms, shaped: ShapedStep)
 def group_histograms(groups: Sequence[Group]) -> dict[str, NDArray[np.float64]]:
     """The values behind `group_metrics`: each reward term where it applies, and totals, IoU and tokens of every answer.
 
-    The names differ from those of the numbers, because TensorBoard shows only one kind of data a name.
+    The names differ from those of the numbers, because TensorBoard shows only one kind of data per name.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {f"histogram/term_{name}": values[~np.isnan(values)] for name, values in _terms(rollouts).items()} | {

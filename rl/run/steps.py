@@ -1,4 +1,4 @@
-"""Terms as shaping wants them, [B, G] an array, from the groups of a step or from the archive; totals back."""
+"""What the loop does with the groups of a step: which examples are asked, their terms, totals and refills."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.shaping import Shaper, Terms
-from rl.algorithms.base import PolicyGradient
+from rewards.shaping import ShapedStep, Shaper, Terms
+from rl.algorithms.base import Advantages, PolicyGradient
 from rl.config.run import RunConfig
 from rollout.archive.archive import RolloutArchive
 from rollout.pool.pool import WorkerPool
@@ -57,7 +57,7 @@ def past_terms(archive: RolloutArchive, names: Sequence[str]) -> Iterator[tuple[
 
 
 def example_indices(seed: int, num_examples: int, step: int, num: int) -> list[int]:
-    """The examples of a step: stretches of a fresh permutation an epoch, a function of its arguments alone."""
+    """The examples of a step: stretches of a fresh permutation per epoch, a function of its arguments alone."""
     places = range(step * num, (step + 1) * num)
     epochs = {place // num_examples for place in places}
     orders = {epoch: np.random.default_rng([seed, epoch]).permutation(num_examples) for epoch in epochs}
@@ -109,13 +109,53 @@ def num_missing(signal: NDArray[np.bool_], num: int) -> int:
 
 
 def learned(signal: NDArray[np.bool_], num: int) -> list[int]:
-    """Which `num` of the groups [B] of a step the learner gets, in its order.
+    """Places of the `num` groups of a step [B] that the learner gets, in its order.
 
     The first `num` groups keep their places; those without signal give them, first come first served, to later ones
     that have one.
     """
     spare = iter((np.flatnonzero(signal[num:]) + num).tolist())
     return [k if signal[k] else next(spare, k) for k in range(num)]
+
+
+@dataclass(frozen=True)
+class ScoredStep:
+    """A step's groups with their totals, and what the learner gets of them."""
+
+    step: int
+    groups: list[Group]
+    """[B] groups with totals, those that were asked by refills last."""
+    terms: Terms
+    """Reward terms [B, G] by name, as measured."""
+    shaped: ShapedStep
+    signal: NDArray[np.bool_]
+    """[B] True for a group that teaches something, by the algorithm's own verdict."""
+    chosen: list[int]
+    """Places of the groups_per_step groups that are learned from."""
+    advantages: Advantages
+    """Advantages of the chosen groups, in their order."""
+
+    @property
+    def to_learn(self) -> list[Group]:
+        """The chosen groups."""
+        return [self.groups[k] for k in self.chosen]
+
+    @property
+    def num_asked_again(self) -> int:
+        """Groups that refills have asked."""
+        return len(self.groups) - len(self.chosen)
+
+
+def scored_step(
+    step: int, groups: Sequence[Group], terms: Terms, shaped: ShapedStep, algorithm: PolicyGradient, num: int
+) -> ScoredStep:
+    """A step of B groups whose terms are shaped; num: groups_per_step, so many are learned from."""
+    totalled = with_totals(groups, shaped.totals)
+    advantages = algorithm.of_groups(totalled)
+    signal, chosen = advantages.counts, learned(advantages.counts, num)
+    if len(totalled) > num:  # an algorithm may normalise by the batch: by the groups that are in it, and no others
+        advantages = algorithm.of_groups([totalled[k] for k in chosen])
+    return ScoredStep(step, totalled, terms, shaped, signal, chosen, advantages)
 
 
 @dataclass(frozen=True)
@@ -127,7 +167,7 @@ class Refilling:
     shaper: Shaper
     algorithm: PolicyGradient
     num_examples: int
-    """Of the training split."""
+    """Examples of the training split."""
 
     def refilled(self, step: int, groups: list[Group]) -> list[Group]:
         """A step's groups, followed by those that were asked because others had no signal."""
@@ -138,11 +178,3 @@ class Refilling:
                 break
             groups = groups + self.pool.answer(refill_units(self.config, step, turn, missing, self.num_examples))
         return groups
-
-
-def refill_metrics(chosen: Sequence[int], asked: int, num: int) -> dict[str, float]:
-    """refill/groups (that came into the batch), refill/asked (groups of all rounds): the rest was without signal too.
-
-    chosen: as by `learned`; asked: groups of a step, its own included; num: groups_per_step.
-    """
-    return {"refill/groups": float(sum(k >= num for k in chosen)), "refill/asked": float(asked - num)}

@@ -15,7 +15,7 @@ from policies.families.base import PolicyContract, Response
 _SHOWN = 5
 """Words that a message names."""
 _SIDE_PX = 256
-"""Of the image whose triangles are written to try a codec."""
+"""Side of the image whose triangles are written to try a codec."""
 
 
 def refuse_unwritable_codec(policy: PolicyContract, recipe: Plugin, codec: Plugin) -> None:

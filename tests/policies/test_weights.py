@@ -1,12 +1,25 @@
 import hashlib
+from importlib.resources import files
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from policies.weights import Bucket, bucket_names, checksum, held_checksum, load_bucket, make_bucket
+from envs.codecs.path_tokens import Codec
+from policies.families.vision_language import Policy
+from policies.weights import (
+    Bucket,
+    bucket_names,
+    checksum,
+    held_checksum,
+    load_bucket,
+    make_bucket,
+    stored_checksum,
+)
 
 
 def module(seed: int) -> nn.Module:
@@ -105,3 +118,27 @@ def test_a_bucket_of_another_dtype_is_refused_before_anything_is_copied() -> Non
     with pytest.raises(ValueError, match=r"brings 78 bytes for parameters of 170 bytes \(from a on\).*policy.dtype"):
         load_bucket(receiver, bucket)
     assert bits(receiver) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("embedded", [True, False])
+def test_the_files_of_a_checkpoint_tell_the_checksum_of_the_tower_that_a_policy_would_hold(
+    dtype: str, embedded: bool, tiny_untrained: Path
+) -> None:
+    checkpoint = Path(str(files("policies") / "tiny")) if embedded else tiny_untrained
+    built = Policy(checkpoint, Codec(), dtype=dtype)
+    without = Policy(checkpoint, Codec(), dtype=dtype, weights=False)
+    assert next(without.vision_tower.parameters()).is_meta
+    assert stored_checksum(without.vision_tower, checkpoint) == built.vision_checksum()
+
+
+def test_stored_weights_are_found_in_several_files_under_any_one_name_of_the_part(tmp_path: Path) -> None:
+    part, names = module(3), [name for name, _ in module(3).named_parameters()]
+    stored = {f"model.tower.{name}": parameter.detach().contiguous() for name, parameter in part.named_parameters()}
+    for k, one in enumerate((names[:2], names[2:])):
+        save_file({f"model.tower.{name}": stored[f"model.tower.{name}"] for name in one}, tmp_path / f"{k}.safetensors")
+    assert stored_checksum(part.to("meta"), tmp_path) == held_checksum(module(3))
+    save_file({f"other.{name}": torch.zeros(2) for name in names}, tmp_path / "2.safetensors")
+    assert stored_checksum(part, tmp_path) is None  # which of the two is meant?
+    (tmp_path / "0.safetensors").unlink()
+    assert stored_checksum(part, tmp_path) is None  # the other one is not of its shapes

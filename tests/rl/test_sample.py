@@ -12,7 +12,7 @@ from rl.config.pairs import PairExport, PairRule
 from rl.config.run import RunConfig
 from rl.pairs.export import export_pairs
 from rl.run.data import RunData
-from rl.run.folder import prepare_sampled_folder
+from rl.run.folder import RunFolder
 from rl.run.parts import run_parts
 from rl.sample import draw, of_best_policy, without_learner
 from rollout.archive.archive import RolloutArchive
@@ -26,7 +26,7 @@ def sample_here(folder: Path, *overrides: str, resume: bool = False) -> RunConfi
     config = settings(folder, REFILLED, *overrides)
     alone = without_learner(config)
     parts = run_parts(alone)
-    prepare_sampled_folder(config, parts.data, resume)
+    RunFolder(folder).begin_sampling(config, parts.data, resume)
     draw(alone, parts, LocalPool(alone, parts), QUIET)  # type: ignore[arg-type]
     return config
 
@@ -63,12 +63,12 @@ def test_a_sample_is_mixed_with_no_other_run_and_resumed_by_no_other_settings(tm
     run = tmp_path / "run"
     sample_here(run, "steps=1")
     with pytest.raises(FileExistsError, match=r"run holds a run already; go on with it by --resume"):
-        prepare_sampled_folder(settings(run, REFILLED), RunData({}), resume=False)
+        RunFolder(run).begin_sampling(settings(run, REFILLED), RunData({}), resume=False)
     with pytest.raises(ValueError, match=r"^seed is 5, but .* began with 0; resume with the same settings"):
-        prepare_sampled_folder(settings(run, REFILLED, "seed=5"), RunData({}), resume=True)
+        RunFolder(run).begin_sampling(settings(run, REFILLED, "seed=5"), RunData({}), resume=True)
     (run / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="run holds a training run; give what is sampled a folder of its own"):
-        prepare_sampled_folder(settings(run, REFILLED), RunData({}), resume=True)
+        RunFolder(run).begin_sampling(settings(run, REFILLED), RunData({}), resume=True)
     with pytest.raises(FileNotFoundError, match="run holds no best policy; train it first"):
         of_best_policy(settings(run), run)
 

@@ -14,7 +14,7 @@ import pytest
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
 from rl.run.data import RunData
-from rl.run.folder import prepare_folder
+from rl.run.folder import RunFolder
 from rl.run.steps import example_indices
 from rl.train import last_step_to_ask
 
@@ -88,38 +88,38 @@ def test_a_step_is_asked_as_early_as_staleness_allows_but_never_across_a_checkpo
 
 
 def test_a_run_does_not_go_on_under_another_staleness(tmp_path: Path) -> None:
-    prepare_folder(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
+    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
     stale = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "pool.staleness=1"])
     with pytest.raises(ValueError, match=r"^pool.staleness is 1, but .* began with 0; resume with the same settings"):
-        prepare_folder(stale, NO_DATA, resume=True)
+        RunFolder(tmp_path).begin(stale, NO_DATA, resume=True)
 
 
 def test_a_run_does_not_go_on_under_another_shaping(tmp_path: Path) -> None:
-    prepare_folder(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
+    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
     shaped = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "shaping.total.kind=rank"])
     with pytest.raises(ValueError, match=r"^shaping is .*kind='rank'.* began with \{\}; resume with the same settings"):
-        prepare_folder(shaped, NO_DATA, resume=True)
+        RunFolder(tmp_path).begin(shaped, NO_DATA, resume=True)
 
 
 def test_a_run_does_not_go_on_with_the_grammar_where_it_began_without(tmp_path: Path) -> None:
-    prepare_folder(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
+    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
     masked = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "sampling.grammar=true"])
     with pytest.raises(ValueError, match=r"^sampling is .*grammar=True.* began with .*grammar=False"):
-        prepare_folder(masked, NO_DATA, resume=True)
+        RunFolder(tmp_path).begin(masked, NO_DATA, resume=True)
 
 
 def test_a_run_may_go_on_with_another_number_of_ranks_but_not_at_another_zero_stage(tmp_path: Path) -> None:
     base = [f"run={tmp_path}", *SMALL]
-    prepare_folder(load_settings(RunConfig, Path("demo"), base), NO_DATA, resume=False)
+    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("demo"), base), NO_DATA, resume=False)
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
     more = load_settings(RunConfig, Path("demo"), [*base, "learner.ranks=2", "learner.micro_groups=1"])
-    prepare_folder(more, NO_DATA, resume=True)
+    RunFolder(tmp_path).begin(more, NO_DATA, resume=True)
     other = load_settings(RunConfig, Path("demo"), [*base, "learner.zero_stage=1"])
     with pytest.raises(ValueError, match=r"^learner\.zero_stage is 1, but .* began with 0; resume with the same"):
-        prepare_folder(other, NO_DATA, resume=True)
+        RunFolder(tmp_path).begin(other, NO_DATA, resume=True)
 
 
 @pytest.fixture(scope="module")

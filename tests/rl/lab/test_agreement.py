@@ -5,12 +5,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import kendalltau
 
-from rl.lab.compare import ConfigSums, DirectionSums, Distribution, PairSums, StepPlace, kendall
+from rl.algorithms.gspo import Algorithm
+from rl.lab.compare import ConfigSums, DirectionSums, Distribution, Judged, PairSums, StepPlace, kendall
 
 # Group 0: A likes the first answer, B the last. Group 1: both agree. Group 2: B sees no difference.
 A = np.array([[0.9, 0.5, 0.1], [0.1, 0.2, 0.3], [0.0, 0.5, 1.0]])
 B = np.array([[0.1, 0.5, 0.9], [0.1, 0.2, 0.3], [0.5, 0.5, 0.5]])
 PLACE = StepPlace(7, ["x", "y", "z"])
+
+
+def judged(totals: np.ndarray) -> Judged:
+    return Judged.by(Algorithm(), totals)
 
 
 def test_tau_is_1_for_the_same_order_and_minus_1_for_the_opposite() -> None:
@@ -51,7 +56,7 @@ def test_an_empty_distribution_has_no_mean() -> None:
 
 def test_spread_and_silence_are_means_over_groups() -> None:
     sums = ConfigSums()
-    sums.add({"mine": B}, B, {"vertices": A})
+    sums.add({"mine": B}, judged(B), {"vertices": A})
     stds = [np.std([0.1, 0.5, 0.9]), np.std([0.1, 0.2, 0.3]), 0]
     assert sums.spread.mean == pytest.approx(np.mean(stds))
     assert sums.silent.mean == pytest.approx(1 / 3)
@@ -60,7 +65,7 @@ def test_spread_and_silence_are_means_over_groups() -> None:
 
 def test_only_answers_with_opposite_advantages_are_disagreements() -> None:
     pair = PairSums()
-    pair.add(PLACE, A, B, {"vertices": np.array([[8.0, 5, 2], [1, 1, 1], [1, 1, 1]])})
+    pair.add(PLACE, judged(A), judged(B), {"vertices": np.array([[8.0, 5, 2], [1, 1, 1], [1, 1, 1]])})
     assert pair.first_only.share.mean == pytest.approx(1 / 9)
     assert pair.first_only.deviations["vertices"].mean == 3  # 8 vertices where the group has 5
     assert pair.second_only.deviations["vertices"].mean == -3
@@ -69,7 +74,7 @@ def test_only_answers_with_opposite_advantages_are_disagreements() -> None:
 
 def test_a_disagreement_names_its_answer_and_both_opinions() -> None:
     pair = PairSums()
-    pair.add(PLACE, A, B, {})
+    pair.add(PLACE, judged(A), judged(B), {})
     found = pair.first_only.largest[0]
     assert (found.step, found.position, found.index, found.example_id) == (7, 0, 0, "x")
     assert found.totals == (0.9, 0.1)
@@ -82,6 +87,6 @@ def test_the_largest_are_kept_over_steps_one_an_example() -> None:
     direction = DirectionSums(num_shown=2)
     for step, gap in enumerate([0.10, 0.40, 0.20, 0.15]):
         up = np.array([[0.5 + gap, 0.5, 0.5 - gap]])
-        direction.add(StepPlace(step, ["x" if step < 2 else f"x{step}"]), [up, up[:, ::-1]], {})
+        direction.add(StepPlace(step, ["x" if step < 2 else f"x{step}"]), (judged(up), judged(up[:, ::-1])), {})
     assert [(found.step, found.example_id) for found in direction.largest] == [(1, "x"), (2, "x2")]
     assert direction.share.mean == pytest.approx(1 / 3)

@@ -81,6 +81,20 @@ def test_totals_spread_and_agreement_are_those_of_the_four_answers(found: Compar
     assert short.agreement["iou"].mean == pytest.approx(3 / np.sqrt(30))
 
 
+def test_advantages_are_those_of_the_algorithm_that_the_run_was_trained_by(tmp_path: Path) -> None:
+    def compared(algorithm: str) -> ComparedRewards:
+        run = archived_run(tmp_path / algorithm)
+        with (run / "config.yaml").open("a") as file:
+            file.write(f"algorithm: {algorithm}\n")
+        return compare_rewards(run, [Path("rewards/iou"), short_reward(tmp_path)], range(1), Console(quiet=True))
+
+    # Without a divisor: the answer in question has 1 of a mean of 0.625 under iou, 0.1 of 2.05 / 4 under short.
+    (largest,) = compared("{name: dr_grpo}").pairs[0, 1].first_only.largest
+    assert largest.index == 2 and largest.advantages == pytest.approx((0.375, 0.1 - 0.5125))
+    # Totals 1, 0.5, 1, 0 have a standard deviation of 0.415, below min_std; 1, 0.95, 0.1, 0 one of 0.464.
+    assert [config.silent.mean for config in compared("{min_std: 0.42}").configs] == [1.0, 0.0]
+
+
 def test_each_direction_holds_the_answer_that_only_one_config_reinforces(found: ComparedRewards) -> None:
     pair = found.pairs[0, 1]
     assert [(answer.position, answer.index) for answer in pair.first_only.largest] == [(0, 2)]
@@ -150,7 +164,7 @@ def test_steps_are_written_as_a_slice() -> None:
 
 def test_rewards_of_one_name_with_a_space_are_kept_apart() -> None:
     parts = [reward_parts({"my reward": {"name": "format"}}, {}) for _ in range(1)]
-    other = reward_parts({"my reward": {"module": str(Path(__file__).parents[3] / "rewards" / "mask_iou.py")}}, {})
+    other = reward_parts({"my reward": {"module": str(Path(__file__).parents[3] / "rewards/terms/mask_iou.py")}}, {})
     merged = merge_rewards([*parts, other])
     assert [keys["my reward"] for keys in merged.keys] == ["my reward", "my reward (2)"]
     assert len(merged.recipes) == 2

@@ -11,8 +11,9 @@ from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus
 from policies.families.base import Response
 from rl.algorithms import gspo_token
+from rl.algorithms.base import PolicyGradient
 from rl.algorithms.gspo import Algorithm
-from rl.learner.batch import pack
+from rl.learner.batch import Batch, pack
 from rollout.records import Group, Rollout
 
 
@@ -37,8 +38,12 @@ GROUPS = [
 ]
 
 
+def packed(groups: list[Group], algorithm: PolicyGradient) -> Batch:
+    return pack(groups, algorithm.of_groups(groups))
+
+
 def test_a_batch_holds_what_the_groups_asked_and_answered() -> None:
-    batch = pack(GROUPS, Algorithm())
+    batch = packed(GROUPS, Algorithm())
     assert len(batch) == 3
     assert [image.key for image in batch.images] == ["dog", "cat", "cow"]
     assert batch.phrases == ("the dog", "the cat", "the cow")
@@ -50,7 +55,7 @@ def test_a_batch_holds_what_the_groups_asked_and_answered() -> None:
 
 
 def test_advantages_are_those_of_each_group_and_a_group_without_signal_keeps_its_place() -> None:
-    batch = pack(GROUPS, Algorithm(std_floor=0.3))
+    batch = packed(GROUPS, Algorithm(std_floor=0.3))
     # Standard deviations 0.5, 0 and 0.2.
     np.testing.assert_allclose(batch.advantages, [[-0.625, 0.625], [0.0, 0.0], [0.4, -0.4]], rtol=1e-6)
     assert batch.advantages.dtype == np.float32
@@ -58,7 +63,7 @@ def test_advantages_are_those_of_each_group_and_a_group_without_signal_keeps_its
 
 
 def test_a_part_takes_every_field_at_the_same_places() -> None:
-    whole = pack(GROUPS, Algorithm())
+    whole = packed(GROUPS, Algorithm())
     part = whole.part([2, 0])
     assert len(part) == 2
     assert part.phrases == ("the cow", "the dog")
@@ -73,7 +78,7 @@ def test_a_part_takes_every_field_at_the_same_places() -> None:
 
 def test_groups_without_totals_or_of_unequal_size_are_no_batch() -> None:
     with pytest.raises(ValueError):
-        pack([GROUPS[0], group("cat", [[1]] * 3, [0.0, 0.1, 0.2])], Algorithm())
+        packed([GROUPS[0], group("cat", [[1]] * 3, [0.0, 0.1, 0.2])], Algorithm())
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class ByPlace(gspo_token.Algorithm):
 
 
 def test_advantages_of_tokens_are_padded_with_zeros_and_follow_their_groups() -> None:
-    batch = pack(GROUPS, ByPlace(std_floor=0.3))
+    batch = packed(GROUPS, ByPlace(std_floor=0.3))
     padded = batch.padded_advantages(4)
     assert padded.dtype == np.float32
     np.testing.assert_allclose(padded[0], [[-0.625, 0.375, 0, 0], [0.625, 1.625, 2.625, 0]], rtol=1e-6)
@@ -102,14 +107,14 @@ def test_advantages_of_tokens_are_padded_with_zeros_and_follow_their_groups() ->
 
 
 def test_without_advantages_of_tokens_the_learner_gets_those_of_answers() -> None:
-    batch = pack(GROUPS, gspo_token.Algorithm())
+    batch = packed(GROUPS, gspo_token.Algorithm())
     assert batch.token_advantages is None
     assert batch.padded_advantages(4) is batch.advantages
 
 
 def test_advantages_that_are_not_one_a_token_are_refused_with_the_lengths() -> None:
     with pytest.raises(ValueError, match=r"group 0 have the lengths \[\[2, 2\]\], its responses \[\[2, 3\]\] tokens"):
-        pack(GROUPS, ByPlace(most=2))
+        packed(GROUPS, ByPlace(most=2))
 
 
 def test_the_algorithms_of_the_docs_do_what_they_say(tmp_path: Path) -> None:
@@ -125,7 +130,7 @@ def test_the_algorithms_of_the_docs_do_what_they_say(tmp_path: Path) -> None:
     one, other = GROUPS[0].rollouts
     one = replace(one, terms={"box_iou": 0.9})
     other = replace(rollout(1, [1, 2, 3, 4, 5, 6], 0.0), terms={"box_iou": None})
-    batch = pack([replace(GROUPS[0], rollouts=(one, other))], of_parts)
+    batch = packed([replace(GROUPS[0], rollouts=(one, other))], of_parts)
     box = 0.45 / (0.45 + 0.3)
     np.testing.assert_allclose(batch.padded_advantages(6)[0, 0], [box, box, 0, 0, 0, 0], rtol=1e-6)
     np.testing.assert_allclose(batch.padded_advantages(6)[0, 1], [-box] * 4 + [0.625] * 2, rtol=1e-6)

@@ -4,7 +4,8 @@ import pytest
 
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
-from rl.run.parts import refuse_wrong_gradients, run_parts
+from rl.run.parts import run_parts
+from rl.run.preflight import preflight, refuse_wrong_gradients
 
 
 @pytest.mark.parametrize("version", ["0.17.6", "0.18.0", "0.18.2", "0.18.2+cu126", "0.18.3rc1", "0.18.3.dev4"])
@@ -27,7 +28,12 @@ def test_what_is_no_version_is_refused() -> None:
 
 
 def test_the_installed_release_is_checked_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rl.run.parts.version", {"deepspeed": "0.18.1"}.__getitem__)
-    run_parts(load_settings(RunConfig, Path("demo"), ["learner.zero_stage=1"]))
-    with pytest.raises(ValueError, match=r"zero_stage is 2 and DeepSpeed 0\.18\.1"):
-        run_parts(load_settings(RunConfig, Path("demo"), ["learner.zero_stage=2"]))
+    monkeypatch.setattr("rl.run.preflight.version", {"deepspeed": "0.18.1"}.__getitem__)
+    for stage in (1, 2):
+        config = load_settings(RunConfig, Path("demo"), ["learner.average=0", f"learner.zero_stage={stage}"])
+        if stage == 1:
+            preflight(config, run_parts(config))
+            continue
+        with pytest.raises(ValueError, match=r"zero_stage is 2 and DeepSpeed 0\.18\.1"):
+            preflight(config, run_parts(config))
+        preflight(config, run_parts(config), learns=False)

@@ -7,12 +7,12 @@ import pytest
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
 from rl.run.parts import run_parts
-from rl.run.preflight import refuse_unfit_policy
+from rl.run.preflight import preflight
 
 
 def look(*overrides: str) -> None:
     config = load_settings(RunConfig, Path("demo"), ["learner.average=0", *overrides])
-    refuse_unfit_policy(config, run_parts(config))
+    preflight(config, run_parts(config))
 
 
 def test_adapters_for_layers_that_are_there_fit_and_others_are_named() -> None:

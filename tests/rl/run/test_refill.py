@@ -13,7 +13,8 @@ from test_totals import groups
 from rewards.settings import TermShaping
 from rewards.shaping import Shaper
 from rl.algorithms.gspo import Algorithm
-from rl.run.steps import group_terms, learned, num_missing, refill_indices, refill_metrics, refill_units, with_signal
+from rl.run.step_numbers import refill_metrics
+from rl.run.steps import group_terms, learned, num_missing, refill_indices, refill_units, scored_step, with_signal
 
 REWARD = """
 from dataclasses import dataclass
@@ -52,7 +53,20 @@ def test_groups_without_signal_give_their_places_to_later_ones_that_have_one(
 
 
 def test_what_was_refilled_is_counted() -> None:
-    assert refill_metrics([0, 6, 7, 3], asked=9, num=4) == {"refill/groups": 2.0, "refill/asked": 5.0}
+    assert refill_metrics([0, 6, 7, 3], asked=5) == {"refill/groups": 2.0, "refill/asked": 5.0}
+
+
+def test_advantages_are_those_of_the_groups_that_are_learned_from() -> None:
+    # The second of three groups is without signal; the third, of a refill, takes its place.
+    totals = np.array([[0.0, 1.0], [0.3, 0.3], [0.2, 0.4]])
+    algorithm = Algorithm(normalise_by="batch", std_floor=0.0)
+    shaped = Shaper({"a": 1.0}).shape(0, {"a": totals})
+    scored = scored_step(0, groups(0), {"a": totals}, shaped, algorithm, num=2)
+    assert scored.chosen == [0, 2] and scored.num_asked_again == 1 and scored.signal.tolist() == [True, False, True]
+    assert [group.position for group in scored.to_learn] == [0, 2]
+    # Rewards 0, 1, 0.2, 0.4 have the mean 0.4 and the variance (0.16 + 0.36 + 0.04 + 0) / 4 = 0.14.
+    expected = np.array([[-0.5, 0.5], [-0.1, 0.1]]) / np.sqrt(0.14)
+    np.testing.assert_allclose(scored.advantages.values, expected)
 
 
 def test_the_examples_of_a_round_depend_on_seed_step_and_round_alone() -> None:

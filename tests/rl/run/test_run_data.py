@@ -11,10 +11,10 @@ from rich.console import Console
 
 from envs.datasets._cutouts import load_cutouts
 from envs.plugin import Plugin
-from rl import sample, train
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
 from rl.run.data import RunData
+from rl.run.folder import RunFolder
 
 
 def of(folder: Path, annotations: list[dict], *splits: str, **settings: object) -> RunData:
@@ -29,21 +29,21 @@ def cups(*sides: int) -> list[dict]:
 def test_a_run_does_not_go_on_where_a_mask_was_corrected(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = load_settings(RunConfig, Path("demo"), [f"run={run}"])
-    train.prepare_folder(config, of(tmp_path, cups(4, 5)), resume=False)
+    RunFolder(run).begin(config, of(tmp_path, cups(4, 5)), resume=False)
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
-    train.prepare_folder(config, of(tmp_path, cups(4, 5)), resume=True)
+    RunFolder(run).begin(config, of(tmp_path, cups(4, 5)), resume=True)
     with pytest.raises(ValueError, match=r"^the data of split train is not what .*run began with: a mask, phrase"):
-        train.prepare_folder(config, of(tmp_path, cups(4, 6)), resume=True)
+        RunFolder(run).begin(config, of(tmp_path, cups(4, 6)), resume=True)
     assert json.loads((run / "data.json").read_text())["fingerprints"] == of(tmp_path, cups(4, 5)).fingerprints
 
 
 def test_a_sample_does_not_go_on_where_a_mask_was_corrected(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = load_settings(RunConfig, Path("demo"), [f"run={run}"])
-    sample.prepare_folder(config, of(tmp_path, cups(4, 5)), resume=False)
+    RunFolder(run).begin_sampling(config, of(tmp_path, cups(4, 5)), resume=False)
     (run / "archive").mkdir()
     with pytest.raises(ValueError, match=r"^the data of split train is not what .*run began with"):
-        sample.prepare_folder(config, of(tmp_path, cups(3, 5)), resume=True)
+        RunFolder(run).begin_sampling(config, of(tmp_path, cups(3, 5)), resume=True)
 
 
 def test_a_run_from_before_data_was_kept_goes_on_and_keeps_it_from_then_on(tmp_path: Path) -> None:

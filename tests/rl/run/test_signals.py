@@ -10,13 +10,22 @@ from envs.polygons import Answer, AnswerStatus, answer_from_rings
 from policies.families.base import Response
 from rewards.settings import TermShaping
 from rewards.shaping import Shaper
-from rl.run.step_numbers import group_histograms, group_metrics, shaping_metrics, staleness_metrics
+from rl.algorithms.gspo import Algorithm
+from rl.run.step_numbers import (
+    group_histograms,
+    group_metrics,
+    shaping_metrics,
+    staleness_metrics,
+    step_numbers,
+)
+from rl.run.steps import scored_step
 from rollout.records import Group, Rollout
 
 TRIANGLE = answer_from_rings([np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])])
 # The 8 x 4 px bow tie crosses itself once, in (4, 2).
 BOW_TIE = answer_from_rings([np.array([[0.0, 0.0], [8.0, 4.0], [8.0, 0.0], [0.0, 4.0]])])
 CUT = Answer(AnswerStatus.TRUNCATED)
+SIGNAL = np.array([True, False])
 NOTHING, EIGHT = np.zeros((0, 8, 8), np.bool_), np.arange(64).reshape(1, 8, 8) < 8
 
 
@@ -40,7 +49,7 @@ def two_groups() -> list[Group]:
 
 
 def test_group_metrics_by_hand() -> None:
-    metrics = group_metrics(two_groups())
+    metrics = group_metrics(two_groups(), SIGNAL)
     assert metrics["reward/mean"] == pytest.approx(0.25)
     assert metrics["reward/std"] == pytest.approx(0.15)
     assert metrics["reward/group_std"] == pytest.approx(0.1)
@@ -55,14 +64,14 @@ def test_group_metrics_by_hand() -> None:
 
 
 def test_signs_of_gaming_are_means_over_the_answers_that_drew() -> None:
-    metrics = group_metrics(two_groups())
+    metrics = group_metrics(two_groups(), SIGNAL)
     assert metrics["answer/vertices"] == pytest.approx((3 + 4 + 3) / 3)
     assert metrics["answer/self_crossings"] == pytest.approx(1 / 3)
     assert metrics["answer/area_ratio"] == pytest.approx((6 / 8 + 16 / 8) / 2)  # nothing to compare with in the second
 
 
 def test_without_a_drawn_answer_there_is_no_area_ratio_and_no_vertex() -> None:
-    metrics = group_metrics([group(0, EIGHT, [rollout(0, CUT, 0.0, None)] * 2, [0.0, 0.0])])
+    metrics = group_metrics([group(0, EIGHT, [rollout(0, CUT, 0.0, None)] * 2, [0.0, 0.0])], SIGNAL[:1])
     assert "answer/area_ratio" not in metrics
     assert (metrics["answer/vertices"], metrics["answer/self_crossings"]) == (0.0, 0.0)
 
@@ -72,17 +81,17 @@ def test_ignored_pixels_are_no_part_of_the_true_area() -> None:
     truth = Truth(EIGHT, ignore=np.arange(64).reshape(8, 8) < 4)
     example = Example("e", one.example.image, Prompt(("a",)), truth, "train", "made", "CC0-1.0")
     ignoring = Group("run", 1, 0, example, np.arange(5), "0" * 64, 1.0, one.rollouts, (0.5,))
-    assert group_metrics([ignoring])["answer/area_ratio"] == pytest.approx(6 / 4)
+    assert group_metrics([ignoring], SIGNAL[:1])["answer/area_ratio"] == pytest.approx(6 / 4)
 
 
 def test_status_shares_sum_to_one() -> None:
-    shares = [value for name, value in group_metrics(two_groups()).items() if name.startswith("answer/status_")]
+    shares = [value for name, value in group_metrics(two_groups(), SIGNAL).items() if name.startswith("answer/status_")]
     assert len(shares) == len(AnswerStatus)
     assert sum(shares) == pytest.approx(1.0)
 
 
 def test_terms_are_averaged_where_they_apply_and_counted_where_not() -> None:
-    metrics = group_metrics(two_groups())
+    metrics = group_metrics(two_groups(), SIGNAL)
     assert metrics["term/near"] == pytest.approx((0.5 + 0.2 + 0.0) / 3)
     assert metrics["term_does_not_apply/near"] == pytest.approx(0.25)
     assert metrics["term_does_not_apply/mask_iou"] == 0.0
@@ -91,7 +100,7 @@ def test_terms_are_averaged_where_they_apply_and_counted_where_not() -> None:
 def test_terms_are_correlated_with_the_iou_of_valid_answers_that_they_apply_to() -> None:
     rollouts = [rollout(k, TRIANGLE, iou, near) for k, (iou, near) in enumerate([(0.1, 0.0), (0.3, 0.6), (0.5, 0.6)])]
     others = [rollout(3, TRIANGLE, 0.9, None), rollout(4, CUT, 0.0, 1.0)]
-    metrics = group_metrics([group(0, EIGHT, rollouts + others, [0.0] * 5)])
+    metrics = group_metrics([group(0, EIGHT, rollouts + others, [0.0] * 5)], SIGNAL[:1])
     assert metrics["term_iou_correlation/near"] == pytest.approx(np.sqrt(3) / 2)  # of (-1, 0, 1) and (-2, 1, 1)
     assert metrics["term_iou_correlation/mask_iou"] == pytest.approx(1.0)
 
@@ -99,8 +108,10 @@ def test_terms_are_correlated_with_the_iou_of_valid_answers_that_they_apply_to()
 def test_a_term_that_does_not_differ_has_no_correlation() -> None:
     same = [rollout(k, TRIANGLE, iou, 0.7) for k, iou in enumerate([0.1, 0.9])]
     never = [rollout(k, TRIANGLE, 0.5, None) for k in range(2)]
-    assert not [name for name in group_metrics([group(0, EIGHT, same, [0.0] * 2)]) if name.endswith("correlation/near")]
-    assert not [name for name in group_metrics([group(0, EIGHT, never, [0.0] * 2)]) if "correlation" in name]
+    of_same = group_metrics([group(0, EIGHT, same, [0.0] * 2)], SIGNAL[:1])
+    of_never = group_metrics([group(0, EIGHT, never, [0.0] * 2)], SIGNAL[:1])
+    assert not [name for name in of_same if name.endswith("correlation/near")]
+    assert not [name for name in of_never if "correlation" in name]
 
 
 def test_staleness_counts_from_the_version_that_sampled_to_the_step_that_learns() -> None:
@@ -118,6 +129,19 @@ def test_histograms_hold_each_term_where_it_applies() -> None:
     assert values["histogram/term_near"].tolist() == [0.5, 0.2, 0.0]
     assert values["histogram/iou"].tolist() == [0.6, 0.2, 0.0, 0.0]
     assert values["histogram/total"].tolist() == [0.5, 0.1, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(("min_std", "share"), [(1e-6, 0.5), (0.19, 0.5), (0.21, 1.0)])
+def test_a_group_is_without_signal_by_the_settings_of_the_algorithm(min_std: float, share: float) -> None:
+    # Totals of 0.5 and 0.1 have a standard deviation of 0.2; those of the other group are equal.
+    groups, terms = two_groups(), {"mask_iou": np.array([[0.5, 0.1], [0.2, 0.2]])}
+    shaper = Shaper({"mask_iou": 1.0})
+    scored = scored_step(1, groups, terms, shaper.shape(1, terms), Algorithm(min_std=min_std), num=2)
+    numbers = step_numbers(scored, shaper, {"loss": 0.25}, refills=0).scalars
+    assert numbers["group/without_signal"] == share
+    assert numbers["learner/loss"] == 0.25 and numbers["rollout/staleness"] == 0.0
+    assert scored.advantages.counts.tolist() == [share < 1, False]
+    assert not [name for name in numbers if name.startswith(("refill/", "shaped/", "schedule/"))]
 
 
 def test_shaping_shows_the_reward_before_it_and_where_its_schedules_stand() -> None:
