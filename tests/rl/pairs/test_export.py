@@ -294,7 +294,7 @@ def test_an_export_with_other_settings_or_a_finished_one_is_not_gone_on_with(run
 def test_the_shipped_config_says_the_defaults_and_impossible_settings_are_refused() -> None:
     assert load_settings(PairExport, Path("pairs"), ["rule.limit=null"]) == PairExport()
     for override, says in {
-        "format=zip": "format is 'zip'; choose of parquet, webdataset, coco, png",
+        "format=zip": "format is 'zip'; set it to parquet, webdataset, coco or png",
         "shard_mb=0": "shard_mb is 0",
         "damage.share=2": "damage.share is 2",
         "damage.kinds=[blur]": "damage.kinds has 'blur'",
