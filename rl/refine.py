@@ -7,7 +7,7 @@ Stopped at any point, the same command goes on: `out` says how far it is by what
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,7 @@ from rl.config.load import load_settings, override_of, plugin_from_settings, rea
 from rl.config.refiner import RefineConfig
 from rl.config.run import RunConfig
 from rl.pages.progress import bar
-from rl.pairs.index import (
-    INDEX,
-    PairRun,
-    all_pairs,
-    held_out_of,
-    open_runs,
-    refuse_none,
-    refuse_other_images,
-    training_envs,
-    write_index,
-)
-from rl.pairs.select import Choice, choose
+from rl.pairs.index import INDEX, ChosenPairs, PairRun, PairSet, choose_pairs, open_runs, training_envs
 from rl.refiner.data import shares
 from rl.refiner.judge import SUMMARY, judge
 from rl.refiner.rank import RefinerRankSettings
@@ -154,21 +143,19 @@ def _identity(config: RefineConfig) -> dict[str, object]:
     """What must stay as it is when a training goes on."""
     training = replace(config.training, ranks=1, threads=1, gpus_per_rank=0.0)
     runs = [Path(run).resolve() for run in config.runs]
-    return vars(config) | {"training": training, "runs": runs, "out": "", "features": None}
+    return asdict(config) | {"training": training, "runs": runs, "out": "", "features": None}
 
 
 def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: Console) -> None:
     """Write the index of the pairs, unless it is there."""
     if (out / INDEX).is_file():
         return
-    held_out, _ = held_out_of(runs, config.held_out_examples, console)
-    choice = choose([run.archive for run in runs], config.rule, held_out, console)
-    refuse_none(choice, runs, config.damage, config.rule)
-    refuse_other_images(choice, training_envs(runs), console)
-    _refuse_none_to_train(choice, config)
+    wanted = PairSet(config.rule, config.damage)
+    [chosen] = choose_pairs(runs, [wanted], config.held_out_examples, training_envs(runs), console)
+    _refuse_none_to_train(chosen, config)
     out.mkdir(parents=True, exist_ok=True)
     save_settings(config, out / _CONFIG)
-    num = write_index(out / INDEX, all_pairs(choice, runs, config.damage, config.rule, held_out, console))
+    num, choice = chosen.write(out / INDEX, console), chosen.choice
     left_out = ", ".join(f"{num:,} {reason}" for reason, num in choice.report.left_out.items() if num)
     console.print(
         f"refiner: {num:,} pairs, {len(choice):,} by {choice.report.answers:,} answers; left out: {left_out}",
@@ -176,11 +163,11 @@ def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: C
     )
 
 
-def _refuse_none_to_train(choice: Choice, config: RefineConfig) -> None:
+def _refuse_none_to_train(chosen: ChosenPairs, config: RefineConfig) -> None:
     """Raise ValueError where all images are kept apart, as those of a few pairs can be."""
     if config.damage.per_example:
         return
-    hashes = [pair.image_sha256 for pair in choice.pairs()]
+    hashes = [pair.image_sha256 for pair in chosen.choice.pairs()]
     if not len(shares(hashes, config.calibration_share, config.evaluation_share)["train"]):
         raise ValueError(
             f"none of the {len(hashes)} pairs is left to train on: their {len(set(hashes))} images all fell to "

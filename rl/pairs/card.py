@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -27,9 +26,6 @@ from rl.pages.pictures import COLOURS, svg_overlay, window_around
 from rl.pairs.formats import PairPictures, write_text
 from rl.pairs.index import INDEX, HeldOutSplit, index_rows
 from rl.pairs.shortlist import LEFT_OUT
-from rl.pairs.state import ExportState
-
-_COUNTED = ["example_id", "image_sha256", "iou", "boundary_iou", "damage", "run", "licence"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +40,9 @@ class ExportReport:
     runs: dict[str, int]
     """Pairs by run."""
     left_out: dict[str, int]
-    """Answers left out, by reason (rl.pairs.LEFT_OUT)."""
+    """Answers left out, by reason (rl.pairs.shortlist.LEFT_OUT)."""
     strata: list[list[int]]
-    """[iou_strata][boundary_strata] pairs, from low to high IoU, from small to large boundary error."""
+    """Pairs by stratum, [iou_strata][boundary_strata], from low to high IoU, from small to large boundary error."""
     mean_iou: float
     mean_boundary_iou: float
     damaged: dict[str, int]
@@ -54,33 +50,9 @@ class ExportReport:
     licences: dict[str, int]
     """Pairs by licence of the image."""
     held_out: list[HeldOutSplit]
-    """What of other splits was barred, beside what the archives hold of them."""
+    """Splits that the pairs were kept apart from, beside what the archives hold of them."""
     format: str
     shards: int
-
-
-def export_report(folder: Path, rule: PairRule, format_name: str, state: ExportState) -> ExportReport:
-    """Count what the index of an export holds."""
-    assert state.selection is not None
-    table = pq.read_table(folder / INDEX, columns=_COUNTED)
-    iou, boundary_iou = table["iou"].to_numpy(), table["boundary_iou"].to_numpy()
-    text = {name: table[name].to_pylist() for name in ("damage", "run", "licence")}
-    return ExportReport(
-        answers=state.selection.answers,
-        pairs=len(table),
-        examples=len(table["example_id"].unique()),
-        images=len(table["image_sha256"].unique()),
-        runs={name: text["run"].count(name) for name in state.runs},
-        left_out=state.selection.left_out,
-        strata=strata_counts(rule, iou, boundary_iou),
-        mean_iou=float(iou.mean()),
-        mean_boundary_iou=float(boundary_iou.mean()),
-        damaged=dict(sorted(Counter(kind for kind in text["damage"] if kind is not None).items())),
-        licences=dict(sorted(Counter(text["licence"]).items())),
-        held_out=list(state.held_out),
-        format=format_name,
-        shards=len(state.shards),
-    )
 
 
 def strata_counts(rule: PairRule, iou: NDArray[np.float64], boundary_iou: NDArray[np.float64]) -> list[list[int]]:
