@@ -4,7 +4,6 @@ The policy is shown a view of the image, as its run's env showed images; answer 
 view. The path that is handed out, and the mask filled from it, are in pixels of the image.
 """
 
-import io
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from policies.refiner.mask_refiner import MaskRefiner
 from policies.refiner.refining import RefinedMask, refine_masks
 from rl.config.load import plugin_from_settings, read_mapping, settings_from
 from rl.pages.json_text import json_text
-from rl.pages.pictures import COLOURS, svg_overlay
+from rl.pages.pictures import COLOURS, png, svg_overlay
 from rl.run.checkpoints import Checkpoints
 from rl.run.parts import EMBEDDED, policy_plugin
 from rl.run.writable import refuse_unwritable_codec
@@ -235,13 +234,6 @@ def svg_of(prediction: Prediction, over: Image.Image | None = None) -> str:
     return svg_overlay(np.asarray(over), prediction.rings_px, colour, title) + "\n"
 
 
-def png_of(prediction: Prediction) -> bytes:
-    """The mask as an 8-bit grey PNG, 255 inside and 0 outside."""
-    buffer = io.BytesIO()
-    Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(buffer, "png")
-    return buffer.getvalue()
-
-
 def numbers_of(prediction: Prediction) -> dict[str, Any]:
     """The answer for a program (docs/predict.md); every length in pixels of the image, None where nothing is known."""
     height, width = prediction.mask.shape
@@ -289,7 +281,7 @@ def write_prediction(
         if path is None:
             continue
         if kind == "png":
-            content = png_of(prediction)
+            content = png(prediction.mask)
         elif kind == "svg":
             content = svg_of(prediction, over).encode()
         else:

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from envs.datasets.base import Env
 from envs.geometry.rle import mask_from_rle, spans_from_rle
 from rewards.kernels.bands import span_sums
+from rl.pages.pictures import png
 from rl.pairs.index import INDEX, PAIR_SCHEMA, index_rows, row_image
 from rollout.disk import whole_file
 
@@ -74,14 +74,6 @@ class PairPictures:
     def image(self, row: Mapping[str, Any]) -> NDArray[np.uint8]:
         """Pixels [H, W, 3] of a row's image."""
         return row_image(self.envs, row)
-
-
-def png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
-    """A picture [H, W, 3] uint8 or a mask [H, W] bool as PNG."""
-    buffer = io.BytesIO()
-    values = pixels.astype(np.uint8) * 255 if pixels.dtype == np.bool_ else pixels
-    Image.fromarray(values).save(buffer, "png")
-    return buffer.getvalue()
 
 
 _SHOWN = [name for name in PAIR_SCHEMA.names if name not in RLE_COLUMNS]
