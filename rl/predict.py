@@ -35,7 +35,7 @@ from rollout.settings import Sampling
 
 @dataclass
 class Recipe:
-    """What of a run's config an answer depends on; the rest is not looked at."""
+    """The part of a run's config that an answer depends on."""
 
     env: dict[str, Any] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)
@@ -64,13 +64,13 @@ class Prediction:
     """Height and width of what the policy was shown, padding included."""
     status: AnswerStatus
     text: str
-    """What the policy wrote."""
+    """Text that the policy wrote."""
     rings_px: list[Ring]
-    """The outline, each ring [N, 2] px of the image; [] where the answer is empty or not valid."""
+    """Outline, each ring [N, 2] px of the image; [] where the answer is empty or not valid."""
     mask: NDArray[np.bool_]
-    """[H, W] those rings filled."""
+    """Mask [H, W]: the rings filled."""
     refined: RefinedMask | None
-    """What the refiner said, in the view; None where it was not asked."""
+    """Answer of the refiner, in the view; None where it was not asked."""
     path_iou: float | None
     """Overlap, in the view, of the simplified outline with the refined mask; None where none was simplified."""
 

@@ -25,7 +25,7 @@ from rl.pairs.index import INDEX, ChosenPairs, PairRun, PairSet, choose_pairs, o
 from rl.refiner.data import shares
 from rl.refiner.judge import SUMMARY, judge
 from rl.refiner.rank import RefinerRankSettings
-from rl.refiner.scenes import outcomes
+from rl.refiner.scenes import of_one_size, outcomes
 from rl.refiner.scores import fit_calibration
 from rl.refiner.train import train_refiner
 from rl.run.checkpoints import Checkpoints
@@ -33,8 +33,6 @@ from rl.run.parts import EMBEDDED, RunParts, policy_plugin, run_parts
 from rollout import cluster
 from rollout.disk import refuse_unwritable, replace_text
 
-_AT_ONCE = 64
-"""Images that are encoded in one batch."""
 _CONFIG, _TOWER = "config.yaml", "tower.sha256"
 
 
@@ -199,12 +197,11 @@ def keep_features(settings: RefinerRankSettings, policy: Policy, console: Consol
     pairs, store, network = settings.pairs(), settings.store(), settings.network
     wanted = {pairs.feature_path(store, number): number for number in range(len(pairs))}
     missing = [(path, number) for path, number in wanted.items() if not path.is_file()]
-    by_size: dict[tuple[int, int], list[tuple[Path, int]]] = {}
-    sizes = pairs.sizes([number for _, number in missing])
-    for one, size in zip(missing, sizes, strict=True):
-        by_size.setdefault(size if network.features == "image" else (0, 0), []).append(one)
-    parts = [same[k : k + _AT_ONCE] for same in by_size.values() for k in range(0, len(same), _AT_ONCE)]
-    for part in bar(parts, "features", console, len(parts)):
+    numbers = [number for _, number in missing]
+    sizes = pairs.sizes(numbers) if network.features == "image" else [(0, 0)] * len(numbers)
+    batches = list(of_one_size(sizes))
+    for places in bar(batches, "features", console, len(batches)):
+        part = [missing[place] for place in places]
         seen = [pairs.seen_by_tower(number) for _, number in part]
         found = policy.vision_features(seen, network.early_block)
         for k, (path, _) in enumerate(part):

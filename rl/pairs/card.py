@@ -201,7 +201,7 @@ def write_pair_page(folder: Path, report: ExportReport, rule: PairRule, pictures
 
 
 def _sampled(folder: Path, rule: PairRule, num_shown: int) -> list[int]:
-    """Numbers of the first pairs of each stratum, one an example as far as it goes."""
+    """Numbers of the first pairs of each stratum, one per example as far as it goes."""
     table = pq.read_table(folder / INDEX, columns=["iou", "example_id"])
     strata, examples = rule.iou_stratum(table["iou"].to_numpy()), table["example_id"]
     chosen: list[int] = []

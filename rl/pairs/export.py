@@ -37,7 +37,7 @@ class _State:
     settings: dict[str, Any]
     """All settings, as plain values."""
     selection: SelectionReport | None = None
-    """What was chosen; None until the index of the pairs is whole."""
+    """Counts of the choice; None until the index of the pairs is whole."""
     held_out: tuple[HeldOutSplit, ...] = ()
     """Splits that the pairs were kept apart from."""
     shards: tuple[Shard, ...] = ()

@@ -19,7 +19,7 @@ from rl.config.pairs import PairRule
 from rl.pairs.shortlist import PLACE_COLUMNS
 from rollout.archive.archive import RolloutArchive
 
-_ROWS_A_BATCH = 1 << 14
+_ROWS_PER_BATCH = 1 << 14
 _OUTLINE_COLUMNS = ("vertices_px", "ring_offsets", "policy_version")
 _EXAMPLE_FIELDS = ("example_id", "image_key", "image_sha256", "height", "width", "prompt", "source", "licence")
 
@@ -31,13 +31,13 @@ class Outlines:
     runs: Sequence[str]
     """Names of the runs, by number."""
     rows: NDArray[np.void]
-    """[A] the answers' candidates, of dtype rl.pairs.shortlist.CANDIDATE."""
+    """Candidates [A], of dtype rl.pairs.shortlist.CANDIDATE."""
     places: NDArray[np.int64]
-    """[A] row of each answer, counted over all batches."""
+    """Row [A] of each answer, counted over all batches."""
     batches: Sequence[pa.RecordBatch]
     """Columns vertices_px, ring_offsets and policy_version of an archive, batch by batch."""
     boundary_iou: NDArray[np.float64]
-    """[A] Boundary IoU with the truth; empty until it is known."""
+    """Boundary IoU [A] with the truth; empty until it is known."""
 
     def flat(self, chosen: Sequence[int]) -> FlatAnswers:
         """Some of the answers, as kernels take them."""
@@ -104,7 +104,7 @@ def read_outlines(
             places[mine[at[hits]]] = num + np.arange(len(hits))
             num += len(hits)
             pending.append(batch.select(_OUTLINE_COLUMNS).take(pa.array(hits)))
-            if num - joined >= _ROWS_A_BATCH:
+            if num - joined >= _ROWS_PER_BATCH:
                 batches.append(pa.concat_batches(pending))
                 pending, joined = [], num
     batches += [pa.concat_batches(pending)] if pending else []
@@ -116,7 +116,7 @@ class ExampleTruth:
     """An example as a pair needs it."""
 
     fields: dict[str, Any]
-    """The fields of a Pair that the example gives."""
+    """Fields of a Pair that the example gives."""
     target: Target
     """The true mask, prepared for scoring."""
 

@@ -41,7 +41,7 @@ class Pair:
 
     example_id: str
     image_key: str
-    """Where its Env finds the image."""
+    """Key by which the Env finds the image."""
     image_sha256: str
     """Content hash of the image (`envs.example.image_sha256`)."""
     height: int
@@ -71,11 +71,11 @@ class Pair:
     policy_version: int
     """Version of the weights that drew the answer; -1 where no policy did."""
     source: str
-    """Where image and annotation came from."""
+    """Source of image and annotation."""
     licence: str
     """Licence of the image."""
     damage: str | None = None
-    """How the coarse mask was made from the true one (envs/geometry/damage.py); None where a policy drew it."""
+    """Damage that made the coarse mask from the true one (envs/geometry/damage.py); None where a policy drew it."""
 
     @property
     def image(self) -> ImageRef:

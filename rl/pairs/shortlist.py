@@ -21,7 +21,7 @@ from rl.config.pairs import PairRule
 from rollout.archive.archive import RolloutArchive
 
 USABLE, MISSING, NOT_TRAINING, HELD_OUT_ID, HELD_OUT_IMAGE = range(5)
-"""What an example's answers may be used for, or why not."""
+"""Verdicts on an example: its answers may become pairs, or why they may not."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class ExampleIndex:
     """E examples of all archives, by key."""
 
     keys: NDArray[np.uint64]
-    """[E] sorted keys (PairRule.key) of their ids."""
+    """Keys [E] of the examples' ids (PairRule.key), sorted."""
     verdicts: NDArray[np.int8]
-    """[E] USABLE, NOT_TRAINING, HELD_OUT_ID or HELD_OUT_IMAGE."""
+    """Verdicts [E]: USABLE, NOT_TRAINING, HELD_OUT_ID or HELD_OUT_IMAGE."""
 
     def look_up(self, ids: pa.Array, rule: PairRule) -> tuple[NDArray[np.uint64], NDArray[np.int8]]:
         """(keys, verdicts) of a column of example ids; MISSING where no archive holds the example."""
@@ -147,7 +147,7 @@ LEFT_OUT = {
     "over_per_example": "its example has per_example pairs without it, or others of its IoU came first",
     "over_limit": "the limit was reached without it",
 }
-"""Why an answer is no pair; the first reason that holds is counted."""
+"""Reasons why an answer is no pair; the first one that holds is counted."""
 
 _VERDICT_REASONS = {
     MISSING: "example_missing",
@@ -265,7 +265,7 @@ class Shortlist:
 
 
 def _promised(examples: NDArray[np.uint64], per_example: int) -> int:
-    """Pairs that examples can give, named once a stratum: one a stratum, since the rest there may be duplicates."""
+    """Pairs that examples can give, named once per stratum: one per stratum, since the rest there may be duplicates."""
     _, counts = np.unique(examples, return_counts=True)
     return int(np.minimum(counts, per_example).sum())
 

@@ -30,20 +30,23 @@ class BeforeAfter:
     example_id: str
     phrase: str
     choice: str
-    """Why it is shown, a key of CHOICE_TITLES."""
+    """Reason why it is shown, a key of CHOICE_TITLES."""
     image: NDArray[np.uint8]
-    """[H, W, 3] RGB."""
+    """RGB image [H, W, 3]."""
     coarse: NDArray[np.bool_]
-    """[H, W], as are the next two."""
+    """Coarse mask [H, W]."""
     refined: NDArray[np.bool_]
+    """Refined mask [H, W]."""
     true: NDArray[np.bool_]
+    """True mask [H, W]."""
     coarse_iou: float
     refined_iou: float
     predicted_coarse_iou: float
-    """Calibrated, as is the next."""
+    """Calibrated prediction for the coarse mask."""
     predicted_iou: float
+    """Calibrated prediction for the refined mask."""
     taken: int
-    """The pass that is returned; 0: the coarse mask as it came."""
+    """Pass that is returned; 0: the coarse mask as it came."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,18 @@ class RefinerPage:
     title: str
     summary: RefinerSummary
     split: str
-    """What the masks are, for people."""
+    """Description of the masks, for people."""
     by_kind: Sequence[Sequence[KindRow]]
-    """Gains by kind of object, one list for each of rl.object_traits.KINDS."""
+    """Gains by kind of object, one list for each of rl.refiner.errors.KINDS."""
     errors: Mapping[str, SplitRow]
-    """By a key of rl.error_split.TITLES; none leaves the table out."""
+    """Scores by source of error, a key of rl.refiner.errors.TITLES; none leaves the table out."""
     baselines: Sequence[tuple[str, SplitRow]]
-    """(name, scores of the same masks) of what is compared with the refiner, such as smoothing."""
+    """Scores of what is compared with the refiner, such as smoothing, by name."""
     pictures: Sequence[BeforeAfter]
     charts: Sequence[Chart]
     """Learning curves; charts without a recorded value are left out."""
     facts: Sequence[tuple[str, str]]
-    """(label, value) about refiner and run; a value of several lines is shown folded."""
+    """Facts about refiner and run, each (label, value); a value of several lines is shown folded."""
 
 
 def choose_changes(scores: MaskScores, num_random: int = 6, num_each: int = 4, seed: int = 0) -> list[tuple[str, int]]:
@@ -90,7 +93,7 @@ class _Figure:
     """One picture of a mask's row."""
 
     stage: str
-    """A key of COLOURS."""
+    """Stage that drew it, a key of COLOURS."""
     title: str
     svg: Markup
     note: str
