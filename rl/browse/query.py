@@ -19,7 +19,7 @@ from rollout.archive.table import ShardTable
 from rollout.disk import partial_of, whole_file
 
 VIEWS = ("rollouts", "examples")
-"""Views that a query can ask: the tables of docs/archive.md, with the run's folder as their first column, `run_folder`."""
+"""Views that a query can ask: the tables of docs/archive.md, after a column `run_folder` with the folder of the run."""
 
 _MOST_SHOWN, _MOST_BLOCKS, _NARROWEST, _LONGEST_CELL = 100, 10, 9, 60
 _ROWS_AT_ONCE = 10_000
