@@ -225,7 +225,7 @@ def test_crops_seen_by_the_tower_and_the_two_way_head_work_from_end_to_end(
 
 def test_trainings_may_share_their_features(config: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = str(tmp_path / "features")
-    interrupt(config(features=shared), "train_refiner", monkeypatch)
+    interrupt(config(features=shared), "rl.refine.train_refiner", monkeypatch)
     times = {path: path.stat().st_mtime_ns for path in Path(shared).rglob("*.safetensors")}
     assert times and not (Path(config().out) / "features").exists()
     interrupt(config(features=shared, out=str(tmp_path / "second")), "train_refiner", monkeypatch)
