@@ -1,7 +1,8 @@
 """`polytrace predict`: one answer about one image, refined where there is a refiner, in the image's own pixels.
 
-The policy is shown a view of the image, as its run's env showed images; answer and refined mask are in pixels of the
-view. The path that is handed out, and the mask filled from it, are in pixels of the image.
+In order: what answers (a run's or another checkpoint, and how images are shown to it), the answer, and the files, JSON
+and table made of it. The policy is shown a view of the image, as its run's env showed images; answer and refined mask
+are in pixels of the view. The path that is handed out, and the mask filled from it, are in pixels of the image.
 """
 
 from collections.abc import Mapping

@@ -97,7 +97,14 @@ class CoarseScenes:
 
     def part(self, places: Sequence[int]) -> "CoarseScenes":
         """Some of the scenes."""
-        return CoarseScenes(*([column[k] for k in places] for column in vars(self).values()))
+        return CoarseScenes(
+            [self.images[k] for k in places],
+            [self.coarse[k] for k in places],
+            [self.truths[k] for k in places],
+            [self.statuses[k] for k in places],
+            [self.prompts[k] for k in places],
+            [self.example_ids[k] for k in places],
+        )
 
 
 def _damaged(mask: NDArray[np.bool_], kind: str, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -228,7 +228,7 @@ def test_trainings_may_share_their_features(config: Made, tmp_path: Path, monkey
     interrupt(config(features=shared), "rl.refine.train_refiner", monkeypatch)
     times = {path: path.stat().st_mtime_ns for path in Path(shared).rglob("*.safetensors")}
     assert times and not (Path(config().out) / "features").exists()
-    interrupt(config(features=shared, out=str(tmp_path / "second")), "train_refiner", monkeypatch)
+    interrupt(config(features=shared, out=str(tmp_path / "second")), "rl.refine.train_refiner", monkeypatch)
     assert {path: path.stat().st_mtime_ns for path in Path(shared).rglob("*.safetensors")} == times
 
 
