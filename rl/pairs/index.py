@@ -273,7 +273,7 @@ _ROWS_AT_ONCE = 256
 _ROWS_PER_GROUP = 1024
 
 
-def pair_row(pair: Pair) -> dict[str, object]:
+def _pair_row(pair: Pair) -> dict[str, object]:
     """The row of a pair in the index."""
     coarse = rle_from_rings(*flatten_rings(pair.coarse_rings), pair.height, pair.width)
     made = {"coarse_rle": coarse, "box_px": pair.box_px}
@@ -296,7 +296,7 @@ def write_index(path: Path, pairs: Iterable[Pair]) -> int:
     """Write the index of some pairs, whole or not at all; returns their number."""
     num, left = 0, iter(pairs)
     with whole_file(path, lasting=True) as partial, pq.ParquetWriter(partial, PAIR_SCHEMA, compression="zstd") as file:
-        while rows := [pair_row(pair) for pair in islice(left, _ROWS_PER_GROUP)]:
+        while rows := [_pair_row(pair) for pair in islice(left, _ROWS_PER_GROUP)]:
             file.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
             num += len(rows)
     return num

@@ -160,7 +160,7 @@ def choose(
 def _taken(
     outlines: Outlines, examples: ExampleRows, rule: PairRule, left_out: Counter[str], console: Console | None
 ) -> Outlines:
-    """Those of the shortlist that become pairs, by their masks, with their Boundary IoU."""
+    """The part of the shortlist that becomes pairs, by their masks, with their Boundary IoU."""
     _, starts = np.unique(outlines.rows["example"], return_index=True)
     ends, kept = np.append(starts, len(outlines.rows))[1:], list[int]()
     boundary_iou = np.zeros(len(outlines.rows))

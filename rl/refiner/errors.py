@@ -212,7 +212,7 @@ def _answer_masks(refiner: MaskRefiner, tower: VisionTower, batch: AnsweredScene
 
 
 def _best_by_truth(masks: NDArray[np.bool_], truths: Sequence[Truth]) -> NDArray[np.bool_]:
-    """Of masks [K + 1, B, H, W] those [B, H, W] with the highest IoU; of equals the earliest."""
+    """The masks [B, H, W] with the highest IoU among masks [K + 1, B, H, W]; of equals the earliest."""
     valid = [AnswerStatus.OK] * len(truths)
     ious = [score_masks(each, truths, valid)[0] for each in masks]
     return masks[np.argmax(ious, axis=0), np.arange(len(truths))]
