@@ -1,10 +1,10 @@
 """`polytrace predict`: one answer about one image, refined where there is a refiner, in the image's own pixels.
 
-The policy is shown a view of the image, as its run's env showed images; answer and refined mask are in pixels of the
-view. The path that is handed out, and the mask filled from it, are in pixels of the image.
+In order: what answers (a run's or another checkpoint, and how images are shown to it), the answer, and the files, JSON
+and table made of it. The policy is shown a view of the image, as its run's env showed images; answer and refined mask
+are in pixels of the view. The path that is handed out, and the mask filled from it, are in pixels of the image.
 """
 
-import io
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from policies.refiner.mask_refiner import MaskRefiner
 from policies.refiner.refining import RefinedMask, refine_masks
 from rl.config.load import plugin_from_settings, read_mapping, settings_from
 from rl.pages.json_text import json_text
-from rl.pages.pictures import COLOURS, svg_overlay
+from rl.pages.pictures import COLOURS, png, svg_overlay
 from rl.run.folder import RunFolder
 from rl.run.parts import EMBEDDED, policy_plugin
 from rl.run.writable import refuse_unwritable_codec
@@ -36,7 +36,7 @@ from rollout.settings import Sampling
 
 @dataclass
 class Recipe:
-    """What of a run's config an answer depends on; the rest is not looked at."""
+    """The part of a run's config that an answer depends on."""
 
     env: dict[str, Any] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)
@@ -65,13 +65,13 @@ class Prediction:
     """Height and width of what the policy was shown, padding included."""
     status: AnswerStatus
     text: str
-    """What the policy wrote."""
+    """Text that the policy wrote."""
     rings_px: list[Ring]
-    """The outline, each ring [N, 2] px of the image; [] where the answer is empty or not valid."""
+    """Outline, each ring [N, 2] px of the image; [] where the answer is empty or not valid."""
     mask: NDArray[np.bool_]
-    """[H, W] those rings filled."""
+    """Mask [H, W]: the rings filled."""
     refined: RefinedMask | None
-    """What the refiner said, in the view; None where it was not asked."""
+    """Answer of the refiner, in the view; None where it was not asked."""
     path_iou: float | None
     """Overlap, in the view, of the simplified outline with the refined mask; None where none was simplified."""
 
@@ -230,13 +230,6 @@ def svg_of(prediction: Prediction, over: Image.Image | None = None) -> str:
     return svg_overlay(np.asarray(over), prediction.rings_px, colour, title) + "\n"
 
 
-def png_of(prediction: Prediction) -> bytes:
-    """The mask as an 8-bit grey PNG, 255 inside and 0 outside."""
-    buffer = io.BytesIO()
-    Image.fromarray(prediction.mask.astype(np.uint8) * 255).save(buffer, "png")
-    return buffer.getvalue()
-
-
 def numbers_of(prediction: Prediction) -> dict[str, Any]:
     """The answer for a program (docs/predict.md); every length in pixels of the image, None where nothing is known."""
     height, width = prediction.mask.shape
@@ -284,7 +277,7 @@ def write_prediction(
         if path is None:
             continue
         if kind == "png":
-            content = png_of(prediction)
+            content = png(prediction.mask)
         elif kind == "svg":
             content = svg_of(prediction, over).encode()
         else:

@@ -7,7 +7,7 @@ Stopped at any point, the same command goes on: `out` says how far it is by what
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +21,11 @@ from rl.config.load import load_settings, plugin_from_settings, read_mapping, sa
 from rl.config.refiner import RefineConfig
 from rl.config.run import RunConfig
 from rl.pages.progress import bar
-from rl.pairs.index import (
-    INDEX,
-    PairRun,
-    all_pairs,
-    held_out_of,
-    open_runs,
-    refuse_none,
-    refuse_other_images,
-    training_envs,
-    write_index,
-)
-from rl.pairs.select import Choice, choose
+from rl.pairs.index import INDEX, ChosenPairs, PairRun, PairSet, choose_pairs, open_runs, training_envs
 from rl.refiner.data import shares
 from rl.refiner.judge import SUMMARY, judge
 from rl.refiner.rank import RefinerRankSettings
-from rl.refiner.scenes import outcomes
+from rl.refiner.scenes import of_one_size, outcomes
 from rl.refiner.scores import fit_calibration
 from rl.refiner.train import train_refiner
 from rl.run.folder import RunFolder
@@ -44,8 +33,6 @@ from rl.run.parts import EMBEDDED, policy_plugin, run_parts
 from rollout import cluster
 from rollout.disk import refuse_unwritable, replace_text
 
-_AT_ONCE = 64
-"""Images that are encoded in one batch."""
 _CONFIG, _TOWER = "config.yaml", "tower.sha256"
 
 
@@ -140,21 +127,19 @@ def _identity(config: RefineConfig) -> dict[str, object]:
     """What must stay as it is when a training goes on."""
     training = replace(config.training, ranks=1, threads=1, gpus_per_rank=0.0)
     runs = [Path(run).resolve() for run in config.runs]
-    return vars(config) | {"training": training, "runs": runs, "out": "", "features": None}
+    return asdict(config) | {"training": training, "runs": runs, "out": "", "features": None}
 
 
 def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: Console) -> None:
     """Write the index of the pairs, unless it is there."""
     if (out / INDEX).is_file():
         return
-    held_out, _ = held_out_of(runs, config.held_out_examples, console)
-    choice = choose([run.archive for run in runs], config.rule, held_out, console)
-    refuse_none(choice, runs, config.damage, config.rule)
-    refuse_other_images(choice, training_envs(runs), console)
-    _refuse_none_to_train(choice, config)
+    wanted = PairSet(config.rule, config.damage)
+    [chosen] = choose_pairs(runs, [wanted], config.held_out_examples, training_envs(runs), console)
+    _refuse_none_to_train(chosen, config)
     out.mkdir(parents=True, exist_ok=True)
     save_settings(config, out / _CONFIG)
-    num = write_index(out / INDEX, all_pairs(choice, runs, config.damage, config.rule, held_out, console))
+    num, choice = chosen.write(out / INDEX, console), chosen.choice
     left_out = ", ".join(f"{num:,} {reason}" for reason, num in choice.report.left_out.items() if num)
     console.print(
         f"refiner: {num:,} pairs, {len(choice):,} by {choice.report.answers:,} answers; left out: {left_out}",
@@ -162,11 +147,11 @@ def _choose(out: Path, config: RefineConfig, runs: Sequence[PairRun], console: C
     )
 
 
-def _refuse_none_to_train(choice: Choice, config: RefineConfig) -> None:
+def _refuse_none_to_train(chosen: ChosenPairs, config: RefineConfig) -> None:
     """Raise ValueError where all images are kept apart, as those of a few pairs can be."""
     if config.damage.per_example:
         return
-    hashes = [pair.image_sha256 for pair in choice.pairs()]
+    hashes = [pair.image_sha256 for pair in chosen.choice.pairs()]
     if not len(shares(hashes, config.calibration_share, config.evaluation_share)["train"]):
         raise ValueError(
             f"none of the {len(hashes)} pairs is left to train on: their {len(set(hashes))} images all fell to "
@@ -198,12 +183,11 @@ def keep_features(settings: RefinerRankSettings, policy: Policy, console: Consol
     pairs, store, network = settings.pairs(), settings.store(), settings.network
     wanted = {pairs.feature_path(store, number): number for number in range(len(pairs))}
     missing = [(path, number) for path, number in wanted.items() if not path.is_file()]
-    by_size: dict[tuple[int, int], list[tuple[Path, int]]] = {}
-    sizes = pairs.sizes([number for _, number in missing])
-    for one, size in zip(missing, sizes, strict=True):
-        by_size.setdefault(size if network.features == "image" else (0, 0), []).append(one)
-    parts = [same[k : k + _AT_ONCE] for same in by_size.values() for k in range(0, len(same), _AT_ONCE)]
-    for part in bar(parts, "features", console, len(parts)):
+    numbers = [number for _, number in missing]
+    sizes = pairs.sizes(numbers) if network.features == "image" else [(0, 0)] * len(numbers)
+    batches = list(of_one_size(sizes))
+    for places in bar(batches, "features", console, len(batches)):
+        part = [missing[place] for place in places]
         seen = [pairs.seen_by_tower(number) for _, number in part]
         found = policy.vision_features(seen, network.early_block)
         for k, (path, _) in enumerate(part):

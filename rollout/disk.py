@@ -39,13 +39,19 @@ def refuse_unwritable(out: Path) -> None:
 
 
 @contextmanager
-def whole_file(out: Path) -> Iterator[Path]:
-    """Where to write what becomes the file `out` at the end; missing folders are made, and no half of it ever stays."""
+def whole_file(out: Path, lasting: bool = False) -> Iterator[Path]:
+    """Where to write what becomes the file `out` at the end; missing folders are made, and no half of it ever stays.
+
+    lasting: once it has its name, the file survives a power cut too.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(out)
     try:
         yield partial
-        partial.replace(out)
+        if lasting:
+            publish(partial, out)
+        else:
+            partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
 

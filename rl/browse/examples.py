@@ -25,9 +25,9 @@ class Asked:
 
     phrase: str
     image: NDArray[np.uint8]
-    """[H, W, 3]; plain grey where the image is not to be had any more."""
+    """RGB image [H, W, 3]; plain grey where it is not to be had any more."""
     problem: str
-    """Why it is not; "" where it is the image."""
+    """Reason why the image is not to be had; "" where it is."""
     truth: Truth
 
 

@@ -1,4 +1,4 @@
-"""`polytrace archive ls`: what is in the archives of some runs, a line a run."""
+"""`polytrace archive ls`: what is in the archives of some runs, a line per run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,26 +24,26 @@ class ArchivedRun:
     """What the archive of a run comes to."""
 
     run: str
-    """Its folder."""
+    """Folder of the run."""
     steps: int
     answers: int
     examples: int
     mean_iou: float | None
-    """Over all answers; None where there is none."""
+    """Mean IoU over all answers; None where there is none."""
     valid_share: float | None
-    """Of the answers whose status is ok or empty."""
+    """Share of the answers whose status is ok or empty."""
     shards: int
-    """Of both tables."""
+    """Number of shards of both tables."""
     size_bytes: int
-    """Of the shards of both tables; what was set aside is left out."""
+    """Size of the shards of both tables; what was set aside is left out."""
     schema: str
-    """Schema versions of its shards."""
+    """Schema versions of the shards."""
     being_written: bool
     """Whether a run is writing to it now."""
 
 
 def list_runs(runs: Sequence[Path], console: Console) -> list[ArchivedRun]:
-    """A line a run, reading two columns of its answers; progress on `console`. Raises ValueError for a torn shard."""
+    """A line per run, reading two columns of its answers; progress on `console`. Raises ValueError for a torn shard."""
     return [_summary(run, console) for run in runs]
 
 

@@ -129,7 +129,7 @@ def _wrapped(text: str, font: _Font, width_px: int) -> list[str]:
 
 
 def _shortened(text: str, font: _Font, width_px: int) -> str:
-    """As much of the text as fits into the width."""
+    """The beginning of the text, as far as it fits into the width."""
     if font.getlength(text) <= width_px:
         return text
     while text and font.getlength(text + "...") > width_px:

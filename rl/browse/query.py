@@ -19,7 +19,7 @@ from rollout.archive.table import ShardTable
 from rollout.disk import partial_of, whole_file
 
 VIEWS = ("rollouts", "examples")
-"""What a query can ask: the tables of docs/archive.md, with the folder of the run as `run_folder` before them."""
+"""Views that a query can ask: the tables of docs/archive.md, after a column `run_folder` with the folder of the run."""
 
 _MOST_SHOWN, _MOST_BLOCKS, _NARROWEST, _LONGEST_CELL = 100, 10, 9, 60
 _ROWS_AT_ONCE = 10_000
@@ -33,7 +33,7 @@ class Found:
     base: "duckdb.DuckDBPyConnection"
     select: "duckdb.Statement"
     relation: "duckdb.DuckDBPyRelation"
-    """What `select` gives, planned."""
+    """Result of `select`, planned."""
 
     @property
     def columns(self) -> list[str]:
@@ -124,7 +124,7 @@ def _as_glob(path: str) -> str:
 def print_table(found: Found, console: Console) -> None:
     """The first rows for people, and how many there are."""
     made, rows, names = Table(box=SIMPLE_HEAD, pad_edge=False), found.rows(), found.columns
-    if len(names) * _NARROWEST > console.width:  # too many for lines: a block a row
+    if len(names) * _NARROWEST > console.width:  # too many for lines: a block per row
         made = Table("column", "value", box=SIMPLE_HEAD, pad_edge=False)
         for row in islice(rows, _MOST_BLOCKS):
             for name, value in zip(names, row, strict=True):

@@ -21,36 +21,39 @@ class Wanted:
     """Which answers are shown, by step, position and index; of the last step where nothing is asked for."""
 
     step: int | None = None
-    """Only of this step."""
+    """Step of the answers; None for any."""
     position: int | None = None
-    """Only of the groups at this position."""
+    """Position of their groups within the step; None for any."""
     example: str | None = None
-    """Only to this example."""
+    """Id of the example that they answer; None for any."""
     status: str | None = None
-    """Only of this status."""
+    """Status of the answers; None for any."""
     worst: int | None = None
-    """Only so many of them, of the lowest IoU, the lowest first."""
+    """Number of answers of the lowest IoU, the lowest first."""
     best: int | None = None
-    """Only so many of them, of the highest IoU, the highest first."""
+    """Number of answers of the highest IoU, the highest first."""
     limit: int = 64
-    """Most that are shown, where neither worst nor best is asked for."""
+    """Most answers that are shown, where neither worst nor best is asked for."""
 
     def __post_init__(self) -> None:
         if self.worst is not None and self.best is not None:
             raise ValueError("both worst and best are asked for; show one after the other.")
-        for name in ("worst", "best", "limit"):
-            if (value := vars(self)[name]) is not None and value < 1:
+        for name, value in {"worst": self.worst, "best": self.best, "limit": self.limit}.items():
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; set it to 1 or more.")
+
+    @property
+    def filters(self) -> dict[str, int | str]:
+        """What an answer must have, by the setting's name."""
+        asked = {"step": self.step, "position": self.position, "example": self.example, "status": self.status}
+        return {name: value for name, value in asked.items() if value is not None}
 
     @property
     def says(self) -> str:
         """What is asked for, in words."""
-        parts = [f"{name} {value}" for name, value in vars(self).items() if value is not None and name in _FILTERS]
+        parts = [f"{name} {value}" for name, value in self.filters.items()]
         order = f"{self.worst} worst" if self.worst else f"{self.best} best" if self.best else ""
         return ", ".join(([order] if order else []) + parts) or "last step"
-
-
-_FILTERS = ("step", "position", "example", "status")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class ShownAnswer:
     """An answer beside what was asked."""
 
     row: dict[str, Any]
-    """Its row of the rollouts table."""
+    """Row of the rollouts table."""
     answer: Answer
     asked: Asked
 
@@ -138,9 +141,9 @@ class _Counted:
 
 def _fitting(archive: RolloutArchive, wanted: Wanted, steps: set[int] | None) -> Iterator[tuple[float, int, int, int]]:
     """IoU, step, position and index of each answer that fits."""
-    asked = {name: value for name, value in vars(wanted).items() if name in _FILTERS and value is not None}
-    columns = {"example": "example_id"}
-    for batch in archive.rollouts(["iou", *_PLACE, *(columns.get(name, name) for name in asked)], steps):
+    asked = wanted.filters
+    columns = ["example_id" if name == "example" else name for name in asked]
+    for batch in archive.rollouts(["iou", *_PLACE, *columns], steps):
         rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
         for row in rows:
             if row[4:] == tuple(asked.values()):

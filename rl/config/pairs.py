@@ -77,9 +77,6 @@ class PairRule:
         return orders
 
 
-DEFAULT_RULE = PairRule()
-
-
 def _part(values: NDArray[np.float64], parts: int) -> NDArray[np.int8]:
     return np.clip((values * parts).astype(np.int64), 0, parts - 1).astype(np.int8)
 

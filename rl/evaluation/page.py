@@ -108,24 +108,15 @@ def _figures(row: SceneRow) -> list[_Figure]:
     return figures
 
 
-def _verdict(difference: Interval) -> str:
-    if difference.low > 0:
-        return "the interval is above 0"
-    if difference.high < 0:
-        return "worse: the interval is below 0"
-    return "the interval holds 0, so this may be chance"
-
-
 def render(report: Report) -> str:
     """The page as HTML text."""
     groups = {choice: [row for row in report.scenes if row.choice == choice] for choice in CHOICE_TITLES}
     return render_page(
         "report.html.j2",
         report=report,
-        charts=[chart for chart in report.charts if chart.placed.curves],
+        charts=report.charts,
         groups={choice: rows for choice, rows in groups.items() if rows},
         figures=_figures,
-        verdict=_verdict,
         colours=COLOURS,
         stage_titles=STAGE_TITLES,
         metric_titles=METRIC_TITLES,

@@ -182,7 +182,7 @@ def render_ablation(ablation: Ablation, scores: Sequence[RunScores], failed: Seq
             {name: len(seeds[name] & seeds[names[0]]) for name in names},
             True,
         ),
-        charts=[chart for chart in charts if chart.placed.curves],
+        charts=charts,
         failed=[str(run.folder) for run in failed],
         facts=[*facts, ("set for the short run", schedule), ("overrides", " ".join(ablation.overrides) or "none")],
     )

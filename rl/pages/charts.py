@@ -1,8 +1,4 @@
-"""Pictures of answers and curves: overlays as pixels for TensorBoard, overlays and line charts as SVG for the report.
-
-SVG fills by the non-zero rule in the continuous pixel frame of envs/geometry/raster.py, so a browser shows the exact
-answer.
-"""
+"""Line charts of what was logged: curves placed in SVG units, which rl/pages/templates/page_parts.j2 draws."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +10,7 @@ class Tick:
     """A number on an axis."""
 
     at: float
-    """Place along the axis, SVG units."""
+    """Place along the axis, in SVG units."""
     label: str
 
 
@@ -24,9 +20,9 @@ class PlacedCurve:
 
     name: str
     points: tuple[tuple[float, float, str], ...]
-    """(x, y, "step 10: 0.412") each, SVG units."""
+    """Points in SVG units, each with what it says: (x, y, "step 10: 0.412")."""
     last: str
-    """The last value as text."""
+    """Last value, as text."""
 
     @property
     def path(self) -> str:
@@ -105,7 +101,7 @@ class Chart:
     title: str
     y_label: str
     series: Mapping[str, tuple[Sequence[int], Sequence[float]]]
-    """(steps, values) by the name in the legend."""
+    """Curves (steps, values) by their name in the legend."""
 
     @property
     def placed(self) -> LineChart:
@@ -116,7 +112,7 @@ class Chart:
 def chart(
     title: str, y_label: str, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], names: Mapping[str, str]
 ) -> Chart:
-    """A chart of those of `curves` (see rl.metrics.read_curves) that `names` asks for.
+    """A chart of those of `curves` (see rl.run.metrics.read_curves) that `names` asks for.
 
     names: name in the legend -> name in the file. Curves that the run did not write are left out.
     """

@@ -1,4 +1,8 @@
-"""Self-contained HTML pages from the templates below this folder: no network, no script, light and dark."""
+"""Self-contained HTML pages from templates/: no network, no script, light and dark.
+
+Every page extends templates/page.html.j2, the frame with the title and the style that all share, and draws what several
+pages have (numbers, charts, rows of pictures, facts) by the macros of page_parts.j2.
+"""
 
 from importlib.resources import files
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pictures of answers and curves: overlays as pixels for TensorBoard, overlays and line charts as SVG for the report.
+"""Pictures of answers: outlines over their images, as pixels for TensorBoard and as SVG for the pages.
 
 SVG fills by the non-zero rule in the continuous pixel frame of envs/geometry/raster.py, so a browser shows the exact
 answer.
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw
 
+from envs.geometry.contours import rings_from_mask
 from envs.geometry.raster import fill
 from envs.geometry.vector import svg_path
 from envs.polygons import Ring, flatten_rings
@@ -23,6 +24,7 @@ COLOURS = {"truth": "#2fbf71", "sft": "#f59f00", "rl": "#3b9eff", "refined": "#e
 
 _OVERLAY_MIN_SIDE_PX = 256
 _EXACT_MAX_SIDE_PX = 256
+_CLOSE_UP_MAX_SIDE_PX = 320
 _FILL_OPACITY = 0.35
 
 
@@ -52,7 +54,7 @@ def overlay(image: NDArray[np.uint8], rings: Sequence[Ring], colour: str) -> NDA
 def svg_overlay(
     image: NDArray[np.uint8], rings: Sequence[Ring], colour: str, title: str, outline: Sequence[Ring] = ()
 ) -> str:
-    """A self-contained <svg> of pixel rings filled in `colour` over a uint8 RGB image [H, W, 3], one unit a pixel.
+    """A self-contained <svg> of pixel rings filled in `colour` over a uint8 RGB image [H, W, 3], one unit per pixel.
 
     title: what a screen reader says and a pointer shows. outline: further rings (the truth), drawn as a dashed line.
     """
@@ -76,14 +78,40 @@ def svg_overlay(
 
 
 def _data_uri(image: NDArray[np.uint8]) -> str:
-    """PNG, or JPEG for a photo of more than 256 pixels a side, where a PNG would make a page of many megabytes."""
+    """PNG, or JPEG for a photo with a side of more than 256 pixels, where a PNG would make a page of many megabytes."""
     buffer = io.BytesIO()
     kind = "png" if max(image.shape[:2]) <= _EXACT_MAX_SIDE_PX else "jpeg"
     Image.fromarray(image).save(buffer, kind, quality=88)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def window_around(drawn: NDArray[np.bool_]) -> tuple[slice, slice]:
+def png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
+    """A PNG file of an RGB image [H, W, 3] uint8, or of a mask [H, W] bool as grey, 255 inside and 0 outside."""
+    buffer = io.BytesIO()
+    values = pixels.astype(np.uint8) * 255 if pixels.dtype == np.bool_ else pixels
+    Image.fromarray(values).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def close_up(
+    image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]]
+) -> tuple[NDArray[np.uint8], list[list[Ring]]]:
+    """The part of an RGB image [H, W, 3] around what masks [H, W] hold, and each mask's pixel-edge rings in its frame.
+
+    All of the image where the masks are empty. A part whose longer side has over 320 pixels is scaled down to that, so
+    that pages stay small; its rings are rounded to a tenth of a pixel.
+    """
+    drawn = np.logical_or.reduce(masks)
+    window = _window_around(drawn) if drawn.any() else (slice(None), slice(None))
+    part = image[window]
+    scale = min(1.0, _CLOSE_UP_MAX_SIDE_PX / max(part.shape[:2]))
+    if scale < 1:
+        height, width = (max(1, round(side * scale)) for side in part.shape[:2])
+        part = np.asarray(Image.fromarray(part).resize((width, height)))
+    return part, [[np.round(ring * scale, 1) for ring in rings_from_mask(mask[window])] for mask in masks]
+
+
+def _window_around(drawn: NDArray[np.bool_]) -> tuple[slice, slice]:
     """Rows and columns around the pixels of bool `drawn` [H, W], which must hold one.
 
     As square as the image allows, with half of the longer side to spare on every side.

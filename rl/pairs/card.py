@@ -1,9 +1,7 @@
-"""What an export kept and why: report.json for programs, README.md (a data card) for people."""
+"""What an export kept and why: report.json and attribution.csv for programs, README.md and pairs.html for people."""
 
 import csv
 import io
-import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,22 +12,17 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
-from envs.geometry.contours import rings_from_mask
 from envs.geometry.rle import mask_from_rle
 from envs.geometry.vector import svg_path
 from envs.polygons import Ring
 from rl.config.pairs import PairRule
 from rl.pages.json_text import json_text
 from rl.pages.page import render_page, write_page
-from rl.pages.pictures import COLOURS, svg_overlay, window_around
+from rl.pages.pictures import COLOURS, close_up, svg_overlay
 from rl.pairs.formats import PairPictures, write_text
 from rl.pairs.index import INDEX, HeldOutSplit, index_rows
 from rl.pairs.shortlist import LEFT_OUT
-from rl.pairs.state import ExportState
-
-_COUNTED = ["example_id", "image_sha256", "iou", "boundary_iou", "damage", "run", "licence"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +37,9 @@ class ExportReport:
     runs: dict[str, int]
     """Pairs by run."""
     left_out: dict[str, int]
-    """Answers left out, by reason (rl.pairs.LEFT_OUT)."""
+    """Answers left out, by reason (rl.pairs.shortlist.LEFT_OUT)."""
     strata: list[list[int]]
-    """[iou_strata][boundary_strata] pairs, from low to high IoU, from small to large boundary error."""
+    """Pairs by stratum, [iou_strata][boundary_strata], from low to high IoU, from small to large boundary error."""
     mean_iou: float
     mean_boundary_iou: float
     damaged: dict[str, int]
@@ -54,33 +47,9 @@ class ExportReport:
     licences: dict[str, int]
     """Pairs by licence of the image."""
     held_out: list[HeldOutSplit]
-    """What of other splits was barred, beside what the archives hold of them."""
+    """Splits that the pairs were kept apart from, beside what the archives hold of them."""
     format: str
     shards: int
-
-
-def export_report(folder: Path, rule: PairRule, format_name: str, state: ExportState) -> ExportReport:
-    """Count what the index of an export holds."""
-    assert state.selection is not None
-    table = pq.read_table(folder / INDEX, columns=_COUNTED)
-    iou, boundary_iou = table["iou"].to_numpy(), table["boundary_iou"].to_numpy()
-    text = {name: table[name].to_pylist() for name in ("damage", "run", "licence")}
-    return ExportReport(
-        answers=state.selection.answers,
-        pairs=len(table),
-        examples=len(table["example_id"].unique()),
-        images=len(table["image_sha256"].unique()),
-        runs={name: text["run"].count(name) for name in state.runs},
-        left_out=state.selection.left_out,
-        strata=strata_counts(rule, iou, boundary_iou),
-        mean_iou=float(iou.mean()),
-        mean_boundary_iou=float(boundary_iou.mean()),
-        damaged=dict(sorted(Counter(kind for kind in text["damage"] if kind is not None).items())),
-        licences=dict(sorted(Counter(text["licence"]).items())),
-        held_out=list(state.held_out),
-        format=format_name,
-        shards=len(state.shards),
-    )
 
 
 def strata_counts(rule: PairRule, iou: NDArray[np.float64], boundary_iou: NDArray[np.float64]) -> list[list[int]]:
@@ -193,8 +162,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join("| " + " | ".join(str(cell).replace("|", "/") for cell in row) + " |\n" for row in ruled)
 
 
-_MAX_SIDE_PX = 320
-"""More pixels are not shown, so that the page stays small."""
 MISSED, EXTRA, BOTH = "#4c6ef5", "#fa5252", "#868e96"
 """Colours of true pixels that the coarse mask lacks, of those it has too many, and of those that both have."""
 
@@ -205,11 +172,11 @@ class _Shown:
 
     prompt: str
     place: str
-    """Where the answer is."""
+    """Place of the answer in its archive."""
     notes: str
-    """Numbers, and how it was made."""
+    """Scores, and how the coarse mask was made."""
     figures: list[tuple[str, Markup]]
-    """(title, SVG)."""
+    """Pictures, each (title, SVG)."""
 
 
 def write_pair_page(folder: Path, report: ExportReport, rule: PairRule, pictures: PairPictures, num_shown: int) -> None:
@@ -220,7 +187,7 @@ def write_pair_page(folder: Path, report: ExportReport, rule: PairRule, pictures
         shown[int(rule.iou_stratum(np.array([row["iou"]]))[0])].append(_shown(row, pictures))
     names = stratum_names(rule.min_iou, rule.max_iou, rule.iou_strata)
     page = render_page(
-        "pair_page.html.j2",
+        "pairs.html.j2",
         report=report,
         strata=[(name, sum(row), pairs) for name, row, pairs in zip(names, report.strata, shown, strict=True)],
         error_names=stratum_names(0, 1, rule.boundary_strata),
@@ -234,7 +201,7 @@ def write_pair_page(folder: Path, report: ExportReport, rule: PairRule, pictures
 
 
 def _sampled(folder: Path, rule: PairRule, num_shown: int) -> list[int]:
-    """Numbers of the first pairs of each stratum, one an example as far as it goes."""
+    """Numbers of the first pairs of each stratum, one per example as far as it goes."""
     table = pq.read_table(folder / INDEX, columns=["iou", "example_id"])
     strata, examples = rule.iou_stratum(table["iou"].to_numpy()), table["example_id"]
     chosen: list[int] = []
@@ -249,17 +216,12 @@ def _sampled(folder: Path, rule: PairRule, num_shown: int) -> list[int]:
 def _shown(row: Mapping[str, Any], pictures: PairPictures) -> _Shown:
     size = row["height"], row["width"]
     coarse, true = mask_from_rle(row["coarse_rle"], *size), mask_from_rle(row["true_rle"], *size)
-    window = window_around(coarse | true)
-    image, coarse, true = pictures.image(row)[window], coarse[window], true[window]
-    scale = min(1.0, _MAX_SIDE_PX / max(coarse.shape))
-    if scale < 1:
-        height, width = (math.ceil(side * scale) for side in coarse.shape)
-        image = np.asarray(Image.fromarray(image).resize((width, height)))
-    coarse_rings, true_rings = _rings(coarse, scale), _rings(true, scale)
+    masks = [coarse, true, true & coarse, true & ~coarse, coarse & ~true]
+    image, (coarse_rings, true_rings, *parts) = close_up(pictures.image(row), masks)
     figures = [
         ("coarse", svg_overlay(image, coarse_rings, COLOURS["rl"], "coarse mask, true outline dashed", true_rings)),
         ("true", svg_overlay(image, true_rings, COLOURS["truth"], "true mask")),
-        ("difference", _difference(coarse, true, scale)),
+        ("difference", _difference(parts, *image.shape[:2])),
     ]
     notes = f"IoU {row['iou']:.2f}, boundary {row['boundary_iou']:.2f}"
     notes += f", synthetic: {row['damage'].replace('_', ' ')}" if row["damage"] else ""
@@ -267,16 +229,11 @@ def _shown(row: Mapping[str, Any], pictures: PairPictures) -> _Shown:
     return _Shown(row["prompt"], place, notes, [(title, Markup(svg)) for title, svg in figures])
 
 
-def _rings(mask: NDArray[np.bool_], scale: float) -> list[Ring]:
-    return [np.round(ring * scale, 1) for ring in rings_from_mask(mask)]
-
-
-def _difference(coarse: NDArray[np.bool_], true: NDArray[np.bool_], scale: float) -> str:
-    height, width = (math.ceil(side * scale) for side in coarse.shape)
-    parts = ((true & coarse, BOTH, 0.35), (true & ~coarse, MISSED, 1), (coarse & ~true, EXTRA, 1))
+def _difference(parts: Sequence[Sequence[Ring]], height: int, width: int) -> str:
+    """An <svg> of the rings of what both masks have, what the coarse one misses, and what it has too many."""
     paths = "".join(
-        f'<path d="{svg_path(_rings(mask, scale))}" fill="{colour}" fill-opacity="{opacity}"/>'
-        for mask, colour, opacity in parts
+        f'<path d="{svg_path(rings)}" fill="{colour}" fill-opacity="{opacity}"/>'
+        for rings, colour, opacity in zip(parts, (BOTH, MISSED, EXTRA), (0.35, 1, 1), strict=True)
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" class="difference">'

@@ -17,7 +17,7 @@ from rl.pairs.shortlist import USABLE, HeldOut, index_examples
 from rollout.archive.archive import RolloutArchive
 
 _OTHER_STRENGTHS = (0.9, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
-"""Tried where the one that was drawn does too much, or on a small object nothing."""
+"""Strengths that are tried where the one that was drawn does too much, or nothing to a small object."""
 
 
 def with_damage(choice: Choice, settings: DamageSettings, rule: PairRule) -> Iterator[Pair]:
@@ -58,7 +58,7 @@ def damage_alone(
 ) -> Iterator[Pair]:
     """`settings.per_example` pairs of every training example of these archives, all of them true masks, damaged.
 
-    Where they are in an archive is said by -1, except their number. An example that several runs asked counts once.
+    Step and position of such a pair are -1, its index is its number. An example that several runs asked counts once.
     A mask that no damage brings into the range of IoU of the rule gives none.
     """
     if not settings.per_example:

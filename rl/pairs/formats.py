@@ -1,39 +1,30 @@
-"""How far an export has come, in its own folder: export.json, rewritten whole after every shard.
+"""The four formats that pairs are exported in: Parquet, WebDataset, COCO, and PNG files with a table.
 
-It holds no clock, host or path, so that an export that was interrupted and continued is the same, byte for byte.
+A format is a function that writes one shard of the pairs that it is handed. COCO and PNG end in one file for all pairs:
+their shards leave lines in .parts/, which `finish` joins.
 """
 
 import csv
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from envs.datasets.base import Env
 from envs.geometry.rle import mask_from_rle, spans_from_rle
 from rewards.kernels.bands import span_sums
+from rl.pages.pictures import png
 from rl.pairs.index import INDEX, PAIR_SCHEMA, index_rows, row_image
-from rollout.disk import publish
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A shard that is whole."""
-
-    number: int
-    first: int
-    """Number of its first pair."""
-    pairs: int
-
+from rollout.disk import whole_file
 
 RLE_COLUMNS = ("coarse_rle", "true_rle", "ignore_rle")
 
@@ -43,16 +34,16 @@ class PairFiles:
     """One pair as every format needs it."""
 
     key: str
-    """Its number in the export, eight digits."""
+    """Number of the pair in the export, eight digits."""
     row: Mapping[str, Any]
-    """Columns of PAIR_SCHEMA."""
+    """Row of the index, columns of PAIR_SCHEMA."""
     image: bytes
-    """PNG, RGB."""
+    """Image as an RGB PNG."""
     coarse: bytes
-    """PNG, 0 and 255 of 8 bits, like the other masks."""
+    """Coarse mask as a PNG of 8 bits, 0 and 255, like the other masks."""
     true: bytes
     ignore: bytes | None
-    """Pixels that count neither way; None where all count."""
+    """Mask of the pixels that count neither way; None where all count."""
 
     @property
     def masks(self) -> dict[str, bytes]:
@@ -66,7 +57,7 @@ class PairPictures:
 
     def __init__(self, envs: Mapping[str, Env]) -> None:
         """envs: of the training split, by run."""
-        self._envs = envs
+        self.envs = envs
         self._last = ("", b"")
 
     def files(self, number: int, row: Mapping[str, Any]) -> PairFiles:
@@ -82,200 +73,141 @@ class PairPictures:
 
     def image(self, row: Mapping[str, Any]) -> NDArray[np.uint8]:
         """Pixels [H, W, 3] of a row's image."""
-        return row_image(self._envs, row)
+        return row_image(self.envs, row)
 
-
-def png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
-    """A picture [H, W, 3] uint8 or a mask [H, W] bool as PNG."""
-    buffer = io.BytesIO()
-    values = pixels.astype(np.uint8) * 255 if pixels.dtype == np.bool_ else pixels
-    Image.fromarray(values).save(buffer, "png")
-    return buffer.getvalue()
-
-
-_ROWS_A_GROUP = 64
-_BYTES_A_GROUP = 8 << 20
 
 _SHOWN = [name for name in PAIR_SCHEMA.names if name not in RLE_COLUMNS]
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _PICTURES = {"image": "image", "coarse_mask": "coarse", "true_mask": "true", "ignore_mask": "ignore"}
 """Columns of pictures, and what they hold."""
+_ROWS_PER_GROUP = 64
+_BYTES_PER_GROUP = 8 << 20
 
 
-class ShardWriter(Protocol):
-    """Writes one shard."""
-
-    def add(self, pair: PairFiles) -> None:
-        """Take in a pair."""
-        ...
-
-    def close(self) -> None:
-        """Make the shard whole under its name."""
-        ...
-
-
-def _features() -> dict[str, Any]:
-    """What Hugging Face `datasets` reads the columns as."""
-    values: dict[str, Any] = {
-        name: {"dtype": str(PAIR_SCHEMA.field(name).type), "_type": "Value"} for name in _SHOWN if name != "box_px"
-    }
-    values["box_px"] = {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"}
-    return {name: {"_type": "Image"} for name in _PICTURES} | {name: values[name] for name in _SHOWN}
+def write_parquet(folder: Path, number: int, pairs: Iterable[PairFiles]) -> None:
+    """data/train-00000.parquet: a row per pair, pictures as Hugging Face `Image` columns."""
+    path, schema = folder / "data" / f"train-{number:05d}.parquet", _picture_schema()
+    # An image that several pairs of a row group share is stored once.
+    limit = 2 * _BYTES_PER_GROUP
+    with (
+        whole_file(path, lasting=True) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd", dictionary_pagesize_limit=limit) as file,
+    ):
+        for rows in _row_groups(pairs):
+            file.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def _picture_schema() -> pa.Schema:
+    """Columns of a Parquet shard, with what Hugging Face `datasets` reads them as."""
     fields = [pa.field(name, _PICTURE) for name in _PICTURES] + [PAIR_SCHEMA.field(name) for name in _SHOWN]
-    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": _features()}})})
+    features: dict[str, Any] = {name: {"_type": "Image"} for name in _PICTURES}
+    for name in _SHOWN:
+        features[name] = {"dtype": str(PAIR_SCHEMA.field(name).type), "_type": "Value"}
+    features["box_px"] = {"feature": {"dtype": "float64", "_type": "Value"}, "_type": "Sequence"}
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
-class ParquetShard:
-    """data/train-00000.parquet: a row a pair, pictures as Hugging Face `Image` columns."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._path = folder / "data" / f"train-{number:05d}.parquet"
-        self._partial = _partial(self._path)
-        # An image that several pairs of a row group share is stored once.
-        self._writer = pq.ParquetWriter(
-            self._partial, _picture_schema(), compression="zstd", dictionary_pagesize_limit=_BYTES_A_GROUP * 2
-        )
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
-
-    def add(self, pair: PairFiles) -> None:
-        """Take in a pair."""
+def _row_groups(pairs: Iterable[PairFiles]) -> Iterator[list[dict[str, Any]]]:
+    rows, size = list[dict[str, Any]](), 0
+    for pair in pairs:
         pictures = pair.masks | {"image": pair.image}
         row: dict[str, Any] = {
             column: {"bytes": pictures[kind], "path": f"{pair.key}.{kind}.png"} if kind in pictures else None
             for column, kind in _PICTURES.items()
         }
-        self._rows.append(row | {name: pair.row[name] for name in _SHOWN})
-        self._bytes += sum(map(len, pictures.values()))
-        if len(self._rows) >= _ROWS_A_GROUP or self._bytes >= _BYTES_A_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=_picture_schema()))
-        self._rows, self._bytes = [], 0
-
-    def close(self) -> None:
-        """Make the shard whole under its name."""
-        self._flush()
-        self._writer.close()
-        publish(self._partial, self._path)
+        rows.append(row | {name: pair.row[name] for name in _SHOWN})
+        size += sum(map(len, pictures.values()))
+        if len(rows) >= _ROWS_PER_GROUP or size >= _BYTES_PER_GROUP:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
 
 
-class TarShard:
-    """pairs-000000.tar: a WebDataset sample a pair, KEY.image.png, KEY.coarse.png, KEY.true.png and KEY.json."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._path = folder / f"pairs-{number:06d}.tar"
-        self._partial = _partial(self._path)
-        self._tar = tarfile.open(self._partial, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  # closed by close()
-
-    def add(self, pair: PairFiles) -> None:
-        """Take in a pair."""
-        facts = json.dumps({name: pair.row[name] for name in _SHOWN}, ensure_ascii=False).encode()
-        pictures = {f"{name}.png": data for name, data in ({"image": pair.image} | pair.masks).items()}
-        for ending, data in (pictures | {"json": facts}).items():
-            entry = tarfile.TarInfo(f"{pair.key}.{ending}")
-            entry.size = len(data)
-            self._tar.addfile(entry, io.BytesIO(data))
-
-    def close(self) -> None:
-        """Make the shard whole under its name."""
-        self._tar.close()
-        publish(self._partial, self._path)
+def write_tar(folder: Path, number: int, pairs: Iterable[PairFiles]) -> None:
+    """pairs-000000.tar: a WebDataset sample per pair, KEY.image.png, KEY.coarse.png, KEY.true.png and KEY.json."""
+    path = folder / f"pairs-{number:06d}.tar"
+    with whole_file(path, lasting=True) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for pair in pairs:
+            facts = json.dumps({name: pair.row[name] for name in _SHOWN}, ensure_ascii=False).encode()
+            pictures = {f"{name}.png": data for name, data in ({"image": pair.image} | pair.masks).items()}
+            for ending, data in (pictures | {"json": facts}).items():
+                entry = tarfile.TarInfo(f"{pair.key}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
 
 
-class CocoShard:
-    """A part of annotations.json, and its images in images/."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._folder, self._number = folder, number
-        self._lines: list[str] = []
-
-    def add(self, pair: PairFiles) -> None:
-        """Take in a pair."""
-        _write_image(self._folder, pair)
-        self._lines.append(json.dumps(dict(pair.row), ensure_ascii=False))
-
-    def close(self) -> None:
-        """Make the shard whole under its name."""
-        write_text(part_path(self._folder, self._number), "".join(f"{line}\n" for line in self._lines))
-
-
-class PngShard:
-    """PNG files in images/, coarse/, true/ and ignore/, and a part of pairs.csv."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._folder, self._number = folder, number
-        self._rows: list[dict[str, Any]] = []
-
-    def add(self, pair: PairFiles) -> None:
-        """Take in a pair."""
-        paths = {"image": _write_image(self._folder, pair)}
-        for name, data in pair.masks.items():
-            paths[name] = f"{name}/{pair.key}.png"
-            _write_bytes(self._folder / paths[name], data)
-        self._rows.append(csv_row(pair.key, paths, pair.row))
-
-    def close(self) -> None:
-        """Make the shard whole under its name."""
-        text = io.StringIO()
-        csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n").writerows(self._rows)
-        write_text(part_path(self._folder, self._number), text.getvalue())
+def write_coco(folder: Path, number: int, pairs: Iterable[PairFiles]) -> None:
+    """Images in images/, and a part of annotations.json."""
+    lines = list[str]()
+    for pair in pairs:
+        _write_image(folder, pair)
+        lines.append(json.dumps(dict(pair.row), ensure_ascii=False) + "\n")
+    write_text(_part_path(folder, number), "".join(lines))
 
 
 CSV_COLUMNS = ["key", "image", "coarse", "true", "ignore", *(name for name in _SHOWN if name != "box_px")]
 """Columns of pairs.csv: paths from its folder, then what is known of the pair."""
 
-WRITERS: dict[str, type[ParquetShard | TarShard | CocoShard | PngShard]] = {
-    "parquet": ParquetShard,
-    "webdataset": TarShard,
-    "coco": CocoShard,
-    "png": PngShard,
+
+def write_png(folder: Path, number: int, pairs: Iterable[PairFiles]) -> None:
+    """PNG files in images/, coarse/, true/ and ignore/, and a part of pairs.csv."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    for pair in pairs:
+        paths = {"image": _write_image(folder, pair), "ignore": ""}
+        for name, data in pair.masks.items():
+            paths[name] = f"{name}/{pair.key}.png"
+            _write_bytes(folder / paths[name], data)
+        known = {name: pair.row[name] for name in CSV_COLUMNS if name in pair.row}
+        table.writerow({"key": pair.key} | paths | known)
+    write_text(_part_path(folder, number), text.getvalue())
+
+
+WRITERS: dict[str, Callable[[Path, int, Iterable[PairFiles]], None]] = {
+    "parquet": write_parquet,
+    "webdataset": write_tar,
+    "coco": write_coco,
+    "png": write_png,
 }
 
 
-def csv_row(key: str, paths: Mapping[str, str], row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of pairs.csv."""
-    return {"key": key, "ignore": ""} | dict(paths) | {name: row[name] for name in CSV_COLUMNS if name in row}
-
-
-def part_path(folder: Path, number: int) -> Path:
+def _part_path(folder: Path, number: int) -> Path:
     """Where a shard of a format that ends in one file keeps its lines until then."""
     return folder / ".parts" / f"{number:06d}"
 
 
-def image_name(row: Mapping[str, Any]) -> str:
+def _image_name(row: Mapping[str, Any]) -> str:
     """File of a row's image in the formats that have files of images."""
     return f"images/{row['image_sha256'][:32]}.png"
 
 
 def _write_image(folder: Path, pair: PairFiles) -> str:
-    name = image_name(pair.row)
+    name = _image_name(pair.row)
     if not (folder / name).exists():
         _write_bytes(folder / name, pair.image)
     return name
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
-    partial = _partial(path)
-    partial.write_bytes(data)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    partial = _partial(path)
-    partial.write_text(text, encoding="utf-8")
-    publish(partial, path)
+    """Write a text file, whole or not at all, so that a power cut leaves it whole as well."""
+    with whole_file(path, lasting=True) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
-def _partial(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.partial")
+@dataclass(frozen=True)
+class Shard:
+    """A shard that is whole."""
+
+    number: int
+    first: int
+    """Number of the shard's first pair."""
+    pairs: int
 
 
 _BLOCK = 512
@@ -291,20 +223,31 @@ def write_shards(
     A shard holds as many pairs as fit into `shard_mb` MiB, and at least one.
     """
     first = sum(shard.pairs for shard in done)
-    number, writer, num, size = len(done), None, 0, _TAR_END
-    for place, row in enumerate(index_rows(folder / INDEX, first), first):
-        pair = pictures.files(place, row)
-        if writer is not None and size + _size(pair) > shard_mb << 20:
-            writer.close()
-            yield Shard(number, first, num)
-            number, writer, first, num, size = number + 1, None, place, 0, _TAR_END
-        if writer is None:
-            writer = WRITERS[format_name](folder, number)
-        writer.add(pair)
-        num, size = num + 1, size + _size(pair)
-    if writer is not None:
-        writer.close()
-        yield Shard(number, first, num)
+    rows = enumerate(index_rows(folder / INDEX, first), first)
+    queue, number = _Queue(pictures.files(place, row) for place, row in rows), len(done)
+    while queue.waiting is not None:
+        before = queue.taken
+        WRITERS[format_name](folder, number, queue.take(shard_mb << 20))
+        yield Shard(number, first + before, queue.taken - before)
+        number += 1
+
+
+class _Queue:
+    """Pairs to be written, of which each shard takes as many as fit."""
+
+    def __init__(self, pairs: Iterator[PairFiles]) -> None:
+        self._pairs = pairs
+        self.waiting = next(pairs, None)
+        self.taken = 0
+
+    def take(self, most_bytes: int) -> Iterator[PairFiles]:
+        """The next pairs, of at most so many bytes together, but at least one."""
+        size, before = _TAR_END, self.taken
+        while self.waiting is not None and (self.taken == before or size + _size(self.waiting) <= most_bytes):
+            size += _size(self.waiting)
+            self.taken += 1
+            yield self.waiting
+            self.waiting = next(self._pairs, None)
 
 
 def _size(pair: PairFiles) -> int:
@@ -315,13 +258,17 @@ def _size(pair: PairFiles) -> int:
 
 def finish(folder: Path, format_name: str, num_shards: int, licences: dict[str, int]) -> None:
     """Join the parts of a format that ends in one file; licences: COCO's licence ids by name."""
-    parts = [part_path(folder, number) for number in range(num_shards)]
+    parts = [_part_path(folder, number) for number in range(num_shards)]
     if format_name == "png":
-        header = io.StringIO()
-        csv.DictWriter(header, CSV_COLUMNS, lineterminator="\n").writeheader()
-        _join(folder / "pairs.csv", [header.getvalue()], (part.read_text(encoding="utf-8") for part in parts))
+        header = ",".join(CSV_COLUMNS) + "\n"
+        _join(folder / "pairs.csv", chain([header], (part.read_text(encoding="utf-8") for part in parts)))
     elif format_name == "coco":
-        _join(folder / "annotations.json", ["{"], _coco(parts, licences))
+        _join(folder / "annotations.json", _coco(parts, licences))
+
+
+def _join(path: Path, texts: Iterable[str]) -> None:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(texts)
 
 
 def clear_parts(folder: Path) -> None:
@@ -332,17 +279,9 @@ def clear_parts(folder: Path) -> None:
         (folder / ".parts").rmdir()
 
 
-def _join(path: Path, head: list[str], rest: Iterator[str]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(head)
-        file.writelines(rest)
-    partial.replace(path)
-
-
 def _coco(parts: list[Path], licences: dict[str, int]) -> Iterator[str]:
-    """All of annotations.json after its first bracket, an entry a line."""
-    yield '"info": {"description": "coarse and true masks, `segmentation` is the true one"},\n'
+    """All of annotations.json, an entry per line."""
+    yield '{"info": {"description": "coarse and true masks, `segmentation` is the true one"},\n'
     yield f'"licenses": {json.dumps([{"id": k, "name": name, "url": ""} for name, k in licences.items()])},\n'
     yield '"categories": [{"id": 1, "name": "object"}],\n"images": [\n'
     numbers: dict[str, int] = {}
@@ -352,7 +291,7 @@ def _coco(parts: list[Path], licences: dict[str, int]) -> Iterator[str]:
         if numbers:
             yield ",\n"
         numbers[row["image_sha256"]] = len(numbers) + 1
-        image = {"id": len(numbers), "file_name": image_name(row), "height": row["height"], "width": row["width"]}
+        image = {"id": len(numbers), "file_name": _image_name(row), "height": row["height"], "width": row["width"]}
         yield json.dumps(image | {"license": licences[row["licence"]], "sha256": row["image_sha256"]})
     yield '\n],\n"annotations": [\n'
     for k, row in enumerate(_rows(parts)):

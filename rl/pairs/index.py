@@ -1,7 +1,12 @@
-"""The runs that pairs come from: opened and checked before anything is read at length."""
+"""From runs to pairs.parquet, the index of the pairs: the same way for a refiner and for an export.
+
+In order: the runs opened and checked, what is held out, the answers chosen, a choice of nothing refused, every image of
+the pairs looked at; only then the index is written, pair by pair.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +26,10 @@ from rl.config.pairs import DamageSettings, PairRule
 from rl.config.run import EvaluationSettings
 from rl.pages.progress import bar
 from rl.pairs.damage import damage_alone, with_damage
-from rl.pairs.select import Choice, Pair
+from rl.pairs.select import Choice, Pair, choose
 from rl.pairs.shortlist import NOTHING_HELD_OUT, PLACE_COLUMNS, HeldOut
 from rollout.archive.archive import RolloutArchive
-from rollout.disk import publish
+from rollout.disk import whole_file
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,15 @@ class PairRun:
     """A run with an archive."""
 
     name: str
-    """Of its folder; pairs name their run by it."""
+    """Name of the run's folder, by which pairs name their run."""
     folder: Path
     archive: RolloutArchive
     last_step: int
-    """The last one in the archive."""
+    """Last step in the archive."""
     env: Plugin
-    """Where its images come from."""
+    """Source of the images."""
     evaluation: EvaluationSettings
-    """Which held-out examples it reports on."""
+    """Which held-out examples the run reports on."""
 
     def training_env(self) -> Env:
         """The Env of the training split."""
@@ -50,12 +55,12 @@ class PairRun:
 
 @dataclass(frozen=True)
 class HeldOutSplit:
-    """What of one split of a run was barred."""
+    """How much of one split of a run was barred."""
 
     run: str
     split: str
     examples: int
-    """Whose ids and images no pair has."""
+    """Examples whose ids and images no pair has."""
     of: int
     """Examples that the split has in all."""
 
@@ -112,11 +117,11 @@ def _refuse_unfinished(folder: Path, archive: RolloutArchive, last_step: int, se
 
 
 def held_out_of(
-    runs: Sequence[PairRun], num_examples: int | None, console: Console | None = None
+    runs: Sequence[PairRun], num_examples: int | None, console: Console
 ) -> tuple[HeldOut, list[HeldOutSplit]]:
     """What no pair may come from: examples of the splits that the runs choose and report by.
 
-    num_examples: of each split, from the first on, but at least those that the run evaluates; None for all of them.
+    num_examples: how many of each split, from the first on, but at least those that the run evaluates; None for all.
     """
     held_out, splits, seen = NOTHING_HELD_OUT, list[HeldOutSplit](), list[tuple[Plugin, str, int]]()
     for run in runs:
@@ -128,12 +133,114 @@ def held_out_of(
             env: Env = run.env.build(split=split)
             num = len(env) if num_examples is None else min(len(env), max(num_examples, least))
             if (run.env, split, num) not in seen:
-                if console is not None:
-                    console.print(f"keeping out ids and images of {num:,} of {len(env):,} examples of split {split}")
+                console.print(f"keeping out ids and images of {num:,} of {len(env):,} examples of split {split}")
                 held_out = held_out.with_examples(env, num)
                 seen.append((run.env, split, num))
             splits.append(HeldOutSplit(run.name, split, num, len(env)))
     return held_out, splits
+
+
+def training_envs(runs: Sequence[PairRun]) -> dict[str, Env]:
+    """The Env of each run by its name; runs over the same data share one."""
+    envs: dict[str, Env] = {}
+    for k, run in enumerate(runs):
+        same = [other for other in runs[:k] if other.env == run.env]
+        envs[run.name] = envs[same[0].name] if same else run.training_env()
+    return envs
+
+
+_SHOWN_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of one index, as they are asked for."""
+
+    rule: PairRule
+    damage: DamageSettings
+    may_be_empty: bool = False
+    """Whether a rule that keeps no answer is no mistake."""
+
+
+@dataclass(frozen=True)
+class ChosenPairs:
+    """The pairs of one index, chosen and their images looked at; nothing of them is written yet."""
+
+    asked: PairSet
+    choice: Choice
+    archives: Sequence[RolloutArchive]
+    held_out: HeldOut
+    splits: Sequence[HeldOutSplit]
+    """Splits that the pairs were kept apart from."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the index would hold nothing."""
+        return not len(self.choice) and not self.asked.damage.per_example
+
+    def write(self, path: Path, console: Console) -> int:
+        """Write the index, whole or not at all; returns the number of pairs.
+
+        First the pairs of the choice, a share of them damaged, then those that are damage alone.
+        """
+        rule, damage = self.asked.rule, self.asked.damage
+        alone = damage_alone(self.archives, damage, rule, self.held_out)
+        chosen = bar(with_damage(self.choice, damage, rule), "pairs", console, len(self.choice))
+        return write_index(path, chain(chosen, bar(alone, "damaged masks", console)))
+
+
+def choose_pairs(
+    runs: Sequence[PairRun],
+    wanted: Sequence[PairSet],
+    held_out_examples: int | None,
+    envs: Mapping[str, Env],
+    console: Console,
+) -> list[ChosenPairs]:
+    """Choose the pairs of some sets, in their order, and look at all images, before anything is written.
+
+    held_out_examples: see `held_out_of`. envs: of the training split, by run. Raises ValueError where a rule keeps
+    nothing, two runs disagree about an image, or an image is gone or another one than was answered about.
+    """
+    archives = [run.archive for run in runs]
+    held_out, splits = held_out_of(runs, held_out_examples, console)
+    found = [
+        ChosenPairs(asked, choose(archives, asked.rule, held_out, console), archives, held_out, splits)
+        for asked in wanted
+    ]
+    for one in found:
+        if one.empty and not one.asked.may_be_empty:
+            raise ValueError(_nothing_kept(runs, one))
+    for one in found:
+        _refuse_other_images(one.choice, envs, console)
+    return found
+
+
+def _nothing_kept(runs: Sequence[PairRun], chosen: ChosenPairs) -> str:
+    report = chosen.choice.report
+    counts = {reason: num for reason, num in report.left_out.items() if num}
+    return (
+        f"{chosen.asked.rule} keeps none of the {report.answers} answers in {', '.join(run.name for run in runs)} "
+        f"({counts}); widen the rule, or train for longer."
+    )
+
+
+def _refuse_other_images(choice: Choice, envs: Mapping[str, Env], console: Console) -> None:
+    """Raise ValueError where images of the pairs are missing or have changed, naming the first few."""
+    failures, last = list[str](), ""
+    for pair in bar(choice.pairs(), "images", console, len(choice)):
+        if pair.image_sha256 == last:
+            continue
+        last = pair.image_sha256
+        try:
+            envs[pair.run].image(pair.image)
+        except (ValueError, OSError) as error:
+            failures.append(f"{pair.example_id}: {error}")
+    if failures:
+        shown = "; ".join(failures[:_SHOWN_FAILURES])
+        raise ValueError(
+            f"{len(failures)} images of the chosen pairs are gone or are not those of the archive ({shown}); restore "
+            "them, then try again."
+        )
 
 
 PAIR_SCHEMA = pa.schema(
@@ -160,14 +267,13 @@ PAIR_SCHEMA = pa.schema(
 """Columns of pairs.parquet: the fields of Pair, its coarse mask as COCO RLE, and its box."""
 
 INDEX = "pairs.parquet"
-"""Every pair of an export, images by reference: chosen once, then written in the format asked for."""
+"""Name of the index: every pair, its masks as COCO RLE and its image by reference."""
 
 _ROWS_AT_ONCE = 256
-_ROWS_A_GROUP = 1024
-_SHOWN_FAILURES = 3
+_ROWS_PER_GROUP = 1024
 
 
-def pair_row(pair: Pair) -> dict[str, object]:
+def _pair_row(pair: Pair) -> dict[str, object]:
     """The row of a pair in the index."""
     coarse = rle_from_rings(*flatten_rings(pair.coarse_rings), pair.height, pair.width)
     made = {"coarse_rle": coarse, "box_px": pair.box_px}
@@ -187,75 +293,16 @@ def index_rows(path: Path, first: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def write_index(path: Path, pairs: Iterable[Pair]) -> int:
-    """Write the index of some pairs, whole or not at all; how many there were."""
-    partial, num = path.with_name(f".{path.name}.partial"), 0
-    with pq.ParquetWriter(partial, PAIR_SCHEMA, compression="zstd") as writer:
-        for rows in _groups(pairs):
-            writer.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
+    """Write the index of some pairs, whole or not at all; returns their number."""
+    num, left = 0, iter(pairs)
+    with whole_file(path, lasting=True) as partial, pq.ParquetWriter(partial, PAIR_SCHEMA, compression="zstd") as file:
+        while rows := [_pair_row(pair) for pair in islice(left, _ROWS_PER_GROUP)]:
+            file.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
             num += len(rows)
-    publish(partial, path)
     return num
-
-
-def _groups(pairs: Iterable[Pair]) -> Iterator[list[dict[str, object]]]:
-    rows: list[dict[str, object]] = []
-    for pair in pairs:
-        rows.append(pair_row(pair))
-        if len(rows) == _ROWS_A_GROUP:
-            yield rows
-            rows = []
-    if rows:
-        yield rows
-
-
-def training_envs(runs: Sequence[PairRun]) -> dict[str, Env]:
-    """The Env of each run by its name; runs over the same data share one."""
-    envs: dict[str, Env] = {}
-    for k, run in enumerate(runs):
-        same = [other for other in runs[:k] if other.env == run.env]
-        envs[run.name] = envs[same[0].name] if same else run.training_env()
-    return envs
 
 
 def row_image(envs: Mapping[str, Env], row: Mapping[str, Any]) -> NDArray[np.uint8]:
     """Pixels [H, W, 3] of a row's image; raises ValueError or OSError where it is another one, or gone."""
     ref = ImageRef(row["image_key"], row["image_sha256"], row["height"], row["width"])
     return envs[row["run"]].image(ref)
-
-
-def refuse_other_images(choice: Choice, envs: Mapping[str, Env], console: Console) -> None:
-    """Raise ValueError where images of the pairs are missing or have changed, naming the first few."""
-    failures, last = list[str](), ""
-    for pair in bar(choice.pairs(), "images", console, len(choice)):
-        if pair.image_sha256 == last:
-            continue
-        last = pair.image_sha256
-        try:
-            row_image(envs, vars(pair))
-        except (ValueError, OSError) as error:
-            failures.append(f"{pair.example_id}: {error}")
-    if failures:
-        shown = "; ".join(failures[:_SHOWN_FAILURES])
-        raise ValueError(
-            f"{len(failures)} images of the chosen pairs are gone or are not those of the archive ({shown}); restore "
-            "them, then try again."
-        )
-
-
-def all_pairs(
-    choice: Choice, runs: Sequence[PairRun], damage: DamageSettings, rule: PairRule, held_out: HeldOut, console: Console
-) -> Iterator[Pair]:
-    """The pairs of a choice, a share of them damaged, then those that are damage alone."""
-    yield from bar(with_damage(choice, damage, rule), "pairs", console, len(choice))
-    yield from bar(damage_alone([run.archive for run in runs], damage, rule, held_out), "damaged masks", console)
-
-
-def refuse_none(choice: Choice, runs: Sequence[PairRun], damage: DamageSettings, rule: PairRule) -> None:
-    """Raise ValueError where a rule keeps no answer, and nothing is made without one; with the counts of why."""
-    if not len(choice) and not damage.per_example:
-        report = choice.report
-        counts = {reason: num for reason, num in report.left_out.items() if num}
-        raise ValueError(
-            f"{rule} keeps none of the {report.answers} answers in {', '.join(run.name for run in runs)} "
-            f"({counts}); widen the rule, or train for longer."
-        )

@@ -16,10 +16,10 @@ from envs.polygons import FlatAnswers, Ring, split_rings
 from rewards.kernels.bands import united
 from rewards.target import Target
 from rl.config.pairs import PairRule
+from rl.pairs.shortlist import PLACE_COLUMNS
 from rollout.archive.archive import RolloutArchive
 
-_ROWS_A_BATCH = 1 << 14
-_PLACE = ("step", "position", "index")
+_ROWS_PER_BATCH = 1 << 14
 _OUTLINE_COLUMNS = ("vertices_px", "ring_offsets", "policy_version")
 _EXAMPLE_FIELDS = ("example_id", "image_key", "image_sha256", "height", "width", "prompt", "source", "licence")
 
@@ -31,13 +31,13 @@ class Outlines:
     runs: Sequence[str]
     """Names of the runs, by number."""
     rows: NDArray[np.void]
-    """[A] of rl.pair_shortlist.CANDIDATE."""
+    """Candidates [A], of dtype rl.pairs.shortlist.CANDIDATE."""
     places: NDArray[np.int64]
-    """[A] where the columns of each are, counted over all batches."""
+    """Row [A] of each answer, counted over all batches."""
     batches: Sequence[pa.RecordBatch]
-    """With the columns vertices_px, ring_offsets and policy_version of an archive."""
+    """Columns vertices_px, ring_offsets and policy_version of an archive, batch by batch."""
     boundary_iou: NDArray[np.float64]
-    """[A], once it is known; before, none."""
+    """Boundary IoU [A] with the truth; empty until it is known."""
 
     def flat(self, chosen: Sequence[int]) -> FlatAnswers:
         """Some of the answers, as kernels take them."""
@@ -97,14 +97,14 @@ def read_outlines(
         mine = mine[np.argsort(rows["order"][mine])]
         wanted = rows["order"][mine]
         steps = set(rows["step"][mine].tolist())
-        for batch in archive.rollouts([*_PLACE, *_OUTLINE_COLUMNS], steps) if steps else ():
-            orders = rule.answer_orders(runs[number], *(batch[name].to_numpy() for name in _PLACE))
+        for batch in archive.rollouts([*PLACE_COLUMNS, *_OUTLINE_COLUMNS], steps) if steps else ():
+            orders = rule.answer_orders(runs[number], *(batch[name].to_numpy() for name in PLACE_COLUMNS))
             at = np.minimum(np.searchsorted(wanted, orders), len(wanted) - 1)
             hits = np.flatnonzero(wanted[at] == orders)
             places[mine[at[hits]]] = num + np.arange(len(hits))
             num += len(hits)
             pending.append(batch.select(_OUTLINE_COLUMNS).take(pa.array(hits)))
-            if num - joined >= _ROWS_A_BATCH:
+            if num - joined >= _ROWS_PER_BATCH:
                 batches.append(pa.concat_batches(pending))
                 pending, joined = [], num
     batches += [pa.concat_batches(pending)] if pending else []
@@ -116,9 +116,9 @@ class ExampleTruth:
     """An example as a pair needs it."""
 
     fields: dict[str, Any]
-    """The fields of a Pair that the example gives."""
+    """Fields of a Pair that the example gives."""
     target: Target
-    """Its true mask."""
+    """The true mask, prepared for scoring."""
 
 
 class ExampleRows:

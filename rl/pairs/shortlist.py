@@ -1,9 +1,8 @@
-"""Which answers become pairs for a refiner: the settings, and the seeded orders that every choice follows.
+"""Which answers may become pairs, found in one pass and in bounded memory, and why the others may not.
 
-Two choices share the work. rl/pairs/shortlist.py keeps, in one pass and bounded memory, the answers that may still be
-chosen: in each stratum of IoU, of each example the first few in a seeded order. rl/pairs/select.py then looks at their
-outlines: at most `per_example` an example, taken from its strata in turns, each time the one that differs most from
-those taken; and where a limit cuts, every stratum of IoU and of boundary error gives the same number, as far as it has.
+Three parts, in the order in which `rl.pairs.select.choose` uses them: the index of all examples, which says whose
+answers may be used at all; the candidates of a batch of answers; and the shortlist, which keeps of each example and
+stratum of IoU the first few candidates in a seeded order.
 """
 
 import math
@@ -21,24 +20,8 @@ from envs.polygons import AnswerStatus
 from rl.config.pairs import PairRule
 from rollout.archive.archive import RolloutArchive
 
-
-def even_shares(sizes: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-    """What each heap of these sizes gives, evenly as far as they reach, so that they give `wanted` or all they have."""
-    low, high = 0, int(sizes.max(initial=0))
-    while low < high:
-        middle = (low + high) // 2
-        if np.minimum(sizes, middle).sum() >= wanted:
-            high = middle
-        else:
-            low = middle + 1
-    shares = np.minimum(sizes, low)
-    spare = max(0, int(shares.sum()) - wanted)
-    shares[np.flatnonzero(shares == low)[::-1][:spare]] -= 1
-    return shares
-
-
 USABLE, MISSING, NOT_TRAINING, HELD_OUT_ID, HELD_OUT_IMAGE = range(5)
-"""What an example's answers may be used for, or why not."""
+"""Verdicts on an example: its answers may become pairs, or why they may not."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +30,10 @@ class HeldOut:
 
     ids: frozenset[str] = frozenset()
     images: frozenset[str] = frozenset()
-    """SHA-256 of their pixels."""
+    """Content hashes of the images (`envs.example.image_sha256`)."""
 
     def with_examples(self, env: Env, num_examples: int) -> "HeldOut":
-        """These, and the first `num_examples` examples of an Env."""
+        """What is held out here, and the first `num_examples` examples of an Env."""
         examples = [env[k] for k in range(min(num_examples, len(env)))]
         ids = self.ids.union(example.id for example in examples)
         return HeldOut(ids, self.images.union(example.image.sha256 for example in examples))
@@ -64,9 +47,9 @@ class ExampleIndex:
     """E examples of all archives, by key."""
 
     keys: NDArray[np.uint64]
-    """[E] sorted keys (PairRule.key) of their ids."""
+    """Keys [E] of the examples' ids (PairRule.key), sorted."""
     verdicts: NDArray[np.int8]
-    """[E] USABLE, NOT_TRAINING, HELD_OUT_ID or HELD_OUT_IMAGE."""
+    """Verdicts [E]: USABLE, NOT_TRAINING, HELD_OUT_ID or HELD_OUT_IMAGE."""
 
     def look_up(self, ids: pa.Array, rule: PairRule) -> tuple[NDArray[np.uint64], NDArray[np.int8]]:
         """(keys, verdicts) of a column of example ids; MISSING where no archive holds the example."""
@@ -150,6 +133,57 @@ CANDIDATE = np.dtype(
 """An answer that may be chosen: stratum of its IoU, number of its run, key of its example (its place in the seeded
 order of examples), its place in the seeded order of answers, where it is in the archive, and its IoU."""
 
+LEFT_OUT = {
+    "example_missing": "its example is not in the archive",
+    "not_training": "its example is not of the training split",
+    "example_held_out": "its example is also in another split",
+    "image_held_out": "its image is also in an example of another split",
+    "unparsable": "the answer could not be read",
+    "no_outline": "the answer was that nothing fits",
+    "wrong_object": "its IoU is below min_iou: another object than the phrase means",
+    "too_good": "its IoU is above max_iou",
+    "nothing_there": "its true mask is empty",
+    "near_duplicate": "nearly the same mask as a kept answer to this example",
+    "over_per_example": "its example has per_example pairs without it, or others of its IoU came first",
+    "over_limit": "the limit was reached without it",
+}
+"""Reasons why an answer is no pair; the first one that holds is counted."""
+
+_VERDICT_REASONS = {
+    MISSING: "example_missing",
+    NOT_TRAINING: "not_training",
+    HELD_OUT_ID: "example_held_out",
+    HELD_OUT_IMAGE: "image_held_out",
+}
+PLACE_COLUMNS = ("step", "position", "index")
+"""Columns that find an answer in the archive of its run."""
+
+
+def candidates_of(
+    batch: pa.RecordBatch, index: ExampleIndex, rule: PairRule, left_out: Counter[str]
+) -> NDArray[np.void]:
+    """The answers of a batch that may be chosen, their run and order not yet set; counts why the others may not."""
+    keys, verdicts = index.look_up(batch["example_id"], rule)
+    iou = batch["iou"].to_numpy(zero_copy_only=False)
+    is_ok, is_empty = (
+        pc.equal(batch["status"], status.value).to_numpy(zero_copy_only=False)
+        for status in (AnswerStatus.OK, AnswerStatus.EMPTY)
+    )
+    tests = [(verdicts == verdict, reason) for verdict, reason in _VERDICT_REASONS.items()]
+    tests += [(~is_ok & ~is_empty, "unparsable"), (is_empty, "no_outline")]
+    tests += [(iou < rule.min_iou, "wrong_object"), (iou > rule.max_iou, "too_good")]
+    usable = np.ones(batch.num_rows, np.bool_)
+    for holds, reason in tests:
+        left_out[reason] += int((usable & holds).sum())
+        usable &= ~holds
+    candidates = np.empty(int(usable.sum()), CANDIDATE)
+    candidates["example"], candidates["iou"] = keys[usable], iou[usable]
+    candidates["stratum"] = rule.iou_stratum(iou[usable])
+    for name in PLACE_COLUMNS:
+        candidates[name] = batch[name].to_numpy(zero_copy_only=False)[usable]
+    return candidates
+
+
 _SPARE = 1.25
 """Shortlisted pairs over the limit: near-duplicates on two sides of a stratum's edge are found only by their masks."""
 _MIN_PENDING = 1 << 16
@@ -231,7 +265,7 @@ class Shortlist:
 
 
 def _promised(examples: NDArray[np.uint64], per_example: int) -> int:
-    """Pairs that examples can give, named once a stratum: one a stratum, since the rest there may be duplicates."""
+    """Pairs that examples can give, named once per stratum: one per stratum, since the rest there may be duplicates."""
     _, counts = np.unique(examples, return_counts=True)
     return int(np.minimum(counts, per_example).sum())
 
@@ -259,52 +293,16 @@ def _example_number(rows: NDArray[np.void]) -> NDArray[np.int64]:
     return numbers - starts[np.searchsorted(strata, rows["stratum"])]
 
 
-LEFT_OUT = {
-    "example_missing": "its example is not in the archive",
-    "not_training": "its example is not of the training split",
-    "example_held_out": "its example is also in another split",
-    "image_held_out": "its image is also in an example of another split",
-    "unparsable": "the answer could not be read",
-    "no_outline": "the answer was that nothing fits",
-    "wrong_object": "its IoU is below min_iou: another object than the phrase means",
-    "too_good": "its IoU is above max_iou",
-    "nothing_there": "its true mask is empty",
-    "near_duplicate": "nearly the same mask as a kept answer to this example",
-    "over_per_example": "its example has per_example pairs without it, or others of its IoU came first",
-    "over_limit": "the limit was reached without it",
-}
-"""Why an answer is no pair; the first reason that holds is counted."""
-
-_VERDICT_REASONS = {
-    MISSING: "example_missing",
-    NOT_TRAINING: "not_training",
-    HELD_OUT_ID: "example_held_out",
-    HELD_OUT_IMAGE: "image_held_out",
-}
-PLACE_COLUMNS = ("step", "position", "index")
-"""Columns that find an answer in the archive of its run."""
-
-
-def candidates_of(
-    batch: pa.RecordBatch, index: ExampleIndex, rule: PairRule, left_out: Counter[str]
-) -> NDArray[np.void]:
-    """The answers of a batch that may be chosen, their run and order not yet set; counts why the others may not."""
-    keys, verdicts = index.look_up(batch["example_id"], rule)
-    iou = batch["iou"].to_numpy(zero_copy_only=False)
-    is_ok, is_empty = (
-        pc.equal(batch["status"], status.value).to_numpy(zero_copy_only=False)
-        for status in (AnswerStatus.OK, AnswerStatus.EMPTY)
-    )
-    tests = [(verdicts == verdict, reason) for verdict, reason in _VERDICT_REASONS.items()]
-    tests += [(~is_ok & ~is_empty, "unparsable"), (is_empty, "no_outline")]
-    tests += [(iou < rule.min_iou, "wrong_object"), (iou > rule.max_iou, "too_good")]
-    usable = np.ones(batch.num_rows, np.bool_)
-    for holds, reason in tests:
-        left_out[reason] += int((usable & holds).sum())
-        usable &= ~holds
-    candidates = np.empty(int(usable.sum()), CANDIDATE)
-    candidates["example"], candidates["iou"] = keys[usable], iou[usable]
-    candidates["stratum"] = rule.iou_stratum(iou[usable])
-    for name in PLACE_COLUMNS:
-        candidates[name] = batch[name].to_numpy(zero_copy_only=False)[usable]
-    return candidates
+def even_shares(sizes: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """What each heap of these sizes gives, evenly as far as they reach, so that they give `wanted` or all they have."""
+    low, high = 0, int(sizes.max(initial=0))
+    while low < high:
+        middle = (low + high) // 2
+        if np.minimum(sizes, middle).sum() >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    shares = np.minimum(sizes, low)
+    spare = max(0, int(shares.sum()) - wanted)
+    shares[np.flatnonzero(shares == low)[::-1][:spare]] -= 1
+    return shares

@@ -1,4 +1,8 @@
-"""What kind of object a true mask shows (size, thinness, number of parts), and what the refiner gains on each kind."""
+"""Where the errors come from: what each of their sources costs, and which kinds of objects gain by the refiner.
+
+The sources are told apart by taking one away at a time (TITLES, NOTES); the objects by their true masks: size, thinness
+and number of parts.
+"""
 
 import math
 from collections.abc import Sequence
@@ -16,119 +20,14 @@ from torch import Tensor
 from envs.codecs.base import AnswerCodec
 from envs.example import Truth
 from envs.geometry.contours import largest_rings, mask_from_rings, rings_from_mask, simplify
+from envs.geometry.vector import visible_box_px
 from envs.polygons import Answer, AnswerStatus, Box, Ring, bounding_box_px
 from policies.crops import cut, paste
 from policies.families.base import VisionTower
 from policies.refiner.mask_refiner import MaskRefiner
-from rl.evaluation.scores import Interval, mean_interval, score_answer, score_mask
+from rl.evaluation.scores import Interval, mean_interval, score_answer
 from rl.refiner.scenes import of_one_size, returned, unroll
-from rl.refiner.scores import MaskScores
-
-_TOUCHING = np.ones((3, 3), np.bool_)
-"""Pixels that touch at a corner are of one part."""
-
-
-@dataclass(frozen=True)
-class Traits:
-    """One true mask, not empty."""
-
-    size: float
-    """Square root of its share of the image's area: 0.25 is a square of a quarter of the image's side."""
-    thinness: float
-    """Square root of its area over the diameter of the largest disc within: 0.89 for a disc, 1 for a square, 2 for a
-    bar four times as long as wide."""
-    parts: int
-    """Pieces that do not touch."""
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The traits by name."""
-        return {"size": self.size, "thinness": self.thinness, "parts": float(self.parts)}
-
-
-@dataclass(frozen=True)
-class Kinds:
-    """A way to tell objects apart: the kinds' names and the lower ends of all but the first."""
-
-    title: str
-    trait: str
-    """Its name in Traits.numbers."""
-    starts: tuple[float, ...]
-    """[K - 1] rising; an object is of the last kind whose start it reaches."""
-    names: tuple[str, ...]
-    """[K]"""
-
-
-KINDS = (
-    Kinds(
-        "Size of the object, of the image's side",
-        "size",
-        (0.125, 0.25, 0.5),
-        ("under 1/8", "1/8 to 1/4", "1/4 to 1/2", "1/2 or more"),
-    ),
-    Kinds(
-        "Thinness of the object",
-        "thinness",
-        (1.25, 2.0),
-        ("compact, as a disc or square", "longish, up to 1 to 4", "thin, over 1 to 4"),
-    ),
-    Kinds("Parts of the object", "parts", (2, 3), ("1", "2", "3 or more")),
-)
-
-
-@dataclass(frozen=True)
-class KindRow:
-    """The masks of one kind of object."""
-
-    name: str
-    num_masks: int
-    coarse_iou: float
-    """Mean in 0..1."""
-    refined_iou: float
-    gain_iou: Interval
-    gain_boundary_iou: Interval
-
-
-def traits(mask: NDArray[np.bool_]) -> Traits | None:
-    """Traits of a true mask [H, W], or None where it is empty."""
-    area_px = int(mask.sum())
-    if not area_px:
-        return None
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    cropped = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # On half pixels the middle of a bar lies on a centre, be it odd or even; distances there are diameters here.
-    halved = np.pad(cropped.repeat(2, axis=0).repeat(2, axis=1), 1)
-    diameter_px = float(distance_transform_edt(halved).max())
-    return Traits(
-        size=math.sqrt(area_px / mask.size),
-        thinness=math.sqrt(area_px) / diameter_px,
-        parts=int(label(cropped, _TOUCHING)[1]),
-    )
-
-
-def gain_by_kind(scores: MaskScores, objects: Sequence[Traits | None], kinds: Kinds) -> list[KindRow]:
-    """A row a kind that has a mask, in the order of `kinds`; masks without a true object (None) are left out.
-
-    objects: [S], of the masks in `scores`.
-    """
-    values = [np.nan if each is None else each.numbers[kinds.trait] for each in objects]
-    kind = np.where(np.isnan(values), -1, np.digitize(np.nan_to_num(values), kinds.starts))
-    rows = []
-    for k, name in enumerate(kinds.names):
-        mine = scores.selected(kind == k)
-        if len(mine):
-            rows.append(
-                KindRow(
-                    name=name,
-                    num_masks=len(mine),
-                    coarse_iou=float(mine.coarse_iou.mean()),
-                    refined_iou=float(mine.refined_iou.mean()),
-                    gain_iou=mean_interval(mine.gain_iou),
-                    gain_boundary_iou=mean_interval(mine.gain_boundary_iou),
-                )
-            )
-    return rows
-
+from rl.refiner.scores import MaskScores, score_masks
 
 TITLES = {
     "outline": "outline",
@@ -157,7 +56,7 @@ class AnsweredScenes:
     """S scenes with an answer each."""
 
     images: Sequence[NDArray[np.uint8]]
-    """[H, W, 3] RGB each, of any sizes."""
+    """RGB images [H, W, 3], of any sizes."""
     answers: Sequence[Answer]
     truths: Sequence[Truth]
 
@@ -181,9 +80,9 @@ class OutlineBudget:
 
     codec: AnswerCodec
     max_vertices: int
-    """Of a whole answer; its instances share them."""
+    """Most vertices of a whole answer; its instances share them."""
     max_rings: int
-    """Likewise; 3 * max_rings vertices or more must be allowed."""
+    """Most rings of a whole answer; 3 * max_rings vertices or more must be allowed."""
 
     @classmethod
     def of(cls, codec: AnswerCodec) -> "OutlineBudget | None":
@@ -202,6 +101,11 @@ class SplitRow:
     giou: Interval
     boundary_iou: Interval
 
+    @classmethod
+    def of(cls, iou: NDArray[np.float64], boundary_iou: NDArray[np.float64]) -> "SplitRow":
+        """Means over the scenes [S], with bootstrap intervals; raises ValueError without a scene."""
+        return cls(mean_interval(iou), mean_interval(boundary_iou))
+
 
 def split_errors(
     refiner: MaskRefiner, tower: VisionTower, scenes: AnsweredScenes, budget: OutlineBudget | None, batch_size: int = 64
@@ -210,20 +114,18 @@ def split_errors(
 
     budget: None leaves the codec's bound out.
     """
-    scores: dict[str, list[tuple[float, float]]] = {name: [] for name in TITLES}
+    found: dict[str, list[NDArray[np.float64]]] = {name: [np.zeros((2, 0))] for name in TITLES}
     for places in of_one_size([image.shape for image in scenes.images], batch_size):
         batch = scenes.part(places)
-        answer_masks = _answer_masks(refiner, tower, batch)
-        for name, masks in answer_masks.items():
-            statuses = [answer.status for answer in batch.answers]
-            scores[name] += _scored(masks, batch.truths, statuses)
+        statuses = [answer.status for answer in batch.answers]
+        for name, masks in _answer_masks(refiner, tower, batch).items():
+            found[name].append(np.stack(score_masks(masks, batch.truths, statuses)))
         if budget is not None:
             said = [score_answer(codec_answer(truth, budget), truth, "") for truth in batch.truths]
-            scores["codec_bound"] += [(score.iou, score.boundary_iou) for score in said]
+            found["codec_bound"].append(np.array([[one.iou for one in said], [one.boundary_iou for one in said]]))
     if budget is None:
-        del scores["codec_bound"]
-    columns = {name: np.array(pairs).reshape(-1, 2).T for name, pairs in scores.items()}
-    return {name: SplitRow(mean_interval(iou), mean_interval(band)) for name, (iou, band) in columns.items()}
+        del found["codec_bound"]
+    return {name: SplitRow.of(*np.concatenate(parts, axis=1)) for name, parts in found.items()}
 
 
 def split_dict(rows: dict[str, SplitRow]) -> dict[str, object]:
@@ -250,14 +152,6 @@ def split_table(rows: dict[str, SplitRow]) -> Table:
     for name, row in rows.items():
         table.add_row(TITLES[name], Text(str(row.giou)), Text(str(row.boundary_iou)))
     return table
-
-
-def true_box_px(mask: NDArray[np.bool_]) -> Box | None:
-    """The tight box (x0, y0, x1, y1) of a bool mask [H, W], on the pixels' edges; None where it is empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def reboxed(rings_px: Sequence[Ring], box_px: Box) -> list[Ring]:
@@ -297,7 +191,7 @@ def _answer_masks(refiner: MaskRefiner, tower: VisionTower, batch: AnsweredScene
     outline = np.stack([mask_from_rings(answer.rings_px, height, width) for answer in batch.answers])
     in_true_box = outline.copy()
     for k, (answer, mask) in enumerate(zip(batch.answers, true, strict=True)):
-        box_px = true_box_px(mask)
+        box_px = visible_box_px(mask)
         if box_px is not None:
             in_true_box[k] = mask_from_rings(reboxed(answer.rings_px, box_px), height, width)
     on_device = [torch.from_numpy(masks).to(refiner.device) for masks in (outline, in_true_box, true)]
@@ -318,9 +212,9 @@ def _answer_masks(refiner: MaskRefiner, tower: VisionTower, batch: AnsweredScene
 
 
 def _best_by_truth(masks: NDArray[np.bool_], truths: Sequence[Truth]) -> NDArray[np.bool_]:
-    """Of masks [K + 1, B, H, W] those [B, H, W] with the highest IoU; of equals the earliest."""
+    """The masks [B, H, W] with the highest IoU among masks [K + 1, B, H, W]; of equals the earliest."""
     valid = [AnswerStatus.OK] * len(truths)
-    ious = [[iou for iou, _ in _scored(each, truths, valid)] for each in masks]
+    ious = [score_masks(each, truths, valid)[0] for each in masks]
     return masks[np.argmax(ious, axis=0), np.arange(len(truths))]
 
 
@@ -331,9 +225,108 @@ def _through_crop(refiner: MaskRefiner, true: Tensor, boxes_px: Tensor) -> NDArr
     return np.asarray(paste(crops - 0.5, boxes_px, height, width).cpu().numpy())
 
 
-def _scored(
-    masks: Sequence[NDArray[np.bool_]] | NDArray[np.bool_], truths: Sequence[Truth], statuses: Sequence[AnswerStatus]
-) -> list[tuple[float, float]]:
-    """(IoU, boundary IoU) of each mask [H, W]."""
-    scores = [score_mask(mask, truth, status, "") for mask, truth, status in zip(masks, truths, statuses, strict=True)]
-    return [(score.iou, score.boundary_iou) for score in scores]
+_TOUCHING = np.ones((3, 3), np.bool_)
+"""Pixels that touch at a corner are of one part."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """One true mask, not empty."""
+
+    size: float
+    """Square root of the mask's share of the image's area: 0.25 is a square of a quarter of the image's side."""
+    thinness: float
+    """Square root of the mask's area over the diameter of the largest disc within: 0.89 for a disc, 1 for a square, 2
+    for a bar four times as long as wide."""
+    parts: int
+    """Pieces that do not touch."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The traits by name."""
+        return {"size": self.size, "thinness": self.thinness, "parts": float(self.parts)}
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """A way to tell objects apart: the kinds' names and the lower ends of all but the first."""
+
+    title: str
+    trait: str
+    """Name of the trait in Traits.numbers."""
+    starts: tuple[float, ...]
+    """Lower ends [K - 1], rising; an object is of the last kind whose start it reaches."""
+    names: tuple[str, ...]
+    """Names [K] of the kinds."""
+
+
+KINDS = (
+    Kinds(
+        "Size of the object, of the image's side",
+        "size",
+        (0.125, 0.25, 0.5),
+        ("under 1/8", "1/8 to 1/4", "1/4 to 1/2", "1/2 or more"),
+    ),
+    Kinds(
+        "Thinness of the object",
+        "thinness",
+        (1.25, 2.0),
+        ("compact, as a disc or square", "longish, up to 1 to 4", "thin, over 1 to 4"),
+    ),
+    Kinds("Parts of the object", "parts", (2, 3), ("1", "2", "3 or more")),
+)
+
+
+@dataclass(frozen=True)
+class KindRow:
+    """The masks of one kind of object."""
+
+    name: str
+    num_masks: int
+    coarse_iou: float
+    """Mean IoU of the coarse masks, in 0..1."""
+    refined_iou: float
+    """Mean IoU of the refined masks, in 0..1."""
+    gain_iou: Interval
+    gain_boundary_iou: Interval
+
+
+def traits(mask: NDArray[np.bool_]) -> Traits | None:
+    """Traits of a true mask [H, W], or None where it is empty."""
+    area_px = int(mask.sum())
+    if not area_px:
+        return None
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    cropped = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    # On half pixels the middle of a bar lies on a centre, be it odd or even; distances there are diameters here.
+    halved = np.pad(cropped.repeat(2, axis=0).repeat(2, axis=1), 1)
+    diameter_px = float(distance_transform_edt(halved).max())
+    return Traits(
+        size=math.sqrt(area_px / mask.size),
+        thinness=math.sqrt(area_px) / diameter_px,
+        parts=int(label(cropped, _TOUCHING)[1]),
+    )
+
+
+def gain_by_kind(scores: MaskScores, objects: Sequence[Traits | None], kinds: Kinds) -> list[KindRow]:
+    """A row per kind that has a mask, in the order of `kinds`; masks without a true object (None) are left out.
+
+    objects: [S], of the masks in `scores`.
+    """
+    values = [np.nan if each is None else each.numbers[kinds.trait] for each in objects]
+    kind = np.where(np.isnan(values), -1, np.digitize(np.nan_to_num(values), kinds.starts))
+    rows = []
+    for k, name in enumerate(kinds.names):
+        mine = scores.selected(kind == k)
+        if len(mine):
+            rows.append(
+                KindRow(
+                    name=name,
+                    num_masks=len(mine),
+                    coarse_iou=float(mine.coarse_iou.mean()),
+                    refined_iou=float(mine.refined_iou.mean()),
+                    gain_iou=mean_interval(mine.gain_iou),
+                    gain_boundary_iou=mean_interval(mine.gain_boundary_iou),
+                )
+            )
+    return rows

@@ -1,7 +1,8 @@
-"""Morphological smoothing, what a refiner has to beat: a mask opened and closed with a disc, which sees no image.
+"""A trained refiner judged on masks that it has not seen: tables, refiner.html and summary.json, beside smoothing.
 
-After Serra (1982): opening removes what is thinner than the disc, closing fills gaps and bays that are narrower. The
-radius is relative to the object, so that small and large ones are smoothed alike, and is chosen on training pairs.
+Smoothing is what a refiner has to beat: a mask opened and closed with a disc, which sees no image. After Serra (1982):
+opening removes what is thinner than the disc, closing fills gaps and bays that are narrower. The radius is relative to
+the object, so that small and large ones are smoothed alike, and is chosen on training pairs.
 """
 
 import math
@@ -19,7 +20,6 @@ from envs.polygons import AnswerStatus
 from policies.families.base import VisionTower
 from policies.refiner.mask_refiner import MaskRefiner
 from rl.config.refiner import RefineConfig
-from rl.evaluation.scores import mean_interval, score_mask
 from rl.pages.charts import Chart, chart
 from rl.pages.json_text import json_text
 from rl.refiner.data import RefinerPairs, shares, truth_of_pair
@@ -27,49 +27,9 @@ from rl.refiner.errors import KINDS, SplitRow, gain_by_kind, split_dict, split_t
 from rl.refiner.page import BeforeAfter, RefinerPage, choose_changes, write_refiner_page
 from rl.refiner.rank import RefinerRankSettings
 from rl.refiner.scenes import CoarseScenes, refine_scenes
-from rl.refiner.scores import MaskScores, RefinerSummary, refiner_table, summarise_refined
+from rl.refiner.scores import MaskScores, RefinerSummary, refiner_table, score_masks, summarise_refined
 from rl.run.metrics import read_curves
 from rollout.disk import replace_text
-
-RADIUS_SHARES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2)
-"""Radii to choose from, as shares of the square root of the mask's area; 0 leaves every mask as it is."""
-
-
-def smoothed(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
-    """A bool mask [H, W], opened and then closed with a disc of `radius_px`; as it came where nothing would be left.
-
-    The disc holds the pixels whose centres are within radius_px, so a radius below 1 changes nothing. What lies beyond
-    the image counts neither as drawn nor as left out.
-    """
-    opened = dilated(_eroded(mask, radius_px), radius_px)
-    return _eroded(dilated(opened, radius_px), radius_px) if opened.any() else mask.copy()
-
-
-def smoothed_by_size(mask: NDArray[np.bool_], radius_share: float) -> NDArray[np.bool_]:
-    """A bool mask [H, W], smoothed with a radius of `radius_share` of the square root of its area."""
-    return smoothed(mask, radius_share * math.sqrt(mask.sum()))
-
-
-def fit_radius_share(coarse: Sequence[NDArray[np.bool_]], truths: Sequence[Truth]) -> float:
-    """The one of RADIUS_SHARES whose smoothed coarse masks score the highest mean IoU; of equals the smallest.
-
-    coarse: bool masks [H, W], one of the size of each truth. Raises ValueError without a pair, or for unequal numbers.
-    """
-    if not coarse or len(coarse) != len(truths):
-        raise ValueError(f"{len(coarse)} coarse masks and {len(truths)} truths; give one or more pairs of them.")
-    means = [
-        np.mean([_iou(smoothed_by_size(mask, share), truth) for mask, truth in zip(coarse, truths, strict=True)])
-        for share in RADIUS_SHARES
-    ]
-    return RADIUS_SHARES[int(np.argmax(means))]
-
-
-def _eroded(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
-    return ~dilated(~mask, radius_px)
-
-
-def _iou(mask: NDArray[np.bool_], truth: Truth) -> float:
-    return score_mask(mask, truth, AnswerStatus.OK, "").iou
 
 
 @dataclass(frozen=True)
@@ -77,16 +37,16 @@ class RefinerReport:
     """A refiner on S scenes."""
 
     name: str
-    """What the scenes are, for people."""
+    """Description of the scenes, for people."""
     scenes: CoarseScenes
     masks: Sequence[NDArray[np.bool_]]
-    """[S] refined masks [H, W]."""
+    """Refined masks [S], each [H, W]."""
     scores: MaskScores
     summary: RefinerSummary
     errors: Mapping[str, SplitRow] = field(default_factory=dict)
-    """Where errors come from (rl/refiner/errors.py), where that was asked."""
+    """Sources of the errors (rl/refiner/errors.py), where that was asked."""
     baselines: Sequence[tuple[str, SplitRow]] = ()
-    """What was made of the same masks without the refiner."""
+    """Scores of what was made of the coarse masks without the refiner, by name."""
 
     @classmethod
     def of(
@@ -100,8 +60,11 @@ class RefinerReport:
     ) -> "RefinerReport":
         """Refine the coarse masks and score what comes of them; baselines: other masks [S] of the same scenes."""
         masks, scores = refine_scenes(refiner, tower, scenes)
-        others = [(title, _row(others, scenes)) for title, others in (baselines or {}).items()]
-        return cls(name, scenes, masks, scores, summarise_refined(scores), errors or {}, others)
+        rows = [
+            (title, SplitRow.of(*score_masks(others, scenes.truths, scenes.statuses)))
+            for title, others in (baselines or {}).items()
+        ]
+        return cls(name, scenes, masks, scores, summarise_refined(scores), errors or {}, rows)
 
     def show(self, console: Console) -> None:
         """Print the tables."""
@@ -147,16 +110,9 @@ class RefinerReport:
         )
 
 
-def _row(masks: Sequence[NDArray[np.bool_]], scenes: CoarseScenes) -> SplitRow:
-    columns = zip(masks, scenes.truths, scenes.statuses, scenes.example_ids, strict=True)
-    found = [score_mask(*each) for each in columns]
-    iou, band = np.array([one.iou for one in found]), np.array([one.boundary_iou for one in found])
-    return SplitRow(mean_interval(iou), mean_interval(band))
-
-
 SUMMARY = "summary.json"
 _SMOOTHED_ON = 500
-"""Training pairs that the radius of smoothing is chosen on."""
+"""Number of training pairs that the radius of smoothing is chosen on."""
 
 
 def judge(
@@ -205,3 +161,41 @@ def smoothed_like(
     fitted = [pairs.masks(int(number)) for number in training[:_SMOOTHED_ON]]
     share = fit_radius_share([one[0] for one in fitted], [truth_of_pair(one[1], one[2]) for one in fitted])
     return [smoothed_by_size(mask, share) for mask in coarse]
+
+
+RADIUS_SHARES = (0.0, 0.04, 0.08, 0.12, 0.16, 0.2)
+"""Radii to choose from, as shares of the square root of the mask's area; 0 leaves every mask as it is."""
+
+
+def smoothed(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
+    """A bool mask [H, W], opened and then closed with a disc of `radius_px`; as it came where nothing would be left.
+
+    The disc holds the pixels whose centres are within radius_px, so a radius below 1 changes nothing. What lies beyond
+    the image counts neither as drawn nor as left out.
+    """
+    opened = dilated(_eroded(mask, radius_px), radius_px)
+    return _eroded(dilated(opened, radius_px), radius_px) if opened.any() else mask.copy()
+
+
+def smoothed_by_size(mask: NDArray[np.bool_], radius_share: float) -> NDArray[np.bool_]:
+    """A bool mask [H, W], smoothed with a radius of `radius_share` of the square root of its area."""
+    return smoothed(mask, radius_share * math.sqrt(mask.sum()))
+
+
+def fit_radius_share(coarse: Sequence[NDArray[np.bool_]], truths: Sequence[Truth]) -> float:
+    """The one of RADIUS_SHARES whose smoothed coarse masks score the highest mean IoU; of equals the smallest.
+
+    coarse: bool masks [H, W], one of the size of each truth. Raises ValueError without a pair, or for unequal numbers.
+    """
+    if not coarse or len(coarse) != len(truths):
+        raise ValueError(f"{len(coarse)} coarse masks and {len(truths)} truths; give one or more pairs of them.")
+    statuses = [AnswerStatus.OK] * len(coarse)
+    means = [
+        score_masks([smoothed_by_size(mask, share) for mask in coarse], truths, statuses)[0].mean()
+        for share in RADIUS_SHARES
+    ]
+    return RADIUS_SHARES[int(np.argmax(means))]
+
+
+def _eroded(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
+    return ~dilated(~mask, radius_px)

@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
-from envs.geometry.contours import rings_from_mask
 from envs.polygons import Ring
 from rl.pages.charts import Chart
 from rl.pages.page import render_page, write_page
-from rl.pages.pictures import COLOURS, svg_overlay, window_around
+from rl.pages.pictures import COLOURS, close_up, svg_overlay
 from rl.refiner.errors import KINDS, NOTES, TITLES, KindRow, SplitRow
 from rl.refiner.scores import CLEARLY_WORSE_BY, WORSE_BY, MaskScores, RefinerSummary
 
@@ -24,9 +22,6 @@ RELIABILITY_PAIRS = {
 }
 """Title of a diagram -> what it shows before and after calibration, keys of RefinerSummary.reliability."""
 
-_MAX_SIDE_PX = 320
-"""More pixels of a picture are not shown, so that the page stays small."""
-
 
 @dataclass(frozen=True)
 class BeforeAfter:
@@ -35,20 +30,23 @@ class BeforeAfter:
     example_id: str
     phrase: str
     choice: str
-    """Why it is shown, a key of CHOICE_TITLES."""
+    """Reason why it is shown, a key of CHOICE_TITLES."""
     image: NDArray[np.uint8]
-    """[H, W, 3] RGB."""
+    """RGB image [H, W, 3]."""
     coarse: NDArray[np.bool_]
-    """[H, W], as are the next two."""
+    """Coarse mask [H, W]."""
     refined: NDArray[np.bool_]
+    """Refined mask [H, W]."""
     true: NDArray[np.bool_]
+    """True mask [H, W]."""
     coarse_iou: float
     refined_iou: float
     predicted_coarse_iou: float
-    """Calibrated, as is the next."""
+    """Calibrated prediction for the coarse mask."""
     predicted_iou: float
+    """Calibrated prediction for the refined mask."""
     taken: int
-    """The pass that is returned; 0: the coarse mask as it came."""
+    """Pass that is returned; 0: the coarse mask as it came."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +56,18 @@ class RefinerPage:
     title: str
     summary: RefinerSummary
     split: str
-    """What the masks are, for people."""
+    """Description of the masks, for people."""
     by_kind: Sequence[Sequence[KindRow]]
-    """Gains by kind of object, one list for each of rl.object_traits.KINDS."""
+    """Gains by kind of object, one list for each of rl.refiner.errors.KINDS."""
     errors: Mapping[str, SplitRow]
-    """By a key of rl.error_split.TITLES; none leaves the table out."""
+    """Scores by source of error, a key of rl.refiner.errors.TITLES; none leaves the table out."""
     baselines: Sequence[tuple[str, SplitRow]]
-    """(name, scores of the same masks) of what is compared with the refiner, such as smoothing."""
+    """Scores of what is compared with the refiner, such as smoothing, by name."""
     pictures: Sequence[BeforeAfter]
     charts: Sequence[Chart]
     """Learning curves; charts without a recorded value are left out."""
     facts: Sequence[tuple[str, str]]
-    """(label, value) about refiner and run; a value of several lines is shown folded."""
+    """Facts about refiner and run, each (label, value); a value of several lines is shown folded."""
 
 
 def choose_changes(scores: MaskScores, num_random: int = 6, num_each: int = 4, seed: int = 0) -> list[tuple[str, int]]:
@@ -95,15 +93,14 @@ class _Figure:
     """One picture of a mask's row."""
 
     stage: str
-    """A key of COLOURS."""
+    """Stage that drew it, a key of COLOURS."""
     title: str
     svg: Markup
     note: str
 
 
 def _figures(row: BeforeAfter) -> list[_Figure]:
-    image, masks = _seen(row)
-    coarse, refined, true = masks
+    image, (coarse, refined, true) = close_up(row.image, [row.coarse, row.refined, row.true])
     note = f"IoU {row.coarse_iou:.3f}, predicted {row.predicted_coarse_iou:.2f}"
     after = f"IoU {row.refined_iou:.3f}, predicted {row.predicted_iou:.2f}"
     kept = "as it came" if row.taken == 0 else f"pass {row.taken}"
@@ -125,18 +122,6 @@ def _picture(
     return Markup(svg_overlay(image, rings, COLOURS[stage], title, outline))
 
 
-def _seen(row: BeforeAfter) -> tuple[NDArray[np.uint8], list[list[Ring]]]:
-    """The image around what is drawn or true, at most 320 px a side, and rings of the three masks in its frame."""
-    drawn = row.coarse | row.refined | row.true
-    window = window_around(drawn) if drawn.any() else (slice(None), slice(None))
-    image, masks = row.image[window], [mask[window] for mask in (row.coarse, row.refined, row.true)]
-    scale = min(1.0, _MAX_SIDE_PX / max(image.shape[:2]))
-    if scale < 1:
-        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-        image = np.asarray(Image.fromarray(image).resize((width, height)))
-    return image, [[np.round(ring * scale, 1) for ring in rings_from_mask(mask)] for mask in masks]
-
-
 def render(page: RefinerPage) -> str:
     """The page as HTML text."""
     groups = {choice: [row for row in page.pictures if row.choice == choice] for choice in CHOICE_TITLES}
@@ -145,7 +130,7 @@ def render(page: RefinerPage) -> str:
         page=page,
         summary=page.summary,
         kinds=[(kinds.title, rows) for kinds, rows in zip(KINDS, page.by_kind, strict=True) if rows],
-        charts=[chart for chart in page.charts if chart.placed.curves],
+        charts=page.charts,
         groups={choice: rows for choice, rows in groups.items() if rows},
         figures=_figures,
         split_titles=TITLES,

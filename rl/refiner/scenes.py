@@ -1,4 +1,7 @@
-"""Scenes with a coarse mask each, refined and scored: greedy answers on held-out scenes, or true masks damaged."""
+"""Coarse masks refined and scored: those of whole scenes as they are returned, and every pass over pairs of an index.
+
+Scenes hold greedy answers on held-out scenes, pairs, or true masks damaged.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +22,15 @@ from policies.heads.base import Unrolled
 from policies.refiner.mask_refiner import MaskRefiner, chosen_pass
 from policies.refiner.refining import crop_features
 from rewards.score import Target
-from rl.evaluation.scores import score_mask
 from rl.refiner.data import FeatureStore, PixelPair, RefinerPairs, truth_of_pair
-from rl.refiner.scores import MaskScores, joined, score_unrolled
+from rl.refiner.scores import MaskScores, joined, score_masks, score_unrolled
 from rollout.records import Group
 
 _AT_ONCE = 64
 _STRENGTHS = (0.2, 0.8)
-"""Of the damage done to true masks: from hardly seen to the outline of a poor annotator."""
+"""Range of the damage done to true masks: from hardly seen to the outline of a poor annotator."""
 _LEAST_IOU = 0.3
-"""Below it another object would have been drawn, as by PairRule.min_iou."""
+"""IoU that a damaged mask keeps; below it another object would have been drawn, as by PairRule.min_iou."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class CoarseScenes:
     """S scenes with a coarse mask each."""
 
     images: Sequence[NDArray[np.uint8]]
-    """[H, W, 3] each, of any sizes."""
+    """RGB images [H, W, 3], of any sizes."""
     coarse: Sequence[NDArray[np.bool_]]
-    """[H, W] each."""
+    """Coarse masks [H, W]."""
     truths: Sequence[Truth]
     statuses: Sequence[AnswerStatus]
-    """How the answers read."""
+    """Statuses of the answers: how they read."""
     prompts: Sequence[str]
     example_ids: Sequence[str]
 
@@ -95,7 +97,14 @@ class CoarseScenes:
 
     def part(self, places: Sequence[int]) -> "CoarseScenes":
         """Some of the scenes."""
-        return CoarseScenes(*([column[k] for k in places] for column in vars(self).values()))
+        return CoarseScenes(
+            [self.images[k] for k in places],
+            [self.coarse[k] for k in places],
+            [self.truths[k] for k in places],
+            [self.statuses[k] for k in places],
+            [self.prompts[k] for k in places],
+            [self.example_ids[k] for k in places],
+        )
 
 
 def _damaged(mask: NDArray[np.bool_], kind: str, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -169,13 +178,13 @@ class Outcomes:
     """N masks, K passes; place 0 of K + 1 is the coarse mask itself."""
 
     raw_iou: NDArray[np.float64]
-    """[K + 1, N] as the network predicts it."""
+    """IoU [K + 1, N] as the network predicts it."""
     predicted_iou: NDArray[np.float64]
-    """[K + 1, N] calibrated."""
+    """Predicted IoU [K + 1, N], calibrated."""
     iou: NDArray[np.float64]
-    """[K + 1, N] with the truth, ignored pixels left out."""
+    """IoU [K + 1, N] with the truth, ignored pixels left out."""
     boundary_iou: NDArray[np.float64]
-    """[K + 1, N] likewise."""
+    """Boundary IoU [K + 1, N] with the truth, ignored pixels left out."""
 
 
 def outcomes(
@@ -209,6 +218,5 @@ def kept_features(
 
 def pass_scores(masks: NDArray[np.bool_], pair: PixelPair) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(IoU, Boundary IoU) [K + 1] of masks [K + 1, H, W] with the truth of a pair, over the pixels that count."""
-    truth = truth_of_pair(pair.true, pair.counted)
-    scores = [score_mask(mask, truth, AnswerStatus.OK, "") for mask in masks]
-    return np.array([score.iou for score in scores]), np.array([score.boundary_iou for score in scores])
+    num = len(masks)
+    return score_masks(masks, [truth_of_pair(pair.true, pair.counted)] * num, [AnswerStatus.OK] * num)

@@ -1,12 +1,14 @@
-"""How far a predicted IoU can be trusted: reliability by bins, expected calibration error, and the map that mends it.
+"""What a refiner is worth, and how far its predictions can be trusted: scores, reliability, and the map that mends it.
 
-Reliability and expected calibration error: Naeini et al. (2015), Guo et al. (2017, arXiv 1706.04599), with a predicted
-IoU in place of a confidence. The map: isotonic regression (Zadrozny and Elkan, 2002). Departures: it is linear between
-the centres of the blocks instead of a staircase, so that two passes hardly ever tie; and small blocks are joined.
+First the scores of masks before and after the refiner, with their summary. Then reliability by bins and expected
+calibration error: Naeini et al. (2015), Guo et al. (2017, arXiv 1706.04599), with a predicted IoU in place of a
+confidence. Last the calibration: isotonic regression (Zadrozny and Elkan, 2002). Departures: it is linear between the
+centres of the blocks instead of a staircase, so that two passes hardly ever tie; and small blocks are joined.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +24,125 @@ from policies.refiner.calibration import Calibration, Curve
 from policies.refiner.mask_refiner import chosen_pass
 from rl.evaluation.scores import Interval, mean_interval, score_mask
 
-_MIN_NUM = 20
-"""Fewer masks than this say too little: their map is the identity."""
-_MAX_BLOCKS = 30
-_MIN_NUM_PER_KNOT = 10
-_END_SLOPE = 1e-3
-"""Rise beyond the outermost blocks, where nothing was seen: enough to keep the order, too little to promise more."""
+WORSE_BY = 1e-9
+"""A mask is worse where its IoU is lower by more than this."""
+CLEARLY_WORSE_BY = 0.01
+
+Numbers = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+INTERVAL_TITLES = {
+    "coarse_iou": "gIoU, coarse",
+    "refined_iou": "gIoU, refined",
+    "gain_iou": "gain in IoU",
+    "coarse_boundary_iou": "boundary IoU, coarse",
+    "refined_boundary_iou": "boundary IoU, refined",
+    "gain_boundary_iou": "gain in boundary IoU",
+    "worse": "made worse",
+    "clearly_worse": f"made worse by more than {CLEARLY_WORSE_BY}",
+    "unchanged": "returned as it came",
+}
+RELIABILITY_TITLES = {
+    "refined_calibrated": "mask returned, calibrated",
+    "refined_raw": "mask returned, raw",
+    "coarse_calibrated": "coarse mask, calibrated",
+    "coarse_raw": "coarse mask, raw",
+}
+
+
+@dataclass(frozen=True)
+class MaskScores:
+    """S coarse masks and what the refiner made of them; every field is an array [S]."""
+
+    coarse_iou: Numbers
+    """IoU with the truth in 0..1, as rl/evaluation/scores.py has it here and below: an invalid answer has 0, and where
+    nothing is true any but `empty`; ignored pixels count neither way."""
+    refined_iou: Numbers
+    coarse_boundary_iou: Numbers
+    """IoU of the boundary bands, in 0..1 (Cheng et al., 2021)."""
+    refined_boundary_iou: Numbers
+    predicted_iou: Numbers
+    """Calibrated prediction for the mask returned, in 0..1."""
+    raw_iou: Numbers
+    """Prediction for the mask returned before calibration, in 0..1."""
+    predicted_coarse_iou: Numbers
+    """Calibrated prediction for the coarse mask, in 0..1."""
+    raw_coarse_iou: Numbers
+    """Prediction for the coarse mask before calibration, in 0..1."""
+    passes: Counts
+    """Passes run; 0 where the coarse mask was empty."""
+    taken: Counts
+    """Pass whose mask is returned; 0: the coarse mask as it came."""
+    drawn: NDArray[np.bool_]
+    """Whether the coarse mask held a pixel; for an empty one nothing is predicted, so it has no say in reliability."""
+
+    def __len__(self) -> int:
+        """S."""
+        return len(self.coarse_iou)
+
+    @property
+    def gain_iou(self) -> Numbers:
+        """[S] refined less coarse IoU."""
+        return self.refined_iou - self.coarse_iou
+
+    @property
+    def gain_boundary_iou(self) -> Numbers:
+        """[S] refined less coarse boundary IoU."""
+        return self.refined_boundary_iou - self.coarse_boundary_iou
+
+    def selected(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> "MaskScores":
+        """The masks that `which` selects, a bool mask [S] or indices."""
+        return MaskScores(**{name: array[which] for name, array in self._columns.items()})
+
+    @property
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return vars(self)
+
+
+def joined(parts: Sequence[MaskScores]) -> MaskScores:
+    """The masks of one part or more, in their order; raises ValueError without a part."""
+    if not parts:
+        raise ValueError("No masks were scored, so there is nothing to join; score at least one scene.")
+    columns = [part._columns for part in parts]
+    return MaskScores(**{name: np.concatenate([one[name] for one in columns]) for name in columns[0]})
+
+
+def score_unrolled(
+    unrolled: Unrolled, min_gain: float, truths: Sequence[Truth], statuses: Sequence[AnswerStatus] | None = None
+) -> MaskScores:
+    """Score what `refine` returns of B unrolled masks, with passes stopped and chosen by predicted IoU alone.
+
+    truths: B, of the masks' size. statuses: how the answers read; None: `ok`, or `empty` for a mask without a pixel.
+    """
+    predicted, raw = (values.cpu().numpy().astype(np.float64) for values in (unrolled.predicted_iou, unrolled.raw_iou))
+    masks = unrolled.masks.cpu().numpy()
+    drawn = masks[0].any(axis=(1, 2))
+    chosen, run = (values.cpu().numpy() for values in chosen_pass(unrolled.predicted_iou, min_gain))
+    taken, passes, each = np.where(drawn, chosen, 0), np.where(drawn, run, 0), np.arange(masks.shape[1])
+    said = statuses or [AnswerStatus.OK if held else AnswerStatus.EMPTY for held in drawn]
+    coarse_iou, coarse_boundary_iou = score_masks(masks[0], truths, said)
+    refined_iou, refined_boundary_iou = score_masks(masks[taken, each], truths, said)
+    return MaskScores(
+        coarse_iou=coarse_iou,
+        refined_iou=refined_iou,
+        coarse_boundary_iou=coarse_boundary_iou,
+        refined_boundary_iou=refined_boundary_iou,
+        predicted_iou=predicted[taken, each],
+        raw_iou=raw[taken, each],
+        predicted_coarse_iou=predicted[0],
+        raw_coarse_iou=raw[0],
+        passes=passes,
+        taken=taken,
+        drawn=drawn,
+    )
+
+
+def score_masks(
+    masks: Sequence[NDArray[np.bool_]] | NDArray[np.bool_], truths: Sequence[Truth], statuses: Sequence[AnswerStatus]
+) -> tuple[Numbers, Numbers]:
+    """(IoU, boundary IoU) [S] of masks, each [H, W], with their truths; statuses: how the answers read."""
+    scores = [score_mask(mask, truth, status, "") for mask, truth, status in zip(masks, truths, statuses, strict=True)]
+    return np.array([score.iou for score in scores]), np.array([score.boundary_iou for score in scores])
 
 
 @dataclass(frozen=True)
@@ -77,173 +192,6 @@ def reliability(predicted: NDArray[np.floating], actual: NDArray[np.floating], b
     )
 
 
-def isotonic_curve(raw: NDArray[np.floating], actual: NDArray[np.floating]) -> Curve:
-    """The rising map that takes raw predictions [N] in 0..1 closest to actual values [N] in 0..1, in at most 32 knots.
-
-    The identity where there are fewer than 20 masks, or where the map would not lower the expected calibration error on
-    the very masks that it was fitted to.
-    """
-    before = reliability(raw, actual)
-    if len(raw) < _MIN_NUM:
-        return Curve()
-    x, y = _with_ends(*_blocks(np.asarray(raw, np.float64), np.asarray(actual, np.float64)))
-    lower = reliability(np.interp(raw, x, y), actual).error < before.error
-    return Curve(tuple(x.tolist()), tuple(y.tolist())) if lower else Curve()
-
-
-def fit_calibration(raw: NDArray[np.floating], actual: NDArray[np.floating]) -> Calibration:
-    """The calibration of a refiner: a curve for the coarse mask (row 0), and one for what each of K passes draws.
-
-    raw, actual: [K + 1, N] predicted and actual IoU of N masks that held a pixel, of scenes that nobody trained on.
-    Raises ValueError for unequal shapes.
-    """
-    raw, actual = np.asarray(raw), np.asarray(actual)
-    if raw.shape != actual.shape or raw.ndim != 2:
-        raise ValueError(f"raw has shape {raw.shape}, actual {actual.shape}; give [K + 1, N] twice.")
-    return Calibration(tuple(isotonic_curve(*row) for row in zip(raw, actual, strict=True)))
-
-
-def _blocks(raw: NDArray[np.float64], actual: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean raw and fitted value of the blocks of the isotonic fit, both strictly rising, small ones joined."""
-    # Equal predictions are one; to six decimals, so that knots stay apart in single precision.
-    values, group, num = np.unique(raw.round(6), return_inverse=True, return_counts=True)
-    fitted = isotonic_regression(np.bincount(group, actual) / num, weights=num).x
-    enough = max(_MIN_NUM_PER_KNOT, len(raw) / _MAX_BLOCKS)
-    seen, start, starts = np.cumsum(num), 0, [0]
-    for k in np.flatnonzero(np.diff(fitted) > 0) + 1:
-        if seen[k - 1] - start >= enough and len(raw) - seen[k - 1] >= enough:
-            starts.append(int(k))
-            start = seen[k - 1]
-    total = np.add.reduceat(num, starts)
-    return np.add.reduceat(values * num, starts) / total, np.add.reduceat(fitted * num, starts) / total
-
-
-def _with_ends(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The knots with one at raw 0 and one at raw 1, where these are missing; y clipped to 0..1."""
-    first, last = x[:1] > 0, x[-1:] < 1
-    x, y = (
-        np.concatenate([np.zeros(1)[first], x, np.ones(1)[last]]),
-        np.concatenate([(y[:1] - _END_SLOPE * x[:1])[first], y, (y[-1:] + _END_SLOPE * (1 - x[-1:]))[last]]),
-    )
-    return x, y.clip(0, 1)
-
-
-WORSE_BY = 1e-9
-"""A mask is worse where its IoU is lower by more than this."""
-CLEARLY_WORSE_BY = 0.01
-
-Numbers = NDArray[np.float64]
-Counts = NDArray[np.int64]
-
-INTERVAL_TITLES = {
-    "coarse_iou": "gIoU, coarse",
-    "refined_iou": "gIoU, refined",
-    "gain_iou": "gain in IoU",
-    "coarse_boundary_iou": "boundary IoU, coarse",
-    "refined_boundary_iou": "boundary IoU, refined",
-    "gain_boundary_iou": "gain in boundary IoU",
-    "worse": "made worse",
-    "clearly_worse": f"made worse by more than {CLEARLY_WORSE_BY}",
-    "unchanged": "returned as it came",
-}
-RELIABILITY_TITLES = {
-    "refined_calibrated": "mask returned, calibrated",
-    "refined_raw": "mask returned, raw",
-    "coarse_calibrated": "coarse mask, calibrated",
-    "coarse_raw": "coarse mask, raw",
-}
-
-
-@dataclass(frozen=True)
-class MaskScores:
-    """S coarse masks and what the refiner made of them; every field is an array [S]."""
-
-    coarse_iou: Numbers
-    """IoU with the truth in 0..1, as rl/evaluation/scores.py has it: an invalid answer has 0, and where nothing is true
-    any but
-    `empty`; ignored pixels count neither way. So here and below."""
-    refined_iou: Numbers
-    coarse_boundary_iou: Numbers
-    """IoU of the boundary bands, in 0..1 (Cheng et al., 2021)."""
-    refined_boundary_iou: Numbers
-    predicted_iou: Numbers
-    """Calibrated prediction for the mask returned, in 0..1."""
-    raw_iou: Numbers
-    """The same before calibration."""
-    predicted_coarse_iou: Numbers
-    """Calibrated prediction for the coarse mask, in 0..1."""
-    raw_coarse_iou: Numbers
-    passes: Counts
-    """Passes run; 0 where the coarse mask was empty."""
-    taken: Counts
-    """The pass whose mask is returned; 0: the coarse mask as it came."""
-    drawn: NDArray[np.bool_]
-    """Whether the coarse mask held a pixel. Of an empty one nothing is predicted, so it has no say in reliability."""
-
-    def __len__(self) -> int:
-        """S."""
-        return len(self.coarse_iou)
-
-    @property
-    def gain_iou(self) -> Numbers:
-        """[S] refined less coarse IoU."""
-        return self.refined_iou - self.coarse_iou
-
-    @property
-    def gain_boundary_iou(self) -> Numbers:
-        """[S] refined less coarse boundary IoU."""
-        return self.refined_boundary_iou - self.coarse_boundary_iou
-
-    def selected(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> "MaskScores":
-        """The masks that `which` selects, a bool mask [S] or indices."""
-        return MaskScores(**{name: array[which] for name, array in vars(self).items()})
-
-
-def joined(parts: Sequence[MaskScores]) -> MaskScores:
-    """The masks of one part or more, in their order; raises ValueError without a part."""
-    if not parts:
-        raise ValueError("No masks were scored, so there is nothing to join; score at least one scene.")
-    return MaskScores(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
-
-
-def score_unrolled(
-    unrolled: Unrolled, min_gain: float, truths: Sequence[Truth], statuses: Sequence[AnswerStatus] | None = None
-) -> MaskScores:
-    """Score what `refine` returns of B unrolled masks, with passes stopped and chosen by predicted IoU alone.
-
-    truths: B, of the masks' size. statuses: how the answers read; None: `ok`, or `empty` for a mask without a pixel.
-    """
-    predicted, raw = (values.cpu().numpy().astype(np.float64) for values in (unrolled.predicted_iou, unrolled.raw_iou))
-    masks = unrolled.masks.cpu().numpy()
-    drawn = masks[0].any(axis=(1, 2))
-    chosen, run = (values.cpu().numpy() for values in chosen_pass(unrolled.predicted_iou, min_gain))
-    taken, passes, each = np.where(drawn, chosen, 0), np.where(drawn, run, 0), np.arange(masks.shape[1])
-    said = statuses or [AnswerStatus.OK if held else AnswerStatus.EMPTY for held in drawn]
-    coarse_iou, coarse_boundary_iou = _scored(masks[0], truths, said)
-    refined_iou, refined_boundary_iou = _scored(masks[taken, each], truths, said)
-    return MaskScores(
-        coarse_iou=coarse_iou,
-        refined_iou=refined_iou,
-        coarse_boundary_iou=coarse_boundary_iou,
-        refined_boundary_iou=refined_boundary_iou,
-        predicted_iou=predicted[taken, each],
-        raw_iou=raw[taken, each],
-        predicted_coarse_iou=predicted[0],
-        raw_coarse_iou=raw[0],
-        passes=passes,
-        taken=taken,
-        drawn=drawn,
-    )
-
-
-def _scored(
-    masks: NDArray[np.bool_], truths: Sequence[Truth], statuses: Sequence[AnswerStatus]
-) -> tuple[Numbers, Numbers]:
-    """IoU and boundary IoU [B] of masks [B, H, W]."""
-    scores = [score_mask(mask, truth, status, "") for mask, truth, status in zip(masks, truths, statuses, strict=True)]
-    return np.array([score.iou for score in scores]), np.array([score.boundary_iou for score in scores])
-
-
 @dataclass(frozen=True)
 class RefinerSummary:
     """MaskScores in short; intervals are 95 % bootstrap intervals over the masks."""
@@ -252,7 +200,7 @@ class RefinerSummary:
     num_drawn: int
     """Masks that held a pixel; only these are refined."""
     intervals: dict[str, Interval]
-    """By the keys of INTERVAL_TITLES: means of IoU, boundary IoU and their paired gains, and shares of all masks."""
+    """Means of IoU, boundary IoU and their paired gains, and shares of all masks, by the keys of INTERVAL_TITLES."""
     mean_passes: float
     """Passes run of a mask that was drawn."""
     passes_run: tuple[int, ...]
@@ -319,3 +267,62 @@ def refiner_table(summary: RefinerSummary) -> Table:
     for name, title in RELIABILITY_TITLES.items():
         table.add_row(f"calibration error, {title}", f"{summary.reliability[name].error:.3f}")
     return table
+
+
+_MIN_NUM = 20
+"""Fewer masks than this say too little: their map is the identity."""
+_MAX_BLOCKS = 30
+_MIN_NUM_PER_KNOT = 10
+_END_SLOPE = 1e-3
+"""Rise beyond the outermost blocks, where nothing was seen: enough to keep the order, too little to promise more."""
+
+
+def isotonic_curve(raw: NDArray[np.floating], actual: NDArray[np.floating]) -> Curve:
+    """The rising map that takes raw predictions [N] in 0..1 closest to actual values [N] in 0..1, in at most 32 knots.
+
+    The identity where there are fewer than 20 masks, or where the map would not lower the expected calibration error on
+    the very masks that it was fitted to.
+    """
+    before = reliability(raw, actual)
+    if len(raw) < _MIN_NUM:
+        return Curve()
+    x, y = _with_ends(*_blocks(np.asarray(raw, np.float64), np.asarray(actual, np.float64)))
+    lower = reliability(np.interp(raw, x, y), actual).error < before.error
+    return Curve(tuple(x.tolist()), tuple(y.tolist())) if lower else Curve()
+
+
+def fit_calibration(raw: NDArray[np.floating], actual: NDArray[np.floating]) -> Calibration:
+    """The calibration of a refiner: a curve for the coarse mask (row 0), and one for what each of K passes draws.
+
+    raw, actual: [K + 1, N] predicted and actual IoU of N masks that held a pixel, of scenes that nobody trained on.
+    Raises ValueError for unequal shapes.
+    """
+    raw, actual = np.asarray(raw), np.asarray(actual)
+    if raw.shape != actual.shape or raw.ndim != 2:
+        raise ValueError(f"raw has shape {raw.shape}, actual {actual.shape}; give [K + 1, N] twice.")
+    return Calibration(tuple(isotonic_curve(*row) for row in zip(raw, actual, strict=True)))
+
+
+def _blocks(raw: NDArray[np.float64], actual: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean raw and fitted value of the blocks of the isotonic fit, both strictly rising, small ones joined."""
+    # Equal predictions are one; to six decimals, so that knots stay apart in single precision.
+    values, group, num = np.unique(raw.round(6), return_inverse=True, return_counts=True)
+    fitted = isotonic_regression(np.bincount(group, actual) / num, weights=num).x
+    enough = max(_MIN_NUM_PER_KNOT, len(raw) / _MAX_BLOCKS)
+    seen, start, starts = np.cumsum(num), 0, [0]
+    for k in np.flatnonzero(np.diff(fitted) > 0) + 1:
+        if seen[k - 1] - start >= enough and len(raw) - seen[k - 1] >= enough:
+            starts.append(int(k))
+            start = seen[k - 1]
+    total = np.add.reduceat(num, starts)
+    return np.add.reduceat(values * num, starts) / total, np.add.reduceat(fitted * num, starts) / total
+
+
+def _with_ends(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The knots with one at raw 0 and one at raw 1, where these are missing; y clipped to 0..1."""
+    first, last = x[:1] > 0, x[-1:] < 1
+    x, y = (
+        np.concatenate([np.zeros(1)[first], x, np.ones(1)[last]]),
+        np.concatenate([(y[:1] - _END_SLOPE * x[:1])[first], y, (y[-1:] + _END_SLOPE * (1 - x[-1:]))[last]]),
+    )
+    return x, y.clip(0, 1)

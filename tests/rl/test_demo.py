@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
-from rl.pairs.select import select_pairs
+from rl.config.pairs import PairRule
+from rl.pairs.select import choose
 from rollout.archive.archive import RolloutArchive
 
 SMALL = [
@@ -60,8 +61,8 @@ def test_no_held_out_scene_is_in_the_archive_or_in_the_refiners_pairs(run: Path)
     examples = ds.dataset(run / "archive/examples").to_table().to_pylist()
     assert {example["split"] for example in examples} == {"train"}
     assert all("/train/" in example["example_id"] for example in examples)
-    pairs = select_pairs(RolloutArchive(run / "archive"))
-    assert pairs and {pair.example_id for pair in pairs} <= {example["example_id"] for example in examples}
+    chosen = {pair.example_id for pair in choose([RolloutArchive(run / "archive")], PairRule()).pairs()}
+    assert chosen and chosen <= {example["example_id"] for example in examples}
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def interrupt(config: RefineConfig, at: str, monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"rl.refine.{at}", stop)
+        patch.setattr(at, stop)
         with pytest.raises(KeyboardInterrupt):
             refine(config, QUIET)
 
@@ -119,7 +119,13 @@ def test_stopped_between_any_two_parts_it_goes_on_to_the_same_refiner(
 ) -> None:
     whole, broken = config(out=str(tmp_path / "whole")), config()
     refine(whole, QUIET)
-    for part in ("write_index", "keep_features", "train_refiner", "calibrated", "judge"):
+    for part in (
+        "rl.pairs.index.write_index",
+        "rl.refine.keep_features",
+        "rl.refine.train_refiner",
+        "rl.refine.calibrated",
+        "rl.refine.judge",
+    ):
         interrupt(broken, part, monkeypatch)
     Path(broken.out).rename(tmp_path / "moved")
     refine(config(out=str(tmp_path / "moved"), training=replace(TRAINING, threads=2)), QUIET)
@@ -130,7 +136,7 @@ def test_stopped_between_any_two_parts_it_goes_on_to_the_same_refiner(
 def test_other_settings_do_not_go_on_with_a_refiner_that_was_begun(
     config: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupt(config(), "keep_features", monkeypatch)
+    interrupt(config(), "rl.refine.keep_features", monkeypatch)
     other = config(training=replace(TRAINING, steps=9), evaluation_share=0.3)
     refused(other, "made with other settings of evaluation_share, training; give a new folder, or delete it")
 
@@ -219,10 +225,10 @@ def test_crops_seen_by_the_tower_and_the_two_way_head_work_from_end_to_end(
 
 def test_trainings_may_share_their_features(config: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = str(tmp_path / "features")
-    interrupt(config(features=shared), "train_refiner", monkeypatch)
+    interrupt(config(features=shared), "rl.refine.train_refiner", monkeypatch)
     times = {path: path.stat().st_mtime_ns for path in Path(shared).rglob("*.safetensors")}
     assert times and not (Path(config().out) / "features").exists()
-    interrupt(config(features=shared, out=str(tmp_path / "second")), "train_refiner", monkeypatch)
+    interrupt(config(features=shared, out=str(tmp_path / "second")), "rl.refine.train_refiner", monkeypatch)
     assert {path: path.stat().st_mtime_ns for path in Path(shared).rglob("*.safetensors")} == times
 
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from envs.example import Example, ImageRef, Prompt, Truth
-from envs.polygons import Answer, AnswerStatus, answer_from_rings, flat_answers
+from envs.geometry.raster import fill
+from envs.polygons import Answer, AnswerStatus, answer_from_rings, flat_answers, flatten_rings
 from policies.families.base import Response
 from rewards.kernels.overlap import boundary_iou
 from rl.config.pairs import PairRule
-from rl.pairs.select import choose, select, select_pairs, spread_out, within_limit
+from rl.pairs.select import Pair, choose, spread_out, within_limit
 from rl.pairs.shortlist import CANDIDATE, LEFT_OUT, HeldOut, Shortlist, even_shares
 from rollout.archive.archive import RolloutArchive
 from rollout.records import Group, Rollout
@@ -50,19 +51,28 @@ def archive_of(folder: Path, *groups: Group) -> RolloutArchive:
     return archive
 
 
+def pairs_of(archive: RolloutArchive, rule: PairRule) -> list[Pair]:
+    return list(choose([archive], rule).pairs())
+
+
 def places(archive: RolloutArchive, rule: PairRule) -> list[tuple[int, int, int]]:
-    return [(pair.step, pair.position, pair.index) for pair in select(archive, rule).pairs]
+    return sorted((pair.step, pair.position, pair.index) for pair in pairs_of(archive, rule))
+
+
+def coarse_mask(pair: Pair) -> np.ndarray:
+    return fill(*flatten_rings(pair.coarse_rings), pair.height, pair.width)
 
 
 def test_a_pair_holds_the_answer_the_truth_and_where_they_came_from(tmp_path: Path) -> None:
-    (pair,) = select_pairs(archive_of(tmp_path / "demo", group(7, example("apple"), [(square(18), 0.75)], position=3)))
+    archive = archive_of(tmp_path / "demo", group(7, example("apple"), [(square(18), 0.75)], position=3))
+    (pair,) = pairs_of(archive, PairRule())
     assert (pair.run, pair.step, pair.position, pair.index, pair.policy_version) == ("demo", 7, 3, 0, 5)
     assert (pair.example_id, pair.prompt, pair.image_key) == ("apple", "the apple", "scene apple")
     assert (pair.height, pair.width, pair.iou, pair.box_px) == (SIDE, SIDE, 0.75, (2, 2, 8, 8))
     assert (pair.source, pair.licence, pair.ignore_rle, pair.damage) == ("made | by hand", "CC0-1.0", None, None)
     expected = np.zeros((SIDE, SIDE), np.bool_)
     expected[2:8, 2:8] = True
-    np.testing.assert_array_equal(pair.coarse_mask, expected)
+    np.testing.assert_array_equal(coarse_mask(pair), expected)
     true_mask = coco.decode({"size": [SIDE, SIDE], "counts": pair.true_rle}).astype(np.bool_)
     np.testing.assert_array_equal(true_mask, example("apple").truth.union)
     assert pair.boundary_iou == boundary_iou(expected, true_mask)
@@ -107,7 +117,7 @@ def test_every_answer_left_out_is_counted_under_its_reason(tmp_path: Path) -> No
 def test_answers_whose_examples_are_all_lost_are_counted_and_make_no_pair(tmp_path: Path) -> None:
     archive = archive_of(tmp_path, group(0, example("a"), [(square(0), 0.5)]))
     (tmp_path / "archive" / "examples" / "step-00000000.parquet").unlink()
-    report = choose([archive]).report
+    report = choose([archive], PairRule()).report
     assert (report.kept, report.left_out["example_missing"]) == (0, 1)
 
 
@@ -115,10 +125,10 @@ def test_pairs_of_an_example_are_spread_over_iou(tmp_path: Path) -> None:
     ious = [0.31, 0.32, 0.33, 0.34, 0.35, 0.66, 0.67, 0.99]
     archive = archive_of(tmp_path, group(0, example("a"), [(square(8 * k), iou) for k, iou in enumerate(ious)]))
     for seed in range(5):
-        kept = [pair.iou for pair in select_pairs(archive, per_example=3, seed=seed)]
+        kept = [pair.iou for pair in pairs_of(archive, PairRule(per_example=3, seed=seed))]
         assert [sum(low <= iou < high for iou in kept) for low, high in ((0.3, 0.5), (0.6, 0.7), (0.9, 1))] == [1, 1, 1]
     # Strata take turns: the low one has more to give once the others are empty.
-    assert len(select_pairs(archive, per_example=6)) == 6
+    assert len(pairs_of(archive, PairRule(per_example=6))) == 6
 
 
 def test_answers_of_one_iou_are_spread_over_shape() -> None:
@@ -136,12 +146,12 @@ def test_no_two_pairs_of_an_example_are_near_duplicates_by_a_bitmap(tmp_path_fac
     archive = archive_of(
         tmp_path_factory.mktemp("run"), group(0, example("a"), [(square(k), 0.5 + k / 200) for k in shapes])
     )
-    selection = select(archive, PairRule(per_example=10, near_duplicate_iou=threshold))
-    masks = [pair.coarse_mask for pair in selection.pairs]
+    choice = choose([archive], PairRule(per_example=10, near_duplicate_iou=threshold))
+    masks = [coarse_mask(pair) for pair in choice.pairs()]
     for a in range(len(masks)):
         for b in range(a):
             assert (masks[a] & masks[b]).sum() / (masks[a] | masks[b]).sum() < threshold
-    assert selection.report.left_out["near_duplicate"] == len(shapes) - len(masks)
+    assert choice.report.left_out["near_duplicate"] == len(shapes) - len(masks)
     if threshold == 1.0:
         assert len(masks) == len(set(shapes))
 
@@ -172,7 +182,7 @@ def test_an_example_with_another_image_in_another_run_is_refused(tmp_path: Path)
     one = archive_of(tmp_path / "one", group(0, example("a"), [(square(0), 0.5)]))
     two = archive_of(tmp_path / "two", group(0, example("a", image="changed"), [(square(1), 0.5)]))
     with pytest.raises(ValueError, match=r"different images in these runs \(a has .* export the runs apart"):
-        choose([one, two])
+        choose([one, two], PairRule())
 
 
 @settings(max_examples=12, deadline=None)
@@ -186,17 +196,17 @@ def test_caps_hold_and_counts_add_up(tmp_path_factory, data) -> None:
     ]
     per_example, limit = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 6))
     archive = archive_of(tmp_path_factory.mktemp("run"), *groups)
-    everything = select(archive, PairRule(per_example=per_example))
-    limited = select(archive, PairRule(per_example=per_example, limit=limit))
-    for selection in (everything, limited):
-        report = selection.report
+    everything = choose([archive], PairRule(per_example=per_example))
+    limited = choose([archive], PairRule(per_example=per_example, limit=limit))
+    for choice in (everything, limited):
+        report = choice.report
         assert report.answers == sum(len(group.rollouts) for group in groups)
         assert report.answers == report.kept + sum(report.left_out.values())
         assert list(report.left_out) == list(LEFT_OUT)
-        names = Counter(pair.example_id for pair in selection.pairs)
+        names = Counter(pair.example_id for pair in choice.pairs())
         assert all(num <= per_example for num in names.values())
-    assert len(limited.pairs) <= limit
-    assert bool(limited.pairs) == bool(everything.pairs)
+    assert len(limited) <= limit
+    assert (len(limited) > 0) == (len(everything) > 0)
 
 
 def test_a_limit_is_shared_evenly_by_strata_as_far_as_they_reach() -> None:
