@@ -90,7 +90,7 @@ def pack(groups: Sequence[Group], algorithm: PolicyGradient) -> Batch:
         _refuse_other_lengths(token_advantages, responses)
     return Batch(
         images=tuple(group.example.image for group in groups),
-        phrases=tuple(group.example.prompt.text for group in groups),
+        phrases=tuple(group.example.prompt.text_alone for group in groups),
         tokens=tuple(tuple(response.tokens for response in row) for row in responses),
         sampler_logprobs=tuple(tuple(response.logprobs for response in row) for row in responses),
         advantages=advantages.astype(np.float32),
