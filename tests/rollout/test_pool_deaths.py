@@ -73,7 +73,7 @@ def test_of_a_worker_never_heard_of_the_cause_is_what_the_error_says_first() -> 
 @pytest.mark.parametrize(("verify_every", "verified"), [(0, False), (1, True), (2, False), (5, True)])
 def test_answers_of_every_so_many_steps_count_only_when_the_weights_are_proved(verify_every, verified) -> None:
     batch = Batch([UNIT], WEIGHTS, verify_every)
-    (request,) = batch.request
+    (request,) = batch.requests
     assert not batch.done
     request.settle([])
     assert batch.done is not verified
