@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test", "held_out_names")
+ASKED = ("mask", "box", "point")
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,81 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What is asked, as ordered parts; today every part is text."""
+class TextPart:
+    """Words of a prompt."""
 
-    parts: tuple[str, ...]
+    text: str
+    """Text as the user wrote it: data, never control tokens."""
+
+
+@dataclass(frozen=True)
+class PointPart:
+    """A place that a prompt points at."""
+
+    point_px: tuple[float, float]
+    """(x, y), pixels."""
+
+
+@dataclass(frozen=True)
+class BoxPart:
+    """A box that a prompt points at."""
+
+    box_px: tuple[float, float, float, float]
+    """(x0, y0, x1, y1), pixels."""
+
+
+@dataclass(frozen=True)
+class MaskPart:
+    """A region that a prompt points at."""
+
+    mask: NDArray[np.bool_]
+    """[H, W] pixels of the region."""
+
+
+Part = TextPart | PointPart | BoxPart | MaskPart
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked, as ordered parts; today's data sets write text alone."""
+
+    parts: tuple[Part, ...]
+    """Parts in the order in which they are read; at least one."""
+    asked: str = "mask"
+    """Form of the answer: one of ASKED."""
+
+    def __post_init__(self) -> None:
+        if self.asked not in ASKED:
+            raise ValueError(f"a prompt asks for {self.asked!r}; it can ask for {', '.join(ASKED)}.")
+
+    @classmethod
+    def of_text(cls, *texts: str) -> "Prompt":
+        """A prompt of words alone that asks for a mask."""
+        return cls(tuple(TextPart(text) for text in texts))
 
     @property
     def text(self) -> str:
-        """The text parts joined by one space."""
-        return " ".join(self.parts)
+        """Texts of all text parts joined by one space."""
+        return " ".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def text_alone(self) -> str:
+        """`text`, for a family that reads nothing else and answers with masks.
+
+        Raises ValueError, naming the part, where the prompt has another one or asks for something else.
+        """
+        for part in self.parts:
+            if not isinstance(part, TextPart):
+                raise ValueError(
+                    f"the prompt {self.text!r} has a {type(part).__name__}, and this model family reads text parts "
+                    "alone; ask in words, or choose a policy that reads such parts."
+                )
+        if self.asked != "mask":
+            raise ValueError(
+                f"the prompt {self.text!r} asks for a {self.asked}, and this model family answers with masks alone; "
+                "ask for a mask."
+            )
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -44,7 +111,7 @@ class Truth:
     """The true answer: no instance at all means that nothing in the image fits the phrase."""
 
     masks: NDArray[np.bool_]
-    """[K, H, W] one visible mask an instance; K may be 0."""
+    """[K, H, W] one visible mask per instance; K may be 0."""
     ignore: NDArray[np.bool_] | None = None
     """[H, W] pixels that count neither way (crowds), or None."""
 
@@ -55,8 +122,20 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Question:
+    """All that a policy is shown."""
+
+    image: NDArray[np.uint8]
+    """[H, W, 3] RGB."""
+    prompt: Prompt
+    """What is asked about the image."""
+    candidates: NDArray[np.bool_] | None = None
+    """[N, H, W] masks to choose from; None where there are none, as mostly."""
+
+
+@dataclass(frozen=True)
 class Example:
-    """One question about one image."""
+    """One question about one image, with its true answer."""
 
     id: str
     """Unique over all data sets; never reused for another image or phrase."""

@@ -1,5 +1,8 @@
 """A codec's grammar over characters, lifted to token ids: which tokens may come next, in sampling and in learning.
 
+The text that each token adds (`token_pieces`), the grammar over them (`TokenGrammar`), and many answers on their way
+through it at once (`GrammarWalk`).
+
 A token may come if the answer can still be ended within the tokens that are left, the end token included: with the
 grammar on, no answer is cut by the length limit. Masks are a function of an answer's own tokens and of the limit, so
 the learner makes them again from the tokens alone.

@@ -179,7 +179,7 @@ def scene_rows(policy: Policy, env: Env, indices: list[int], settings: SftSettin
         tokens = [answer_tokens(example, policy, text) for example, text in zip(scene, texts, strict=True)]
         # A box is only the beginning of an answer: its end is not to be learned.
         tokens = [t[:-1] for t in tokens] if stage.answer == "box" else tokens
-        pairs.append([(example.prompt.text, t) for example, t in zip(scene, tokens, strict=True)])
+        pairs.append([(example.prompt.text_alone, t) for example, t in zip(scene, tokens, strict=True)])
     return policy.supervised_rows([env.image(scene[0].image) for scene in scenes], pairs)
 
 
@@ -282,7 +282,7 @@ def greedy_scores(policy: Policy, env: Env, num_scenes: int, max_tokens: int) ->
         examples = [env[index] for index in range(first, min(first + 64, num_scenes))]
         images = [env.image(example.image) for example in examples]
         placeholder = [[np.array([policy.end_token])]] * len(examples)
-        rows = policy.rows(images, [example.prompt.text for example in examples], placeholder)
+        rows = policy.rows(images, [example.prompt.text_alone for example in examples], placeholder)
         draws = np.zeros((len(examples), 1, max_tokens))
         for example, response in zip(examples, sample(policy, rows, Sampling(0.0, max_tokens), draws), strict=True):
             answer = policy.read(response, example.image.height, example.image.width)

@@ -1,7 +1,4 @@
-"""What a step collects (Rollout, Group), and the rows that the archive keeps of it, as docs/archive.md says.
-
-Vertices and boxes are pixels (x right, y down), masks COCO's RLE.
-"""
+"""What a step collects: groups of scored rollouts, one group per question asked."""
 
 from dataclasses import dataclass
 

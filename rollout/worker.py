@@ -157,7 +157,7 @@ class RolloutWorker:
             [answer_seed(self._settings.seed, unit.step, position, k) for k in range(unit.group_size)]
             for position in unit.positions
         ]
-        phrases = [example.prompt.text for example in examples]
+        phrases = [example.prompt.text_alone for example in examples]
         responses = self._sampler.sample(images, phrases, unit.sampling, seeds)
         comparisons = self._compared(examples, images, responses)
         return [

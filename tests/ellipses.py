@@ -56,7 +56,9 @@ class Env:
     def __getitem__(self, index: int) -> Example:
         image, true, _ = self.drawn(index)
         ref = ImageRef(str(index), image_sha256(image), *true.shape)
-        return Example(f"{self.split} {index}", ref, Prompt(("ellipse",)), Truth(true[None]), self.split, "made", "CC0")
+        return Example(
+            f"{self.split} {index}", ref, Prompt.of_text("ellipse"), Truth(true[None]), self.split, "made", "CC0"
+        )
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
         return self.drawn(int(ref.key))[0]

@@ -18,7 +18,7 @@ def example(name: str, num_instances: int = 1) -> Example:
     for k in range(num_instances):
         masks[k, 2:6, 2 + k : 6] = True
     ref = ImageRef(f"scene {name}", "ab" * 32, 8, 10)
-    return Example(name, ref, Prompt(("the", "square")), Truth(masks), "train", "made by hand", "CC0-1.0")
+    return Example(name, ref, Prompt.of_text("the", "square"), Truth(masks), "train", "made by hand", "CC0-1.0")
 
 
 def rollout(index: int, answer: Answer | None = None, num_tokens: int = 3) -> Rollout:

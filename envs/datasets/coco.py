@@ -223,7 +223,9 @@ class Env:
             masks[k] = self._mask(self._regions[ann_id])
         truth = Truth(masks, self._ignored(question, masks))
         example_id = f"{self.data_set}/{question.id}"
-        return Example(example_id, image, Prompt((question.phrase,)), truth, self.split, photo.source, photo.licence)
+        return Example(
+            example_id, image, Prompt.of_text(question.phrase), truth, self.split, photo.source, photo.licence
+        )
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
         """The photo [H, W, 3] RGB, resized and padded; raises ValueError where it no longer has `ref.sha256`."""

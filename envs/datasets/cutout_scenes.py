@@ -166,7 +166,7 @@ class Env:
         return Example(
             id=f"{self._key(index)}/{phrase.replace(' ', '-')}",
             image=ImageRef(self._key(index), image_sha256(scene.image), size, size),
-            prompt=Prompt((phrase,)),
+            prompt=Prompt.of_text(phrase),
             truth=Truth(masks),
             split=self.split,
             source="OpenMoji 17 scenes" if self.folder is None else f"cut-outs of {self.folder}",

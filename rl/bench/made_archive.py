@@ -177,7 +177,7 @@ def step_groups(step: int, name: str) -> list[Group]:
         mask = fill(smooth(rng, _VERTICES, _SIDE, _SIDE), outline_offsets, _SIDE, _SIDE)
         asked = f"{name} {0 if position % 2 else step}/{position}"
         example = Example(
-            *(asked, ImageRef(asked, "0" * 64, _SIDE, _SIDE), Prompt(("the thing",)), Truth(mask[None])),
+            *(asked, ImageRef(asked, "0" * 64, _SIDE, _SIDE), Prompt.of_text("the thing"), Truth(mask[None])),
             *("train", "drawn for a bench", "CC0-1.0"),
         )
         response = Response(np.arange(_TOKENS), np.zeros(_TOKENS, np.float32), "stop")

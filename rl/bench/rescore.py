@@ -71,7 +71,7 @@ def _group(rng: np.random.Generator, scorer: Scorer, step: int, position: int, h
 
 def _example(name: str, mask: NDArray[np.bool_]) -> Example:
     image = ImageRef(name, "0" * 64, *mask.shape)
-    return Example(name, image, Prompt(("the thing",)), Truth(mask[None]), "train", "drawn for a bench", "CC0-1.0")
+    return Example(name, image, Prompt.of_text("the thing"), Truth(mask[None]), "train", "drawn for a bench", "CC0-1.0")
 
 
 def bench(rounds: int = 5) -> list[Rescoring]:

@@ -81,7 +81,7 @@ def pack(groups: Sequence[Group], advantages: Advantages) -> Batch:
     responses = [[rollout.response for rollout in group.rollouts] for group in groups]
     return Batch(
         images=tuple(group.example.image for group in groups),
-        phrases=tuple(group.example.prompt.text for group in groups),
+        phrases=tuple(group.example.prompt.text_alone for group in groups),
         tokens=tuple(tuple(response.tokens for response in row) for row in responses),
         sampler_logprobs=tuple(tuple(response.logprobs for response in row) for row in responses),
         advantages=advantages.values.astype(np.float32),

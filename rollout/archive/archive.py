@@ -1,6 +1,6 @@
 """The archive of a run: every answer, beside the truth, in Parquet shards that any reader opens (docs/archive.md).
 
-Two tables: `rollouts/`, a shard a step, and `examples/`, each example once, in the shard of its first step.
+Two tables: `rollouts/`, one shard per step, and `examples/`, each example once, in the shard of its first step.
 A shard is absent or whole: it is written under a temporary name, synced, then renamed. One process writes, many read.
 """
 

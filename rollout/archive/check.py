@@ -1,4 +1,4 @@
-"""What is wrong with a shard, found by reading all of it once, a row group at a time."""
+"""What is wrong with an archive: every shard read once, a row group at a time, and its tables held together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a resumed run does with steps past its checkpoint: they are moved out of the tables, and never read again."""
+"""Shards rearranged: steps past the checkpoint of a resumed run set aside, many shards merged into few."""
 
 import os
 import shutil

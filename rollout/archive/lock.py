@@ -1,4 +1,4 @@
-"""Who writes an archive: one process at a time, which others can tell, also after it was killed."""
+"""The lock of the process that writes an archive: one at a time, seen by others, freed also when it was killed."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""What a step collects (Rollout, Group), and the rows that the archive keeps of it, as docs/archive.md says.
+"""The columns of an archive, and groups as its rows: records to rows and back, as docs/archive.md says.
 
 Vertices and boxes are pixels (x right, y down), masks COCO's RLE.
 """

@@ -1,4 +1,7 @@
-"""Which examples an archive holds, in 16 bytes an example: a run may ask millions."""
+"""One table of an archive: its shards by name, what is read of them, and the ids of the examples that it holds.
+
+Ids take 16 bytes each, since a run may ask millions of examples.
+"""
 
 import hashlib
 import re

@@ -1,6 +1,6 @@
 """What a rollout worker asks of whatever samples for it, and how answers are drawn.
 
-An engine is a file `engine_NAME.py` here with a class `Engine`: its settings, which travel. Opened, it is a sampler
+An engine is a file `NAME.py` here with a class `Engine`: its settings, which travel. Opened, it is a sampler
 that holds a model. A sampler is a plain object in the worker's process; nothing in it knows of Ray.
 """
 

@@ -1,4 +1,8 @@
-"""Weights by reference, and which of them a unit wants."""
+"""What the driver keeps of the workers of a pool and of their work.
+
+Weights by reference and their versions, batches of units and the request for each of them, the task that a worker has
+in hand, and the handle of a worker: what it holds, what it has in hand, when it was last heard.
+"""
 
 import time
 from collections.abc import Iterable
@@ -62,9 +66,9 @@ class Batch:
         return len(self.results) == len(self.units) and not self.unproved
 
     @property
-    def asked(self) -> list["Asked"]:
-        """Its units, one by one."""
-        return [Asked(self, place) for place in range(len(self.units))]
+    def requests(self) -> list["Request"]:
+        """One request per unit, in order."""
+        return [Request(self, place) for place in range(len(self.units))]
 
     @property
     def groups(self) -> list[Group]:
@@ -73,11 +77,13 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One unit of a batch."""
+class Request:
+    """The request to answer one unit of a batch."""
 
     batch: Batch
+    """The batch that the unit belongs to."""
     place: int
+    """Place of the unit in it, from 0."""
 
     @property
     def unit(self) -> Unit:
@@ -102,7 +108,7 @@ class Task:
 
     weights: WeightVersion
     """The weights that it takes, or must hold."""
-    asked: Asked | None = None
+    request: Request | None = None
     """The unit that it answers; None where it takes weights or proves them."""
     proves: bool = False
     """Whether it proves the weights that it holds."""
@@ -110,22 +116,22 @@ class Task:
     """When it was handed out, on the clock of time.monotonic."""
 
     @property
-    def lost(self) -> list[Asked]:
+    def lost(self) -> list[Request]:
         """What must be asked again where it came to nothing."""
-        return [] if self.asked is None else [self.asked]
+        return [] if self.request is None else [self.request]
 
     def __str__(self) -> str:
         """In words, for a report."""
         seconds = f"for {time.monotonic() - self.since:.1f} s"
-        if self.asked is None:
+        if self.request is None:
             return f"{'proving' if self.proves else 'taking'} weights version {self.weights.number} {seconds}"
-        unit = self.asked.unit
+        unit = self.request.unit
         places = ", ".join(str(position) for position in unit.positions)
         return f"step {unit.step} of split {unit.split}, positions {places}, version {self.weights.number}, {seconds}"
 
 
-class Member:
-    """A worker of the pool."""
+class WorkerHandle:
+    """What the driver knows of one worker of the pool, and how it speaks to it."""
 
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
@@ -134,12 +140,12 @@ class Member:
         """Key of the WeightVersion that it proved to hold; None for none, as after a death."""
         self.tasks: dict[Any, Task] = {}
         """What it has in hand, by Ray's reference to the answer."""
-        self.unproved: list[Asked] = []
+        self.unproved: list[Request] = []
         """What it answered and must yet prove, all of one batch."""
         self.wrong = 0
         """Times that it held other weights than were sent, since they were last set."""
         self.vitals: Vitals | None = None
-        """Of its last word; None before the first."""
+        """State of its process at its last word; None before the first."""
         self.died_at: float | None = None
         """When it died, until it is back; on the clock of time.monotonic."""
         self.told_seconds = 0.0
@@ -153,10 +159,10 @@ class Member:
         ref = self.actor.take.remote(weights.number, list(weights.weights.refs))
         self.tasks[ref] = Task(weights)
 
-    def answer(self, asked: Asked) -> None:
+    def answer(self, request: Request) -> None:
         """Have it answer a unit, with the weights that it holds."""
-        weights = asked.batch.weights
-        self.tasks[self.actor.reply.remote(asked.unit, weights.number)] = Task(weights, asked)
+        weights = request.batch.weights
+        self.tasks[self.actor.reply.remote(request.unit, weights.number)] = Task(weights, request)
 
     def prove(self, weights: WeightVersion) -> None:
         """Have it hash the weights that it holds."""
@@ -170,9 +176,9 @@ class Member:
         """Begin to count its silence anew."""
         self._heard_at = time.monotonic()
 
-    def drop(self) -> list[Asked]:
+    def drop(self) -> list[Request]:
         """Take everything from it, and its word that it holds any weights; returns the units to be asked again."""
-        again = [*self.unproved, *(asked for task in self.tasks.values() for asked in task.lost)]
+        again = [*self.unproved, *(request for task in self.tasks.values() for request in task.lost)]
         self.holds, self.tasks, self.unproved = None, {}, []
         return again
 

@@ -21,8 +21,8 @@ import ray
 from ray.exceptions import RayError
 
 from rollout.pool.actor import PoolActor
-from rollout.pool.dispatch import Crew
-from rollout.pool.handle import Batch, Member, WeightRefs, WeightVersion
+from rollout.pool.dispatch import Dispatcher
+from rollout.pool.handle import Batch, WeightRefs, WeightVersion, WorkerHandle
 from rollout.records import Group
 from rollout.settings import PoolSettings
 from rollout.worker import Unit, WorkerSettings
@@ -49,12 +49,12 @@ class WorkerPool:
             PoolActor
         ).options(max_concurrency=units_each, scheduling_strategy=strategy)
         self.actors: list[Any] = [remote.remote(worker, f"{k}") for k in range(settings.workers)]
-        members = [Member(f"{k}", actor) for k, actor in enumerate(self.actors)]
-        self._crew = Crew(members, settings, units_each)
+        workers = [WorkerHandle(f"{k}", actor) for k, actor in enumerate(self.actors)]
+        self._dispatcher = Dispatcher(workers, settings, units_each)
         self._verify_every = settings.verify_every
         self._current: WeightVersion | None = None
         self._asked: deque[Batch] = deque()
-        self._changed = threading.Condition()  # held by whoever touches the crew
+        self._changed = threading.Condition()  # held by whoever touches the dispatcher
         self._error: BaseException | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="rollout pool", daemon=True)
@@ -69,7 +69,7 @@ class WorkerPool:
     @property
     def skipped(self) -> Counter[str]:
         """Answers that rewards left out of their term because they failed, by reward."""
-        return self._crew.skipped
+        return self._dispatcher.skipped
 
     def set_weights(self, weights: WeightRefs, version: int) -> None:
         """Set the weights for what is asked from now on, under the number that the answers will carry.
@@ -79,17 +79,17 @@ class WorkerPool:
         """
         self._current = current = WeightVersion(version, weights)
         with self._changed:
-            self._crew.set_weights(current)
+            self._dispatcher.set_weights(current)
             self._changed.notify_all()
         if not self._asked:
-            self._wait(lambda: all(member.holds == current.key for member in self._crew.members))
+            self._wait(lambda: all(worker.holds == current.key for worker in self._dispatcher.workers))
 
     def ask(self, units: Iterable[Unit]) -> None:
         """Have units answered with the weights set last, after all that was asked before; does not wait."""
         batch = Batch(units, self._set, self._verify_every)
         self._asked.append(batch)
         with self._changed:
-            self._crew.waiting.extend(batch.asked)
+            self._dispatcher.waiting.extend(batch.requests)
             self._changed.notify_all()
 
     def collect(self) -> list[Group]:
@@ -108,7 +108,7 @@ class WorkerPool:
         """
         batch = Batch(units, self._set, self._verify_every)
         with self._changed:
-            self._crew.waiting.extendleft(reversed(batch.asked))
+            self._dispatcher.waiting.extendleft(reversed(batch.requests))
             self._changed.notify_all()
         return self._answered(batch)
 
@@ -118,7 +118,7 @@ class WorkerPool:
         Nothing may be in hand meanwhile.
         """
         with self._changed:
-            self._crew.members[0].holds = None
+            self._dispatcher.workers[0].holds = None
         hashes = ray.get(self.actors[0].offer.remote(checkpoint))
         # As results of calls the buckets belong to the driver, and outlive the worker that made them.
         refs = tuple(self.actors[0].bucket.remote(place) for place in range(len(hashes)))
@@ -176,17 +176,17 @@ class WorkerPool:
     def _turn(self) -> None:
         """Hand out what can be, wait for a word, deal with it."""
         with self._changed:
-            self._crew.hand_out()
-            refs = self._crew.in_hand
+            self._dispatcher.hand_out()
+            refs = self._dispatcher.in_hand
             if not refs:
-                self._changed.wait(self._crew.spared_seconds)
+                self._changed.wait(self._dispatcher.spared_seconds)
                 return
         ready, _ = ray.wait(refs, num_returns=1, timeout=_LOOK_SECONDS)
         with self._changed:
             try:
                 for ref in ready:
-                    self._crew.settle(ref)
-                self._crew.end_silent()
+                    self._dispatcher.settle(ref)
+                self._dispatcher.end_silent()
             except (RayError, RuntimeError, ValueError, OSError) as error:
                 self._fail(error)
             self._changed.notify_all()
@@ -194,5 +194,5 @@ class WorkerPool:
     def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._error = error
-            self._crew.drop_all()
+            self._dispatcher.drop_all()
             self._changed.notify_all()

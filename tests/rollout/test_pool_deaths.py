@@ -7,8 +7,8 @@ from ray.core.generated.gcs_pb2 import WorkerTableData
 from rollout.engines.shared import Sampling
 from rollout.pool.actor import Vitals
 from rollout.pool.deaths import _cause, cause_of_death, death_report
-from rollout.pool.dispatch import Crew
-from rollout.pool.handle import Batch, Member, Task, WeightRefs, WeightVersion
+from rollout.pool.dispatch import Dispatcher
+from rollout.pool.handle import Batch, Task, WeightRefs, WeightVersion, WorkerHandle
 from rollout.settings import PoolSettings
 from rollout.worker import Unit
 
@@ -18,22 +18,22 @@ UNIT = Unit("train", 5, (4, 5), (0, 1), group_size=2, sampling=Sampling(1.0, 8))
 
 
 def test_a_worker_is_hung_by_the_silence_since_its_last_word_and_not_while_the_driver_itself_stood_still() -> None:
-    crew = Crew([Member("0", None)], PoolSettings(unit_seconds=30.0), units_each=2)
-    (member,) = crew.members
-    member.heard(VITALS)
-    assert member.silent_seconds == 0.0
+    dispatcher = Dispatcher([WorkerHandle("0", None)], PoolSettings(unit_seconds=30.0), units_each=2)
+    (worker,) = dispatcher.workers
+    worker.heard(VITALS)
+    assert worker.silent_seconds == 0.0
     long_ago = time.monotonic() - 100
-    member.tasks = {"first": Task(WEIGHTS, since=long_ago), "second": Task(WEIGHTS, since=long_ago + 1)}
-    assert member.silent_seconds < 1.0  # it has just said something
-    member._heard_at = long_ago - 50
-    assert 99 < member.silent_seconds < 130
-    crew.end_silent()  # the first look in a long time: nobody is killed
-    assert member.silent_seconds < 1.0 and member.died_at is None
+    worker.tasks = {"first": Task(WEIGHTS, since=long_ago), "second": Task(WEIGHTS, since=long_ago + 1)}
+    assert worker.silent_seconds < 1.0  # it has just said something
+    worker._heard_at = long_ago - 50
+    assert 99 < worker.silent_seconds < 130
+    dispatcher.end_silent()  # the first look in a long time: nobody is killed
+    assert worker.silent_seconds < 1.0 and worker.died_at is None
 
 
 def test_a_report_says_who_died_where_of_what_with_how_much_memory_and_in_the_middle_of_what() -> None:
-    (asked,) = Batch([UNIT], WEIGHTS, verify_every=1).asked
-    report = death_report("3", VITALS, [Task(WEIGHTS, asked), Task(WEIGHTS), Task(WEIGHTS, proves=True)], "it fell")
+    (request,) = Batch([UNIT], WEIGHTS, verify_every=1).requests
+    report = death_report("3", VITALS, [Task(WEIGHTS, request), Task(WEIGHTS), Task(WEIGHTS, proves=True)], "it fell")
     assert report == (
         "rollout worker 3 (process 4242 on 10.0.0.5) died: it fell. Last task: step 5 of split train, positions 4, 5, "
         "version 7, for 0.0 s; taking weights version 7 for 0.0 s; proving weights version 7 for 0.0 s. Memory at its "
@@ -73,11 +73,11 @@ def test_of_a_worker_never_heard_of_the_cause_is_what_the_error_says_first() -> 
 @pytest.mark.parametrize(("verify_every", "verified"), [(0, False), (1, True), (2, False), (5, True)])
 def test_answers_of_every_so_many_steps_count_only_when_the_weights_are_proved(verify_every, verified) -> None:
     batch = Batch([UNIT], WEIGHTS, verify_every)
-    (asked,) = batch.asked
+    (request,) = batch.requests
     assert not batch.done
-    asked.settle([])
+    request.settle([])
     assert batch.done is not verified
     batch.unproved.clear()
     assert batch.done and batch.groups == []
-    asked.forget()
+    request.forget()
     assert not batch.done

@@ -42,7 +42,7 @@ def random_example(rng: np.random.Generator, name: str) -> Example:
     ignore = np.zeros((H, W), np.bool_)
     ignore[:4, :6] = True
     truth = Truth(masks, ignore if rng.random() < 0.3 else None)
-    return Example(name, ImageRef(name, "ab" * 32, H, W), Prompt(("it",)), truth, "train", "by hand", "CC0-1.0")
+    return Example(name, ImageRef(name, "ab" * 32, H, W), Prompt.of_text("it"), truth, "train", "by hand", "CC0-1.0")
 
 
 def random_answer(rng: np.random.Generator) -> Answer:

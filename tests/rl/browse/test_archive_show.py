@@ -165,7 +165,7 @@ def test_no_letter_of_a_caption_is_drawn_as_a_box_and_the_picture_says_that_lett
     env = Env("train")
     pictures = []
     for name, words in (("a", phrases), ("b", [PHRASES[phrase] for phrase in phrases])):
-        asked = [replace(env[k], prompt=Prompt((phrase,))) for k, phrase in enumerate(words)]
+        asked = [replace(env[k], prompt=Prompt.of_text(phrase)) for k, phrase in enumerate(words)]
         shown = choose(archived(tmp_path / name, asked), Wanted(best=12))
         assert {one.asked.phrase for one in shown.answers} == set(words)
         assert is_spelled(shown) == (name == "a")

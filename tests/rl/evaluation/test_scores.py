@@ -131,7 +131,7 @@ ANSWERS = st.one_of(
 
 def asked(truth: Truth, answer: Answer) -> Group:
     """A group of one answer."""
-    example = Example("a", ImageRef("", "0" * 64, 10, 10), Prompt(("it",)), truth, "test", "", "")
+    example = Example("a", ImageRef("", "0" * 64, 10, 10), Prompt.of_text("it"), truth, "test", "", "")
     return group_of("run", 0, 0, example, (Rollout(0, RESPONSE, "", answer, 0, 0, 0.0, {}, 0, 0),))
 
 

@@ -36,7 +36,7 @@ def by_hand() -> Example:
     mask = np.zeros((1, 8, 10), np.bool_)
     mask[0, 2:6, 2:6] = True
     ref = ImageRef("no such scene", "ab" * 32, 8, 10)
-    return Example("square/0", ref, Prompt(("the <b>square",)), Truth(mask), "train", "by hand", "CC0-1.0")
+    return Example("square/0", ref, Prompt.of_text("the <b>square"), Truth(mask), "train", "by hand", "CC0-1.0")
 
 
 def archived_run(

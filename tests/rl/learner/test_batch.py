@@ -25,7 +25,7 @@ def rollout(index: int, tokens: list[int], logprob: float) -> Rollout:
 def group(name: str, answers: list[list[int]], totals: list[float]) -> Group:
     image = ImageRef(name, "0" * 64, 4, 4)
     example = Example(
-        name, image, Prompt(("the", name)), Truth(np.zeros((0, 4, 4), np.bool_)), "train", "made", "CC0-1.0"
+        name, image, Prompt.of_text("the", name), Truth(np.zeros((0, 4, 4), np.bool_)), "train", "made", "CC0-1.0"
     )
     rollouts = tuple(rollout(k, tokens, -0.5 - k) for k, tokens in enumerate(answers))
     return Group("run", 0, 0, example, np.array([1, 2]), "0" * 64, 1.0, rollouts, tuple(totals))

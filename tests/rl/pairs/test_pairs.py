@@ -27,7 +27,7 @@ def example(name: str, split: str = "train", image: str = "") -> Example:
     masks = np.zeros((2, SIDE, SIDE), np.bool_)
     masks[0, 2:10, 2:7], masks[1, 2:10, 8] = True, True
     ref = ImageRef(f"scene {name}", (image or name).encode().hex().ljust(64, "0"), SIDE, SIDE)
-    return Example(name, ref, Prompt((f"the {name}",)), Truth(masks), split, "made | by hand", "CC0-1.0")
+    return Example(name, ref, Prompt.of_text(f"the {name}"), Truth(masks), split, "made | by hand", "CC0-1.0")
 
 
 def square(k: int) -> Answer:

@@ -37,7 +37,7 @@ def rollout(index: int, answer: Answer, iou: float, near: float | None, area_px:
 
 def group(position: int, masks: np.ndarray, rollouts: list[Rollout], totals: list[float]) -> Group:
     image = ImageRef("image", "0" * 64, 8, 8)
-    example = Example("e", image, Prompt(("a",)), Truth(masks), "train", "made", "CC0-1.0")
+    example = Example("e", image, Prompt.of_text("a"), Truth(masks), "train", "made", "CC0-1.0")
     return Group("run", 1, position, example, np.arange(5), "0" * 64, 1.0, tuple(rollouts), tuple(totals))
 
 
@@ -79,7 +79,7 @@ def test_without_a_drawn_answer_there_is_no_area_ratio_and_no_vertex() -> None:
 def test_ignored_pixels_are_no_part_of_the_true_area() -> None:
     one = group(0, EIGHT, [rollout(0, TRIANGLE, 0.6, 0.5, area_px=6)], [0.5])
     truth = Truth(EIGHT, ignore=np.arange(64).reshape(8, 8) < 4)
-    example = Example("e", one.example.image, Prompt(("a",)), truth, "train", "made", "CC0-1.0")
+    example = Example("e", one.example.image, Prompt.of_text("a"), truth, "train", "made", "CC0-1.0")
     ignoring = Group("run", 1, 0, example, np.arange(5), "0" * 64, 1.0, one.rollouts, (0.5,))
     assert group_metrics([ignoring], SIGNAL[:1])["answer/area_ratio"] == pytest.approx(6 / 4)
 

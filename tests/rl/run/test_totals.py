@@ -26,7 +26,7 @@ def groups(step: int) -> list[Group]:
     for position in range(3):
         name = f"example {position}"
         image, truth = ImageRef(name, "0" * 64, 4, 4), Truth(np.zeros((0, 4, 4), np.bool_))
-        example = Example(name, image, Prompt(("a",)), truth, "train", "made", "CC0-1.0")
+        example = Example(name, image, Prompt.of_text("a"), truth, "train", "made", "CC0-1.0")
         terms = [{"a": draw.random(), "b": draw.random() if draw.random() < 0.7 else None} for _ in range(2)]
         rollouts = tuple(rollout(index, row) for index, row in enumerate(terms))
         made.append(Group("run", step, position, example, np.arange(3), "0" * 64, 1.0, rollouts))
