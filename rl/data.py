@@ -168,7 +168,7 @@ class SplitSummary:
     unwritable: int
     """Examples whose truth the codec cannot write within its limits, each an IoU of 0."""
     codec_iou: Spread
-    """IoU of the codec's text of the truth, as well drawn as its limits allow."""
+    """IoU of the codec's text of the truth, as well drawn as its limits allow; examples that show nothing left out."""
     taught_iou: Spread | None
     """IoU of the answers that `sft` teaches; None for a run without supervision."""
     prompt_tokens: Spread | None
@@ -257,14 +257,15 @@ def look_at(config: DataConfig, split: str, limit: int, seed: int, console: Cons
 def summary_of(seen: Sequence[Seen], num_examples: int) -> SplitSummary:
     """The numbers of a split from one or more examples of it."""
     instances = Counter(len(one.example.truth.masks) for one in seen)
-    taught = [one.taught_iou for one in seen if one.taught_iou is not None]
+    drawn = [one for one in seen if len(one.example.truth.masks)] or seen  # that nothing is there, any codec can say
+    taught = [one.taught_iou for one in drawn if one.taught_iou is not None]
     tokens = [one.tokens for one in seen if one.tokens is not None]
     return SplitSummary(
         examples=num_examples,
         looked_at=len(seen),
         instances={str(number): count for number, count in sorted(instances.items())},
         unwritable=sum(not one.text for one in seen),
-        codec_iou=spread([one.iou for one in seen]),
+        codec_iou=spread([one.iou for one in drawn]),
         taught_iou=spread(taught) if taught else None,
         prompt_tokens=spread([prompt for prompt, _ in tokens]) if tokens else None,
         answer_tokens=spread([answer for _, answer in tokens]) if tokens else None,
@@ -272,23 +273,28 @@ def summary_of(seen: Sequence[Seen], num_examples: int) -> SplitSummary:
 
 
 def summary_table(summaries: Mapping[str, SplitSummary]) -> Table:
-    """A row for each split."""
-    table = Table(
-        "split",
-        "examples",
-        "looked at",
-        "prompt tokens\nmedian, p90, max",
-        "answer tokens\nmedian, p90, max",
-        "codec's IoU\nmedian, p10",
-        "taught IoU\nmedian, p10",
-        "not writable",
-        title="Data under the config's policy and codec",
-    )
-    for split, one in summaries.items():
-        lengths = [_lengths(one.prompt_tokens), _lengths(one.answer_tokens)]
-        ious = [_ious(one.codec_iou), _ious(one.taught_iou)]
-        table.add_row(split, f"{one.examples:,}", f"{one.looked_at:,}", *lengths, *ious, f"{one.unwritable:,}")
+    """A column for each split."""
+    table = Table("", *summaries, title="Data under the config's policy and codec")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for title, cells in summary_rows(summaries):
+        table.add_row(title, *cells)
     return table
+
+
+def summary_rows(summaries: Mapping[str, SplitSummary]) -> list[tuple[str, list[str]]]:
+    """Titles of the numbers, and each number of every split as text."""
+    splits = summaries.values()
+    return [
+        ("examples", [f"{one.examples:,}" for one in splits]),
+        ("looked at", [f"{one.looked_at:,}" for one in splits]),
+        ("nothing true among them", [f"{one.instances.get('0', 0):,}" for one in splits]),
+        ("prompt tokens: median, p90, max", [_lengths(one.prompt_tokens) for one in splits]),
+        ("answer tokens: median, p90, max", [_lengths(one.answer_tokens) for one in splits]),
+        ("best IoU of the codec: median, p10", [_ious(one.codec_iou) for one in splits]),
+        ("IoU of what sft teaches: median, p10", [_ious(one.taught_iou) for one in splits]),
+        ("beyond the codec's limits", [f"{one.unwritable:,}" for one in splits]),
+    ]
 
 
 def _lengths(tokens: Spread | None) -> str:
@@ -313,8 +319,7 @@ def write_data_page(
         title=title,
         shown=shown,
         summaries=summaries,
-        lengths=_lengths,
-        ious=_ious,
+        rows=summary_rows(summaries),
         svg=_svg,
         colours=COLOURS,
     )

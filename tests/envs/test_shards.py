@@ -168,9 +168,11 @@ def test_a_preparation_that_was_stopped_goes_on_and_writes_the_same_files(tmp_pa
 
 def test_a_folder_of_other_data_is_refused_and_the_same_again_is_left_alone(tmp_path):
     settings = crowded(tmp_path)
-    write = lambda **changed: prepare(
-        config_of("coco", **(settings | changed)), ["train"], tmp_path / "s", False, QUIET
-    )  # noqa: E731
+    out = tmp_path / "s"
+
+    def write(**changed):
+        prepare(config_of("coco", **(settings | changed)), ["train"], out, False, QUIET)
+
     write()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s/train").iterdir()}
     write()
