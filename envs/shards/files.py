@@ -118,8 +118,15 @@ def key_hashes(keys: Sequence[str]) -> NDArray[np.int64]:
 
 def read_columns(path: Path, *names: str) -> list[NDArray[np.int64]]:
     """Columns of whole numbers of a Parquet file; ValueError, naming it, where it cannot be read."""
-    table = _whole(path, lambda: pq.read_table(path, columns=list(names), memory_map=True))
-    return [table.column(name).to_numpy() for name in names]
+    table = _whole(path, lambda: pq.ParquetFile(path, memory_map=True).read(list(names)))
+    return [_numbers(table.column(name).combine_chunks()) for name in names]
+
+
+def _numbers(column: pa.Array) -> NDArray[np.int64]:
+    """The values [N] of a column of int64 without nulls; to_numpy would import pandas for it."""
+    if not len(column):
+        return np.zeros(0, np.int64)
+    return np.frombuffer(column.buffers()[1], np.int64, len(column), 8 * column.offset)
 
 
 def _whole(path: Path, read: Callable[[], T]) -> T:
