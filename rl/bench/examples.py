@@ -5,7 +5,6 @@ that the memory is theirs; that of the imports is left out.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -104,8 +103,6 @@ class ExamplesBench:
     """Time of opening them in a new process."""
     open_mb: float
     """Resident memory that opening added to that of the imports."""
-    peak_mb: float
-    """Highest resident memory while opening, above that of the imports."""
     random_us: float
     """Microseconds for each example at a random index."""
     in_order_us: float
@@ -129,16 +126,15 @@ def write(folder: Path, num_examples: int, console: Console) -> float:
 def measure(folder: Path) -> dict[str, float]:
     """Open the shards and read some of them, in this process, which should have done nothing else."""
     process = psutil.Process()
-    before, peak_before, started = process.memory_info().rss, _peak_bytes(), time.perf_counter()
+    before, started = process.memory_info().rss, time.perf_counter()
     env = Shards("train", str(folder))
-    seconds, rss, peak = time.perf_counter() - started, process.memory_info().rss, _peak_bytes()
+    seconds, rss = time.perf_counter() - started, process.memory_info().rss
     env[0]  # kernels are compiled or loaded
     num = min(_READ, len(env))
     places = np.random.default_rng(0).integers(0, len(env), num).tolist()
     return {
         "open_seconds": seconds,
         "open_mb": (rss - before) / 1e6,
-        "peak_mb": (peak - max(before, peak_before)) / 1e6,
         "random_us": _microseconds(env, places),
         "in_order_us": _microseconds(env, list(range(num))),
     }
@@ -149,10 +145,6 @@ def _microseconds(env: Shards, places: list[int]) -> float:
     for place in places:
         env[place]
     return (time.perf_counter() - started) / len(places) * 1e6
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def bench(num_examples: int, folder: Path, console: Console) -> ExamplesBench:
@@ -170,16 +162,14 @@ def table(found: ExamplesBench) -> Table:
     table.columns[1].justify = "right"
     table.add_row("written", f"{found.write_seconds:,.1f} s, {found.written_mb:,.0f} MB")
     table.add_row("opened", f"{found.open_seconds:.3f} s (at most {OPEN_BAR_SECONDS:g} s)")
-    table.add_row(
-        "memory of opening, at its peak", f"{found.open_mb:.0f}, {found.peak_mb:.0f} MB (at most {OPEN_BAR_MB:g} MB)"
-    )
+    table.add_row("memory of opening", f"{found.open_mb:.0f} MB (at most {OPEN_BAR_MB:g} MB)")
     table.add_row("an example at random, in order", f"{found.random_us:,.0f} µs, {found.in_order_us:,.0f} µs")
     return table
 
 
 def as_json(found: ExamplesBench) -> dict[str, float | dict[str, float]]:
     """What was measured, and what opening a million may take."""
-    return asdict(found) | {"bar": {"open_seconds": OPEN_BAR_SECONDS, "peak_mb": OPEN_BAR_MB}}
+    return asdict(found) | {"bar": {"open_seconds": OPEN_BAR_SECONDS, "open_mb": OPEN_BAR_MB}}
 
 
 if __name__ == "__main__":
