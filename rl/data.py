@@ -162,7 +162,7 @@ class SplitSummary:
     examples: int
     """All of the split."""
     looked_at: int
-    """Those that the other numbers are of."""
+    """Examples that the other numbers are of."""
     instances: dict[str, int]
     """How many examples have so many true instances; "0" asks for what is not there."""
     unwritable: int

@@ -25,7 +25,7 @@ class Photo:
     """One entry of `images`."""
 
     id: int
-    """As in the file."""
+    """Number in the file."""
     path: str
     """Where the photo lies."""
     height: int
@@ -43,11 +43,11 @@ class Region:
     """One entry of `annotations`."""
 
     id: int
-    """As in the file."""
+    """Number in the file."""
     image_id: int
-    """Its photo."""
+    """Photo that it is drawn on."""
     category_id: int
-    """Its class."""
+    """Class of what it covers."""
     crowd: bool
     """Whether it covers a group instead of one object."""
     shape: Shape
