@@ -1,6 +1,7 @@
-"""Any image file as eight-bit pixels, the way a viewer would show it: the first frame, upright, over white.
+"""Image files: opened as eight-bit pixels the way a viewer shows them, then resized and padded to a view.
 
-The one way in which files are opened: photos of an env, cut-outs, and what a policy is asked about by hand.
+The one way in which files are opened: photos of an env, cut-outs, and what a policy is asked about by hand. Of an
+animation it is the first frame; the image is upright and lies over white.
 """
 
 import warnings
@@ -206,3 +207,19 @@ class View:
         """Rings [N, 2] in pixels of the view, in those of its image of height x width."""
         shown = self.size(height, width)
         return [px_from_unit(unit_from_px(ring, *shown), height, width) for ring in rings]
+
+
+@dataclass(frozen=True)
+class ShownFile:
+    """A file, and how its image becomes the pixels that are asked about."""
+
+    path: Path
+    """Where the file lies."""
+    upright: bool
+    """Whether an EXIF orientation is applied."""
+    view: View
+    """How the image is resized and padded."""
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The pixels [H, W, 3] uint8 RGB; raises as `read_image`."""
+        return self.view.pixels(read_image(self.path, self.upright))

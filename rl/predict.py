@@ -16,7 +16,8 @@ from PIL import Image
 from rich.table import Table
 
 from envs.geometry.contours import mask_from_rings
-from envs.geometry.vector import iou, path_svg, rounded_rings, simplified_rings, visible_box_px
+from envs.geometry.masks import iou, tight_box_px
+from envs.geometry.vector import path_svg, rounded_rings, simplified_rings
 from envs.images import View
 from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus, Ring
@@ -241,7 +242,7 @@ def numbers_of(prediction: Prediction) -> dict[str, Any]:
         "view": {"height": prediction.view[0], "width": prediction.view[1]},
         "status": prediction.status.value,
         "text": prediction.text,
-        "box": visible_box_px(prediction.mask),
+        "box": tight_box_px(prediction.mask),
         "area": int(prediction.mask.sum()),
         "rings": [ring.tolist() for ring in prediction.rings_px],
         "predicted_iou": None if refined is None else refined.predicted_iou,

@@ -33,6 +33,7 @@ from rl.pages.progress import StepProgress
 from rl.run.data import RunData
 from rl.run.parts import policy_plugin
 from rl.run.writable import refuse_unwritable
+from rollout.disk import whole_file
 from rollout.engines.shared import sample
 from rollout.settings import Sampling
 
@@ -258,8 +259,8 @@ class SftTrainer:
             "weights": self.policy.model.state_dict(),
             "curve": [asdict(point) for point in self.curve],
         }
-        torch.save(state, folder / "state.pt.partial")
-        (folder / "state.pt.partial").rename(folder / "state.pt")
+        with whole_file(folder / "state.pt") as partial:
+            torch.save(state, partial)
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""

@@ -1,7 +1,7 @@
-"""A codec's grammar as an automaton over characters: what may be written next so that the answer will be valid.
+"""What a codec must be, and its grammar as an automaton over characters: what may be written next in a valid answer.
 
-Deterministic, and finite: a state holds counters and one open ring, never the text. What it accepts is read as ok or
-empty; what cannot become such an answer is refused at the first character that makes it so.
+The grammar is deterministic and finite: a state holds counters and one open ring, never the text. What it accepts is
+read as ok or empty; what cannot become such an answer is refused at the first character that makes it so.
 """
 
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ class State(NamedTuple):
     word: str = ""
     """What is written of the word or number begun."""
     bounds: Bounds | None = None
-    """Of the number begun."""
+    """Least and most that the number begun may be."""
     box: tuple[int | None, ...] = ()
     """The numbers of the instance's box so far; None where left out."""
     ring: OpenRing | None = OpenRing()
     """None where left out."""
     x: int | None = None
-    """Of the vertex begun."""
+    """First coordinate of the vertex begun."""
     needed: int | None = 3
     """Vertices that the ring needs before it may end; None within a vertex, and where what is left out decides."""
     characters_left: int = MANY

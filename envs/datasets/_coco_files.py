@@ -8,15 +8,11 @@ import reprlib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from envs.datasets._coco_shapes import polygon_parts, shape_rings
-from envs.geometry.raster import fill, fill_as_pycocotools, fill_parts
+from envs.datasets._coco_shapes import Shape, polygon_parts, shape_of
 from envs.reading import Reading, entries, field, refuse_no_text
 
 NO_MASK = "annotations without a mask (box alone), left out"
@@ -29,7 +25,7 @@ class Photo:
     """One entry of `images`."""
 
     id: int
-    """As in the file."""
+    """Number in the file."""
     path: str
     """Where the photo lies."""
     height: int
@@ -47,30 +43,15 @@ class Region:
     """One entry of `annotations`."""
 
     id: int
-    """As in the file."""
+    """Number in the file."""
     image_id: int
-    """Its photo."""
+    """Photo that it is drawn on."""
     category_id: int
-    """Its class."""
+    """Class of what it covers."""
     crowd: bool
     """Whether it covers a group instead of one object."""
-    in_parts: bool
-    """Whether its rings are polygon parts, each filled even-odd by itself; else the exact edges of run lengths."""
-    vertices: NDArray[np.float64]
-    """[N, 2] vertices of all rings, px of the photo's own size."""
-    offsets: NDArray[np.int64]
-    """[R + 1]; ring r is vertices[offsets[r] : offsets[r + 1]]."""
-
-    def mask(self, height: int, width: int, scale: tuple[float, float] = (1.0, 1.0)) -> NDArray[np.bool_]:
-        """The pixels [height, width] once its vertices were multiplied by `scale` (x, y).
-
-        At the photo's own size those of pycocotools; scaled, what has its centre inside.
-        """
-        if not self.in_parts:
-            return fill(self.vertices * np.array(scale), self.offsets, height, width)
-        if scale == (1.0, 1.0):
-            return fill_as_pycocotools(self.vertices, self.offsets, height, width)
-        return fill_parts(self.vertices * np.array(scale), self.offsets, height, width)
+    shape: Shape
+    """What it covers."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +78,7 @@ class Annotated:
         return {k: first.setdefault(phrase_key(name) or f"#{k}", k) for k, name in sorted(self.classes.items())}
 
 
+@lru_cache(maxsize=4096)
 def phrase_key(phrase: str) -> str:
     """What two phrases that ask for the same have in common.
 
@@ -185,8 +167,8 @@ class RegionReader:
                 unusable.add(ann_id)
                 continue
             photo = self._photos[region.image_id]
-            if region.mask(photo.height, photo.width).any():
-                regions[ann_id] = replace(region, crowd=region.crowd and not crowds_are_objects)
+            if region.shape.holds_a_pixel(photo.height, photo.width):
+                regions[ann_id] = replace(region, crowd=False) if region.crowd and crowds_are_objects else region
             else:
                 unseen[ann_id] = region.image_id, region.category_id
             _note_odd_shape(entry.get("segmentation"), ann_id, ann_id in unseen, reading)
@@ -224,11 +206,10 @@ class RegionReader:
         crowd = reading.tried(_crowd, entry.get("iscrowd"), where)
         if photo is None:
             return None
-        shape = reading.tried(shape_rings, entry.get("segmentation"), photo.height, photo.width, where)
+        shape = reading.tried(shape_of, entry.get("segmentation"), photo.height, photo.width, where)
         if shape is None or crowd is None or category_id is None:
             return None
-        vertices, offsets, in_parts = shape
-        return Region(ann_id, photo.id, category_id, crowd, in_parts, vertices, offsets)
+        return Region(ann_id, photo.id, category_id, crowd, shape)
 
 
 def _crowd(value: Any, where: str) -> bool:

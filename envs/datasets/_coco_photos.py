@@ -88,6 +88,10 @@ class Photos:
             raise ValueError(f"{path} is no photo of this data set; restore its annotations of that time.")
         return self._ids[path]
 
+    def is_upright(self, photo_id: int) -> bool:
+        """Whether outlines are meant on the photo turned upright by EXIF."""
+        return self._upright[photo_id]
+
     def open(self, photo_id: int) -> Image.Image:
         """The photo as RGB, the way up that it was annotated; raises ValueError where it cannot be decoded."""
         try:

@@ -2,11 +2,11 @@
 
 import hashlib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from envs.datasets._coco_files import Annotated, phrase_key
+from envs.datasets._coco_files import Annotated, Region, phrase_key
 from envs.plugin import did_you_mean
 from envs.reading import Reading, field, refuse_no_text, whole
 
@@ -39,21 +39,30 @@ def class_questions(annotated: Annotated, original: Mapping[int, int], reading: 
     has no name is not asked for.
     """
     class_of, names = annotated.class_of, annotated.classes
-    there: dict[tuple[int, int], set[object]] = {}
+    there: dict[tuple[int, int], list[Region | int]] = {}
     for region in annotated.regions.values():
-        shape = region.vertices.tobytes(), region.offsets.tobytes()  # drawn twice, it is one object
-        there.setdefault((original[region.image_id], class_of[region.category_id]), set()).add(shape)
+        there.setdefault((original[region.image_id], class_of[region.category_id]), []).append(region)
     for ann_id, (image_id, category_id) in annotated.unseen.items():
-        there.setdefault((original[image_id], class_of[category_id]), set()).add(ann_id)
+        there.setdefault((original[image_id], class_of[category_id]), []).append(ann_id)
     for category_id in sorted({category_id for _, category_id in there if not phrase_key(names[category_id])}):
         reading.note(NAMELESS, f"class {category_id}")
+    alone = {key for key, found in there.items() if _is_one_object(found)}
     return [
         Question(region.image_id, (region.id,), names[class_of[region.category_id]])
         for region in annotated.regions.values()
-        if len(there[original[region.image_id], class_of[region.category_id]]) == 1
+        if (original[region.image_id], class_of[region.category_id]) in alone
         and not region.crowd
         and phrase_key(names[region.category_id])
     ]
+
+
+def _is_one_object(found: Sequence[Region | int]) -> bool:
+    """Whether regions, and ids of annotations without a pixel, are one object, which may be drawn several times."""
+    return all(_drawn(each) == _drawn(found[0]) for each in found[1:])
+
+
+def _drawn(each: Region | int) -> object:
+    return each if isinstance(each, int) else (each.shape.vertices.tobytes(), each.shape.offsets.tobytes())
 
 
 def phrase_questions(data: Any, path: str, annotated: Annotated, reading: Reading) -> list[Question]:

@@ -1,8 +1,4 @@
-"""The question and its true answer: what every other module is about.
-
-Frames: images are uint8 RGB [H, W, 3]; masks are bool [H, W]; pixel (row i, column j) has its centre at
-(x, y) = (j + 0.5, i + 0.5), x to the right, y down.
-"""
+"""What a data set must offer to be an Env, and what it may offer beside; frames are those of envs/example.py."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -11,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.example import Example, ImageRef
+from envs.images import ShownFile
 
 
 @runtime_checkable
@@ -56,4 +53,22 @@ class Env(Protocol):
 
     def scene(self, index: int) -> list[Example]:
         """Every question that can be asked about the image of example `index`, in a fixed order."""
+        ...
+
+
+@runtime_checkable
+class NamesSplits(Protocol):
+    """An Env that can say which splits its settings give, so that all of them are prepared without being named."""
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that have examples."""
+        ...
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """An Env whose images are files, so that prepared shards may name the files and not hold their pixels."""
+
+    def image_file(self, ref: ImageRef) -> ShownFile:
+        """The file behind an image of this Env, and how it is shown; ValueError for an image that it does not have."""
         ...

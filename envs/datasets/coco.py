@@ -10,7 +10,7 @@ crowd region by its id asks for it; a phrase that nothing fits has no class, so 
 
 import hashlib
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from envs.datasets._coco_files import Annotated, Photo, Region, RegionReader, ch
 from envs.datasets._coco_photos import EXIF, Photos
 from envs.datasets._coco_questions import Question, class_questions, phrase_questions
 from envs.example import Example, ImageRef, Prompt, Truth, image_sha256
-from envs.images import View
+from envs.images import ShownFile, View
 from envs.reading import Reading, read_json, told
 
 CROWDS = ("ignore", "objects")
@@ -96,7 +96,7 @@ class Env:
         self._photos = {k: photo for k, photo in found.photos.items() if self._split_of(k) == self.split}
         self._regions = {k: region for k, region in found.regions.items() if region.image_id in self._photos}
         self._class_of = found.class_of
-        self._index(dict.fromkeys(question for question in asked if question.image_id in self._photos), reading)
+        self._index(list(dict.fromkeys(question for question in asked if question.image_id in self._photos)), reading)
         self._notes = reading.notes
 
     def _read(self, reading: Reading) -> tuple[Annotated, list[Question] | None]:
@@ -146,22 +146,22 @@ class Env:
         draw = int.from_bytes(hashlib.sha256(str(deciding).encode()).digest()[:8], "big") / 2**64
         return "train" if draw < self.train_share else "validation"
 
-    def _index(self, asked: Iterable[Question], reading: Reading) -> None:
+    def _index(self, asked: Sequence[Question], reading: Reading) -> None:
         """Which questions are asked, in order, and why the others are not."""
         self._crowds: dict[int, list[Region]] = {}
         for region in self._regions.values():
             if region.crowd:
                 self._crowds.setdefault(self._original[region.image_id], []).append(region)
-        self._truths = {question: self._mask_hashes(question) for question in asked}
-        meanings: dict[tuple[int, str], set[frozenset[bytes]]] = {}
-        for question, truth in self._truths.items():
-            meanings.setdefault(self._what_is_asked(question), set()).add(frozenset(truth))
+        alike: dict[tuple[int, str], list[Question]] = {}
+        for question in asked:
+            alike.setdefault(self._what_is_asked(question), []).append(question)
+        several_truths = {what for what, questions in alike.items() if self._have_several_truths(questions)}
         self._questions: list[Question] = []
         self._scenes: dict[int, list[int]] = {}
         self.left_out: list[str] = []
-        for question, truth in self._truths.items():
-            several = len(meanings[self._what_is_asked(question)]) > 1
-            if several or b"" in truth:
+        for question in asked:
+            several = self._what_is_asked(question) in several_truths
+            if several or not all(self._holds_a_pixel(self._regions[ann_id]) for ann_id in question.ann_ids):
                 self.left_out.append(f"{self.data_set}/{question.id}")
                 reading.note(AMBIGUOUS if several else TOO_SMALL, f"{question.phrase!r} ({question.id})")
             else:
@@ -177,6 +177,12 @@ class Env:
     def _what_is_asked(self, question: Question) -> tuple[int, str]:
         return self._original[question.image_id], phrase_key(question.phrase)
 
+    def _have_several_truths(self, questions: Sequence[Question]) -> bool:
+        """Whether questions that ask for the same mean different pixels, which only masks can tell."""
+        if len({question.ann_ids for question in questions}) == 1:
+            return False
+        return len({frozenset(self._mask_hashes(question)) for question in questions}) > 1
+
     def _mask_hashes(self, question: Question) -> list[bytes]:
         """A hash of each mask that a question means; b"" of one without a pixel."""
         masks = (self._mask(self._regions[ann_id]) for ann_id in question.ann_ids)
@@ -190,9 +196,9 @@ class Env:
         """
         digest = hashlib.sha256()
         for question in self._questions:
-            digest.update(f"{question.id}:{question.phrase}\n".encode() + b"".join(self._truths[question]))
+            digest.update(f"{question.id}:{question.phrase}\n".encode() + b"".join(self._mask_hashes(question)))
             for crowd in self._ignored_crowds(question):
-                digest.update(crowd.vertices.tobytes() + crowd.offsets.tobytes())
+                digest.update(crowd.shape.vertices.tobytes() + crowd.shape.offsets.tobytes())
         for image_id in dict.fromkeys(question.image_id for question in self._questions):
             photo = self._photos[image_id]
             digest.update(f"{image_id}:{photo.height}x{photo.width}:{self._opened.content(image_id)}\n".encode())
@@ -206,6 +212,12 @@ class Env:
     def phrase_words(self) -> set[str]:
         """Words of all phrases of both splits, those left out included."""
         return self._words
+
+    def splits(self) -> tuple[str, ...]:
+        """Both, but one that `train_share` leaves without photos."""
+        return tuple(
+            name for name, share in (("train", self.train_share), ("validation", 1 - self.train_share)) if share
+        )
 
     def __len__(self) -> int:
         """Number of questions of the split."""
@@ -236,6 +248,11 @@ class Env:
                 f"{ref.sha256[:12]}...; restore the file, or the image_side and square of that time."
             )
         return pixels
+
+    def image_file(self, ref: ImageRef) -> ShownFile:
+        """The photo's file, and how it is shown."""
+        photo_id = self._opened.id_of(ref.key)
+        return ShownFile(Path(ref.key), self._opened.is_upright(photo_id), self._view)
 
     def scene(self, index: int) -> list[Example]:
         """Every example of the photo of example `index`, in the order of the phrases."""
@@ -268,9 +285,17 @@ class Env:
         return ignore if ignore.any() else None
 
     def _mask(self, region: Region) -> NDArray[np.bool_]:
+        return self._view.padded(region.shape.mask(*self._shown_at(region)), 0)
+
+    def _holds_a_pixel(self, region: Region) -> bool:
+        height, width, scale = self._shown_at(region)
+        return scale == (1.0, 1.0) or region.shape.holds_a_pixel(height, width, scale)  # at its own size each has one
+
+    def _shown_at(self, region: Region) -> tuple[int, int, tuple[float, float]]:
+        """Height and width at which a region is shown, before padding, and the scale (x, y) that leads there."""
         photo = self._photos[region.image_id]
         height, width = self._view.size(photo.height, photo.width)
-        return self._view.padded(region.mask(height, width, (width / photo.width, height / photo.height)), 0)
+        return height, width, (width / photo.width, height / photo.height)
 
     @property
     def _view(self) -> View:

@@ -102,6 +102,11 @@ class Env:
         """Words of all names, held-out ones too, and those that say where something is."""
         return {word for name in load_cutouts(self.folder).names for word in name.split()} | SPATIAL_WORDS
 
+    def splits(self) -> tuple[str, ...]:
+        """The splits that show two names or more."""
+        _, held_out = split_names(load_cutouts(self.folder).names, self.held_out_share)
+        return tuple(split for split in SPLITS if split != "held_out_names" or len(held_out) > 1)
+
     def __len__(self) -> int:
         return self.num_scenes
 

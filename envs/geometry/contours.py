@@ -8,6 +8,7 @@ from its topmost, then leftmost vertex, rings by first vertex. Simplification ke
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.geometry.masks import reaches_iou
 from envs.geometry.raster import fill, importance, trace
 from envs.polygons import Ring, flatten_rings, signed_area_px, split_rings
 
@@ -72,7 +73,6 @@ def outline_to_iou(mask: NDArray[np.bool_], min_iou: float, max_vertices: int = 
     for num_vertices in range(3 * len(rings), max_vertices):
         simplified = simplify(rings, num_vertices)
         filled = mask_from_rings(simplified, *mask.shape)
-        reached = (filled & mask).sum() >= min_iou * (filled | mask).sum()
-        if reached or sum(map(len, simplified)) == sum(map(len, rings)):
+        if reaches_iou(filled, mask, min_iou) or sum(map(len, simplified)) == sum(map(len, rings)):
             return simplified
     return simplify(rings, max_vertices)

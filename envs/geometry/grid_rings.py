@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.geometry.contours import mask_from_rings
+from envs.geometry.masks import iou
 from envs.polygons import Box, Ring, grid_from_px, signed_area_px
 
 GridRing = NDArray[np.int64]
@@ -63,9 +64,8 @@ def nearest(rings_px: Sequence[Ring], read_px: Sequence[Ring], height: int, widt
 
 
 def _overlap(shape: NDArray[np.bool_], rings_px: list[Ring]) -> float:
-    """IoU of a mask [H, W] that has a pixel with the rings, filled; 0 where they share none."""
-    drawn = mask_from_rings(rings_px, *shape.shape)
-    return int((drawn & shape).sum()) / max(1, int((drawn | shape).sum()))
+    """IoU of a mask [H, W] with the rings, filled; 0 where the mask has no pixel."""
+    return iou(mask_from_rings(rings_px, *shape.shape), shape) if shape.any() else 0.0
 
 
 def _made_alike(rings_px: Sequence[Ring], read_px: Sequence[Ring], j: int, k: int) -> bool:

@@ -51,6 +51,22 @@ def _paint_even_odd(ring: Any, mask: Any) -> None:
             mask[i, crossings[k] >> 1 : crossings[k + 1] >> 1] = True
 
 
+def parts_hold_a_pixel(vertices: NDArray[np.float64], offsets: NDArray[np.int64], height: int, width: int) -> bool:
+    """Whether the mask of `fill_parts` has a pixel, found without making it."""
+    vertices = np.ascontiguousarray(vertices, np.float64)
+    return any(_even_odd_holds(vertices[first:end], height, width) for first, end in pairwise(offsets.tolist()))
+
+
+@njit(cache=True, nogil=True)
+def _even_odd_holds(ring: Any, height: int, width: int) -> bool:
+    starts, crossings = crossings_of_rows(ring, np.array([0, len(ring)]), height, width)
+    for i in range(height):
+        for k in range(starts[i], starts[i + 1] - 1, 2):
+            if crossings[k] >> 1 < crossings[k + 1] >> 1:
+                return True
+    return False
+
+
 def fill_as_pycocotools(
     vertices: NDArray[np.float64], offsets: NDArray[np.int64], height: int, width: int
 ) -> NDArray[np.bool_]:
@@ -59,14 +75,39 @@ def fill_as_pycocotools(
     Vertices are rounded to that grid and so are the points of edges between them: a pixel here and there differs.
     """
     mask = np.zeros((height, width), np.bool_)
-    for first, end in pairwise(offsets.tolist()):
-        if end > first:
-            ring = np.ascontiguousarray(vertices[first:end], np.float64)
-            left, top = np.clip(np.floor(ring.min(axis=0)), 0, (width, height)).astype(np.int64)
-            right, bottom = np.clip(np.ceil(ring.max(axis=0)) + 1, 0, (width, height)).astype(np.int64)
-            if left < right and top < bottom:
-                _paint_part(ring, mask[top:bottom, left:right], left, top)
+    _paint_parts(np.ascontiguousarray(vertices, np.float64), offsets, mask)
     return mask
+
+
+@njit(cache=True, nogil=True)
+def pycocotools_holds_a_pixel(vertices: Any, offsets: Any, height: int, width: int) -> bool:
+    """Whether the mask of `fill_as_pycocotools` has a pixel, found without making it."""
+    for r in range(len(offsets) - 1):
+        ring = vertices[offsets[r] : offsets[r + 1]]
+        top, bottom, left, right = _window(ring, height, width)
+        if left < right and top < bottom and _part_holds(ring, (bottom - top, right - left), left, top):
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _paint_parts(vertices: Any, offsets: Any, mask: Any) -> None:
+    for r in range(len(offsets) - 1):
+        ring = vertices[offsets[r] : offsets[r + 1]]
+        top, bottom, left, right = _window(ring, mask.shape[0], mask.shape[1])
+        if left < right and top < bottom:
+            _paint_part(ring, mask[top:bottom, left:right], left, top)
+
+
+@njit(cache=True, nogil=True)
+def _window(ring: Any, height: int, width: int) -> Any:
+    """Rows and columns of the image around `ring` [N, 2] px: first row, end, first column, end."""
+    if len(ring) == 0:
+        return 0, 0, 0, 0
+    x0, y0, x1, y1 = ring[:, 0].min(), ring[:, 1].min(), ring[:, 0].max(), ring[:, 1].max()
+    top, bottom = min(max(int(np.floor(y0)), 0), height), min(max(int(np.ceil(y1)) + 1, 0), height)
+    left, right = min(max(int(np.floor(x0)), 0), width), min(max(int(np.ceil(x1)) + 1, 0), width)
+    return top, bottom, left, right
 
 
 _FINE = 5
@@ -77,26 +118,58 @@ _FINE = 5
 def _paint_part(ring: Any, mask: Any, left: int, top: int) -> None:
     """Set the pixels inside `ring` [N, 2] px, even-odd, in `mask` [H, W], whose corner is at (left, top) px."""
     height, width = mask.shape
-    toggled = np.zeros((height, width), np.bool_)  # below, in its column, inside and outside change places
-    fine = np.empty(ring.shape, np.int64)
-    for k in range(len(ring)):
-        fine[k, 0], fine[k, 1] = int(_FINE * ring[k, 0] + 0.5), int(_FINE * ring[k, 1] + 0.5)
-    for k in range(len(ring)):
-        _toggle_edge(fine[k], fine[(k + 1) % len(ring)], toggled, left, top)
+    toggled = np.zeros(height * width, np.bool_)  # below, in its column, inside and outside change places
+    for cell in _toggled_cells(ring, (height, width), left, top):
+        toggled[cell] ^= True
     for j in range(width):
         inside = False
         for i in range(height):
-            inside ^= toggled[i, j]
+            inside ^= toggled[i * width + j]
             mask[i, j] |= inside
 
 
 @njit(cache=True, nogil=True)
-def _toggle_edge(start: Any, end: Any, toggled: Any, left: int, top: int) -> None:
-    """Walk an edge on the fine grid; where it crosses the middle line of a column, flip `toggled` [H, W] there.
+def _part_holds(ring: Any, size: Any, left: int, top: int) -> bool:
+    """Whether `_paint_part` would set a pixel: there is one where a cell is toggled an odd number of times."""
+    cells = np.sort(_toggled_cells(ring, size, left, top))
+    k = 0
+    while k < len(cells):
+        same = k + 1
+        while same < len(cells) and cells[same] == cells[k]:
+            same += 1
+        if (same - k) % 2:
+            return True
+        k = same
+    return False
 
-    left, top: corner of `toggled`, px.
+
+@njit(cache=True, nogil=True)
+def _toggled_cells(ring: Any, size: Any, left: int, top: int) -> Any:
+    """Cells (row * W + column) of a window of `size` H, W at (left, top) px that `ring` toggles.
+
+    It does where it crosses the middle line of their column; a cell that is crossed twice is there twice.
     """
-    height, width = toggled.shape
+    fine = np.empty(ring.shape, np.int64)
+    for k in range(len(ring)):
+        fine[k, 0], fine[k, 1] = int(_FINE * ring[k, 0] + 0.5), int(_FINE * ring[k, 1] + 0.5)
+    most = 0
+    for k in range(len(ring)):
+        most += min(abs(fine[(k + 1) % len(ring), 0] - fine[k, 0]) // _FINE + 2, size[1])
+    cells = np.empty(most, np.int64)
+    num = 0
+    for k in range(len(ring)):
+        num = _add_toggled(fine[k], fine[(k + 1) % len(ring)], size, (left, top), cells, num)
+    return cells[:num]
+
+
+@njit(cache=True, nogil=True)
+def _add_toggled(start: Any, end: Any, size: Any, corner: Any, cells: Any, num: int) -> int:
+    """Walk an edge on the fine grid; write the cells of the window that it toggles to cells[num:].
+
+    Returns the number of cells then; an edge crosses a column once at most.
+    """
+    height, width = size
+    left, top = corner
     across, down = abs(end[0] - start[0]), abs(end[1] - start[1])
     steps = max(across, down)
     # The walk is the same in both directions, as it always counts from the end that comes first along the longer axis.
@@ -113,8 +186,10 @@ def _toggle_edge(start: Any, end: Any, toggled: Any, left: int, top: int) -> Non
         if step and x != before_x and crossed % _FINE == _FINE // 2 and 0 <= crossed // _FINE - left < width:
             row = max(0, int(np.ceil((min(y, before_y) + 0.5) / _FINE - 0.5)) - top)
             if row < height:
-                toggled[row, crossed // _FINE - left] ^= True
+                cells[num] = row * width + crossed // _FINE - left
+                num += 1
         before_x, before_y = x, y
+    return num
 
 
 @njit(cache=True, nogil=True)

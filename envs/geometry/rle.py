@@ -111,13 +111,13 @@ def rle_from_mask(mask: NDArray[np.bool_]) -> str:
     return rle_from_spans(spans_from_mask(np.ascontiguousarray(mask, np.bool_)), mask.shape[1])
 
 
-def spans_from_rle(counts: str | list[int], height: int, width: int) -> Spans:
-    """Spans of COCO run lengths, given as compressed text or as a list of numbers, of a height x width mask.
+def runs_from_rle(counts: str | list[int], height: int, width: int) -> NDArray[np.int64]:
+    """Runs of off, on, off, ... pixels of a height x width mask, given as compressed text or as a list of numbers.
 
     Raises ValueError where the runs do not add up to height * width pixels.
     """
     if isinstance(counts, str):
-        runs = _unpack_runs(np.frombuffer(counts.encode("ascii"), np.uint8))
+        runs: NDArray[np.int64] = _unpack_runs(np.frombuffer(counts.encode("ascii"), np.uint8))
     else:
         runs = np.asarray(counts, np.int64)
     num_pixels = height * width
@@ -127,9 +127,19 @@ def spans_from_rle(counts: str | list[int], height: int, width: int) -> Spans:
             f"RLE covers {runs.sum()} pixels (runs {runs[:4].tolist()}...), the mask has {height} x {width} = "
             f"{num_pixels}; check `size` and `counts` of this annotation."
         )
-    return Spans(*_spans_from_runs(runs, height, width))
+    return runs
+
+
+def mask_from_runs(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
+    """Mask [height, width] of run lengths that add up to its pixels."""
+    return mask_from_spans(Spans(*_spans_from_runs(runs, height, width)), height, width)
+
+
+def spans_from_rle(counts: str | list[int], height: int, width: int) -> Spans:
+    """Spans of COCO run lengths; as `runs_from_rle`."""
+    return Spans(*_spans_from_runs(runs_from_rle(counts, height, width), height, width))
 
 
 def mask_from_rle(counts: str | list[int], height: int, width: int) -> NDArray[np.bool_]:
-    """Mask [height, width] from COCO run lengths; as `spans_from_rle`."""
-    return mask_from_spans(spans_from_rle(counts, height, width), height, width)
+    """Mask [height, width] from COCO run lengths; as `runs_from_rle`."""
+    return mask_from_runs(runs_from_rle(counts, height, width), height, width)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.geometry.contours import canonical_start, mask_from_rings, rings_from_mask, simplify
+from envs.geometry.masks import iou
 from envs.polygons import Ring
 
 
@@ -29,12 +30,6 @@ def _number(value: float) -> str:
 
 _DECIMALS = 3
 """Of a pixel: what a path's numbers are rounded to, far below what can be seen."""
-
-
-def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Overlap of two masks [H, W] in 0..1; 1 where both are empty."""
-    union = int((one | other).sum())
-    return int((one & other).sum()) / union if union else 1.0
 
 
 def check_floor(min_iou: float) -> None:
@@ -90,11 +85,3 @@ def path_svg(rings: Sequence[Ring], height: int, width: int, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">\n'
         f"<title>{escape(title)}</title>\n{path}</svg>\n"
     )
-
-
-def visible_box_px(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """(x0, y0, x1, y1) of the pixels of `mask` [H, W], edges of pixels; None where there is none."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

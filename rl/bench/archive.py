@@ -1,7 +1,8 @@
 """A generated archive of many answers: what it costs to choose and export pairs, and to append one more step to it.
 
-Choosing and exporting have processes of their own (rl/bench/archive_work.py), so that peak memory and bytes read are
-theirs. The smaller archives are the first steps of the largest one.
+Choosing and exporting have processes of their own (`python -m rl.bench.archive choose|export RUN PAIRS OUT` prints a
+line of JSON), so that peak memory and bytes read, which Linux counts in /proc, are theirs. The smaller archives are the
+first steps of the largest one.
 """
 
 import json
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from rich.progress import track
 from rich.table import Table
 
 from rl.bench.made_archive import PER_STEP, num_steps, step_groups, write_archive, write_config
+from rl.config.pairs import PairExport, PairRule
+from rl.pairs.export import export_pairs
+from rl.pairs.index import write_index
+from rl.pairs.select import choose
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.table import TABLES, ShardTable
 
@@ -132,9 +137,9 @@ def _answers(run: Path) -> int:
 
 
 def _apart(kind: str, run: Path, num_pairs: int, name: str) -> dict[str, Any]:
-    """What rl/bench/archive_work.py says; what it writes lies beside the run meanwhile."""
+    """What a process of its own measures; what it writes lies beside the run meanwhile."""
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-", dir=run.parent) as folder:
-        command = [sys.executable, "-m", "rl.bench.archive_work", kind, f"{run}", f"{num_pairs}", f"{folder}/{name}"]
+        command = [sys.executable, "-m", "rl.bench.archive", kind, f"{run}", f"{num_pairs}", f"{folder}/{name}"]
         said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return dict(json.loads(said))
 
@@ -211,3 +216,50 @@ def tables(found: ArchiveBench) -> Iterator[Table]:
     made.add_row("s a million answers, largest archive over smallest (1: linear)", f"{found.linearity:.2f}")
     made.add_row("bytes read of each further byte, in two passes (below 1: pruned)", f"{found.share_read:.2f}")
     yield made
+
+
+def measure_choice(run: Path, num_pairs: int, out: Path) -> dict[str, float]:
+    """Choose pairs, then write both masks of each to the file `out`."""
+    before, started = _bytes_read(), time.perf_counter()
+    choice = choose([RolloutArchive(run / "archive")], PairRule(limit=num_pairs))
+    seconds, read = time.perf_counter() - started, _bytes_read() - before
+    write_index(out, choice.pairs())
+    writing = time.perf_counter() - started - seconds
+    return {"pairs": len(choice), "seconds": seconds, "writing_seconds": writing, "read_mb": read / 1e6}
+
+
+def measure_export(run: Path, num_pairs: int, out: Path) -> dict[str, float]:
+    """`polytrace export pairs` to the folder `out`: Parquet shards with images and masks, data card and pages."""
+    started = time.perf_counter()
+    report = export_pairs([run], out, PairExport(rule=PairRule(limit=num_pairs)))
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return {
+        "pairs": report.pairs,
+        "seconds": time.perf_counter() - started,
+        "written_mb": written / 1e6,
+    }
+
+
+WORK: dict[str, Callable[[Path, int, Path], dict[str, float]]] = {"choose": measure_choice, "export": measure_export}
+
+
+def _warm() -> None:
+    """Compile or load the kernels."""
+    with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as folder:
+        write_archive(Path(folder), 1, processes=1)
+        choose([RolloutArchive(Path(folder))], PairRule(limit=1))
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def peak_mb() -> float:
+    """Highest resident memory of this process so far, its imports' share included."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    _warm()
+    kind, run, pairs, out = sys.argv[1:]
+    print(json.dumps(WORK[kind](Path(run), int(pairs), Path(out)) | {"peak_mb": peak_mb()}))

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from rl.cli.archive import archive_app
 from rl.cli.bench import bench_app
+from rl.cli.data import data_app
 from rl.cli.export import export_app
 from rl.cli.options import CONFIG_HELP, Config, Overrides, Resume, RunFolder, run_config, run_folder
 from rl.cli.rewards import rewards_app
@@ -72,6 +73,7 @@ app = typer.Typer(
     help="Reinforcement-learning fine-tuning for vision-language models that answer with polygons.",
 )
 app.add_typer(archive_app, name="archive")
+app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(bench_app, name="bench")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from envs.datasets.base import Env
 from envs.example import Truth
+from envs.geometry.masks import places_by_size
 from envs.geometry.rle import mask_from_rle
 from envs.polygons import Box
 from policies.crops import cut_filled, grown_boxes_px, resized
@@ -199,7 +200,7 @@ class RefinerPairs:
         grids = torch.tensor([one.shape[2:] for one in maps])
         scale = (grids / sizes).flip(1).repeat(1, 2)
         fitted = maps[0].new_empty(len(maps), maps[0].shape[1], cells, cells)
-        for same in _alike([tuple(grid) for grid in grids.tolist()]):
+        for same in places_by_size([tuple(grid) for grid in grids.tolist()]):
             stacked = torch.cat([maps[k] for k in same])
             fitted[same] = cut_filled(stacked, grids[same], (boxes_px * scale)[same], cells)
         return fitted
@@ -234,7 +235,7 @@ def crop_pixels(pairs: Sequence[PixelPair], boxes: Sequence[Box], crop_px: int) 
     """
     windows = [_window(pair, box, crop_px) for pair, box in zip(pairs, boxes, strict=True)]
     found = torch.empty(len(pairs), 6, crop_px, crop_px)
-    for same in _alike([tuple(_padded(side) for side in pixels.shape[1:]) for pixels, _ in windows]):
+    for same in places_by_size([tuple(_padded(side) for side in pixels.shape[1:]) for pixels, _ in windows]):
         height, width = (_padded(side) for side in windows[same[0]][0].shape[1:])
         maps = np.zeros((len(same), 6, height, width), np.uint8)
         for place, k in enumerate(same):
@@ -262,14 +263,6 @@ def _window(pair: PixelPair, box: Box, crop_px: int) -> tuple[NDArray[np.uint8],
 def _padded(side: int) -> int:
     """The power of two that a side of a window is filled up to, so that most windows are cut together."""
     return max(64, 1 << (side - 1).bit_length())
-
-
-def _alike(sizes: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Places of equal sizes."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for k, size in enumerate(sizes):
-        by_size.setdefault(size, []).append(k)
-    return list(by_size.values())
 
 
 def shares(hashes: Sequence[str], calibration: float, evaluation: float) -> dict[str, NDArray[np.int64]]:

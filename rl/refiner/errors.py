@@ -20,7 +20,7 @@ from torch import Tensor
 from envs.codecs.base import AnswerCodec
 from envs.example import Truth
 from envs.geometry.contours import largest_rings, mask_from_rings, rings_from_mask, simplify
-from envs.geometry.vector import visible_box_px
+from envs.geometry.masks import tight_box_px
 from envs.polygons import Answer, AnswerStatus, Box, Ring, bounding_box_px
 from policies.crops import cut, paste
 from policies.families.base import VisionTower
@@ -191,7 +191,7 @@ def _answer_masks(refiner: MaskRefiner, tower: VisionTower, batch: AnsweredScene
     outline = np.stack([mask_from_rings(answer.rings_px, height, width) for answer in batch.answers])
     in_true_box = outline.copy()
     for k, (answer, mask) in enumerate(zip(batch.answers, true, strict=True)):
-        box_px = visible_box_px(mask)
+        box_px = tight_box_px(mask)
         if box_px is not None:
             in_true_box[k] = mask_from_rings(reboxed(answer.rings_px, box_px), height, width)
     on_device = [torch.from_numpy(masks).to(refiner.device) for masks in (outline, in_true_box, true)]

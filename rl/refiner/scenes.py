@@ -16,6 +16,7 @@ from envs.datasets.base import Env
 from envs.example import Truth
 from envs.geometry.contours import mask_from_rings
 from envs.geometry.damage import DAMAGES, damaged
+from envs.geometry.masks import places_by_size, reaches_iou
 from envs.polygons import AnswerStatus
 from policies.families.base import VisionFeatures, VisionTower
 from policies.heads.base import Unrolled
@@ -111,7 +112,7 @@ def _damaged(mask: NDArray[np.bool_], kind: str, rng: np.random.Generator) -> ND
     """A true mask [H, W], damaged, but no more than leaves _LEAST_IOU of it; as it is where nothing else does."""
     for strength in rng.uniform(*_STRENGTHS) * 0.7 ** np.arange(8):
         found = damaged(mask, kind, float(strength), rng)
-        if (found & mask).sum() >= _LEAST_IOU * (found | mask).sum():
+        if reaches_iou(found, mask, _LEAST_IOU):
             return found
     return mask
 
@@ -165,10 +166,7 @@ def returned(unrolled: Unrolled, min_gain: float) -> NDArray[np.bool_]:
 
 def of_one_size(sizes: Sequence[tuple[int, ...]], at_once: int = _AT_ONCE) -> Iterator[list[int]]:
     """Places of images of one size, at most `at_once` of them."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for place, size in enumerate(sizes):
-        by_size.setdefault(size, []).append(place)
-    for same in by_size.values():
+    for same in places_by_size(sizes):
         for first in range(0, len(same), at_once):
             yield same[first : first + at_once]
 

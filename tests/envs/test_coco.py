@@ -344,3 +344,14 @@ def test_masks_resized_by_their_outlines_agree_with_masks_resized_as_pictures_to
         num_different += ((np.array(picture) > 0.5) ^ small.truth.union).sum()
         num_pixels += small.truth.union.sum()
     assert num_different < 0.01 * num_pixels
+
+
+def test_a_fingerprint_is_that_of_the_runs_that_began_before(tmp_path):
+    crowd = np.zeros((8, 10), bool)
+    crowd[2:8, 0:5] = True
+    run_lengths = {"size": [8, 10], "counts": rle_from_mask(crowd)}
+    shapes = [annotation(11, 1, [rectangle(1, 1, 4, 4)]), annotation(12, 2, [rectangle(0, 0, 5, 2)], 2)]
+    annotations = [*shapes, annotation(14, 1, run_lengths, iscrowd=1)]
+    phrases = [entry(), entry(2, (12,), ["a dog"]), entry(2, (), ["nothing"])]
+    env = Env("train", **small_set(tmp_path, annotations, phrases))
+    assert env.fingerprint == "58f770b2e7512b11daaf1bbe71723efcb8c236fc2832c7ff41414a3096e3ce43"

@@ -14,7 +14,7 @@ from test_vector import rings_of_svg
 from envs.codecs.path_tokens import Codec
 from envs.datasets.cutout_scenes import Env
 from envs.geometry.contours import mask_from_rings
-from envs.geometry.vector import iou
+from envs.geometry.masks import iou
 from envs.plugin import Plugin
 from policies.refiner.calibration import Calibration, Curve
 from policies.refiner.mask_refiner import MaskRefiner

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from scipy.spatial import Delaunay
 
-from envs.geometry.raster import fill, fill_as_pycocotools, fill_parts, importance, trace
+from envs.geometry.raster import (
+    fill,
+    fill_as_pycocotools,
+    fill_parts,
+    importance,
+    parts_hold_a_pixel,
+    pycocotools_holds_a_pixel,
+    trace,
+)
 from envs.geometry.rle import mask_from_rle, rle_from_mask
 from envs.geometry.spans import clipped_ceil, spans_from_rings
 from envs.polygons import Ring, flatten_rings, signed_area_px, split_rings
@@ -316,3 +324,20 @@ def test_a_part_is_what_its_edges_go_round_an_odd_number_of_times(shape):
     centres = [[(Fraction(2 * j + 1, 2), Fraction(2 * i + 1, 2)) for j in range(W)] for i in range(H)]
     inside = [[any(winding_number([ring], *centre) % 2 for ring in shape) for centre in row] for row in centres]
     np.testing.assert_array_equal(fill_parts(*flatten_rings(shape), H, W), inside)
+
+
+def test_whether_parts_hold_a_pixel_is_found_without_a_mask():
+    rng, empty = np.random.default_rng(3), 0
+    for _ in range(2000):
+        rings = [
+            rng.uniform(-2, 8, 2) + rng.uniform(-0.8, 0.8, (rng.integers(3, 7), 2)) for _ in range(rng.integers(3))
+        ]
+        flat = *flatten_rings([np.round(ring, 1) for ring in rings]), 6, 7
+        assert parts_hold_a_pixel(*flat) == fill_parts(*flat).any()
+        assert pycocotools_holds_a_pixel(*flat) == fill_as_pycocotools(*flat).any()
+        empty += not fill_parts(*flat).any()
+    assert 1000 < empty < 1900
+    twice = np.array([(1.0, 1), (4, 1), (4, 4), (1, 4)])
+    flat = *flatten_rings([np.concatenate([twice, twice])]), 6, 7  # even-odd, the second round takes the first away
+    assert not parts_hold_a_pixel(*flat)
+    assert not pycocotools_holds_a_pixel(*flat)

@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from envs.geometry.contours import mask_from_rings, rings_from_mask
-from envs.geometry.vector import bevelled, iou, path_svg, rounded_rings, simplified_rings, visible_box_px
+from envs.geometry.masks import iou, tight_box_px
+from envs.geometry.vector import bevelled, path_svg, rounded_rings, simplified_rings
 from envs.images import View
 from envs.polygons import signed_area_px
 
@@ -100,9 +101,9 @@ def test_an_empty_path_is_a_document_without_a_path():
 
 def test_the_box_is_that_of_the_pixels():
     mask = np.zeros((6, 9), bool)
-    assert visible_box_px(mask) is None
+    assert tight_box_px(mask) is None
     mask[2:4, 3:8] = True
-    assert visible_box_px(mask) == (3, 2, 8, 4)
+    assert tight_box_px(mask) == (3, 2, 8, 4)
 
 
 def drawn_paths():

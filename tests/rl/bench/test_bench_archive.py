@@ -15,10 +15,11 @@ from rl.bench.archive import (
     as_json,
     first_steps,
     measure_appending,
+    measure_choice,
     measure_choosing,
+    measure_export,
     tables,
 )
-from rl.bench.archive_work import measure_choice, measure_export
 from rl.bench.made_archive import PER_STEP, num_steps, write_archive
 from rollout.archive.archive import RolloutArchive
 

@@ -11,7 +11,7 @@ from torch import nn
 from envs.codecs.path_tokens import Codec
 from envs.example import Truth
 from envs.geometry.contours import mask_from_rings, rings_from_mask
-from envs.geometry.vector import visible_box_px
+from envs.geometry.masks import tight_box_px
 from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus, answer_from_rings
 from policies.families.base import VisionFeatures
@@ -167,7 +167,7 @@ def test_reboxed_rings_have_the_box_and_keep_their_path(place, box):
     moved = reboxed(rings, (x, y, x + width, y + height))
     assert np.concatenate(moved).min(axis=0) == pytest.approx([x, y])
     assert np.concatenate(moved).max(axis=0) == pytest.approx([x + width, y + height])
-    back = reboxed(moved, visible_box_px(ell(*place)))
+    back = reboxed(moved, tight_box_px(ell(*place)))
     assert all(a == pytest.approx(b) for a, b in zip(back, rings, strict=True))
 
 
@@ -175,7 +175,7 @@ def test_a_line_is_moved_onto_the_middle_of_the_box_and_no_ring_gives_none():
     line = np.array([[2.0, 3.0], [6.0, 3.0], [4.0, 3.0]])
     assert reboxed([line], (10, 10, 12, 20))[0].tolist() == [[10, 15], [12, 15], [11, 15]]
     assert reboxed([], (0, 0, 1, 1)) == []
-    assert visible_box_px(box_mask(0, 0, 0, 0)) is None
+    assert tight_box_px(box_mask(0, 0, 0, 0)) is None
     assert not mask_from_rings([], 4, 4).any()
 
 
