@@ -4,7 +4,7 @@ BIN := .venv/bin
 # uv does not read pip's find-links; passing them on lets a local wheel folder serve both.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: demo test test-long lint
+.PHONY: demo test test-long lint docs
 
 demo: .venv/ready
 	$(BIN)/polytrace demo
@@ -20,8 +20,15 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet -e '.[dev]' -c constraints.txt
+	touch $@
+
+.venv/docs: .venv/ready
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet -e '.[docs]' -c constraints.txt
 	touch $@
