@@ -1,5 +1,6 @@
-"""What several test files need: an untrained tiny checkpoint, written once a session."""
+"""What several test files need: an untrained tiny checkpoint, written once per session; the order of the files."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from policies.tiny_model import TinySizes, write_untrained
 # On a busy machine a first call can take any time.
 settings.register_profile("polytrace", deadline=None)
 settings.load_profile("polytrace")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the files, those with slow tests come first, so that none is left with a slow one
+    at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

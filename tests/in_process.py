@@ -1,15 +1,12 @@
 """A learner and a pool of one rank and one worker in this process: what the loop does is then the only thing tested."""
 
-import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pytest
+from processes import forks
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -142,14 +139,9 @@ def run_here(folder: Path, port: int, overrides: Sequence[str] = ()) -> None:
 
 
 def apart(function: Callable[..., None], *arguments: Any) -> int:
-    """The exit code of a process that calls the function; imports are done once for all such processes."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["in_process"])
-    with pytest.MonkeyPatch.context() as patch:
-        # A fork server does not hear of sys.path otherwise, and imports nothing beforehand.
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        process = context.Process(target=function, args=arguments)
-        process.start()
+    """The exit code of a process that calls the function, -1 where that takes more than five minutes."""
+    process = forks().Process(target=function, args=arguments)
+    process.start()
     process.join(timeout=300)
     if process.exitcode is None:
         process.kill()

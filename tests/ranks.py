@@ -1,22 +1,40 @@
 """Learner ranks in processes of their own, since DeepSpeed keeps global state: what several test files need of them."""
 
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from test_learner_rank import LEARNER, batch, free_port, settings
+from processes import forks
 
+from envs.codecs.path_tokens import Codec
+from envs.plugin import Plugin
+from policies.families.vision_language import Policy
+from rl.algorithms.gspo import Algorithm
 from rl.config.learner import LearnerSettings, RankPlace, RankSettings
 from rl.learner.batch import Batch
 
-__all__ = ["LEARNER", "Session", "batch", "of_dtype", "run", "together"]
 Weights = NDArray[np.float32]
+ENV = Plugin("envs.datasets", "Env", "cutout_scenes", {"image_size": 32, "num_scenes": 8})
+ALGORITHM = Algorithm(clip_low=0.003, clip_high=0.004)
+LEARNER = LearnerSettings(lr=1e-3, warmup_steps=1, minibatches=2, micro_groups=1, threads=1)
+TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test looks at, in float32 bytes or numbers that a process can send back."""
+
+    weights: list[Weights]
+    """All parameters after each step, first of all those before any."""
+    stats: list[dict[str, float]]
+    """Of each step."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +52,64 @@ class Session:
     """Whether the weights to report are the running average."""
 
 
-def run(checkpoint: Path, sessions: Sequence[Session], ranks: int = 1) -> list[list[Weights]]:
-    """Of each session: all weights after loading and after each step, in float32, as rank 0 has them."""
-    return together(_sessions, ranks, checkpoint, sessions)[0]
+def settings(checkpoint: Path, learner: LearnerSettings, algorithm: Plugin | None = None) -> RankSettings:
+    policy = Plugin("policies.families", "Policy", "vision_language", {"checkpoint": checkpoint, "codec": Codec()})
+    algorithm = algorithm or Plugin("rl.algorithms", "Algorithm", "gspo", dict(vars(ALGORITHM)))
+    return RankSettings(learner, policy, ENV, algorithm, TEMPERATURE, groups_per_step=4, seed=0)
 
 
-def together(function: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
+def batch(checkpoint: Path, seed: int, signal: bool = True) -> Batch:
+    """Four groups of three random answers of uneven length, with log-probabilities as a sampler would report them."""
+    policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
+    rng = np.random.default_rng(seed)
+    examples = [env[index] for index in range(4)]
+    texts = [[" ".join(map(str, rng.integers(0, 64, rng.integers(1, 9)))) for _ in range(3)] for _ in examples]
+    tokens = tuple(tuple(policy.answer_tokens(text) for text in row) for row in texts)
+    phrases = tuple(example.prompt.text for example in examples)
+    rows = policy.rows([env.image(example.image) for example in examples], phrases, tokens)
+    logprobs = policy(rows, TEMPERATURE).detach().numpy()
+    sampled = [[logprobs[b, g, : len(t)] for g, t in enumerate(row)] for b, row in enumerate(tokens)]
+    totals = rng.random((4, 3)) if signal else np.full((4, 3), 0.3)
+    totals[1] = 0.5
+    advantages, counts = ALGORITHM.advantages(totals)
+    images = tuple(example.image for example in examples)
+    return Batch(images, phrases, tokens, tuple(map(tuple, sampled)), advantages.astype(np.float32), counts)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result from a process that runs nothing else."""
+    with ProcessPoolExecutor(1, mp_context=forks()) as process:
+        return process.submit(function, *arguments).result(timeout=500)
+
+
+def together(
+    function: Callable[..., Any], ranks: int, *arguments: Any, context: BaseContext | None = None
+) -> list[Any]:
     """function(place, *arguments) of each rank, each in a process that runs nothing else."""
     port = free_port()
     places = [RankPlace(rank, ranks, port=port) for rank in range(ranks)]
-    with ProcessPoolExecutor(ranks, mp_context=get_context("spawn")) as processes:
+    with ProcessPoolExecutor(ranks, mp_context=context or forks()) as processes:
         running = [processes.submit(function, place, *arguments) for place in places]
         return [one.result(timeout=500) for one in running]
+
+
+def steps(rank: Any, batches: list[Batch]) -> Outcome:
+    weights, stats = [all_weights(rank)], []
+    for each in batches:
+        stats.append(rank.step(each))
+        weights.append(all_weights(rank))
+    return Outcome(weights, stats)
+
+
+def run(checkpoint: Path, sessions: Sequence[Session], ranks: int = 1) -> list[list[Weights]]:
+    """Of each session: all weights after loading and after each step, in float32, as rank 0 has them."""
+    return together(_sessions, ranks, checkpoint, sessions)[0]
 
 
 def _sessions(place: RankPlace, checkpoint: Path, sessions: Sequence[Session]) -> list[list[Weights]]:
@@ -56,10 +120,10 @@ def _sessions(place: RankPlace, checkpoint: Path, sessions: Sequence[Session]) -
         rank = LearnerRank(of_dtype(checkpoint, session.learner), place)
         if session.load is not None:
             rank.load(session.load.parent, session.load.name)
-        weights = [all_weights(rank, session)]
+        weights = [all_weights(rank, session.average, session.learner.dtype)]
         for each in session.batches:
             rank.step(each)
-            weights.append(all_weights(rank, session))
+            weights.append(all_weights(rank, session.average, session.learner.dtype))
         if session.save is not None:
             rank.save(session.save.parent, session.save.name)
         if session.policy is not None:
@@ -74,8 +138,7 @@ def of_dtype(checkpoint: Path, learner: LearnerSettings) -> RankSettings:
     return replace(plain, policy=plain.policy.with_settings(dtype=learner.dtype))
 
 
-def all_weights(rank: Any, session: Session) -> Weights:
-    """What the rank would send."""
-    dtype = getattr(torch, session.learner.dtype)
-    parts = [torch.from_numpy(bucket.data.copy()).view(dtype).float() for bucket in rank.buckets(session.average)]
-    return torch.cat(parts).numpy()
+def all_weights(rank: Any, average: bool = False, dtype: str = "float32") -> Weights:
+    """What the rank would send, in float32."""
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    return torch.cat([torch.from_numpy(b.data.copy()).view(kind).float() for b in rank.buckets(average)]).numpy()

@@ -25,7 +25,7 @@ def polytrace(*arguments: str) -> str:
 
 def test_photos_go_through_the_loop_and_out_as_pairs(tmp_path: Path) -> None:
     run = tmp_path / "coco28"
-    polytrace("train", "configs/coco28.yaml", f"run={run}", "steps=2")
+    polytrace("train", "configs/coco28.yaml", f"run={run}", "steps=2", "pool.workers=1")
     rollouts = ds.dataset(run / "archive/rollouts").to_table()
     assert rollouts.num_rows == 2 * 16 * 8
     for name in ("total", "iou", "reward_format", "reward_mask_iou"):

@@ -113,6 +113,7 @@ def refuses(grammar: TokenGrammar, progress: Any, token: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_all_of_300_answers_of_an_untrained_model_are_valid_and_hardly_any_without_the_grammar(case: Case) -> None:
     responses = sampled(case, 100)
     statuses = [case.policy.read(response, 32, 32).status for response in responses]
@@ -121,8 +122,8 @@ def test_all_of_300_answers_of_an_untrained_model_are_valid_and_hardly_any_witho
     assert statuses.count(AnswerStatus.OK) > 20
     # Some went on until the limit made them end soon.
     assert max(len(response.tokens) for response in responses) >= case.max_tokens - 8
-    free = [case.policy.read(response, 32, 32) for response in sampled(case, 100, grammar=False)]
-    assert sum(answer.status.valid for answer in free) < 15
+    free = [case.policy.read(response, 32, 32) for response in sampled(case, 20, grammar=False)]
+    assert sum(answer.status.valid for answer in free) < 5
 
 
 def test_greedy_answers_are_valid_too(case: Case) -> None:

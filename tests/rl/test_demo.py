@@ -18,6 +18,7 @@ SMALL = [
     "group_size=4",
     "groups_per_unit=4",
     "learner.micro_groups=4",
+    "pool.workers=1",
     "evaluation.every=2",
     "evaluation.num_scenes=16",
     "evaluation.final_scenes=32",

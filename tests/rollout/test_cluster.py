@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from test_train import SMALL, numbers, polytrace, shards, train
+from commands import SMALL, numbers, polytrace, shards, train
 
 from rl.config.load import load_settings
 from rl.config.run import RunConfig

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from commands import SMALL, polytrace
 from in_process import apart, run_here, settings
 from test_driver_killed import outcome
-from test_train import SMALL, polytrace
 
 from rl.run.parts import run_parts
 from rl.run.preflight import checkpoint_bytes, refuse_full_disk, weight_bytes

@@ -19,13 +19,16 @@ from typing import Any
 import pytest
 from in_process import apart, run_here
 
+from rl import train
+from rl.learner import dropped, rank
+from rl.run import checkpoints, metrics, steps
+from rollout.archive import archive, compact, shards, table
+
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).parents[2]
-LOOP = [
-    shutil.__file__,  # which deletes checkpoints, file by file
-    *(f"rl/{name}.py" for name in ("train", "checkpoints", "metrics", "dropped", "refill", "learner_rank")),
-    *(f"rollout/{name}.py" for name in ("archive", "shards", "shard_table", "set_aside", "stored_ids")),
+LOOP = [  # shutil deletes checkpoints, file by file
+    *(shutil.__file__, train.__file__, checkpoints.__file__, metrics.__file__, steps.__file__, dropped.__file__),
+    *(rank.__file__, archive.__file__, shards.__file__, table.__file__, compact.__file__),
 ]
 STEPS = ["steps=3"]
 CLOCKED = "events.out.tfevents"
@@ -44,14 +47,13 @@ def seen(folder: Path) -> Seen:
 
 def traced(at_line: Callable[[str], None], folder: Path, port: int) -> None:
     """The run, with `at_line` called before every line of the loop."""
-    names = {str(ROOT / name): name for name in LOOP}
 
     def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        return step if frame.f_code.co_filename in names else None
+        return step if frame.f_code.co_filename in LOOP else None
 
     def step(frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
-            at_line(f"{names[frame.f_code.co_filename]}:{frame.f_lineno}")
+            at_line(f"{frame.f_code.co_filename}:{frame.f_lineno}")
         return step
 
     sys.settrace(enter)

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_train import polytrace, shards
+from commands import polytrace, shards
 
 from envs.codecs.path_tokens import Codec
 from envs.datasets._scene import SPATIAL_WORDS

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ranks import LEARNER, Session, Weights, batch, of_dtype, run, together
-from test_learner_rank import ALGORITHM, ENV, TEMPERATURE
+from ranks import ALGORITHM, ENV, LEARNER, TEMPERATURE, Session, Weights, batch, of_dtype, run, together
 from test_vision_language import write_qwen2_5_vl
 
 from envs.codecs.path_tokens import Codec
@@ -119,7 +119,7 @@ def moves(tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     jobs.append((tiny_untrained, replace(LEARNER, lora=LoraSettings(rank=2)), batch(tiny_untrained, seed=0)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(locks))
-        (found,) = together(moved, 1, jobs)
+        (found,) = together(moved, 1, jobs, context=get_context("spawn"))  # which hears of the folder
     return found, locks
 
 

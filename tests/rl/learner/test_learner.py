@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_train import SMALL, numbers, polytrace, shards, train
+from commands import SMALL, numbers, polytrace, shards, train
 
 pytestmark = pytest.mark.long
 

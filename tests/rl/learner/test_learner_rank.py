@@ -1,101 +1,45 @@
 """One rank in a process of its own, since DeepSpeed keeps global state; plain torch is the oracle."""
 
-import socket
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from ranks import (
+    ALGORITHM,
+    ENV,
+    LEARNER,
+    TEMPERATURE,
+    Outcome,
+    Weights,
+    all_weights,
+    apart,
+    batch,
+    free_port,
+    settings,
+    steps,
+    together,
+)
 
 from envs.codecs.path_tokens import Codec
 from envs.plugin import Plugin
 from policies.families.vision_language import Policy
 from rl.algorithms.base import PolicyGradient, token_divergence
-from rl.algorithms.gspo import Algorithm
-from rl.config.learner import LearnerSettings, RankPlace, RankSettings
+from rl.config.learner import LearnerSettings, RankPlace
 from rl.learner.batch import Batch
 from rollout.engines.shared import sample
 from rollout.settings import Sampling
 
 STAGES = (0, 1, 2, 3)
-ENV = Plugin("envs.datasets", "Env", "cutout_scenes", {"image_size": 32, "num_scenes": 8})
-ALGORITHM = Algorithm(clip_low=0.003, clip_high=0.004)
-LEARNER = LearnerSettings(lr=1e-3, warmup_steps=1, minibatches=2, micro_groups=1, threads=1)
-TEMPERATURE = 0.8
-Weights = NDArray[np.float32]
 NEAR = 5e-5
 """A twentieth of one update: AdamW makes steps of the rounding errors in gradients that should be 0."""
-
-
 Job = tuple[LearnerSettings, list[Batch]]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a test looks at, in float32 bytes or numbers that a process can send back."""
-
-    weights: list[Weights]
-    """All parameters after each step, first of all those before any."""
-    stats: list[dict[str, float]]
-    """Of each step."""
-
-
-def settings(checkpoint: Path, learner: LearnerSettings, algorithm: Plugin | None = None) -> RankSettings:
-    policy = Plugin("policies.families", "Policy", "vision_language", {"checkpoint": checkpoint, "codec": Codec()})
-    algorithm = algorithm or Plugin("rl.algorithms", "Algorithm", "gspo", dict(vars(ALGORITHM)))
-    return RankSettings(learner, policy, ENV, algorithm, TEMPERATURE, groups_per_step=4, seed=0)
-
-
-def batch(checkpoint: Path, seed: int, signal: bool = True) -> Batch:
-    """Four groups of three random answers of uneven length, with log-probabilities as a sampler would report them."""
-    policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
-    rng = np.random.default_rng(seed)
-    examples = [env[index] for index in range(4)]
-    texts = [[" ".join(map(str, rng.integers(0, 64, rng.integers(1, 9)))) for _ in range(3)] for _ in examples]
-    tokens = tuple(tuple(policy.answer_tokens(text) for text in row) for row in texts)
-    phrases = tuple(example.prompt.text for example in examples)
-    rows = policy.rows([env.image(example.image) for example in examples], phrases, tokens)
-    logprobs = policy(rows, TEMPERATURE).detach().numpy()
-    sampled = [[logprobs[b, g, : len(t)] for g, t in enumerate(row)] for b, row in enumerate(tokens)]
-    totals = rng.random((4, 3)) if signal else np.full((4, 3), 0.3)
-    totals[1] = 0.5
-    advantages, counts = ALGORITHM.advantages(totals)
-    images = tuple(example.image for example in examples)
-    return Batch(images, phrases, tokens, tuple(map(tuple, sampled)), advantages.astype(np.float32), counts)
-
-
-def all_weights(rank: Any, average: bool = False) -> Weights:
-    return np.concatenate([np.frombuffer(bucket.data.tobytes(), np.float32) for bucket in rank.buckets(average)])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result from a process that runs nothing else."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(function, *arguments).result(timeout=500)
-
-
-def steps(rank: Any, batches: list[Batch]) -> Outcome:
-    weights, stats = [all_weights(rank)], []
-    for each in batches:
-        stats.append(rank.step(each))
-        weights.append(all_weights(rank))
-    return Outcome(weights, stats)
-
-
-def learn(checkpoint: Path, jobs: list[Job], place: RankPlace, save_to: Path | None = None) -> list[Outcome]:
+def learn(place: RankPlace, checkpoint: Path, jobs: list[Job], save_to: Path | None = None) -> list[Outcome]:
     """The steps of each job, one job after the other; with a folder, job k is saved as "job k" after its first step."""
     from rl.learner.rank import LearnerRank
 
@@ -180,7 +124,7 @@ def all_outcomes(tiny_untrained: Path, batches: list[Batch], folder: Path) -> li
     """Of one process: two steps at each stage, a step without signal at each, a step of 4, 2 and 1 passes."""
     jobs = stage_jobs(batches) + stage_jobs([batch(tiny_untrained, seed=0, signal=False)])
     jobs += [(replace(LEARNER, minibatches=1, micro_groups=micro), batches[:1]) for micro in (1, 2, 4)]
-    return apart(learn, tiny_untrained, jobs, RankPlace(port=free_port()), folder)
+    return together(learn, 1, tiny_untrained, jobs, folder)[0]
 
 
 @pytest.fixture(scope="module")
@@ -296,13 +240,13 @@ def test_updates_that_are_not_finite_are_dropped_at_every_stage_and_leave_no_tra
     tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome]
 ) -> None:
     hopeless, half = spoilt(batches[0], [1, 3]), spoilt(batches[0], [0])
-    found = apart(learn, tiny_untrained, stage_jobs([hopeless, *batches]), RankPlace(port=free_port()))
+    jobs = [*stage_jobs([hopeless, *batches]), (LEARNER, [half])]
+    ((*found, one_of_two),) = together(learn, 1, tiny_untrained, jobs)
     for outcome, undisturbed in zip(found, outcomes, strict=True):
         assert np.array_equal(outcome.weights[0], outcome.weights[1])
         assert [stats["updates_dropped"] for stats in outcome.stats] == [2.0, 0.0, 0.0]
         for one, other in zip(outcome.weights[1:], undisturbed.weights, strict=True):
             assert np.array_equal(one, other)
-    (one_of_two,) = apart(learn, tiny_untrained, [(LEARNER, [half])], RankPlace(port=free_port()))
     assert one_of_two.stats[0]["updates_dropped"] == 1.0
     assert np.isfinite(one_of_two.weights[1]).all()
     assert np.abs(one_of_two.weights[1] - one_of_two.weights[0]).max() > 0.5 * LEARNER.lr
@@ -310,12 +254,8 @@ def test_updates_that_are_not_finite_are_dropped_at_every_stage_and_leave_no_tra
 
 @pytest.mark.slow
 def test_two_ranks_drop_an_update_that_is_not_finite_on_one_of_them(tiny_untrained: Path, batches: list[Batch]) -> None:
-    places = [RankPlace(rank, 2, port=free_port()) for rank in range(2)]
-    places = [replace(place, port=places[0].port) for place in places]
     jobs = [(replace(LEARNER, zero_stage=stage), [spoilt(batches[0], [1, 3]), batches[1]]) for stage in (0, 2)]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        running = [processes.submit(learn, tiny_untrained, jobs, place) for place in places]
-        first, second = (one.result(timeout=500) for one in running)
+    first, second = together(learn, 2, tiny_untrained, jobs)
     for one, other in zip(first, second, strict=True):
         assert np.array_equal(one.weights[0], one.weights[1]) and np.array_equal(other.weights[0], other.weights[1])
         assert np.array_equal(one.weights[2], other.weights[2]) and not np.array_equal(one.weights[1], one.weights[2])
@@ -324,21 +264,15 @@ def test_two_ranks_drop_an_update_that_is_not_finite_on_one_of_them(tiny_untrain
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 2])
-def test_two_ranks_take_the_step_of_one(
-    tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome], stage: int
-) -> None:
-    places = [RankPlace(rank, 2, port=free_port()) for rank in range(2)]
-    places = [replace(place, port=places[0].port) for place in places]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        job = [stage_jobs(batches)[stage]]
-        running = [processes.submit(learn, tiny_untrained, job, place) for place in places]
-        first, second = (one.result(timeout=500)[0] for one in running)
-    for one, other, alone in zip(first.weights, second.weights, outcomes[stage].weights, strict=True):
-        assert np.array_equal(one, other)
-        np.testing.assert_allclose(one, alone, atol=NEAR)
-    for one, alone in zip(first.stats, outcomes[stage].stats, strict=True):
-        assert one["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+def test_two_ranks_take_the_step_of_one(tiny_untrained: Path, batches: list[Batch], outcomes: list[Outcome]) -> None:
+    jobs, alone_at = stage_jobs(batches), {0: outcomes[0], 2: outcomes[2]}
+    first, second = together(learn, 2, tiny_untrained, [jobs[stage] for stage in alone_at])
+    for one, other, alone in zip(first, second, alone_at.values(), strict=True):
+        for by_one, by_other, by_itself in zip(one.weights, other.weights, alone.weights, strict=True):
+            assert np.array_equal(by_one, by_other)
+            np.testing.assert_allclose(by_one, by_itself, atol=NEAR)
+        for stats, right in zip(one.stats, alone.stats, strict=True):
+            assert stats["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
 
 
 def average_and_frozen_tower(

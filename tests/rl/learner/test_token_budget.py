@@ -1,16 +1,14 @@
 """A budget of tokens changes how a mini-batch is cut into passes, on one rank or two, and not what it teaches."""
 
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_learner_rank import ALGORITHM, ENV, LEARNER, TEMPERATURE, Outcome, apart, free_port, settings, steps
+from ranks import ALGORITHM, ENV, LEARNER, TEMPERATURE, Outcome, settings, steps, together
 
 from envs.codecs.path_tokens import Codec
 from envs.datasets._scene import SPATIAL_WORDS
@@ -65,7 +63,7 @@ def batch(checkpoint: Path, seed: int) -> Batch:
     )
 
 
-def learn(checkpoint: Path, jobs: list[Job], place: RankPlace) -> list[Outcome]:
+def learn(place: RankPlace, checkpoint: Path, jobs: list[Job]) -> list[Outcome]:
     """The steps of each job, one job after the other."""
     from rl.learner.rank import LearnerRank
 
@@ -75,14 +73,6 @@ def learn(checkpoint: Path, jobs: list[Job], place: RankPlace) -> list[Outcome]:
         policy = replace(whole.policy, settings=whole.policy.settings | {"logit_bytes": job.logit_bytes})
         outcomes.append(steps(LearnerRank(replace(whole, policy=policy), place), job.batches))
     return outcomes
-
-
-def on_two_ranks(checkpoint: Path, jobs: list[Job]) -> tuple[list[Outcome], list[Outcome]]:
-    port = free_port()
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        running = [processes.submit(learn, checkpoint, jobs, RankPlace(rank, 2, port=port)) for rank in range(2)]
-        first, second = (one.result(timeout=500) for one in running)
-    return first, second
 
 
 def rounds_of(whole: Batch, budget: int, ranks: int) -> Iterator[list[Round]]:
@@ -114,7 +104,7 @@ def whole(tiny_untrained: Path, batches: list[Batch]) -> list[Outcome]:
     """Of one rank that takes each mini-batch in one pass, stages 0 and 2; then by the tightest budget, the same."""
     tight = max(map(longest_group, batches))
     jobs = jobs_of(batches, None, (0, 2)) + jobs_of(batches, tight, (0, 2))
-    return apart(learn, tiny_untrained, jobs, RankPlace(port=free_port()))
+    return together(learn, 1, tiny_untrained, jobs)[0]
 
 
 def assert_same_steps(found: Outcome, expected: Outcome, outliers: float = 0.0) -> None:
@@ -150,7 +140,7 @@ def test_two_ranks_take_the_steps_of_one_under_a_budget_with_uneven_answers_filt
     tight = max(map(longest_group, batches))
     rounds = list(chain(*(rounds_of(each, tight, 2) for each in batches)))
     assert any(not one.weighs for one in chain(*chain(*rounds)))
-    first, second = on_two_ranks(tiny_untrained, jobs_of(batches, tight, (0, 2)))
+    first, second = together(learn, 2, tiny_untrained, jobs_of(batches, tight, (0, 2)))
     for one, other, alone in zip(first, second, whole[:2], strict=True):
         assert one.stats == other.stats
         assert all(map(np.array_equal, one.weights, other.weights))
@@ -178,9 +168,9 @@ def test_under_zero_3_two_ranks_with_uneven_chunks_of_logits_and_checkpointed_la
     batches = [batch(wide, 0)]
     tight = max(map(longest_group, batches))
     (plain,) = jobs_of(batches, None, (0,))
-    (alone,) = apart(learn, wide, [plain], RankPlace(port=free_port()))
+    ((alone,),) = together(learn, 1, wide, [plain])
     learner = replace(plain.learner, zero_stage=3, token_budget=tight, gradient_checkpointing=True)
     # A few tokens a chunk: ranks with 6 and with 60 to score would not call the head equally often by themselves.
-    first, second = on_two_ranks(wide, [replace(plain, learner=learner, logit_bytes=8 * 4 * 300)])
+    first, second = together(learn, 2, wide, [replace(plain, learner=learner, logit_bytes=8 * 4 * 300)])
     for found in (first[0], second[0]):
         assert_same_steps(found, alone, outliers=1e-5)  # of 7.8 million

@@ -24,10 +24,9 @@ from ellipses import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import together
+from ranks import free_port, together
 from rich.console import Console
 from safetensors.torch import load_file
-from test_learner_rank import free_port
 
 from envs.plugin import Plugin
 from policies.families.base import VisionFeatures
