@@ -59,7 +59,7 @@ class Plugin:
         return self.load()(**self.settings, **extra)
 
     def with_settings(self, **changed: Any) -> "Plugin":
-        """The same recipe with some settings changed."""
+        """This recipe with some settings changed."""
         return replace(self, settings=self.settings | changed)
 
     def _import_named(self) -> ModuleType:

@@ -68,7 +68,7 @@ class Pushed:
     """One weight as it travels."""
 
     name: str
-    """As the receiver calls it."""
+    """Name that the receiver calls the weight by."""
     parameter: nn.Parameter
     down: nn.Parameter | None = None
     """A [rank, in] of the adapter to merge; None where there is none."""

@@ -27,7 +27,7 @@ class Bucket:
     data: NDArray[np.uint8]
     """Bytes of the parameters in the order of `names`, each contiguous."""
     sha256: str
-    """Of `data`, 64 hex digits."""
+    """SHA-256 of `data`, 64 hex digits."""
 
 
 def make_bucket(parameters: Sequence[tuple[str, Tensor]]) -> Bucket:

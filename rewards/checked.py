@@ -11,9 +11,9 @@ from rewards.score import Comparison
 from rewards.terms.base import Reward
 
 _MOST_CHARACTERS = 400
-"""Of the text of an exception."""
+"""Longest text of an exception that is told."""
 _MOST_RINGS, _MOST_VERTICES = 2, 6
-"""Of an answer that is told."""
+"""Most rings, and vertices of each, of an answer that is told."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class CheckedReward:
 
     @property
     def weight(self) -> float:
-        """Of the reward."""
+        """Share of the reward in the weighted mean."""
         return self.reward.weight
 
     def __call__(self, comparison: Comparison) -> float | None:

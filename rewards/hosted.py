@@ -29,7 +29,7 @@ _MAIN = "import sys; from rewards.hosted import serve; serve(int(sys.argv[1]), i
 _LOOK_SECONDS = 1.0
 """How often a process that is silent is looked at: whether it lives, and, by itself, whether its parent does."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-"""Of each library that would otherwise take every core in every process."""
+"""Threads of each library that would otherwise take every core in every process."""
 
 Reply = float | str | None
 """A term, or what was wrong; None for a reward that was built."""

@@ -31,7 +31,7 @@ class Scene:
     name: str
     target: Target
     careful: Answer
-    """Its box and its centre are right, it spends at most 16 vertices, and its IoU is above 0.8."""
+    """A careful outline: its box and its centre are right, it spends at most 16 vertices, and its IoU is above 0.8."""
     hasty: Answer
     """Not even its box and its centre are quite right, but its IoU is above 0.8 too."""
 
@@ -214,7 +214,7 @@ def _octagon(x: float, y: float, side: float, cut: float) -> Ring:
 
 
 def _in_steps(ring: Ring, num_vertices: int) -> Ring:
-    """The same outline with vertices along its edges, as many on each as go."""
+    """An outline with vertices along its edges, as many on each as go."""
     after = np.roll(ring, -1, axis=0)
     counts = [len(part) for part in np.array_split(np.arange(num_vertices), len(ring))]
     return np.concatenate([np.linspace(a, b, n, endpoint=False) for a, b, n in zip(ring, after, counts, strict=True)])

@@ -5,7 +5,7 @@ Dimension letters: B groups of a step, G answers of a group. NaN is a term that 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 
 import numpy as np
@@ -29,7 +29,7 @@ class ShapedStep:
     terms: dict[str, Values]
     """[B, G] each as it enters the weighted mean; NaN where it does not apply."""
     weights: dict[str, float]
-    """Of each term at this step."""
+    """Weight of each term at this step."""
     totals: Values
     """[B, G]; where no term applies, the mean of the others of the group, 0 where there is none."""
 
@@ -217,9 +217,10 @@ def _check_shaping(name: str, term: TermShaping, rewards: Sequence[str]) -> None
             f"{TOTAL} shapes their weighted mean."
         )
     check_ranges(term, where)
+    given, defaults = asdict(term), asdict(TermShaping())
     for key, kind in _ONLY_FOR.items():
-        value = vars(term)[key]
-        if term.kind != kind and value != vars(TermShaping())[key]:
+        value = given[key]
+        if term.kind != kind and value != defaults[key]:
             raise ValueError(f"{where}.{key} is {value}, of no use to kind {term.kind}; set kind: {kind} or remove it.")
     if name == TOTAL and term.weight_schedule:
         raise ValueError(f"{where}.weight_schedule is set, but the weighted mean has no weight; remove it.")

@@ -50,11 +50,11 @@ class Target:
     width: int
     """W, pixels."""
     spans: Spans
-    """Of the true pixels that count: ignored ones are already out."""
+    """Spans of the true pixels that count: ignored ones are already out."""
     instances: tuple[Spans, ...]
     """[K] of each instance; the mask itself where it was given as one."""
     ignore: Spans | None
-    """Of the pixels that count neither way; None where there are none."""
+    """Spans of the pixels that count neither way; None where there are none."""
     area_px: int
     """Number of true pixels."""
     centroid_px: tuple[float, float] | None

@@ -42,7 +42,7 @@ class Fitness(StrEnum):
     TEACHES_NOTHING = "teaches_nothing"
     """All answers to a scene that can be read earn the same: constant, zero, never applying, or the format alone."""
     UNSTEADY = "unsteady"
-    """The same answers were paid differently when asked again."""
+    """Verdict where answers were paid differently when asked again."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 60.0
 """Waiting longer than this is logged, and again after as long."""
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Of a run that doesn't say what it needs."""
+"""Memory of the object store for a run that doesn't say what it needs."""
 _GROUP_SECONDS = 300.0
 """How long other jobs of a cluster may take to make room for the learner's ranks."""
 _LONGEST_SOCKET = "ray/session_2026-01-31_23-59-59_999999_{pid}/sockets/plasma_store"
-"""Of the sockets that Ray makes below its folder for temporary files; it holds the time and the process id."""
+"""Longest socket that Ray makes below its folder for temporary files; it holds the time and the process id."""
 _LARGEST_PID = 2**22
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 """Longest path of a socket that the system takes."""
@@ -43,7 +43,7 @@ class Share:
 
     @property
     def gpus(self) -> float:
-        """Of all of them."""
+        """GPUs of all of them together."""
         return self.num * self.gpus_each
 
     def __str__(self) -> str:
@@ -192,7 +192,7 @@ def nodes_of(group: PlacementGroup) -> set[str]:
 
 
 def node_address() -> str:
-    """Of the node that this process runs on."""
+    """Address of the node that this process runs on."""
     return ray.util.get_node_ip_address()
 
 

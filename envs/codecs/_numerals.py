@@ -71,23 +71,23 @@ class WholeNumerals:
         return None
 
     def fits(self, word: str, bounds: Bounds) -> bool:
-        """As in Numerals."""
+        """Whether the word may still become a number within the bounds."""
         return (len(word) < 2 or word[0] != "0") and self._least(word, bounds) is not None
 
     def complete(self, word: str, bounds: Bounds) -> bool:
-        """As in Numerals."""
+        """Whether the word is a number within the bounds."""
         return bool(word) and bounds.least(int(word), int(word)) is not None
 
     def value(self, word: str) -> int:
-        """As in Numerals."""
+        """Grid number that the word stands for."""
         return int(word)
 
     def rest(self, word: str, bounds: Bounds) -> str:
-        """As in Numerals."""
+        """Shortest text that makes the word a number within the bounds."""
         return str(self._least(word, bounds))[len(word) :]
 
     def alike(self, word: str, bounds: Bounds) -> str:
-        """As in Numerals: every value has its own followers."""
+        """Key of what may follow: every value has its own followers."""
         return word
 
 
@@ -102,7 +102,7 @@ class UnitNumerals:
         self.longest = "0." + "0" * decimals
 
     def fits(self, word: str, bounds: Bounds) -> bool:
-        """As in Numerals."""
+        """Whether the word may still become a number within the bounds."""
         if not word:
             return bounds.least(0, self.bins) is not None
         digits = word[2:]
@@ -115,15 +115,15 @@ class UnitNumerals:
         return word[0] == "0" and bounds.least(first, first + step - 1) is not None
 
     def complete(self, word: str, bounds: Bounds) -> bool:
-        """As in Numerals."""
+        """Whether the word is a number within the bounds."""
         return len(word) >= 3 and bounds.least(self.value(word), self.value(word)) is not None
 
     def value(self, word: str) -> int:
-        """As in Numerals."""
+        """Grid number that the word stands for."""
         return int(word[0] + word[2:].ljust(self._decimals, "0"))
 
     def rest(self, word: str, bounds: Bounds) -> str:
-        """As in Numerals."""
+        """Shortest text that makes the word a number within the bounds."""
         if len(word) < 2:
             begun = (word or ("0" if self.fits("0", bounds) else "1")) + "."
             return begun[len(word) :] + self.rest(begun, bounds)
@@ -143,7 +143,7 @@ class UnitNumerals:
         return "" if least is None else f"{least:0{self._decimals}d}"[len(digits) : num]
 
     def alike(self, word: str, bounds: Bounds) -> str:
-        """As in Numerals: below 1, and with no value left out, only the length matters."""
+        """Key of what may follow: below 1, and with no value left out, only the length matters."""
         free = word[:1] == "0" and bounds == Bounds(0, self.bins)
         return word[:2] + "0" * len(word[2:]) if free else word
 

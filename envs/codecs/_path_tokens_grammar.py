@@ -25,7 +25,7 @@ class PathTokensGrammar:
         self.longest = ("", EMPTY_WORD, *[self._box.longest] * 4, *[self._path.longest] * 6)
 
     def words(self, spaced: bool) -> list[str]:
-        """As in AnswerGrammar."""
+        """Words that the grammar can write."""
         if spaced:
             numbers = map(str, range(max(self._box.bins, self._path.bins) + 1))
             return [EMPTY_WORD, RING_WORD, INSTANCE_WORD, *numbers]
@@ -33,7 +33,7 @@ class PathTokensGrammar:
         return [EMPTY_WORD, *digits, *(f" {word}" for word in [RING_WORD, INSTANCE_WORD, *digits])]
 
     def advance(self, state: State, text: str) -> State | None:
-        """As in AnswerGrammar."""
+        """State after `text`; None where it is refused."""
         for character in text:
             following = self._step(state, character)
             if following is None or not following.sure:
@@ -72,8 +72,8 @@ class PathTokensGrammar:
         return state._replace(word=word, bounds=bounds, needed=3 if state.place == "box" else None)
 
     def _box_bounds(self, box: tuple[int | None, ...]) -> Bounds | None:
-        """Of the box's next number: the near sides leave room for the far ones. None where its near side is left
-        out."""
+        """Bounds of the box's next number: the near sides leave room for the far ones. None where its near side is
+        left out."""
         if len(box) < 2:
             return Bounds(0, self._box.bins - 1)
         near = box[len(box) - 2]
@@ -104,7 +104,7 @@ class PathTokensGrammar:
         return done._replace(place="x", box=()) if len(box) == 4 else done._replace(box=box)
 
     def accepts(self, state: State) -> bool:
-        """As in AnswerGrammar; the state must be a whole one."""
+        """Whether the text may end here; the state must be a whole one."""
         if state.word and state.place == "y":
             ended = self._space(state)
             return ended is not None and ended.needed == 0
@@ -113,7 +113,7 @@ class PathTokensGrammar:
         return state.place == "empty" or (state.place == "x" and not state.word and state.needed == 0)
 
     def completion(self, state: State) -> list[str]:
-        """As in AnswerGrammar."""
+        """Texts that end the answer as shortly as can be."""
         if state.place in ("start", "empty word"):
             return [EMPTY_WORD[len(state.word) :]] if state.word != EMPTY_WORD else []
         if state.place == "empty":
@@ -133,7 +133,7 @@ class PathTokensGrammar:
         return [] if words == [""] else words
 
     def condensed(self, state: State, num_characters: int) -> State | None:
-        """As in AnswerGrammar."""
+        """State without what the next characters hardly ever depend on."""
         if state.place == "start":
             return state
         less = without_vertices(state, num_characters, self._path)

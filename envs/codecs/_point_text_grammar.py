@@ -56,13 +56,13 @@ class PointTextGrammar:
         self._longest = sum(map(len, self.longest))
 
     def words(self, spaced: bool) -> list[str]:
-        """As in AnswerGrammar."""
+        """Words that the grammar can write."""
         bins = self._numerals.bins
         numbers = [self._numerals.text(value) for value in range(bins + 1)] if spaced else self._numerals.characters
         return [*"[],;", *numbers]
 
     def advance(self, state: State, text: str) -> State | None:
-        """As in AnswerGrammar."""
+        """State after `text`; None where it is refused."""
         for character in text:
             following = self._step(state, character)
             if following is None or not following.sure:
@@ -132,11 +132,11 @@ class PointTextGrammar:
         return state._replace(place="x", word="", bounds=None, x=value)
 
     def accepts(self, state: State) -> bool:
-        """As in AnswerGrammar."""
+        """Whether the text may end here."""
         return state.place in ("instance", "empty")
 
     def completion(self, state: State) -> list[str]:
-        """As in AnswerGrammar."""
+        """Texts that end the answer as shortly as can be."""
         if self.accepts(state):
             return []
         if state.place in ("start", "first instance begun"):
@@ -159,7 +159,7 @@ class PointTextGrammar:
         return [*words[:-2], "]", "]"]
 
     def condensed(self, state: State, num_characters: int) -> State | None:
-        """As in AnswerGrammar."""
+        """State without what the next characters hardly ever depend on."""
         if state.characters_left < MANY:
             if state.characters_left < self._longest + num_characters:
                 return None

@@ -24,7 +24,7 @@ def mask_from_rings(rings: list[Ring], height: int, width: int) -> NDArray[np.bo
 
 
 def canonical_start(ring: Ring) -> Ring:
-    """The same ring [N, 2], rotated to begin at its topmost, then leftmost vertex."""
+    """A ring [N, 2], rotated to begin at its topmost, then leftmost vertex."""
     return np.roll(ring, -int(np.lexsort((ring[:, 0], ring[:, 1]))[0]), axis=0)
 
 

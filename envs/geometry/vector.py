@@ -29,7 +29,7 @@ def _number(value: float) -> str:
 
 
 _DECIMALS = 3
-"""Of a pixel: what a path's numbers are rounded to, far below what can be seen."""
+"""Decimals of a pixel that a path's numbers are rounded to, far below what can be seen."""
 
 
 def check_floor(min_iou: float) -> None:

@@ -189,7 +189,7 @@ class PolicyContract(Protocol):
         ...
 
     def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:
-        """As VisionTower says."""
+        """Features of images for a refiner, as VisionTower says."""
         ...
 
     def vision_checksum(self) -> str:

@@ -46,7 +46,7 @@ _FAMILIES: dict[str, Any] = {
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
 }
 _MOST_RATIO = 200
-"""Of an image's sides, longer over shorter: the image processor raises for more."""
+"""Largest ratio of an image's sides, longer over shorter: the image processor raises for more."""
 
 
 def _known_config(checkpoint: Path) -> Any:

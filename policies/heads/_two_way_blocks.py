@@ -102,7 +102,7 @@ class ChannelNorm(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The same shape."""
+        """Normalised maps, in the shape of `maps`."""
         normed: Tensor = self.norm(maps.movedim(1, -1))
         return normed.movedim(-1, 1)
 

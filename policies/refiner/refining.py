@@ -20,7 +20,7 @@ class RefinedMask:
     mask: NDArray[np.bool_]
     """[H, W]; empty where the coarse mask was."""
     predicted_iou: float
-    """Its overlap with the true mask as predicted, calibrated, 0..1; 0 where the coarse mask was empty."""
+    """IoU with the true mask as predicted, calibrated, 0..1; 0 where the coarse mask was empty."""
     coarse_iou: float
     """That of the coarse mask."""
     passes: int

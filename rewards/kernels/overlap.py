@@ -92,7 +92,7 @@ def ratios(sums: Any, true_px: int) -> Any:
 
 @njit(cache=True, nogil=True)
 def counted_overlap(vertices: Any, ring_offsets: Any, answer_offsets: Any, truth: Any, ignore: Any, width: int) -> Any:
-    """As `overlap`, over the pixels that are not in `ignore`, Spans of the same height."""
+    """Counts of `overlap` over the pixels that are not in `ignore`, Spans of the same height."""
     height = len(truth.starts) - 1
     sums = np.zeros((len(answer_offsets) - 1, 4), np.int64)
     for a in range(len(sums)):

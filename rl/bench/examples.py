@@ -35,7 +35,7 @@ class MadeUp:
     """An Env of examples of boxes, five about each image; the files of its images are never opened."""
 
     num_examples: int
-    """Its length."""
+    """Examples of the split."""
     split: str = "train"
     """Name of the split."""
 

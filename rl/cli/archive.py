@@ -1,5 +1,6 @@
 """`polytrace archive`: look into the archives of runs, check them, merge their shards."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ def list_archives(runs: RunFolders, as_json: AsJson = False) -> None:
 
     found = list_runs(archived_runs(runs), Console(stderr=True))
     if as_json:
-        print(json_text([vars(one) for one in found], indent=2))
+        print(json_text([asdict(one) for one in found], indent=2))
     else:
         console.print(table(found))
 

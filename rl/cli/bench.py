@@ -1,6 +1,7 @@
 """`polytrace bench`: how fast we are, beside what one would take instead."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -57,7 +58,7 @@ def rescore(as_json: AsJson = False) -> None:
 
     found = bench.bench()
     if as_json:
-        print(json_text([vars(one) for one in found], indent=2))
+        print(json_text([asdict(one) for one in found], indent=2))
     else:
         console.print(bench.table(found))
 

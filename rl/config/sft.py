@@ -28,7 +28,7 @@ class SftStage:
     From the start, "nothing" would become the answer to everything.
     """
     outline_margin: float | None = None
-    """As `outline_margin` of all stages, for this one; null takes that."""
+    """Outline margin of this stage; null takes that of all stages."""
 
 
 @dataclass

@@ -38,7 +38,7 @@ def yaml_text(value: Any) -> str:
 
 
 def yaml_line(value: Any) -> str:
-    """The same in one line, to stand behind the "=" of an override."""
+    """YAML of a value in one line, to stand behind the "=" of an override."""
     flow = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, sort_keys=False, width=2**31)
     return str(flow).strip()[1:-1]
 

@@ -45,7 +45,7 @@ class GroupTokens:
     """[B] of all its answers together."""
 
     def of(self, groups: Sequence[int]) -> "GroupTokens":
-        """Those of some groups."""
+        """Tokens of some groups."""
         return GroupTokens(self.prompts[list(groups)], self.answers[list(groups)])
 
     def padded(self, groups: Sequence[int]) -> int:
@@ -61,7 +61,7 @@ def even_passes(groups: Sequence[int], per_pass: int, ranks: int) -> list[Round]
 
 
 def budget_passes(groups: Sequence[int], tokens: GroupTokens, budget: int, ranks: int) -> list[Round]:
-    """As few passes as a budget of padded tokens allows, with as little padding: groups by length, the longest first.
+    """Fewest passes that a budget of padded tokens allows, with as little padding: groups by length, the longest first.
 
     Passes are halved until all ranks have equally many; where single groups run out first, repeats without weight fill
     the last round. Raises ValueError for a group that alone is above the budget.
@@ -129,9 +129,9 @@ class Work:
     """One pass of this rank."""
 
     part: Batch
-    """Its groups; of a pass that does not weigh, none counts."""
+    """Groups of the pass; of one that does not weigh, none counts."""
     rows: PromptRows
-    """The same groups, as the policy takes them."""
+    """Groups of the pass, as the policy takes them."""
     weighs: bool
     """False for a repeat that only keeps ranks in step."""
     most_scored: int

@@ -35,7 +35,7 @@ class Reply:
 _NEIGHBOUR_SECONDS = 10.0
 """How long after an error of one rank another is given to be found dead: its end breaks their collectives first."""
 _REASON_LENGTH = 170
-"""Of the last line that Ray has to say of a death; after that follow its guesses."""
+"""Length of the last line that Ray has to say of a death; after that follow its guesses."""
 _DEATHS = (RayActorError, OutOfMemoryError)
 STORE_FULL = (ObjectStoreFullError, OutOfDiskError)
 

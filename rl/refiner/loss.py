@@ -32,7 +32,9 @@ class PassLosses:
     """Means over the batch, scalars."""
 
     mask: Tensor
+    """Mask loss of the masks of a pass."""
     dice: Tensor
+    """Dice loss of the masks of a pass."""
     iou: Tensor
     """Squared error of the predicted IoUs."""
 

@@ -157,9 +157,9 @@ class RefinerRank:
         for found in passes:
             losses.append(pass_losses(found, inputs, batch.truth, training, stage))
             inputs = found.best_logits.detach().float().sigmoid()
-        mask, dice, iou = (
-            torch.stack(part).mean() for part in zip(*(vars(one).values() for one in losses), strict=True)
-        )
+        mask = torch.stack([one.mask for one in losses]).mean()
+        dice = torch.stack([one.dice for one in losses]).mean()
+        iou = torch.stack([one.iou for one in losses]).mean()
         loss = training.mask_weight * mask + training.dice_weight * dice + training.iou_weight * iou
         with torch.no_grad():
             before = crop_iou((batch.coarse > 0.5)[:, None], batch.truth).mean()

@@ -29,9 +29,9 @@ class CheckedShard:
 
     findings: list[Finding] = field(default_factory=list)
     example_ids: set[str] = field(default_factory=set)
-    """Of its whole row groups."""
+    """Ids of the examples in its whole row groups."""
     steps: list[int] = field(default_factory=list)
-    """Of its whole row groups, as the rows say, or the footer where rows do not."""
+    """Steps of its whole row groups, as the rows say, or the footer where rows do not."""
 
 
 def check_shard(path: Path, first: int) -> CheckedShard:

@@ -67,7 +67,7 @@ def _copy_steps(shard: Shard, first: int, last: int, folder: Path) -> list[Path]
 
 
 def link(source: Path, target: Path) -> Path:
-    """The same file under a second name, or a copy where the file system has no hard links; returns `target`."""
+    """A file under a second name, or a copy where the file system has no hard links; returns `target`."""
     try:
         os.link(source, target)
     except OSError:

@@ -209,7 +209,7 @@ class WeightReceiver:
     """
 
     model_runner: Any
-    """Of vLLM's worker."""
+    """Model runner of vLLM's worker."""
 
     def take_bucket(
         self, names: Sequence[str], shapes: Sequence[Sequence[int]], dtype: str, data: bytes

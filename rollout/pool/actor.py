@@ -40,7 +40,7 @@ class Reply:
     vitals: Vitals
     groups: list[Group]
     warnings: tuple[str, ...] = ()
-    """Of rewards, since the last reply."""
+    """Warnings of rewards since the last reply."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Answers that rewards left out, by reward, since the last reply."""
 
@@ -112,7 +112,7 @@ class PoolActor(RolloutWorker):
         return next(islice(self.buckets(), place, None))
 
     def process_id(self) -> int:
-        """Of this actor."""
+        """Process id of this actor."""
         return os.getpid()
 
     def version(self) -> int:

@@ -217,7 +217,7 @@ class WorkerHandle:
 
     @property
     def place(self) -> str:
-        """Its node's address, as far as known."""
+        """Address of the worker's node, as far as known."""
         return "a node unknown" if self.vitals is None else self.vitals.address
 
     def kill(self) -> None:
