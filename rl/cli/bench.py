@@ -231,6 +231,20 @@ def refiner(  # noqa: PLR0913  # options of a command
             console.print(line)
 
 
+@bench_app.command()
+def start(as_json: AsJson = False) -> None:
+    """Seconds until the command answers: its help, and a mistake in a setting; a few processes of each."""
+    from rich.progress import track
+
+    from rl.cli.start import CASES, measure, table
+
+    found = list(track(measure(), "measuring", total=len(CASES), console=Console(stderr=True), transient=True))
+    if as_json:
+        print(json_text([asdict(one) for one in found], indent=2))
+    else:
+        console.print(table(found))
+
+
 def _tracked(found: Iterator[T], quick: bool) -> Iterable[T]:
     """With a bar on stderr, so that stdout is what was asked for."""
     from rich.progress import track

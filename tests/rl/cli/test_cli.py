@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from rl.cli.main import main
+from rl.cli.start import CASES, measure
 
 
 class Done(NamedTuple):
@@ -43,6 +44,7 @@ BENCHES = ["rewards", "rescore", "archive", "learner", "rollout", "step", "refin
 HELP_OF_ALL = """
 import contextlib, io, json, sys
 from rl.cli.main import main
+from rl.cli.start import CASES, measure
 
 told = {}
 for command in json.loads(sys.argv[1]):
@@ -156,3 +158,10 @@ def test_a_run_that_is_there_is_not_mixed_with_a_new_one(polytrace: Command, tmp
     done = polytrace("train", "demo", f"run={tmp_path / 'run'}")
     assert done.status == 2
     assert "holds a run already" in " ".join(done.stderr.split())
+
+
+def test_how_long_a_start_takes_is_measured_beside_python_alone() -> None:
+    found = {start.name: start for start in measure(rounds=1)}
+    assert set(found) == {case.name for case in CASES}
+    assert 0 < found["python alone"].seconds < found["polytrace --help"].seconds
+    assert found["polytrace --help"].bar == 0.5 and found["misspelt key refused"].bar == 1.5
