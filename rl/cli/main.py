@@ -1,4 +1,8 @@
-"""The `polytrace` command. Each command's module is imported when it runs, so that --help is quick."""
+"""The `polytrace` command.
+
+Each command reads its settings before it imports what does the work, so that --help is quick and a mistake in a setting
+is told before torch is loaded.
+"""
 
 import os
 from pathlib import Path
@@ -12,7 +16,7 @@ from rl.cli.archive import archive_app
 from rl.cli.bench import bench_app
 from rl.cli.data import data_app
 from rl.cli.export import export_app
-from rl.cli.options import CONFIG_HELP, Config, Overrides, Resume, RunFolder, run_config, run_folder
+from rl.cli.options import CONFIG_HELP, Config, Overrides, Resume, RunFolder, run_config, run_folder, run_settings
 from rl.cli.rewards import rewards_app
 
 
@@ -86,11 +90,9 @@ def demo(overrides: Overrides = None) -> None:
 
     Writes to runs/demo. A demo that was stopped goes on; a finished one is kept as runs/demo.previous*.
     """
-    from rl.config.load import load_settings
-    from rl.config.run import RunConfig
+    config = run_settings(Path("demo"), overrides)
     from rl.demo import run_job
 
-    config = load_settings(RunConfig, Path("demo"), overrides or [])
     run_job(config, _make_way(Path(config.run)), console)
 
 
@@ -99,9 +101,11 @@ def sft(config: Config, overrides: Overrides = None) -> None:
     """Fine-tune by supervision, or train the tiny model from nothing; goes on by itself where it was stopped."""
     from rl.config.load import load_settings
     from rl.config.sft import SftConfig
+
+    settings = load_settings(SftConfig, config, overrides or [])
     from rl.sft import run_sft
 
-    run_sft(load_settings(SftConfig, config, overrides or []), console)
+    run_sft(settings, console)
 
 
 @app.command()
@@ -119,12 +123,11 @@ def train(
         return
     if config is None:
         raise ValueError("train has no config; give a YAML file or the name of a shipped one, such as demo.")
-    from rl.config.load import load_settings
-    from rl.config.run import RunConfig
+    settings = run_settings(config, overrides)
     from rl.run.folder import RunFolder as FolderOfRun
     from rl.train import train as train_run
 
-    folder = train_run(load_settings(RunConfig, config, overrides or []), resume, console)
+    folder = train_run(settings, resume, console)
     best = FolderOfRun(folder).best_policy()
     console.print(
         f"best policy: step {best.step}, greedy gIoU {best.giou:.3f} on validation, {best.folder}", markup=False
@@ -147,12 +150,10 @@ def sample(
 
     Step 0 is that of `train` under the same config, to the last bit.
     """
-    from rl.config.load import load_settings
-    from rl.config.run import RunConfig
+    settings = run_settings(config, overrides)
     from rl.sample import of_best_policy
     from rl.sample import sample as sample_run
 
-    settings = load_settings(RunConfig, config, overrides or [])
     folder = sample_run(settings if run is None else of_best_policy(settings, run_folder(run)), resume, console)
     console.print(
         f"run: {folder}   next: polytrace archive show {folder}, polytrace export pairs {folder} --out PAIRS",
@@ -173,8 +174,7 @@ def refine(
     """
     from rl.config.load import load_settings, shipped_configs
     from rl.config.refiner import RefineConfig
-    from rl.refine import refine as make_refiner
-    from rl.refine import settings_of
+    from rl.config.run import RunConfig
 
     changed, shipped = overrides or [], [name for name in shipped_configs() if name.startswith("refiner")]
     if not source.exists() and source.stem not in shipped:
@@ -182,10 +182,15 @@ def refine(
             f"{source} is neither the folder of a run nor a YAML file; give one of them, or a shipped one: "
             f"{', '.join(shipped)}."
         )
+    asked: RefineConfig | RunConfig
     if source.is_dir():
-        config = settings_of(run_config(source, [f"refiner.{each}" for each in changed]))
+        asked = run_config(source, [f"refiner.{each}" for each in changed])
     else:
-        config = load_settings(RefineConfig, source, changed)
+        asked = load_settings(RefineConfig, source, changed)
+    from rl.refine import refine as make_refiner
+    from rl.refine import settings_of
+
+    config = asked if isinstance(asked, RefineConfig) else settings_of(asked)
     make_refiner(config, console)
     console.print(f"refiner: {config.out}   page: {Path(config.out) / 'refiner.html'}", markup=False)
 

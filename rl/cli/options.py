@@ -31,3 +31,11 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> "RunConfig":
     from rl.config.run import RunConfig
 
     return load_settings(RunConfig, run_folder(run) / "config.yaml", [override_of("run", run), *overrides])
+
+
+def run_settings(config: Path, overrides: Sequence[str] | None) -> "RunConfig":
+    """The config of a run from a YAML file, or the name of a shipped one, and overrides."""
+    from rl.config.load import load_settings
+    from rl.config.run import RunConfig
+
+    return load_settings(RunConfig, config, overrides or [])
