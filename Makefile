@@ -9,8 +9,9 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 demo: .venv/ready
 	$(BIN)/polytrace demo
 
-# A file of tests is run by one of two processes, whose threads would only wait for each other's.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes, each of which runs a file of tests as a whole; more threads than these would wait for each other. Many
+# tests start processes of their own, which must not compile again what others have imported before, so bytecode is kept.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/ready
 	$(PYTEST)
@@ -19,7 +20,7 @@ test-quick: .venv/ready
 	$(PYTEST) -m 'not slow and not long'
 
 test-long: .venv/ready
-	$(BIN)/pytest -m long
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m long
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -7,8 +7,8 @@ from multiprocessing.context import ForkServerContext
 
 import pytest
 
-IMPORTED = ["rl.train", "rl.learner.rank"]
-"""Loading these takes a processor about seven seconds."""
+IMPORTED = ["in_process", "ranks"]
+"""What is asked of such processes comes from here, or from tests that import them."""
 
 
 def forks() -> ForkServerContext:
