@@ -56,7 +56,7 @@ class Limit:
 
     @property
     def _wanted(self) -> str:
-        low, high = f"{self.low:g}", f"{self.high:g}"
+        low, high = str(self.low), str(self.high)
         if self.high == math.inf:
             return f"more than {low}" if self.open else f"{low} or more"
         out = [bound for bound, is_out in ((low, self.open), (high, self.open_high)) if is_out]
@@ -106,7 +106,7 @@ def check_ranges(settings: Any, where: str = "") -> None:
             check_ranges(item, f"{where}.{key}" if isinstance(settings, Mapping) else f"{where}[{key}]")
     if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
         return
-    values, hints = vars(settings), _hints(type(settings))
+    values, hints = vars(settings), hints_of(type(settings))
     for field in dataclasses.fields(settings):
         if field.init and field.name in values:
             path = f"{where}.{field.name}" if where else field.name
@@ -115,8 +115,16 @@ def check_ranges(settings: Any, where: str = "") -> None:
 
 
 @cache
-def _hints(schema: type) -> dict[str, Any]:
-    return get_type_hints(schema, include_extras=True)
+def hints_of(schema: type) -> dict[str, Any]:
+    """Type hint of each field of a dataclass, with its limit; under a new default, the one that it inherits."""
+    hints = get_type_hints(schema, include_extras=True)
+    for base in schema.__mro__[1:]:
+        inherited = get_type_hints(base, include_extras=True) if dataclasses.is_dataclass(base) else {}
+        for name, hint in inherited.items():
+            limit = limit_of(hint)
+            if limit is not None and limit_of(hints[name]) is None:
+                hints[name] = Annotated[hints[name], limit]
+    return hints
 
 
 def _either(names: tuple[Any, ...]) -> str:

@@ -8,7 +8,7 @@ from threading import Lock
 
 from rewards.checked import CheckedReward, told_answer
 from rewards.hosted import HostedReward
-from rewards.score import Comparison, Comparisons, RewardBreakdown
+from rewards.score import Comparison, Comparisons
 from rewards.settings import RewardRecipe
 from rewards.terms.base import term
 
@@ -34,14 +34,6 @@ class Scorer:
         self._one_at_a_time, self._counting = Lock(), Lock()
         self.skipped: Counter[str] = Counter()
         """Answers left out, by reward name."""
-
-    def score(self, comparisons: Comparisons) -> list[RewardBreakdown]:
-        """What each reward says of each answer, in order; raises as `columns_of` does."""
-        columns = self.columns(comparisons)
-        return [
-            RewardBreakdown(comparison.status, {name: terms[k] for name, terms in columns.items()})
-            for k, comparison in enumerate(comparisons)
-        ]
 
     def columns(self, comparisons: Comparisons) -> Columns:
         """By reward name, the term of each answer, in order; raises as `columns_of` does."""

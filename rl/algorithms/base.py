@@ -10,16 +10,16 @@ are left out of the mean. Letters: B groups, G answers a group, T tokens; K is 1
 each of its tokens has its own.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs.plugin import did_you_mean
+from envs.ranges import above, at_least, between, check_ranges, one_of
 from rollout.records import Group
 
 MAX_LOG_RATIO = 10.0
@@ -139,54 +139,32 @@ def importance_weights(learner_logprobs: Tensor, sampler_logprobs: Tensor, mask:
 class PolicyGradient:
     """Settings and steps that all algorithms share; each adds its own `terms`."""
 
-    clip_low: float = 0.2
+    clip_low: Annotated[float, between(0, 1, open=True, open_high=True)] = 0.2
     """How far a ratio may fall below 1 before it stops counting."""
-    clip_high: float = 0.2
+    clip_high: Annotated[float, above(0)] = 0.2
     """How far a ratio may rise above 1 before it stops counting."""
-    std_floor: float = 0.01
+    std_floor: Annotated[float, at_least(0)] = 0.01
     """What is added to the standard deviation of rewards that advantages are divided by."""
-    min_std: float = 1e-6
+    min_std: Annotated[float, at_least(0)] = 1e-6
     """Groups whose rewards spread less than this carry no signal and are left out."""
-    normalise_by: str = "group"
+    normalise_by: Annotated[str, one_of(*NORMALISATIONS)] = "group"
     """Whose standard deviation divides advantages: `group`, `batch` or `none`."""
-    kl: float = 0.0
+    kl: Annotated[float, at_least(0)] = 0.0
     """Weight of the divergence from the policy that the run began with; above 0, each rank holds a copy of that."""
-    importance_cap: float | None = None
+    importance_cap: Annotated[float | None, above(0, ", such as 2, or to null for no importance weights.")] = None
     """Cap of importance weights min(cap, p_learner / p_sampler) on advantages: truncated importance sampling, for
     answers of another engine or of older weights. Null: no weights.
     """
-    importance_level: str = "sequence"
+    importance_level: Annotated[str, one_of(*IMPORTANCE_LEVELS)] = "sequence"
     """Whose likelihoods importance weights compare: a whole answer's (`sequence`) or each token's own (`token`)."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.clip_low < 1 and 0 < self.clip_high < math.inf):
-            raise ValueError(
-                f"algorithm.clip_low is {self.clip_low}, clip_high {self.clip_high}; both must be above 0, clip_low "
-                "below 1 and clip_high finite."
-            )
+        check_ranges(self, "algorithm")
         if self.clip_low > self.clip_high:
             raise ValueError(
                 f"algorithm.clip_low is {self.clip_low}, above clip_high {self.clip_high}: bad answers would be "
                 f"pushed down further than good ones are raised; set clip_low to {self.clip_high} or less, or "
                 f"clip_high to {self.clip_low} or more."
-            )
-        for name, value in (("std_floor", self.std_floor), ("min_std", self.min_std), ("kl", self.kl)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"algorithm.{name} is {value}; set it to a finite number of 0 or more.")
-        if self.normalise_by not in NORMALISATIONS:
-            raise ValueError(
-                f"algorithm.normalise_by is {self.normalise_by!r}{did_you_mean(self.normalise_by, NORMALISATIONS)} "
-                f"There are: {', '.join(NORMALISATIONS)}."
-            )
-        if self.importance_cap is not None and not 0 < self.importance_cap < math.inf:
-            raise ValueError(
-                f"algorithm.importance_cap is {self.importance_cap}; set it to a finite number above 0, such as 2, or "
-                "to null for no importance weights."
-            )
-        if self.importance_level not in IMPORTANCE_LEVELS:
-            raise ValueError(
-                f"algorithm.importance_level is {self.importance_level!r}"
-                f"{did_you_mean(self.importance_level, IMPORTANCE_LEVELS)} There are: {', '.join(IMPORTANCE_LEVELS)}."
             )
 
     def advantages(self, totals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -5,10 +5,12 @@ loss = -mean_i (1 / length_divisor) sum_t min(r_it A_i, clip(r_it, 1 - clip_low,
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from envs.ranges import at_least
 from rl.algorithms import grpo
 
 
@@ -17,18 +19,11 @@ class Algorithm(grpo.Algorithm):
     """Settings of Dr. GRPO."""
 
     normalise_by: str = "none"
-    length_divisor: int = 128
+    length_divisor: Annotated[int, at_least(1, ", such as sampling.max_tokens.")] = 128
     """What the sum over the tokens of any answer is divided by, the longest answers' length or so.
 
     Where `sampling.max_tokens` says that, write `length_divisor: ${sampling.max_tokens}`.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.length_divisor < 1:
-            raise ValueError(
-                f"algorithm.length_divisor is {self.length_divisor}; set it to 1 or more, such as sampling.max_tokens."
-            )
 
     def pool(self, values: Tensor, mask: Tensor) -> Tensor:
         """[B, G] sum of values [B, G, T] over the tokens of each response, over one constant for all."""

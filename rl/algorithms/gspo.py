@@ -22,6 +22,7 @@ class Algorithm(PolicyGradient):
     The paper's 3e-4 is for long texts.
     """
     clip_high: float = 4e-3
+    """How far the mean log-probability ratio may rise before a sequence stops counting."""
 
     def terms(self, new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, advantages: Tensor) -> LossTerms:
         """One ratio a response, K = 1, from token log-probabilities [B, G, T] and advantages [B, G].

@@ -62,9 +62,11 @@ def _group(rng: np.random.Generator, scorer: Scorer, step: int, position: int, h
     example = _example(f"bench/{step}/{position}", mask)
     compared = compare(answers, Target.from_truth(example.truth))
     response = Response(np.arange(2 * num + 5), np.zeros(2 * num + 5, np.float32), "stop")
+    columns = scorer.columns(compared)
+    terms = [{name: column[k] for name, column in columns.items()} for k in range(_ANSWERS)]
     rollouts = tuple(
-        Rollout(k, response, "", one.answer, one.intersection_px, one.answer_area_px, one.iou, terms.terms, step, k)
-        for k, (one, terms) in enumerate(zip(compared, scorer.score(compared), strict=True))
+        Rollout(k, response, "", one.answer, one.intersection_px, one.answer_area_px, one.iou, terms[k], step, k)
+        for k, one in enumerate(compared)
     )
     return Group("bench", step, position, example, np.arange(70), "0" * 64, 1.0, rollouts)
 

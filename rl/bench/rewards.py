@@ -252,7 +252,7 @@ def batch_milliseconds() -> float:
     for _ in range(_BATCH_ROUNDS):
         started = time.perf_counter()
         for mask, group in zip(masks, answers, strict=True):
-            scorer.score(compare(group, Target.from_truth(Truth(mask))))
+            scorer.columns(compare(group, Target.from_truth(Truth(mask))))
         seconds.append(time.perf_counter() - started)
     scorer.close()
     return 1e3 * float(np.median(seconds))

@@ -23,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from envs.plugin import Plugin, did_you_mean, plugin_names
-from envs.ranges import check_ranges, limit_of, refuse_out_of_range
+from envs.ranges import check_ranges, hints_of, limit_of, refuse_out_of_range
 from rl.config.yaml_core import advice, read_yaml, yaml_line, yaml_text
 from rollout.disk import replace_text
 
@@ -235,7 +235,7 @@ def _check_union(value: Any, hint: Any, where: str) -> None:
 
 def _check_fields(value: Any, schema: type, where: str) -> None:
     _require(isinstance(value, Mapping), value, schema, where)
-    hints = get_type_hints(schema, include_extras=True)
+    hints = hints_of(schema)
     names = [field.name for field in dataclasses.fields(schema) if field.init]
     for key, item in value.items():
         if key not in names:
@@ -308,7 +308,7 @@ def _settable(found: type, supplied: Sequence[str], beside: type | None) -> type
 
 def _field_specs(schema: type) -> list[tuple[str, Any, Any]]:
     """What make_dataclass wants to make the fields of the dataclass `schema` again: name, type and field."""
-    hints = get_type_hints(schema, include_extras=True)
+    hints = hints_of(schema)
     return [(field.name, hints[field.name], copy.copy(field)) for field in dataclasses.fields(schema) if field.init]
 
 

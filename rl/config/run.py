@@ -33,7 +33,7 @@ class RunConfig:
     """Folder of the run; its last part is the run's name."""
     steps: Annotated[int, at_least(1)]
     """Steps of the run, each with one batch of groups."""
-    seed: Annotated[int, between(0, 2**63, open_high=True)] = 0
+    seed: Annotated[int, between(0, 2**63 - 1)] = 0
     """Key of every random number of the run."""
     groups_per_step: Annotated[int, at_least(1)] = 32
     """Examples that are asked per step."""

@@ -300,10 +300,10 @@ def compare_rewards(
     parts = [load_rewards(path) for path in rewards]
     merged = merge_rewards([*parts, reward_parts({"boundary_iou": None}, {})])
     pairs = {pair: PairSums() for pair in combinations(range(len(parts)), 2)}
-    algorithm: PolicyGradient = algorithm_plugin(read_mapping(run / "config.yaml").get("algorithm", {})).build()
+    archive, scorer = RolloutArchive(run / "archive"), Scorer(merged.recipes)
+    algorithm = _algorithm_of(run)
     found = ComparedRewards(run, algorithm, config_names(rewards), [ConfigSums() for _ in parts], pairs)
     shapers = [config.shaper() for config in parts]
-    archive, scorer = RolloutArchive(run / "archive"), Scorer(merged.recipes)
     try:
         stream = rescore(run, scorer, Shaper(dict.fromkeys(merged.recipes, 1.0)), steps)
         for step in bar(stream, "rescoring", console, _num_steps(archive, steps)):
@@ -318,6 +318,13 @@ def compare_rewards(
     if not found.steps:
         raise ValueError(f"{archive.folder} holds no answer of these steps; it reaches step {archive.last_step}.")
     return found
+
+
+def _algorithm_of(run: Path) -> PolicyGradient:
+    if not (run / "archive").is_dir():
+        raise FileNotFoundError(f"No archive in {run}/archive; give the folder of a run that has made a step.")
+    algorithm: PolicyGradient = algorithm_plugin(read_mapping(run / "config.yaml").get("algorithm", {})).build()
+    return algorithm
 
 
 def _num_steps(archive: RolloutArchive, steps: Container[int] | None) -> int:

@@ -24,7 +24,6 @@ from policies.weights import load_bucket
 from rl.algorithms.base import PolicyGradient
 from rl.config.run import num_gpus
 from rl.learner.batch import Batch
-from rl.learner.learner import Learner
 from rl.run.folder import RunFolder
 from rl.run.parts import rank_settings, run_parts, worker_settings
 from rl.run.preflight import object_store_bytes
@@ -185,6 +184,9 @@ def replay(path: Path, console: Console) -> list[GroupLoss]:
     """
     batch, run = read_batch(path), RunFolder(path.resolve().parent.parent)
     config = run.config()
+    # It loads DeepSpeed, which prints; what is wrong with the file is told before.
+    from rl.learner.learner import Learner
+
     parts, checkpoints = run_parts(config), run.checkpoints()
     if checkpoints.last_step is None:
         raise FileNotFoundError(f"{run.path}/checkpoints holds no checkpoint to replay {path.name} on.")

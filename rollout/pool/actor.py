@@ -115,10 +115,6 @@ class PoolActor(RolloutWorker):
         """Process id of this actor."""
         return os.getpid()
 
-    def version(self) -> int:
-        """Version of the weights that this worker holds; -1 for none."""
-        return self._version
-
     def vitals(self) -> Vitals:
         """This process as it is now."""
         return Vitals(

@@ -128,10 +128,6 @@ class WorkerPool:
         """Process of each worker, for people and for tests of faults."""
         return ray.get([worker.process_id.remote() for worker in self.actors])
 
-    def versions(self) -> list[int]:
-        """Version of the weights that each worker holds; -1 for none."""
-        return ray.get([worker.version.remote() for worker in self.actors])
-
     def close(self) -> None:
         """End the workers, and say how many answers rewards left out."""
         self._stop()

@@ -72,6 +72,17 @@ def test_a_field_out_of_range_is_told_by_its_dotted_path(settings: Outer, path: 
         check_ranges(settings, "learner")
 
 
+@dataclass
+class Later(Inner):
+    rank: int = 4
+
+
+def test_a_field_with_another_default_keeps_the_limit_that_it_inherits() -> None:
+    check_ranges(Later())
+    with pytest.raises(ValueError, match=r"^rank is 0; set it to 1 or more"):
+        check_ranges(Later(0))
+
+
 def test_what_is_in_range_or_has_no_limit_passes() -> None:
     check_ranges(Outer(share=0.5, stages=[Inner(3)]))
     check_ranges({"a": Inner()})

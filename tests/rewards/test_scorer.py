@@ -141,19 +141,19 @@ def least_seconds(call: Callable[[], object]) -> float:
 def test_a_reward_in_this_process_that_fails_stops_with_its_name_the_answer_and_what_it_did(judge, does, told):
     scorer = Scorer({"my judge": RewardRecipe(plugin(judge))})
     with pytest.raises(ValueError, match=rf"^Reward my judge {told} for example scene-7 \('the red cup'\): status ok"):
-        scorer.score(compared(HALF, does))
+        scorer.columns(compared(HALF, does))
 
 
 @pytest.mark.parametrize(("does", "told"), WRONG + WRONG_FOR_A_PROCESS)
 def test_a_hosted_reward_that_fails_stops_in_the_same_words_and_is_ready_for_the_next(stopping, does, told):
     with pytest.raises(ValueError, match=rf"^Reward judge {told} for example scene-7 \('the red cup'\): status ok"):
-        stopping.score(compared(does))
+        stopping.columns(compared(does))
     assert terms(stopping, HALF) == [0.5]
 
 
 def test_the_answer_that_broke_a_reward_is_told_with_its_iou_and_first_vertices(judge):
     with pytest.raises(ValueError) as caught:
-        Scorer({"judge": RewardRecipe(plugin(judge))}).score(compared(BIG))
+        Scorer({"judge": RewardRecipe(plugin(judge))}).columns(compared(BIG))
     expected = "IoU 0.848, rings in px: (25.0, 16.0) (22.4, 22.4) (16.0, 25.0) (9.6, 22.4) (7.0, 16.0) (9.6, 9.6) ... "
     assert expected + "8 vertices. A reward returns a number in [0, 1]" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -185,12 +185,9 @@ def test_four_answers_of_half_a_second_of_several_groups_take_half_a_second_in_f
 
 
 def test_terms_stand_in_the_order_of_the_recipes_and_are_computed_here_and_there_at_once(skipping):
-    breakdowns = skipping.score(compared(SLOW, HALF))
-    assert [list(breakdown.terms.items()) for breakdown in breakdowns] == [
-        [("judge", 0.25), ("tame", 0.25)],
-        [("judge", 0.5), ("tame", 0.5)],
-    ]
-    assert least_seconds(lambda: skipping.score(compared(SLOW))) < 0.95
+    columns = skipping.columns(compared(SLOW, HALF))
+    assert [(name, list(terms)) for name, terms in columns.items()] == [("judge", [0.25, 0.5]), ("tame", [0.25, 0.5])]
+    assert least_seconds(lambda: skipping.columns(compared(SLOW))) < 0.95
 
 
 def test_an_unreadable_answer_earns_zero_hosted_too_and_is_not_shown_to_the_reward(stopping):

@@ -64,9 +64,11 @@ def archived(folder: Path, parts: RewardParts, num_steps: int = 3) -> Path:
         for position in range(3):
             example = asked[rng.integers(len(asked))]
             compared = compare([random_answer(rng) for _ in range(G)], Target.from_truth(example.truth), example.id)
+            columns = scorer.columns(compared)
+            terms = [{name: column[k] for name, column in columns.items()} for k in range(G)]
             rollouts = tuple(
-                Rollout(k, response, "", one.answer, one.intersection_px, one.answer_area_px, one.iou, row.terms, 0, k)
-                for k, (one, row) in enumerate(zip(compared, scorer.score(compared), strict=True))
+                Rollout(k, response, "", one.answer, one.intersection_px, one.answer_area_px, one.iou, terms[k], 0, k)
+                for k, one in enumerate(compared)
             )
             groups.append(Group("run", step, position, example, np.arange(4), "cd" * 32, 1.0, rollouts))
         archive.append(step, with_totals(groups, shaper.totals(step, group_terms(groups))))

@@ -139,8 +139,9 @@ def test_scores_equal_pixel_counts_and_what_the_rewards_say(groups: list[Group])
     for group in groups:
         truth = group.example.truth.union
         answers = [rollout.answer for rollout in group.rollouts]
-        expected = scorer.score(compare(answers, Target.from_truth(group.example.truth)))
-        assert [rollout.terms for rollout in group.rollouts] == [breakdown.terms for breakdown in expected]
+        expected = scorer.columns(compare(answers, Target.from_truth(group.example.truth)))
+        for name, terms in expected.items():
+            assert [rollout.terms[name] for rollout in group.rollouts] == list(terms)
         for rollout in group.rollouts:
             mask = mask_from_rings(rollout.answer.rings_px, 32, 32)
             assert rollout.answer_area_px == mask.sum()

@@ -280,11 +280,11 @@ def test_the_divergence_of_a_token_half_as_likely_as_in_the_reference_by_hand() 
     [
         ({"clip_low": 0.3, "clip_high": 0.2}, r"clip_low is 0.3, above clip_high 0.2.*clip_low to 0.2 or less"),
         ({"clip_low": math.nan}, "clip_low is nan"),
-        ({"clip_high": math.inf}, "clip_high inf"),
-        ({"kl": -0.1}, "kl is -0.1; set it to a finite number of 0 or more"),
+        ({"clip_high": math.inf}, "clip_high is inf; set it to more than 0, and finite"),
+        ({"kl": -0.1}, "algorithm.kl is -0.1; set it to 0 or more"),
         ({"std_floor": math.nan}, "std_floor is nan"),
         ({"min_std": math.inf}, "min_std is inf"),
-        ({"normalise_by": "bacth"}, r"normalise_by is 'bacth'; did you mean 'batch'\? There are: group, batch, none"),
+        ({"normalise_by": "bacth"}, r"normalise_by is 'bacth'; did you mean 'batch'\? Set it to group, batch or none"),
     ],
 )
 def test_senseless_settings_are_refused_with_their_value(name: str, wrong: dict[str, float], message: str) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+import rl.train  # noqa: F401  DeepSpeed prints where it is first imported, which no command below should be the one to do
 from rl.cli.main import main
 from rl.cli.start import CASES, measure
 
@@ -44,7 +45,6 @@ BENCHES = ["rewards", "rescore", "archive", "learner", "rollout", "step", "refin
 HELP_OF_ALL = """
 import contextlib, io, json, sys
 from rl.cli.main import main
-from rl.cli.start import CASES, measure
 
 told = {}
 for command in json.loads(sys.argv[1]):
@@ -89,11 +89,11 @@ def test_every_command_has_help_without_loading_torch() -> None:
         (["train", "demo", "steps"], "'steps' is not of the form key=value"),
         (["train", "demo", "groups_per_step=30"], "groups_per_step is 30, but learner.minibatches 2 x learner.micro_g"),
         (["train", "demo", "learner.lr=.nan"], "learner.lr is nan, expected float"),
-        (["train", "demo", "seed=-1"], "seed is -1; set it to a number from 0"),
-        (["train", "demo", "learner.grad_clip=-1"], "learner.grad_clip is -1.0; set it to 0 or more"),
+        (["train", "demo", "seed=-1"], "seed is -1; set it to 0..9223372036854775807"),
+        (["train", "demo", "learner.grad_clip=-1"], "learner.grad_clip is -1; set it to 0 or more"),
         (["train", "demo", "policy.checkpoint=null"], "policy.checkpoint is not set; give a Hugging Face model folder"),
         (["train", "demo", "evaluation.final_scenes=0"], "evaluation.final_scenes is 0; set it to 1 or more"),
-        (["train", "demo", "refiner.rule.min_iou=2"], "min_iou is 2.0"),
+        (["train", "demo", "refiner.rule.min_iou=2"], "refiner.rule.min_iou is 2; set it to 0..1"),
         (
             ["train", "demo", "refiner.min_iou=0.4"],
             "refiner.min_iou is not a setting; did you mean refiner.rule.min_iou",
