@@ -219,6 +219,7 @@ def test_a_reader_goes_on_undisturbed_while_the_archive_is_compacted(tmp_path: P
     assert [row for batch in [*seen, *reading] for row in batch.to_pylist()] == rows
 
 
+@pytest.mark.slow
 def test_compacting_killed_at_any_point_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     folder = archived(tmp_path / "archive", 3)
     rows, examples = rows_of(RolloutArchive(folder)), examples_of(folder)
@@ -239,6 +240,7 @@ def test_compacting_killed_at_any_point_loses_nothing_and_doubles_nothing(tmp_pa
     assert killed_at_each_call(folder, lambda: compact(folder, 2), look) > 20
 
 
+@pytest.mark.slow
 def test_setting_aside_killed_at_any_point_is_finished_by_the_next_call(tmp_path: Path) -> None:
     compact(archived(tmp_path / "archive", 4), 3)
     folder = tmp_path / "archive"
