@@ -169,7 +169,7 @@ def test_the_view_is_that_of_the_run_s_env():
         (["tiny", "IMAGE", "cup", "--refiner", "x", "--raw"], "--raw leaves the refiner out, but --refiner is x"),
         (["tiny", "IMAGE", "cup", "--refiner", "tests"], "tests holds no refiner.json"),
         (["RUN", "IMAGE", "cup", "--config", "demo"], "is a run and has its own config.yaml; leave --config demo out"),
-        (["NO_BEST", "IMAGE", "cup"], "holds no best checkpoint yet"),
+        (["NO_BEST", "IMAGE", "cup"], "holds no best policy"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(predict, run, tmp_path, arguments, says):

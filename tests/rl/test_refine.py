@@ -101,7 +101,7 @@ def test_the_run_itself_says_how_its_refiner_is_made(run: Path) -> None:
     assert (made.runs, made.out, made.checkpoint) == ([str(run)], str(run / "refiner"), None)
     assert made.training.steps == 7
     (run / "checkpoints").mkdir()
-    refused(made, "holds no best checkpoint; train it first", FileNotFoundError)
+    refused(made, "holds no best policy; train it first", FileNotFoundError)
 
 
 def interrupt(config: RefineConfig, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
