@@ -52,6 +52,7 @@ class SftSettings:
     """Scenes of each of these evaluations."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "sft")
         if self.max_vertices < 3 * self.max_rings:
             raise ValueError(
                 f"sft.max_vertices is {self.max_vertices}, but max_rings is {self.max_rings} and a ring needs 3 "

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from envs.geometry.contours import mask_from_rings, rings_from_mask
 from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus, Ring, answer_from_rings, flat_answers
+from envs.ranges import check_ranges
 from rewards.score import Comparison, Comparisons, Target, compare
 from rewards.scorer import Scorer
 from rewards.settings import RewardRecipe
@@ -88,8 +89,8 @@ def test_without_a_refiner_there_is_nothing_to_say(reward) -> None:
     [comparison] = compare([answer_from_rings([box(2, 2, 8, 8)])], TRUTH)
     assert (comparison.refined_iou, comparison.unmended, comparison.refined_rings_px) == (None, None, None)
     assert reward(comparison) is None
-    with pytest.raises(ValueError, match="weight is -1; set it to a finite number of 0 or more"):
-        type(reward)(weight=-1)
+    with pytest.raises(ValueError, match="weight is -1; set it to 0 or more"):
+        check_ranges(type(reward)(weight=-1))
 
 
 def slowly(target: Target, ignore: NDArray[np.bool_], drawn: NDArray[np.bool_], refined: NDArray[np.bool_]) -> float:

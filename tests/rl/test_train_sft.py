@@ -315,8 +315,8 @@ def test_a_run_is_not_gone_on_with_under_other_settings_or_with_other_data(tmp_p
 def test_mistakes_in_the_settings_are_refused_with_their_values(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sft\.stages is empty"):
         run_sft(SftConfig(run=str(tmp_path)), QUIET)
-    with pytest.raises(ValueError, match="stage x: answer is 'boxes'; it must be box or outline"):
-        SftStage("x", 1, answer="boxes")
+    with pytest.raises(ValueError, match=r"sft.stages\[0\].answer is 'boxes'; did you mean 'box'"):
+        SftSettings([SftStage("x", 1, answer="boxes")])
     with pytest.raises(ValueError, match="evaluate_every 0"):
         SftSettings(evaluate_every=0)
     with pytest.raises(ValueError, match=r"max_vertices is 12, but max_rings is 5.*15 or more"):
