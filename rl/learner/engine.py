@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TextIO, TypeVar
 
-import deepspeed
 import torch
 from torch import nn
 
@@ -25,6 +24,7 @@ from rl.config.learner import LearnerSettings, RankPlace
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns, in every process, that it found no GPU
+import deepspeed
 
 
 def join(place: RankPlace) -> None:
