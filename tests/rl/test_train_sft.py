@@ -317,7 +317,7 @@ def test_mistakes_in_the_settings_are_refused_with_their_values(tmp_path: Path) 
         run_sft(SftConfig(run=str(tmp_path)), QUIET)
     with pytest.raises(ValueError, match=r"sft.stages\[0\].answer is 'boxes'; did you mean 'box'"):
         SftSettings([SftStage("x", 1, answer="boxes")])
-    with pytest.raises(ValueError, match="sft.evaluate_every is 0"):
+    with pytest.raises(ValueError, match=r"sft\.evaluate_every is 0"):
         SftSettings(evaluate_every=0)
     with pytest.raises(ValueError, match=r"max_vertices is 12, but max_rings is 5.*15 or more"):
         SftSettings(max_vertices=12, max_rings=5)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pytest
 
-import rl.train  # noqa: F401  DeepSpeed prints where it is first imported, which no command below should be the one to do
 from rl.cli.main import main
 from rl.cli.start import CASES, measure
 

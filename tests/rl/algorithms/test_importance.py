@@ -122,12 +122,12 @@ def test_weights_are_logged_as_used_and_not_at_all_where_they_are_off() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"importance_cap": 0.0}, "importance_cap is 0.0; set it to a finite number above 0"),
+        ({"importance_cap": 0.0}, "importance_cap is 0.0; set it to more than 0"),
         ({"importance_cap": -1.0}, "importance_cap is -1.0"),
         ({"importance_cap": math.nan}, "importance_cap is nan"),
         ({"importance_cap": math.inf}, "importance_cap is inf"),
         ({"importance_level": "sequences"}, "'sequences'; did you mean 'sequence'"),
-        ({"importance_level": "word"}, "There are: sequence, token"),
+        ({"importance_level": "word"}, "set it to sequence or token"),
     ],
 )
 @pytest.mark.parametrize("name", ALGORITHMS)
