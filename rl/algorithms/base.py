@@ -120,7 +120,7 @@ def token_divergence(new_logprobs: Tensor, reference_logprobs: Tensor, mask: Ten
     d = log p_reference - log p_new, clamped to MAX_LOG_RATIO either way; 0 outside the mask. All are [B, G, T].
     """
     difference = token_log_ratio(reference_logprobs, new_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return difference.exp() - difference - 1
+    return (difference.exp() - difference - 1).clamp(min=0.0)  # near d = 0 it can round to less
 
 
 def importance_weights(learner_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, level: str) -> Tensor:
