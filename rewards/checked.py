@@ -4,11 +4,13 @@ import sys
 import traceback
 from dataclasses import dataclass
 from reprlib import repr as short_repr
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rewards.score import Comparison
-from rewards.terms.base import Reward
+if TYPE_CHECKING:  # reading a config imports this file, and loads no kernel for it
+    from rewards.score import Comparison
+    from rewards.terms.base import Reward
 
 _MOST_CHARACTERS = 400
 """Longest text of an exception that is told."""
@@ -20,14 +22,14 @@ _MOST_RINGS, _MOST_VERTICES = 2, 6
 class CheckedReward:
     """A reward that raises ValueError, saying what it did, for all but a number in [0, 1] or None."""
 
-    reward: Reward
+    reward: "Reward"
 
     @property
     def weight(self) -> float:
         """Share of the reward in the weighted mean."""
         return self.reward.weight
 
-    def __call__(self, comparison: Comparison) -> float | None:
+    def __call__(self, comparison: "Comparison") -> float | None:
         """The term for one answer, as a float in [0, 1]; None where it does not apply."""
         try:
             value = self.reward(comparison)
@@ -58,7 +60,7 @@ def told_error(error: BaseException, file: str | None) -> str:
     return f"raised {type(error).__name__}: {shown} (line {frame.lineno} of {frame.filename}: {frame.line})"
 
 
-def told_answer(comparison: Comparison) -> str:
+def told_answer(comparison: "Comparison") -> str:
     """Which answer a comparison is of: example, phrase, status, IoU, and its first rings in pixels."""
     rings = comparison.answer.rings_px
     shown = [

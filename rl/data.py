@@ -24,7 +24,8 @@ from envs.plugin import Plugin
 from envs.polygons import Ring
 from envs.shards.files import Card, read_card
 from policies.families.base import PolicyContract
-from rl.config.load import load_settings, plugin_from_settings, read_mapping
+from rl.config.load import load_settings, read_mapping
+from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig, SftSettings
 from rl.evaluation.scores import score_answer
@@ -32,7 +33,6 @@ from rl.pages.page import render_page, write_page
 from rl.pages.pictures import COLOURS, svg_overlay
 from rl.pages.progress import bar
 from rl.run.data import RunData
-from rl.run.parts import policy_plugin
 from rl.sft import answer_text
 from rollout.archive.shards import polytrace_version
 from rollout.example_shards import SplitWriter
@@ -56,7 +56,7 @@ class DataConfig:
     @property
     def plugin(self) -> Plugin:
         """The env's recipe; ValueError for a wrong one."""
-        return plugin_from_settings("envs.datasets", "Env", self.env, "env", ["split"])
+        return env_plugin(self.env)
 
 
 def data_config(path: Path, overrides: Sequence[str]) -> DataConfig:
@@ -189,7 +189,7 @@ class Looker:
 
     def __init__(self, config: DataConfig) -> None:
         """Build both; raises what their settings are refused with."""
-        recipe = plugin_from_settings("envs.codecs", "Codec", config.codec, "codec")
+        recipe = codec_plugin(config.codec)
         self._codec: AnswerCodec = recipe.build()
         self._sft = config.sft
         self._policy: PolicyContract | None = None

@@ -24,11 +24,11 @@ from envs.polygons import Answer, AnswerStatus, Ring
 from policies.question import check_phrase
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.refiner.refining import RefinedMask, refine_masks
-from rl.config.load import plugin_from_settings, read_mapping, settings_from
+from rl.config.load import read_mapping, settings_from
+from rl.config.plugins import EMBEDDED, codec_plugin, env_plugin, policy_plugin
 from rl.pages.json_text import json_text
 from rl.pages.pictures import COLOURS, png, svg_overlay
 from rl.run.folder import RunFolder
-from rl.run.parts import EMBEDDED, policy_plugin
 from rl.run.writable import refuse_unwritable_codec
 from rollout.disk import refuse_unwritable, whole_file
 from rollout.engines.shared import Engine, SharedSampler
@@ -138,7 +138,7 @@ def view_of(env: Mapping[str, Any]) -> View:
     An env with a setting `image_size` shows squares of that side, one with `image_side` (and `square`) what these say;
     of any other it is not known, and images are shown as they are.
     """
-    plugin = plugin_from_settings("envs.datasets", "Env", env, "env", ["split"])
+    plugin = env_plugin(env)
     settings = _defaults(plugin) | plugin.settings
     if "image_size" in settings:
         return View(settings["image_size"], square=True)
@@ -157,7 +157,7 @@ class Predictor:
 
         Also where the policy cannot write the codec's answers, or the refiner was trained over another vision tower.
         """
-        codec = plugin_from_settings("envs.codecs", "Codec", source.recipe.codec, "codec")
+        codec = codec_plugin(source.recipe.codec)
         plugin = policy_plugin(source.recipe.policy | {"checkpoint": source.checkpoint}, codec)
         self._sampler: SharedSampler = Engine().open(plugin)
         self._policy = self._sampler.policy

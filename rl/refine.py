@@ -18,6 +18,7 @@ from policies.families.base import VisionFeatures
 from policies.families.vision_language import Policy
 from policies.refiner.mask_refiner import MaskRefiner
 from rl.config.load import load_settings, plugin_from_settings, read_mapping, save_settings
+from rl.config.plugins import EMBEDDED, policy_plugin
 from rl.config.refiner import RefineConfig
 from rl.config.run import RunConfig
 from rl.pages.progress import bar
@@ -29,7 +30,7 @@ from rl.refiner.scenes import of_one_size, outcomes
 from rl.refiner.scores import fit_calibration
 from rl.refiner.train import train_refiner
 from rl.run.folder import RunFolder
-from rl.run.parts import EMBEDDED, policy_plugin, run_parts
+from rl.run.parts import run_parts
 from rollout import cluster
 from rollout.disk import refuse_unwritable, replace_text
 

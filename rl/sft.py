@@ -26,12 +26,12 @@ from policies.families.base import PolicyContract, PromptRows
 from policies.families.vision_language import Policy
 from policies.question import PHRASE, check_question
 from policies.tiny_model import TinySizes, write_untrained
-from rl.config.load import load_settings, plugin_from_settings, save_settings
+from rl.config.load import load_settings, save_settings
+from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
 from rl.config.sft import SftConfig, SftSettings, SftStage
 from rl.evaluation.scores import SceneScore, score_answer
 from rl.pages.progress import StepProgress
 from rl.run.data import RunData
-from rl.run.parts import policy_plugin
 from rl.run.writable import refuse_unwritable
 from rollout.disk import whole_file
 from rollout.engines.shared import sample
@@ -328,11 +328,11 @@ def run_sft(config: SftConfig, console: Console) -> Path:
         raise ValueError("sft.stages is empty; give at least one stage, such as {name: outlines, steps: 1000}.")
     folder = Path(config.run)
     torch.set_num_threads(config.threads)
-    env_plugin = plugin_from_settings("envs.datasets", "Env", config.env, "env", ["split"])
-    data = RunData.of(env_plugin, ("train", "validation"))
-    env, validation = env_plugin.build(split="train"), env_plugin.build(split="validation")
+    recipe = env_plugin(config.env)
+    data = RunData.of(recipe, ("train", "validation"))
+    env, validation = recipe.build(split="train"), recipe.build(split="validation")
     _refuse_other_run(config, data, folder)
-    codec = plugin_from_settings("envs.codecs", "Codec", config.codec, "codec")
+    codec = codec_plugin(config.codec)
     policy = dict(config.policy)
     if policy.get("checkpoint") is None:
         policy["checkpoint"] = str(folder / "untrained")

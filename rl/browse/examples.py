@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from envs.datasets.base import Env
 from envs.example import ImageRef, Truth
 from envs.plugin import Plugin
-from rl.config.load import plugin_from_settings, read_mapping
+from rl.config.load import read_mapping
+from rl.config.plugins import env_plugin
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.schema import truth_from_row
 
@@ -82,4 +83,4 @@ def _plugin(config: Path) -> Plugin:
     settings = read_mapping(config)
     if "env" not in settings:
         raise ValueError(f"{config} names no env")
-    return plugin_from_settings("envs.datasets", "Env", settings["env"], "env", ["split"])
+    return env_plugin(settings["env"])

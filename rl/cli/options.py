@@ -15,6 +15,8 @@ Overrides = Annotated[
 CONFIG_HELP = "YAML file, or the name of a shipped one (demo, sft_tiny, coco28, ...)."
 Config = Annotated[Path, typer.Argument(help=CONFIG_HELP)]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
+RunFolders = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold several.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from its last checkpoint.")]
 
 
@@ -34,8 +36,12 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> "RunConfig":
 
 
 def run_settings(config: Path, overrides: Sequence[str] | None) -> "RunConfig":
-    """The config of a run from a YAML file, or the name of a shipped one, and overrides."""
+    """The config of a run from a YAML file, or the name of a shipped one, and overrides; its plugins' entries too."""
     from rl.config.load import load_settings
     from rl.config.run import RunConfig
 
-    return load_settings(RunConfig, config, overrides or [])
+    settings = load_settings(RunConfig, config, overrides or [])
+    from rl.config.plugins import check_entries
+
+    check_entries(settings)
+    return settings

@@ -40,6 +40,8 @@ CASES = (
     _Case("polytrace --help", _MAIN, ("--help",), bar=0.5),
     _Case("misspelt key refused", _MAIN, ("train", "demo", "stpes=3"), bar=1.5, exit_status=2),
     _Case("value out of range refused", _MAIN, ("train", "demo", "learner.lr=0"), bar=1.5, exit_status=2),
+    _Case("misspelt key of the env refused", _MAIN, ("train", "demo", "env.objcts=3"), bar=1.5, exit_status=2),
+    _Case("misspelt key of a reward refused", _MAIN, ("train", "demo", "rewards.format.wt=1"), bar=1.5, exit_status=2),
 )
 
 

@@ -52,15 +52,20 @@ def reward_parts(rewards: Mapping[str, Any], shaping: Mapping[str, Any]) -> Rewa
     FileNotFoundError with the dotted path of what is wrong, and the nearest right name.
     """
     file = settings_from(_Shaping, {"shaping": shaping}, "")
-    if not rewards:
-        raise ValueError(f"rewards is {rewards}; give at least one reward: {', '.join(reward_names())}.")
-    recipes, weights = {}, {}
-    for name, entry in rewards.items():
-        recipes[name] = _recipe(name, entry)
-        weights[name] = _weight(name, recipes[name])
-    parts = RewardParts(recipes, weights, file.shaping)
+    recipes = reward_recipes(rewards)
+    parts = RewardParts(recipes, {name: _weight(name, recipe) for name, recipe in recipes.items()}, file.shaping)
     parts.shaper()
     return parts
+
+
+def reward_recipes(rewards: Mapping[str, Any]) -> dict[str, RewardRecipe]:
+    """The recipes that the entry `rewards` of a config means, by name; no reward is built.
+
+    Raises ValueError or FileNotFoundError with the dotted path of what is wrong, and the nearest right name.
+    """
+    if not rewards:
+        raise ValueError(f"rewards is {rewards}; give at least one reward: {', '.join(reward_names())}.")
+    return {name: _recipe(name, entry) for name, entry in rewards.items()}
 
 
 def load_rewards(path: Path) -> RewardParts:

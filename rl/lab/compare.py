@@ -22,9 +22,9 @@ from rewards.settings import RewardRecipe
 from rewards.shaping import Shaper, Terms, Values
 from rl.algorithms.base import PolicyGradient
 from rl.config.load import read_mapping
+from rl.config.plugins import algorithm_plugin
 from rl.config.rewards import RewardParts, load_rewards, reward_parts
 from rl.pages.progress import bar
-from rl.run.parts import algorithm_plugin
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.rescore import rescore
 

@@ -9,12 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from policies.lora import pushed
-from rl.config.load import plugin_from_settings
+from rl.config.plugins import codec_plugin, policy_plugin
 from rl.config.run import RunConfig
 from rl.learner.files import AVERAGE, whole_weights
 from rl.run.checkpoints import Checkpoints
 from rl.run.folder import RunFolder
-from rl.run.parts import policy_plugin
 from rollout.disk import refuse_unwritable
 
 _PREFIX = "model."
@@ -64,7 +63,7 @@ def _checkpoint(checkpoints: Checkpoints, run: Path, step: int | None) -> Path:
 
 
 def _write_policy(config: RunConfig, learner: Path, folder: Path) -> None:
-    recipe = policy_plugin(config.policy, plugin_from_settings("envs.codecs", "Codec", config.codec, "codec"))
+    recipe = policy_plugin(config.policy, codec_plugin(config.codec))
     lora = config.learner.lora
     policy = (recipe if lora is None else recipe.with_settings(lora=lora)).build()
     _fill(policy.model, whole_weights(learner), learner)

@@ -21,8 +21,9 @@ from envs.example import ImageRef
 from envs.geometry.rle import rle_from_rings
 from envs.plugin import Plugin
 from envs.polygons import flatten_rings
-from rl.config.load import plugin_from_settings, read_mapping, settings_from
+from rl.config.load import read_mapping, settings_from
 from rl.config.pairs import DamageSettings, PairRule
+from rl.config.plugins import env_plugin
 from rl.config.run import EvaluationSettings
 from rl.pages.progress import bar
 from rl.pairs.damage import damage_alone, with_damage
@@ -97,7 +98,7 @@ def _open_run(folder: Path, unfinished: bool) -> PairRun:
     settings = read_mapping(config)
     if not unfinished:
         _refuse_unfinished(folder, archive, last_step, settings)
-    env = plugin_from_settings("envs.datasets", "Env", settings.get("env", {}), f"{config}: env", ["split"])
+    env = env_plugin(settings.get("env", {}), f"{config}: env")
     evaluation = settings_from(EvaluationSettings, settings.get("evaluation", {}), f"{config}: evaluation")
     return PairRun(folder.absolute().name, folder, archive, last_step, env, evaluation)
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = ("numba", "torch", "ray", "transformers", "deepspeed", "peft", "pyarrow", "duckdb", "scipy", "PIL", "rich")
 READ_ALL = """
 import sys
@@ -19,6 +21,35 @@ packages = ("envs", "rewards", "policies", "rollout", "rl")
 print(*(name for name in sys.modules if name.split(".")[0] in packages and "." in name))
 print(*(name for name in sys.argv[1:] if name in sys.modules))
 """
+
+
+CHECK_ENTRIES = """
+import sys
+from pathlib import Path
+from rl.cli.options import run_settings
+try:
+    run_settings(Path("demo"), sys.argv[1:2])
+except ValueError as error:
+    print(error)
+print(*(name for name in ("torch", "transformers", "ray") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "loaded"),
+    [
+        ("learner.rnks=1", ""),
+        ("env.max_object=1", ""),
+        ("codec.path_bin=1", ""),
+        ("rewards.mask_iou.weigth=1", ""),
+        ("algorithm.clip_lw=1", "torch"),
+    ],
+)
+def test_a_misspelt_key_is_told_before_what_the_rest_of_the_config_needs_is_loaded(override, loaded):
+    done = subprocess.run([sys.executable, "-c", CHECK_ENTRIES, override], capture_output=True, text=True, check=True)
+    told, found = done.stdout.splitlines()
+    assert told.startswith(f"{override.split('=')[0]} is not a setting; did you mean ")
+    assert found == loaded
 
 
 def test_reading_every_shipped_config_loads_settings_and_nothing_else():

@@ -1,0 +1,78 @@
+"""The plugins that a config names: the folder of each kind, and what the program itself gives them."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from envs.plugin import Plugin
+from policies.question import check_question
+from rl.config.load import plugin_from_settings
+from rl.config.rewards import reward_recipes
+from rl.config.run import RunConfig
+
+EMBEDDED = "tiny"
+"""What policy.checkpoint says for the checkpoint that comes with Polytrace."""
+
+
+def env_plugin(env: Mapping[str, Any], where: str = "env") -> Plugin:
+    """The env that a config's `env` entry means; raises ValueError or FileNotFoundError for a wrong one.
+
+    where: the entry's dotted path, for errors.
+    """
+    return plugin_from_settings("envs.datasets", "Env", env, where, ["split"])
+
+
+def codec_plugin(codec: Mapping[str, Any]) -> Plugin:
+    """The codec that a config's `codec` entry means; raises ValueError or FileNotFoundError for a wrong one."""
+    return plugin_from_settings("envs.codecs", "Codec", codec, "codec")
+
+
+def algorithm_plugin(algorithm: Mapping[str, Any]) -> Plugin:
+    """The algorithm that a config's `algorithm` entry means; raises ValueError for a wrong one."""
+    plugin = plugin_from_settings("rl.algorithms", "Algorithm", {"name": "gspo"} | dict(algorithm), "algorithm")
+    plugin.build()
+    return plugin
+
+
+def policy_plugin(policy: Mapping[str, Any], codec: Plugin) -> Plugin:
+    """The policy that a config's `policy` entry means, with its codec.
+
+    Raises ValueError or FileNotFoundError for a wrong one.
+    """
+    entry = {"name": "vision_language"} | dict(policy)
+    if entry.get("checkpoint") is None:
+        raise ValueError(
+            f"policy.checkpoint is not set; give a Hugging Face model folder, or {EMBEDDED} for the embedded one."
+        )
+    checkpoint = str(entry["checkpoint"])
+    folder = Path(str(files("policies") / "tiny")) if checkpoint == EMBEDDED else Path(checkpoint)
+    if not (folder / "config.json").is_file():  # told before the class and its libraries load
+        raise FileNotFoundError(
+            f"policy.checkpoint is {checkpoint}, but {folder} holds no config.json; give a Hugging Face model folder, "
+            f"or {EMBEDDED} for the embedded one."
+        )
+    given = ["codec", "weights", "lora"]
+    plugin = plugin_from_settings("policies.families", "Policy", entry | {"checkpoint": checkpoint}, "policy", given)
+    if "question" in plugin.settings:
+        check_question(plugin.settings["question"])
+    return plugin.with_settings(checkpoint=folder.resolve(), codec=codec.build())
+
+
+def engine_plugin(config: RunConfig) -> Plugin:
+    """The engine that `pool.engine` means; raises ValueError for one that cannot do what the run asks of it."""
+    plugin = plugin_from_settings("rollout.engines", "Engine", {"name": "shared"} | config.pool.engine, "pool.engine")
+    plugin.build().check(config.sampling, config.pool.gpus_per_worker)
+    return plugin
+
+
+def check_entries(config: RunConfig) -> None:
+    """Raise ValueError or FileNotFoundError for the first wrong entry of env, codec, rewards or algorithm.
+
+    Nothing is built but the algorithm, and no data is read: a misspelt key of the first three is told without loading
+    torch, one of the algorithm without transformers, which the classes of policies and engines need.
+    """
+    env_plugin(config.env)
+    codec_plugin(config.codec)
+    reward_recipes(config.rewards)
+    algorithm_plugin(config.algorithm)
