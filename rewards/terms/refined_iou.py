@@ -15,8 +15,7 @@ from rewards.score import Comparison
 class Reward:
     """IoU of refined mask and truth; an empty truth pays 1 for the answer `empty`, 0 for any other.
 
-    Nothing refines an empty answer, so that one earns 0 where something is true. Raises ValueError for a weight out of
-    range.
+    Nothing refines an empty answer, so that one earns 0 where something is true.
     """
 
     needs_refined: ClassVar[bool] = True

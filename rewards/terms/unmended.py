@@ -17,7 +17,7 @@ class Reward:
 
     The outline's own IoU where the refiner mends nothing; never less than that, nor than the refined mask's. An empty
     truth pays 1 for the answer `empty`, 0 for any other; nothing refines an empty answer, so that one earns 0 where
-    something is true. Raises ValueError for a weight out of range.
+    something is true.
     """
 
     needs_refined: ClassVar[bool] = True

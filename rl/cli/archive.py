@@ -8,19 +8,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rl.cli.options import AsJson, RunFolder, RunFolders, run_folder
+from rl.pages.json_text import json_text
+
 archive_app = typer.Typer(no_args_is_help=True, help="Look into the archives of runs, check them, merge their shards.")
 console = Console(emoji=False)
-
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
-RunFolders = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold several.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @archive_app.command("ls")
 def list_archives(runs: RunFolders, as_json: AsJson = False) -> None:
     """Steps, answers, examples, mean IoU, share of valid answers, size and schema of each run's archive."""
     from rl.browse.list import list_runs, table
-    from rl.pages.json_text import json_text
     from rl.run.folder import archived_runs
 
     found = list_runs(archived_runs(runs), Console(stderr=True))
@@ -53,7 +51,7 @@ def show(
     if out.suffix not in (".html", ".png"):
         raise ValueError(f"{out} ends in neither .html nor .png; give --out one of these.")
     refuse_unwritable(out)
-    shown = choose(_folder(run), wanted)
+    shown = choose(run_folder(run), wanted)
     for problem in shown.problems:
         console.print(f"[yellow]over grey, without its image:[/yellow] {escape(problem)}", soft_wrap=True)
     write_shown(shown, out)
@@ -97,7 +95,7 @@ def verify(run: RunFolder) -> None:
 def query(
     runs: RunFolders,
     sql: Annotated[str, typer.Argument(help="One SELECT over the views rollouts and examples.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON.")] = False,
+    as_json: AsJson = False,
     csv: Annotated[
         Path | None, typer.Option(help="Write all rows to this CSV file; a folder that is missing is made.")
     ] = None,
@@ -107,7 +105,7 @@ def query(
 
     For example: polytrace archive query runs "SELECT step, avg(iou) FROM rollouts GROUP BY step ORDER BY step"
     """
-    from rl.browse import query as archive_query
+    from rl.browse.query import asked, print_json, print_table, write_rows
     from rl.run.folder import archived_runs
     from rollout.disk import refuse_unwritable
 
@@ -118,14 +116,14 @@ def query(
     outs = [out for out in (csv, parquet) if out is not None]
     for out in outs:
         refuse_unwritable(out)
-    with archive_query.asked(archived_runs(runs), sql, outs) as found:
+    with asked(archived_runs(runs), sql, outs) as found:
         for out in outs:
-            archive_query.write_rows(found, out)
+            write_rows(found, out)
             Console(stderr=True).print(f"written: {out}", soft_wrap=True, markup=False)
         if as_json:
-            archive_query.print_json(found)
+            print_json(found)
         elif not outs:
-            archive_query.print_table(found, console)
+            print_table(found, console)
 
 
 @archive_app.command()
@@ -148,14 +146,8 @@ def compact(
     console.print(f"{run / 'archive'}: {before} shards are now {work.num_shards}", soft_wrap=True, markup=False)
 
 
-def _folder(run: Path) -> Path:
-    if not run.is_dir():
-        raise FileNotFoundError(f"{run} is not a folder; give the folder of a run, such as runs/demo.")
-    return run
-
-
 def _archive(run: Path) -> Path:
-    archive = _folder(run) / "archive"
+    archive = run_folder(run) / "archive"
     if not archive.is_dir():
         raise FileNotFoundError(f"No archive in {archive}; give the folder of a run that has made a step.")
     return archive

@@ -3,18 +3,18 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
+from rl.cli.options import AsJson
 from rl.pages.json_text import json_text
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, side by side with the alternatives.")
 console = Console(emoji=False)
 T = TypeVar("T")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead of a table.")]
 Quick = Annotated[
     bool, typer.Option("--quick", help="Only the first workload, and not those that show how cost grows.")
 ]
@@ -24,6 +24,9 @@ Work = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="Random Qwen3-VL to measure on: tiny, or in the shape of 2b, 4b or 8b.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+Keep = Annotated[
+    Path | None, typer.Option(help="Folder where the data is written once, and used again.", show_default=False)
+]
 
 
 @bench_app.command()
@@ -44,23 +47,17 @@ def rewards(
     quiet = Console(stderr=True)
     timed = list(track(bench.bench(quick), "measuring", total=len(cases), console=quiet, transient=True))
     batch = batch_milliseconds()
-    if as_json:
-        print(json_text(bench.as_json(timed) | {"batch_milliseconds": batch}, indent=2))
-    else:
-        console.print(bench.table(timed))
-        console.print(f"a batch of 32 x 16 answers at 64 px, scored as a worker of the demo does: {batch:.1f} ms")
+    told = f"a batch of 32 x 16 answers at 64 px, scored as a worker of the demo does: {batch:.1f} ms"
+    _tell(as_json, bench.as_json(timed) | {"batch_milliseconds": batch}, bench.table(timed), told)
 
 
 @bench_app.command()
 def rescore(as_json: AsJson = False) -> None:
-    """Archived answers rescored a second, at 64 and at 640 x 480 pixels, masks decoded each time."""
+    """Archived answers rescored per second, at 64 and at 640 x 480 pixels, masks decoded each time."""
     from rl.bench import rescore as bench
 
     found = bench.bench()
-    if as_json:
-        print(json_text([asdict(one) for one in found], indent=2))
-    else:
-        console.print(bench.table(found))
+    _tell(as_json, [asdict(one) for one in found], bench.table(found))
 
 
 @bench_app.command()
@@ -71,10 +68,11 @@ def learner(
     model: Model = "tiny",
     dtype: Dtype = "float32",
     peak_tflops: Annotated[
-        float | None, typer.Option(help="Of the device, in this dtype: gives the share of it used.", show_default=False)
+        float | None,
+        typer.Option(help="Peak of the device in this dtype: gives the share of it used.", show_default=False),
     ] = None,
 ) -> None:
-    """Forward and backward over groups that share their prompt, beside one row an answer: the same model and answers.
+    """Forward and backward over groups that share their prompt, beside one row per answer: the same model and answers.
 
     About two minutes on two cores, 20 s with --quick; on a GPU where there is one.
     """
@@ -85,14 +83,14 @@ def learner(
     workload = bench.WORKLOAD if work is None else Workload.read(work)
     found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
     report = bench.report(found, peak_tflops)
-    if as_json:
-        print(json_text(report, indent=2))
-        return
-    console.print(table("Learning, forward and backward", "row an answer", [one.timed for one in found]))
-    console.print(f"largest difference of a log-probability: {report['max_logprob_difference']:.1e}")
-    console.print(f"answer tokens learned from a second, first workload: {report['tokens_per_second']:,.0f}")
+    told = [
+        f"largest difference of a log-probability: {report['max_logprob_difference']:.1e}",
+        f"answer tokens learned from per second, first workload: {report['tokens_per_second']:,.0f}",
+    ]
     if peak_tflops is not None:
-        console.print(f"share of {peak_tflops:g} TFLOP/s used: {report['model_flops_utilisation']:.1%}")
+        told.append(f"share of {peak_tflops:g} TFLOP/s used: {report['model_flops_utilisation']:.1%}")
+    timed = table("Learning, forward and backward", "row per answer", [one.timed for one in found])
+    _tell(as_json, report, timed, *told)
 
 
 @bench_app.command()
@@ -110,10 +108,7 @@ def rollout(
 
     workload = bench.WORKLOAD if work is None else Workload.read(work)
     found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
-    if as_json:
-        print(json_text(report(bench.OTHER, found) | {"bar": bench.BAR}, indent=2))
-    else:
-        console.print(table("Sampling", bench.OTHER, found))
+    _tell(as_json, report(bench.OTHER, found) | {"bar": bench.BAR}, table("Sampling", bench.OTHER, found))
 
 
 @bench_app.command()
@@ -130,13 +125,10 @@ def step(as_json: AsJson = False, quick: Quick = False, work: Work = None) -> No
     workload = bench.WORKLOAD if work is None else Workload.read(work)
     found = list(_tracked(bench.bench(workload, quick), quick))
     demo = demo_step.measure()
-    if as_json:
-        print(json_text(report(bench.OTHER, found) | {"bar": bench.BAR} | demo_step.as_json(demo), indent=2))
-        return
-    console.print(table("A GSPO step: sample, score, update", "TRL", found))
+    shown: list[RenderableType] = [table("A GSPO step: sample, score, update", "TRL", found), demo_step.table(demo)]
     if found[0].other is None:
-        console.print("TRL is not installed; it is part of the extra `bench`: pip install 'polytrace[bench]'")
-    console.print(demo_step.table(demo))
+        shown.insert(1, "TRL is not installed; it is part of the extra `bench`: pip install 'polytrace[bench]'")
+    _tell(as_json, report(bench.OTHER, found) | {"bar": bench.BAR} | demo_step.as_json(demo), *shown)
 
 
 @bench_app.command()
@@ -147,10 +139,7 @@ def archive(
     pairs: Annotated[
         int | None, typer.Option(help="Pairs to export; a hundredth of the answers.", show_default=False)
     ] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(help="Folder where the archive is written once, and used again.", show_default=False),
-    ] = None,
+    keep: Keep = None,
 ) -> None:
     """Export pairs from a generated archive, and append a step to it: time, peak memory, bytes read.
 
@@ -166,11 +155,7 @@ def archive(
         raise ValueError(f"answers is {answers} and pairs {pairs}; set each to 1 or more.")
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as made:
         found = bench.bench(answers, pairs or max(1, answers // 100), keep or Path(made))
-    if as_json:
-        print(json_text(bench.as_json(found), indent=2))
-    else:
-        for table in bench.tables(found):
-            console.print(table)
+    _tell(as_json, bench.as_json(found), *bench.tables(found))
 
 
 @bench_app.command()
@@ -178,10 +163,7 @@ def examples(
     as_json: AsJson = False,
     quick: Annotated[bool, typer.Option("--quick", help="20,000 examples.")] = False,
     examples: Annotated[int, typer.Option(help="Examples to write and open.")] = 1_000_000,
-    keep: Annotated[
-        Path | None,
-        typer.Option(help="Folder where the examples are written once, and used again.", show_default=False),
-    ] = None,
+    keep: Keep = None,
 ) -> None:
     """Made-up examples written as shards, opened and read: time and memory.
 
@@ -196,10 +178,7 @@ def examples(
         raise ValueError(f"examples is {number}; set it to 1 or more.")
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as made:
         found = bench.bench(number, keep or Path(made), Console(stderr=True))
-    if as_json:
-        print(json_text(bench.as_json(found), indent=2))
-    else:
-        console.print(bench.table(found))
+    _tell(as_json, bench.as_json(found), bench.table(found))
 
 
 @bench_app.command()
@@ -223,12 +202,7 @@ def refiner(  # noqa: PLR0913  # options of a command
     refuse_unwritable(out / "measured.json")
     wanted = bench.RefinerBench(run, sft_run, out, pairs, steps, seeds, scenes)
     found = bench.bench(wanted, Console(stderr=True))
-    if as_json:
-        print(json_text(bench.as_json(found), indent=2))
-    else:
-        console.print(bench.table(found, wanted))
-        for line in bench.differences(found):
-            console.print(line)
+    _tell(as_json, bench.as_json(found), bench.table(found, wanted), *bench.differences(found))
 
 
 @bench_app.command()
@@ -239,10 +213,16 @@ def start(as_json: AsJson = False) -> None:
     from rl.cli.start import CASES, measure, table
 
     found = list(track(measure(), "measuring", total=len(CASES), console=Console(stderr=True), transient=True))
+    _tell(as_json, [asdict(one) for one in found], table(found))
+
+
+def _tell(as_json: bool, numbers: Any, *shown: RenderableType) -> None:
+    """Print the numbers as JSON, or else tables and lines about them."""
     if as_json:
-        print(json_text([asdict(one) for one in found], indent=2))
-    else:
-        console.print(table(found))
+        print(json_text(numbers, indent=2))
+        return
+    for each in shown:
+        console.print(each)
 
 
 def _tracked(found: Iterator[T], quick: bool) -> Iterable[T]:

@@ -6,12 +6,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rl.cli.options import CONFIG_HELP, Overrides
+from rl.cli.options import AsJson, Config, Overrides
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at the data of a config, and prepare it once.")
 console = Console(emoji=False)
 
-DataConfig = Annotated[Path, typer.Argument(help=CONFIG_HELP)]
 Splits = Annotated[
     list[str] | None,
     typer.Option("--split", help="Only this split; may be given several times.", show_default="all of the env"),
@@ -20,7 +19,7 @@ Splits = Annotated[
 
 @data_app.command()
 def prepare(
-    config: DataConfig,
+    config: Config,
     out: Annotated[Path, typer.Option(help="Folder for the shards; one that was stopped goes on there.")],
     overrides: Overrides = None,
     split: Splits = None,
@@ -43,10 +42,10 @@ def prepare(
 
 @data_app.command()
 def show(
-    config: DataConfig,
+    config: Config,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Page (.html) of numbers and pictures to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
     split: Annotated[
         list[str] | None,
         typer.Option("--split", help="Only this split; may be given several times.", show_default="the config's"),

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rl.cli.options import AsJson
+
 rewards_app = typer.Typer(no_args_is_help=True, help="A lab for rewards: score, compare, ablate, test.")
 console = Console(emoji=False)
 
@@ -76,22 +78,22 @@ def score(
     out: Annotated[
         Path | None, typer.Option(help="Parquet file to write; RUN/rescored/NAME.parquet with --rewards.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score every archived answer again, under other rewards or its own: no model, no GPU, a step in memory at a time.
 
     Under its own rewards, exit status 1 where a term or total has another bit than the archive.
     """
-    from rl.lab import score as rescoring
+    from rl.lab.score import as_dict, rescore_run, tell
     from rl.pages.json_text import json_text
 
     if rewards is not None and out is None:
         out = run / "rescored" / f"{rewards.stem}.parquet"
-    found = rescoring.rescore_run(run, rewards, out, Console(stderr=True))
+    found = rescore_run(run, rewards, out, Console(stderr=True))
     if as_json:
-        print(json_text(rescoring.as_dict(found), indent=2))
+        print(json_text(as_dict(found), indent=2))
     else:
-        rescoring.tell(found, rewards, out, console)
+        tell(found, rewards, out, console)
     if rewards is None and not found.identical:
         raise typer.Exit(1)
 
@@ -102,7 +104,7 @@ def test(
         Path,
         typer.Argument(help="A .py file, the name of a built-in reward, a YAML, or a run's folder."),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what hostile answers would earn next to honest ones, term by term, and what that makes of the rewards.
 
