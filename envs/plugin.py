@@ -39,10 +39,11 @@ class Plugin:
         own code raises passes through.
         """
         module = self._import_named() if self.module is None else _import_file(Path(self.module))
-        found = vars(module).get(self.class_name)
+        defined_there = vars(module)
+        found = defined_there.get(self.class_name)
         if not isinstance(found, type):
             defined = (
-                ", ".join(key for key, value in vars(module).items() if isinstance(value, type)) or "no class at all"
+                ", ".join(key for key, value in defined_there.items() if isinstance(value, type)) or "no class at all"
             )
             raise ValueError(
                 f"{module.__file__} defines no class {self.class_name} (it has {defined}); "

@@ -3,8 +3,9 @@
     lr: Annotated[float, above(0)] = 1e-5
     dtype: Annotated[str, one_of("float32", "bfloat16")] = "float32"
 
-A file of settings is checked while it is read (rl/config/load.py), a plugin when it is built, and a whole config that
-Python code put together when it is made. Checks that need several fields stay in a `__post_init__`.
+What a file says, entries of plugins included, is checked while it is read (rl/config/load.py); dataclasses that Python
+code builds are checked where `__post_init__` calls `check_ranges`, as settings of a run, codecs and algorithms do,
+and rewards do not. Checks that need several fields stay in a `__post_init__`.
 """
 
 import dataclasses

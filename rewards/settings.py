@@ -37,7 +37,8 @@ class RewardRecipe:
     processes: Annotated[int, at_least(0, ", 0 for none.")] = 0
     """Processes of its own, of each worker, that score answers side by side; 0 scores them in the worker itself."""
     seconds: Annotated[float | None, above(0, ", or leave it out for no limit.")] = None
-    """Time limit an answer, loading left out; None waits for ever. Only with processes: nothing else can be stopped."""
+    """Time limit per answer, loading left out; None waits for ever. Only with `processes`, since nothing else can be
+    stopped."""
     on_error: Annotated[str, one_of("stop", "skip")] = "stop"
     """stop: an answer that breaks the reward ends the run; skip: it is left out of this term, counted and reported."""
 

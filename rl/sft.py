@@ -1,7 +1,8 @@
-"""What a policy is taught to answer: outlines as a coarse annotator draws them, in the codec's words, as tokens.
+"""`polytrace sft`: outlines as a coarse annotator draws them, in the codec's words, taught stage by stage.
 
-Whether they can be taught at all (limits of the codec, words of the tokenizer, tokens of an answer) is found before the
-first step, from a bounded number of examples; a later one that cannot be stops the training by its name.
+From a checkpoint, or from a new tiny model that is made for the words of env and codec. Whether the answers can be
+taught at all (limits of the codec, words of the tokenizer, tokens of an answer) is found before the first step, from a
+bounded number of examples; a later one that cannot be stops the training by its name.
 """
 
 import math

@@ -76,7 +76,7 @@ class PoolSettings:
     algorithm.importance_cap with it."""
     verify_every: Annotated[int, at_least(0)] = 1
     """In every so many steps workers prove after answering, too, that they hold the weights that were sent; 0: only on
-    arrival. It costs one hash of the whole policy a worker and step."""
+    arrival. It costs one hash of the whole policy per worker and step."""
     engine: dict[str, Any] = field(default_factory=dict)
     """What samples: `name` shared (our own, the default) or vllm, and that engine's settings."""
     max_deaths: Annotated[int, at_least(0)] = 10

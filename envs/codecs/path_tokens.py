@@ -1,4 +1,4 @@
-"""Codec: a box, then a path on an integer grid inside it, one word (one token of a fitting tokenizer) a number.
+"""Codec: a box, then a path on an integer grid inside it, one word (one token of a fitting tokenizer) per number.
 
     answer   = "none" | instance (" ; " instance)*
     instance = x0 y0 x1 y1 ring ("M" ring)*        box on the image's grid, 0..box_bins
@@ -6,7 +6,7 @@
 
 After Moondream Segmentation (arXiv 2604.02593): the box first settles which object is meant, and a box-relative grid
 gives
-more precision a token than points of the whole image. Direction says outer ring or hole, as everywhere.
+more precision per token than points of the whole image. Direction says outer ring or hole, as everywhere.
 """
 
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ from envs.example import SPLITS, Example, ImageRef, Prompt, Truth, image_sha256
 
 @dataclass(frozen=True)
 class Env:
-    """Settings of the scenes; a sequence of `num_scenes` examples, one question a scene."""
+    """Settings of the scenes; a sequence of `num_scenes` examples, one question per scene."""
 
     split: str
     seed: int = 0

@@ -34,7 +34,7 @@ class Response:
 
 @dataclass(frozen=True)
 class PromptRows:
-    """A few groups, one row a group: the prompt once, then G responses that each see the prompt and themselves."""
+    """A few groups, one row per group: the prompt once, then G responses that each see the prompt and themselves."""
 
     prompt_tokens: Tensor
     """[B, P] int64, padded on the left, image placeholders included."""

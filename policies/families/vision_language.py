@@ -1,8 +1,8 @@
 """Policy over transformers' image-text models: Qwen3-VL and Qwen2.5-VL, from a toy of 1 M parameters to the released
 sizes.
 
-One row a group (policies/sharing/packing.py): the prompt once, then its G responses, each seeing the prompt and itself,
-at positions that restart after the prompt. Exact, and P + G*T tokens of work in place of G*(P + T).
+One row per group (policies/sharing/packing.py): the prompt once, then its G responses, each seeing the prompt and
+itself, at positions that restart after the prompt. Exact, and P + G*T tokens of work in place of G*(P + T).
 
 Special tokens other than the end token cannot be sampled (a sampled image token would break the next forward pass);
 the learner takes its log-probabilities under the same restriction, so that both speak of one distribution.
@@ -141,7 +141,7 @@ class Policy(nn.Module):
         return ids[:end], ids[end:]
 
     def _image_inputs(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor, list[int]]:
-        """(pixel_values, image_grid [B, 3], tokens an image) of B images [H, W, 3]."""
+        """(pixel_values, image_grid [B, 3], tokens per image) of B images [H, W, 3]."""
         shown = [self.question_image(image) for image in images]
         inputs = self.image_processor(images=shown, return_tensors="pt", input_data_format="channels_last")
         grid = inputs["image_grid_thw"]

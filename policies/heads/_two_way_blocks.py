@@ -73,7 +73,7 @@ class Exchange(nn.Module):
 
 
 class FilteredMap(nn.Module):
-    """The image made eight times finer, and under one filter a token; untrained, all filters are zero."""
+    """The image made eight times finer, and under one filter per token; untrained, all filters are zero."""
 
     def __init__(self, width: int, heads: int, filters: int) -> None:
         """heads: of the attention over the finer map, which has width / 8 channels."""

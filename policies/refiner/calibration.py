@@ -25,7 +25,7 @@ class Curve:
     def __post_init__(self) -> None:
         if len(self.raw) != len(self.calibrated) or not self.raw:
             raise ValueError(
-                f"a curve has {len(self.raw)} raw and {len(self.calibrated)} calibrated values; give one pair a knot."
+                f"a curve has {len(self.raw)} raw and {len(self.calibrated)} calibrated values; give one pair per knot."
             )
         if not all(0 <= value <= 1 for value in (*self.raw, *self.calibrated)):
             raise ValueError(f"a curve runs through {self.raw} and {self.calibrated}; give values in 0..1.")

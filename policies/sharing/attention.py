@@ -1,4 +1,4 @@
-"""Attention of one row a group, without the parts in which nobody looks at anybody.
+"""Attention of one row per group, without the parts in which nobody looks at anybody.
 
 A row of P prompt and K packed answer tokens has (P + K)^2 pairs of tokens, but an answer looks only at the prompt and
 at itself. So the prompt is attended by itself, and then each answer, in a row of its own, by the prompt's keys and its

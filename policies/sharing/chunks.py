@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 def in_chunks(score: Callable[[Tensor, slice], Tensor], states: Tensor, num_chunks: int) -> Tensor:
     """score(states[part], part) for consecutive parts of states [S, width], joined: [S].
 
-    score gives one number a token, and must give it again when called again. What it keeps for the backward pass is
+    score gives one number per token, and must give it again when called again. What it keeps for the backward pass is
     kept of one chunk at a time, unless there is only one.
     """
     if num_chunks == 1:

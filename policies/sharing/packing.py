@@ -1,6 +1,7 @@
-"""One row a group: responses packed behind their prompt, each seeing the prompt and itself. Pure functions on tensors.
+"""One row per group: responses packed behind their prompt, each seeing the prompt and itself. Pure tensor functions.
+tensors.
 
-Letters: B rows, G responses a row, T tokens a response, P prompt tokens, K packed response tokens, L = P + K, S
+Letters: B rows, G responses per row, T tokens per response, P prompt tokens, K packed response tokens, L = P + K, S
 scored tokens.
 """
 

@@ -124,7 +124,7 @@ class PromptCache:
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of one token of each answer, its own key and value being written first.
 
-        queries: [R * C, H * n, d], scaled, n of them a key head; keys, values: [R * C, H, d].
+        queries: [R * C, H * n, d], scaled, n of them per key head; keys, values: [R * C, H, d].
         Returns [R * C, H * n * d].
         """
         held = self._layers[layer]

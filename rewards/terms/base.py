@@ -1,8 +1,4 @@
-"""Scoring: answers compared with a target once, and what each reward says of them.
-
-`Target` makes a truth scorable, `compare` compares a group of answers with it in one kernel call, and `term` is what a
-reward says of one of them.
-"""
+"""What a reward must be, and the two rules that hold for every one of them."""
 
 from typing import Protocol
 

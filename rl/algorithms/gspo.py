@@ -1,4 +1,4 @@
-"""Group sequence policy optimisation (arXiv 2507.18071): one length-normalised ratio a response.
+"""Group sequence policy optimisation (arXiv 2507.18071): one length-normalised ratio per response.
 
 s_i  = exp( (1 / |y_i|) * sum_t [log p_new(y_it) - log p_old(y_it)] )
 loss = -mean_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)
@@ -25,7 +25,7 @@ class Algorithm(PolicyGradient):
     """How far the mean log-probability ratio may rise before a sequence stops counting."""
 
     def terms(self, new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, advantages: Tensor) -> LossTerms:
-        """One ratio a response, K = 1, from token log-probabilities [B, G, T] and advantages [B, G].
+        """One ratio per response, K = 1, from token log-probabilities [B, G, T] and advantages [B, G].
 
         Of advantages [B, G, T], such as importance weights of tokens make them, it takes each response's mean.
         """

@@ -20,7 +20,7 @@ class Algorithm(gspo.Algorithm):
     """Settings of GSPO-token, which are GSPO's."""
 
     def terms(self, new_logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, advantages: Tensor) -> LossTerms:
-        """A ratio a token, K = T, of its response's value; advantages [B, G] or [B, G, T]."""
+        """A ratio per token, K = T, of its response's value; advantages [B, G] or [B, G, T]."""
         log_ratio = sequence_token_log_ratio(new_logprobs, old_logprobs, mask)
         objective, ratio, clipped = self.clip(log_ratio, per_token(advantages))
         return LossTerms(self.pool(objective, mask), ratio, clipped, mask)

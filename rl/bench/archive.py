@@ -207,7 +207,7 @@ def tables(found: ArchiveBench) -> Iterator[Table]:
     made.add_row(f"{whole.answers:,}", f"{whole.pairs:,}", f"{whole.seconds:.1f}", *sizes)
     yield made
     made = Table(title=f"A step of {PER_STEP:,} answers appended", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("answers before", "ms a step", "once, on opening"):
+    for column in ("answers before", "ms per step", "once, on opening"):
         made.add_column(column, justify="right")
     for step in found.appended:
         made.add_row(f"{step.answers:,}", f"{step.milliseconds:.1f}", f"{step.open_seconds:.2f} s")

@@ -1,4 +1,4 @@
-"""`polytrace bench learner`: forward and backward over groups, one row a group against one row an answer.
+"""`polytrace bench learner`: forward and backward over groups, one row per group against one row per answer.
 
 Both sides are the same policy on the same images, phrases and answers. A row an answer is what a trainer does that
 does not share prompts: prompt and image are computed on once for each answer.

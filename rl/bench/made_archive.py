@@ -115,7 +115,7 @@ class _Scene:
 
 
 def _answers(scenes: Sequence[_Scene], step: int, rng: Generator) -> pa.Table:
-    """A step's rows of the rollouts table, a group a scene."""
+    """A step's rows of the rollouts table, a group per scene."""
     drawn = [scene.drawn(rng) for scene in scenes]
     overlaps = [scene.target.overlap_flat(flat) for scene, flat in zip(scenes, drawn, strict=True)]
     read = rng.random(PER_STEP) >= _UNPARSABLE_SHARE

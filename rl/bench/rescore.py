@@ -1,4 +1,4 @@
-"""`polytrace bench rescore`: archived answers rescored a second, of archives made for it, masks decoded each time."""
+"""`polytrace bench rescore`: archived answers rescored per second, of archives made for it, masks decoded each time."""
 
 import tempfile
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ def bench(rounds: int = 5) -> list[Rescoring]:
 
 def table(found: list[Rescoring]) -> Table:
     """A row a size."""
-    made = Table(title="Archived answers rescored a second, one core", box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(title="Archived answers rescored per second, one core", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("pixels", "vertices", "answers", "a second", "bar", "to the last bit"):
         made.add_column(column, justify="right")
     for one in found:

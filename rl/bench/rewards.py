@@ -194,7 +194,7 @@ def bench(quick: bool) -> Iterator[Timed]:
 
 
 def table(timed: Sequence[Timed]) -> Table:
-    """A row a case: microseconds an answer by contender, and the ratios that count; 80 characters wide."""
+    """A row per case: microseconds per answer by contender, and the ratios that count; 80 characters wide."""
     names = [name for name in dict.fromkeys(name for one in timed for name in one.microseconds) if "kernel" not in name]
     made = Table(title="Microseconds an answer, one thread", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     made.caption = "N vertices, groups of G; x coco: pycocotools over ours; x C: our kernel over the same in C"

@@ -1,4 +1,4 @@
-"""What a learner rank is built from.
+"""Settings of the learner, and what one of its ranks is built from.
 
 Apart from the rank itself, so that a config is checked without loading DeepSpeed.
 """
@@ -23,7 +23,7 @@ class LearnerSettings:
     """DeepSpeed ZeRO stage, 0 to 3."""
     offload_optimizer: bool = False
     """Whether the optimizer's state (and float32 copies of bfloat16 weights) stays in the host's memory and torch's
-    AdamW works there: 8 to 16 bytes a weight less on the GPU, for a copy of gradients and weights an update. Needs
+    AdamW works there: 8 to 16 bytes per weight less on the GPU, for a copy of gradients and weights per update. Needs
     stage 1, 2 or 3. On a CPU run it changes nothing but the order of some copies."""
     dtype: Annotated[str, one_of("float32", "bfloat16")] = "float32"
     """Number format of the weights: float32 or bfloat16."""

@@ -1,8 +1,9 @@
-"""Which answers become pairs for a refiner: the settings, and the seeded orders that every choice follows.
+"""Which answers become pairs for a refiner, damaged masks among them, and how pairs are exported: the settings, and the
+seeded orders that every choice follows.
 
 Two choices share the work. rl/pairs/shortlist.py keeps, in one pass and bounded memory, the answers that may still be
-chosen: in each stratum of IoU, of each example the first few in a seeded order. rl/pairs/select.py then looks at their
-outlines: at most `per_example` an example, taken from its strata in turns, each time the one that differs most from
+chosen: in each stratum of IoU, per example the first few in a seeded order. rl/pairs/select.py then looks at their
+outlines: at most `per_example` per example, taken from its strata in turns, each time the one that differs most from
 those taken; and where a limit cuts, every stratum of IoU and of boundary error gives the same number, as far as it has.
 """
 

@@ -1,6 +1,7 @@
-"""Running an ablation: one child process after another, a table at the end.
+"""Running an ablation: one child process of the command after another, a table at the end.
 
-What is finished is skipped, what was interrupted resumed, what failed named with the end of its log.
+What is finished is skipped, what was interrupted resumed, what failed named with the end of its log. A folder is locked
+while an ablation runs in it, and a child ends with its parent.
 """
 
 import fcntl

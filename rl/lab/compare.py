@@ -1,6 +1,8 @@
-"""What an archive says of rewards, kept as running sums: values, spread in a group, agreement, disagreement.
+"""`polytrace rewards compare`: what an archive says of several reward configs, kept as running sums.
 
-Everything takes one step at a time, [B, G] arrays of B groups of G answers, and needs no more memory for more steps.
+Values, spread within a group, agreement, and what one would reinforce and another punish, by the advantages of the
+run's own algorithm. Everything takes one step at a time, [B, G] arrays of B groups of G answers, and needs no more
+memory for more steps.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""compare.html: reward configs over the same answers, in numbers and in pictures of the answers they disagree on."""
+"""compare.html, reward configs over the same answers in numbers and pictures; and ablation.html, runs under several."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

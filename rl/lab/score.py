@@ -96,7 +96,7 @@ class Rescored:
 def rescore_run(run: Path, rewards: Path | None, out: Path | None, console: Console) -> Rescored:
     """Rescore every archived answer of `run` under the rewards of a file (see load_rewards), or under its own.
 
-    out: a Parquet file of one row an answer (step, position, index, example_id, reward_*, total), whole or absent.
+    out: a Parquet file of one row per answer (step, position, index, example_id, reward_*, total), whole or absent.
     Raises ValueError or FileNotFoundError for rewards or an archive that cannot be used, before anything is written.
     """
     num_steps = _whole_steps(run)
@@ -182,7 +182,7 @@ def tell(found: Rescored, rewards: Path | None, out: Path | None, console: Conso
     console.print(table(found))
     for name, num in found.skipped.items():
         console.print(f"{name} was left out of {num} answers that broke it")
-    console.print(f"{found.answers / max(found.seconds, 1e-9):,.0f} answers a second")
+    console.print(f"{found.answers / max(found.seconds, 1e-9):,.0f} answers per second")
     if rewards is None:
         verdict = "the archived rewards, to the last bit" if found.identical else "NOT the archived rewards, see above"
         console.print(f"the run's own rewards give {verdict}")

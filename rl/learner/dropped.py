@@ -1,6 +1,9 @@
-"""Steps of which an update was dropped, because a loss or a gradient was not finite: their batches, kept for a look.
+"""Steps of which an update was dropped, because a loss or a gradient was not finite: their batches, kept and replayed.
 
 RUN/dropped/step-000012.npz   plain arrays, nothing pickled; images by reference, as everywhere
+
+`polytrace train --replay FILE` takes such a batch through the policy of the run's last checkpoint, a group at a time,
+and says which of log-probabilities, loss and gradients is not finite.
 """
 
 import os

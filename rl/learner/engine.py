@@ -1,8 +1,9 @@
-"""A policy in a DeepSpeed engine: how ranks find each other, which settings DeepSpeed gets, how a shard becomes whole.
+"""The DeepSpeed engine around a network: how ranks find each other, which settings it gets, how a shard becomes whole.
 
 Nothing here compiles. DeepSpeed builds its C++ ops when they are first asked for, which takes minutes, and waits
 without a word for a lock that a killed build has left: so the op that gloo does not need is switched off, the
-optimizer is torch's own AdamW also where its state is offloaded, and the folder of built ops is private.
+optimizer is torch's own AdamW also where its state is offloaded, and the folder of built ops is private. What blocks
+nevertheless, in a collective of which one rank is missing, is told by a watchdog with the place where it waits.
 """
 
 import functools

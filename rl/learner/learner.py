@@ -1,4 +1,4 @@
-"""The learner as the main loop sees it: one rank a Ray actor, all of them behind step, weights, save and load."""
+"""The learner as the main loop sees it: all ranks behind step, weights, save and load; and one rank as Ray calls it."""
 
 import os
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ class Learner:
     def __init__(
         self, settings: RankSettings, places: PlacementGroup | None = None, patience: float = cluster.PATIENCE_SECONDS
     ) -> None:
-        """places: a bundle a rank (cluster.place); patience: seconds of waiting for a rank after which it is logged."""
+        """places: a bundle per rank (cluster.place); patience: seconds of waiting for a rank until it is logged."""
         learner = settings.learner
         self._crew = RankCrew(RankActor, settings, learner.ranks, learner.gpus_per_rank, places, patience)
 

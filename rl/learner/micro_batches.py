@@ -1,9 +1,9 @@
-"""Which groups go through the policy together: a mini-batch cut into passes, and these dealt to the ranks.
+"""Which groups go through the policy together: mini-batches cut into passes, these dealt to ranks, and the loss of one.
 
-Pure functions of what every rank knows, so that all ranks come to the same plan without a word. A pass of B groups runs
-on B * (P + K) tokens, P the longest prompt in it and K the most answer tokens of a group of it
+The plan is made by pure functions of what every rank knows, so that all ranks come to the same one without a word. A
+pass of B groups runs on B * (P + K) tokens, P the longest prompt in it and K the most answer tokens of a group of it
 (policies/sharing/packing.py); what is shorter is padded. Besides, its attention mask takes at most n * B * G * T * (P +
-T) bytes, T the longest of G answers, n the queries a key head (policies/sharing/attention.py): 8 MB times n for 16
+T) bytes, T the longest of G answers, n the queries per key head (policies/sharing/attention.py): 8 MB times n for 16
 answers of 400 tokens to 900.
 """
 

@@ -1,4 +1,8 @@
-"""A learner rank as Ray calls it."""
+"""The ranks of a learner as Ray actors: asked together, ended together as soon as one dies, and told apart by name.
+
+What a rank answers is a Reply, so that an error of its own reaches the driver as it was raised. The ranks of a refiner
+are asked the same way (rl/refiner/train.py).
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -56,7 +60,7 @@ class RankCrew:
         places: PlacementGroup | None = None,
         patience: float = cluster.PATIENCE_SECONDS,
     ) -> None:
-        """actor: a class made of (settings, RankPlace) whose methods answer a Reply; places: a bundle a rank
+        """actor: a class made of (settings, RankPlace) whose methods answer a Reply; places: a bundle per rank
         (cluster.place); patience: seconds of waiting for a rank after which it is logged."""
         self._patience = patience
         self._group = places or cluster.together(num, gpus_each)

@@ -32,7 +32,7 @@ PassStats = dict[str, Mean]
 def loss_stats(terms: LossTerms, counts: Tensor) -> PassStats:
     """ratio_mean, ratio_max and clip_fraction (share of ratios clipped) of the responses [B, G] that count.
 
-    Of one ratio a response or one a token, as the algorithm has them.
+    Of one ratio per response or one a token, as the algorithm has them.
     """
     counted = counts[..., None] & terms.present
     num = int(counted.sum())

@@ -1,7 +1,8 @@
-"""Frozen vision features on disk, computed once: a file an image, or a file a crop where the head sees through crops.
+"""Pairs as a refiner is trained on them: crops of images, coarse masks and truths, and vision features kept on disk.
 
-Files are safetensors below a folder named by the vision tower that made them, written whole or not at all; several
-trainings may share the folder. They keep the tower's own dtype, so nothing is lost and bfloat16 takes half.
+Features are computed once: a file per image, or per crop where the head sees through crops. They are safetensors below
+a folder named by the vision tower that made them, written whole or not at all; several trainings may share the folder.
+They keep the tower's own dtype, so nothing is lost and bfloat16 takes half.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Several ranks that train a refiner, as Ray actors, behind steps, save and load."""
+"""A refiner trained: by one rank in this process or several as Ray actors, with checkpoints, curves and previews."""
 
 import os
 import socket

@@ -22,8 +22,6 @@ _VERSIONS_IN_FLIGHT = 3
 _BESIDE_WEIGHTS_BYTES = 256 * 2**20
 """Object store for answers and batches: a step of 512 groups of 16 answers with 400 tokens takes some 100 MB."""
 _GIB = 2**30
-
-
 _MEASURED = 16
 """Training examples whose prompts are measured; others may have longer ones."""
 

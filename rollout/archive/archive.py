@@ -136,7 +136,7 @@ class RolloutArchive:
                 f"resume with set_aside_after({step - 1}), or use another run folder."
             )
         if not any(group.rollouts for group in groups):
-            raise ValueError(f"Step {step} has no answer to archive; ask at least one example a step.")
+            raise ValueError(f"Step {step} has no answer to archive; ask at least one example per step.")
         if names != (self._reward_names or names):
             raise ValueError(
                 f"Step {step} has the rewards {names}, the archive in {self.folder} has {self._reward_names}; "

@@ -90,7 +90,7 @@ def reward_names(groups: Sequence[Group]) -> tuple[str, ...]:
 
 
 def rollout_table(groups: Sequence[Group]) -> pa.Table:
-    """One row an answer, in the order of the groups; every group needs its totals."""
+    """One row per answer, in the order of the groups; every group needs its totals."""
     rows = [
         _rollout_row(group, rollout, total)
         for group in groups
@@ -100,7 +100,7 @@ def rollout_table(groups: Sequence[Group]) -> pa.Table:
 
 
 def example_table(examples: Sequence[Example]) -> pa.Table:
-    """One row an example, its true masks as COCO RLE."""
+    """One row per example, its true masks as COCO RLE."""
     return pa.Table.from_pylist([_example_row(example) for example in examples], schema=EXAMPLE_SCHEMA)
 
 
