@@ -1,11 +1,9 @@
 """The learner as the main loop sees it: all ranks behind step, weights, save and load; and one rank as Ray calls it."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray.util.placement_group import PlacementGroup
 
@@ -13,7 +11,7 @@ from policies.weights import Bucket
 from rl.config.learner import RankPlace, RankSettings
 from rl.learner.batch import Batch
 from rl.learner.rank import LearnerRank
-from rl.learner.ranks import STORE_FULL, RankCrew, Reply, full_store, writing
+from rl.learner.ranks import STORE_FULL, RankGroup, Reply, full_store, reply, whereabouts
 from rollout import cluster
 from rollout.pool.pool import WeightRefs
 
@@ -26,39 +24,36 @@ class RankActor:
 
     def begin(self) -> Reply:
         """Where this rank runs, for people."""
-        return self._reply(f"process {os.getpid()} on {cluster.node_address()}")
+        return reply(whereabouts())
 
     def step(self, batch: Batch) -> Reply:
         """LearnerRank.step."""
-        return self._reply(self._rank.step(batch))
+        return reply(self._rank.step(batch))
 
     def put_buckets(self, average: bool) -> Reply:
         """(reference, SHA-256) of each bucket of weights.
 
         Rank 0 puts them into the object store, the others only take part.
         """
-        return self._reply([(self._put(bucket), bucket.sha256) for bucket in self._rank.buckets(average)])
+        return reply([(self._put(bucket), bucket.sha256) for bucket in self._rank.buckets(average)])
 
     def save(self, folder: Path, tag: str) -> Reply:
         """LearnerRank.save."""
         self._rank.save(folder, tag)
-        return self._reply(None)
+        return reply(None)
 
     def load(self, folder: Path, tag: str) -> Reply:
         """LearnerRank.load."""
         self._rank.load(folder, tag)
-        return self._reply(None)
+        return reply(None)
 
     def save_policy(self, folder: Path) -> Reply:
         """LearnerRank.save_policy."""
         self._rank.save_policy(folder)
-        return self._reply(None)
+        return reply(None)
 
     def _put(self, bucket: Bucket) -> Any:
         return cluster.stored(bucket) if self._place.rank == 0 else None
-
-    def _reply(self, value: Any) -> Reply:
-        return Reply(value, psutil.Process().memory_info().rss / 2**30)
 
 
 class Learner:
@@ -73,7 +68,7 @@ class Learner:
     ) -> None:
         """places: a bundle per rank (cluster.place); patience: seconds of waiting for a rank until it is logged."""
         learner = settings.learner
-        self._crew = RankCrew(RankActor, settings, learner.ranks, learner.gpus_per_rank, places, patience)
+        self._ranks = RankGroup(RankActor, settings, learner.ranks, learner.gpus_per_rank, places, patience)
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Learn from a rollout batch; returns the statistics of rank 0."""
@@ -81,11 +76,11 @@ class Learner:
             shared = ray.put(batch)
         except STORE_FULL as error:
             raise full_store(error) from error
-        return self._crew.ask("step", [rank.step.remote(shared) for rank in self._crew.actors])[0]
+        return self._ranks.ask("step", [rank.step.remote(shared) for rank in self._ranks.actors])[0]
 
     def weights(self, average: bool = False) -> WeightRefs:
         """The weights, or their running average where there is one, by reference; the driver never holds them."""
-        buckets = self._crew.ask("weights", [rank.put_buckets.remote(average) for rank in self._crew.actors])[0]
+        buckets = self._ranks.ask("weights", [rank.put_buckets.remote(average) for rank in self._ranks.actors])[0]
         return WeightRefs(tuple(ref for ref, _ in buckets), tuple(sha256 for _, sha256 in buckets))
 
     def buckets(self) -> Iterator[Bucket]:
@@ -94,22 +89,20 @@ class Learner:
 
     def save(self, folder: Path, tag: str) -> None:
         """Write what is needed to go on, below folder/tag."""
-        with writing("this checkpoint", folder / tag):
-            self._crew.ask("save", [rank.save.remote(folder.absolute(), tag) for rank in self._crew.actors])
+        self._ranks.save(folder, tag)
 
     def load(self, folder: Path, tag: str) -> None:
         """Go on from `save`."""
-        self._crew.ask("load", [rank.load.remote(folder.absolute(), tag) for rank in self._crew.actors])
+        self._ranks.load(folder, tag)
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder."""
-        with writing("this policy", folder):
-            self._crew.ask("save_policy", [rank.save_policy.remote(folder.absolute()) for rank in self._crew.actors])
+        self._ranks.save_policy(folder, "this policy")
 
     def process_ids(self) -> list[int]:
         """Process of each rank, for people and for tests of faults."""
-        return self._crew.process_ids()
+        return self._ranks.process_ids()
 
     def close(self) -> None:
         """End the ranks."""
-        self._crew.close()
+        self._ranks.close()

@@ -4,6 +4,7 @@ What a rank answers is a Reply, so that an error of its own reaches the driver a
 are asked the same way (rl/refiner/train.py).
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import (
     ObjectStoreFullError,
@@ -36,6 +38,16 @@ class Reply:
     """Resident memory of its process when it answered."""
 
 
+def reply(value: Any) -> Reply:
+    """A reply of this process, with the memory that it has now."""
+    return Reply(value, psutil.Process().memory_info().rss / 2**30)
+
+
+def whereabouts() -> str:
+    """Where this rank runs, for people."""
+    return f"process {os.getpid()} on {cluster.node_address()}"
+
+
 _NEIGHBOUR_SECONDS = 10.0
 """How long after an error of one rank another is given to be found dead: its end breaks their collectives first."""
 _REASON_LENGTH = 170
@@ -44,7 +56,7 @@ _DEATHS = (RayActorError, OutOfMemoryError)
 STORE_FULL = (ObjectStoreFullError, OutOfDiskError)
 
 
-class RankCrew:
+class RankGroup:
     """All ranks of one training. Ray must run (rollout/cluster.py).
 
     `ask` raises ChildProcessError where a rank dies in it, and what a rank itself raises of ValueError, OSError and
@@ -87,6 +99,20 @@ class RankCrew:
         values = self._answers(task, calls)
         self._last_task = task
         return values
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write what is needed to go on, below folder/tag."""
+        with writing("this checkpoint", folder / tag):
+            self.ask("save", [rank.save.remote(folder.absolute(), tag) for rank in self.actors])
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Go on from `save`."""
+        self.ask("load", [rank.load.remote(folder.absolute(), tag) for rank in self.actors])
+
+    def save_policy(self, folder: Path, what: str) -> None:
+        """Write what is trained into a folder; what: what that is, for an error of the disk."""
+        with writing(what, folder):
+            self.ask("save_policy", [rank.save_policy.remote(folder.absolute()) for rank in self.actors])
 
     def close(self) -> None:
         """End the ranks."""

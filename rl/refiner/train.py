@@ -1,19 +1,17 @@
 """A refiner trained: by one rank in this process or several as Ray actors, with checkpoints, curves and previews."""
 
-import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from rich.console import Console
 
 from envs.geometry.contours import rings_from_mask
 from rl.config.learner import RankPlace
-from rl.learner.ranks import RankCrew, Reply, writing
+from rl.learner.ranks import RankGroup, Reply, reply, whereabouts
 from rl.pages.pictures import COLOURS, overlay
 from rl.pages.progress import StepProgress
 from rl.refiner.rank import Preview, RefinerRank, RefinerRankSettings
@@ -30,73 +28,66 @@ class RefinerActor:
 
     def begin(self) -> Reply:
         """Where this rank runs, for people."""
-        return _reply(f"process {os.getpid()} on {cluster.node_address()}")
+        return reply(whereabouts())
 
     def steps(self, end: int) -> Reply:
         """RefinerRank.steps."""
-        return _reply(self._rank.steps(end))
+        return reply(self._rank.steps(end))
 
     def preview(self, num: int) -> Reply:
         """RefinerRank.preview."""
-        return _reply(self._rank.preview(num))
+        return reply(self._rank.preview(num))
 
     def save(self, folder: Path, tag: str) -> Reply:
         """RefinerRank.save."""
-        return _reply(self._rank.save(folder, tag))
+        return reply(self._rank.save(folder, tag))
 
     def load(self, folder: Path, tag: str) -> Reply:
         """RefinerRank.load."""
-        return _reply(self._rank.load(folder, tag))
+        return reply(self._rank.load(folder, tag))
 
     def save_policy(self, folder: Path) -> Reply:
         """RefinerRank.save_policy."""
-        return _reply(self._rank.save_policy(folder))
+        return reply(self._rank.save_policy(folder))
 
 
-def _reply(value: object) -> Reply:
-    return Reply(value, psutil.Process().memory_info().rss / 2**30)
-
-
-class RefinerCrew:
-    """All ranks together; raises as RankCrew.ask does. Ray must run (rollout/cluster.py)."""
+class RefinerGroup:
+    """All ranks together; raises as RankGroup.ask does. Ray must run (rollout/cluster.py)."""
 
     def __init__(self, settings: RefinerRankSettings) -> None:
-        self._crew = RankCrew(RefinerActor, settings, settings.training.ranks, settings.training.gpus_per_rank)
+        self._ranks = RankGroup(RefinerActor, settings, settings.training.ranks, settings.training.gpus_per_rank)
 
     def steps(self, end: int) -> list[dict[str, float]]:
         """Train up to step `end`; what rank 0 logs of each."""
-        logs: list[dict[str, float]] = self._crew.ask("steps", [rank.steps.remote(end) for rank in self._crew.actors])[
-            0
-        ]
+        calls = [rank.steps.remote(end) for rank in self._ranks.actors]
+        logs: list[dict[str, float]] = self._ranks.ask("steps", calls)[0]
         return logs
 
     def preview(self, num: int) -> list[Preview]:
         """The first few held-out pairs, refined as the weights are now."""
-        calls = [rank.preview.remote(num) for rank in self._crew.actors]
-        previews: list[Preview] = self._crew.ask("preview", calls)[0]
+        calls = [rank.preview.remote(num) for rank in self._ranks.actors]
+        previews: list[Preview] = self._ranks.ask("preview", calls)[0]
         return previews
 
     def save(self, folder: Path, tag: str) -> None:
         """Write what is needed to go on, below folder/tag."""
-        with writing("this checkpoint", folder / tag):
-            self._crew.ask("save", [rank.save.remote(folder.absolute(), tag) for rank in self._crew.actors])
+        self._ranks.save(folder, tag)
 
     def load(self, folder: Path, tag: str) -> None:
         """Go on from `save`."""
-        self._crew.ask("load", [rank.load.remote(folder.absolute(), tag) for rank in self._crew.actors])
+        self._ranks.load(folder, tag)
 
     def save_policy(self, folder: Path) -> None:
         """Write the refiner."""
-        with writing("this refiner", folder):
-            self._crew.ask("save_policy", [rank.save_policy.remote(folder.absolute()) for rank in self._crew.actors])
+        self._ranks.save_policy(folder, "this refiner")
 
     def close(self) -> None:
         """End the ranks."""
-        self._crew.close()
+        self._ranks.close()
 
 
 _OBJECT_STORE_BYTES = 256 * 2**20
-"""Ray's, where there are several ranks; nothing large travels."""
+"""Memory of Ray's object store where there are several ranks; nothing large travels."""
 _PREVIEWS = 6
 _STEPS_AT_ONCE = 10
 """Between two looks at the progress."""
@@ -140,7 +131,7 @@ def train_refiner(settings: RefinerRankSettings, out: Path, console: Console) ->
         ranks: RefinerRanks = RefinerRank(settings, _alone())
     else:
         cluster.start(None, training.ranks, training.ranks * training.gpus_per_rank, _OBJECT_STORE_BYTES)
-        ranks = RefinerCrew(settings)
+        ranks = RefinerGroup(settings)
     checkpoints, metrics = Checkpoints(out, keep=1), MetricsWriter(out)
     done = 0 if checkpoints.last_step is None else checkpoints.load_last(ranks)
     metrics.drop_after(done - 1)
