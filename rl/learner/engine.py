@@ -1,4 +1,5 @@
-"""The DeepSpeed engine around a network: how ranks find each other, which settings it gets, how a shard becomes whole.
+"""The DeepSpeed engine around a network, be it a policy or a refiner: how ranks find each other, an update of the
+weights and of their running average, how a shard becomes whole, and what a checkpoint keeps of it.
 
 Nothing here compiles. DeepSpeed builds its C++ ops when they are first asked for, which takes minutes, and waits
 without a word for a lock that a killed build has left: so the op that gloo does not need is switched off, the
@@ -7,6 +8,7 @@ nevertheless, in a collective of which one rank is missing, is told by a watchdo
 """
 
 import functools
+import math
 import os
 import sys
 import tempfile
@@ -19,9 +21,11 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TextIO, TypeVar
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from rl.config.learner import LearnerSettings, RankPlace
+from rl.learner.files import AVERAGE, load_ranks, save_ranks
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns, in every process, that it found no GPU
@@ -47,22 +51,6 @@ def extensions_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"polytrace-torch-extensions-{os.getuid()}-{os.getpid()}"
 
 
-def build_engine(policy: nn.Module, learner: LearnerSettings) -> tuple[Any, Any]:
-    """(engine, optimizer) around the parameters of `policy` that require a gradient; `join` comes first.
-
-    Raises ValueError where nothing is trained.
-    """
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError(
-            "no parameter of the policy is trained: learner.freeze_vision keeps the vision tower, and learner.lora all "
-            "but the adapters of its targets; let one of them name something else."
-        )
-    optimizer = torch.optim.AdamW(trained, lr=learner.lr, betas=(0.9, 0.95), weight_decay=learner.weight_decay)
-    engine, wrapped, _, _ = deepspeed.initialize(model=policy, optimizer=optimizer, config=engine_config(learner))
-    return engine, wrapped
-
-
 def engine_config(learner: LearnerSettings) -> dict[str, Any]:
     """What DeepSpeed reads."""
     zero: dict[str, Any] = {"stage": learner.zero_stage}
@@ -80,11 +68,6 @@ def engine_config(learner: LearnerSettings) -> dict[str, Any]:
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
-
-
-def gathered(parameters: Iterable[nn.Parameter], learner: LearnerSettings) -> AbstractContextManager[None]:
-    """A context in which these parameters are whole on every rank; a collective under ZeRO-3, nothing elsewhere."""
-    return deepspeed.zero.GatheredParameters(list(parameters), enabled=learner.zero_stage == 3)
 
 
 BLOCKED_SECONDS = 60.0
@@ -152,3 +135,106 @@ def watched(method: Callable[Concatenate[W, P], R]) -> Callable[Concatenate[W, P
             return method(self, *args, **kwargs)
 
     return within
+
+
+class TrainingEngine:
+    """A network in DeepSpeed with its optimizer, the steps that it has seen, and the running average of its weights.
+
+    Every rank holds one and calls the same methods in the same order, forward passes included.
+    """
+
+    def __init__(
+        self, network: nn.Module, averaged: nn.Module, learner: LearnerSettings, place: RankPlace, watchdog: Watchdog
+    ) -> None:
+        """network: trained where its parameters require a gradient; `join` comes first. averaged: the part of it whose
+        parameters have a running average, under the names that they have there.
+
+        Raises ValueError where nothing is trained.
+        """
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if not trained:
+            raise ValueError(
+                "no parameter of the policy is trained: learner.freeze_vision keeps the vision tower, and learner.lora "
+                "all but the adapters of its targets; let one of them name something else."
+            )
+        self._learner, self._place, self._averaged = learner, place, averaged
+        self._optimizer = torch.optim.AdamW(
+            trained, lr=learner.lr, betas=(0.9, 0.95), weight_decay=learner.weight_decay
+        )
+        with watchdog.phase("deepspeed.initialize"):
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=network, optimizer=self._optimizer, config=engine_config(learner)
+            )
+        self.steps_done = 0
+        """Steps that the weights have seen."""
+        # Under ZeRO-3 a parameter is empty here; the settings refuse an average then. In float32, since the steps of a
+        # slow average are too small for bfloat16.
+        named = averaged.named_parameters() if learner.average else []
+        self.average = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in named}
+        """Running average of each parameter, float32; empty where the settings ask for none."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """A forward pass of the network, which `backward` goes back through."""
+        return self._engine(*inputs)
+
+    @property
+    def network(self) -> Any:
+        """The network itself, for all but forward passes while it learns."""
+        return self._engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._engine.device
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Add the gradient of this rank's loss, a scalar; DeepSpeed takes the mean over ranks.
+
+        last: whether `update` comes next.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+
+    def update(self, lr: float) -> tuple[float, bool]:
+        """Change the weights, after the last backward pass, on all ranks or, by a gradient that is not finite, on none;
+        the gradient's norm, and whether it was done."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        learner = self._learner
+        if learner.zero_stage == 0 and learner.dtype == "float32" and not math.isfinite(norm):
+            self._engine.zero_grad()  # elsewhere DeepSpeed drops such an update by itself
+            return norm, False
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() or norm), self._engine.was_step_applied()
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Count a step, of one update or several, and move the average by it."""
+        self.steps_done += 1
+        # A short memory at first, so that the average leaves the starting point as fast as the weights do.
+        decay = min(self._learner.average, self.steps_done / (self.steps_done + 10))
+        parameters = dict(self._averaged.named_parameters())
+        for name, average in self.average.items():
+            average.lerp_(parameters[name].to(average.dtype), 1 - decay)
+
+    def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """A context in which these parameters are whole on every rank; a collective under ZeRO-3, nothing elsewhere."""
+        return deepspeed.zero.GatheredParameters(list(parameters), enabled=self._learner.zero_stage == 3)
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write what is needed to go on below folder/tag (rl/learner/files.py). All ranks call it."""
+        save_ranks(self._engine, folder / tag, self._learner, self._place, self.steps_done)
+        if self.average and self._place.rank == 0:
+            save_file(self.average, folder / tag / AVERAGE)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Go on from `save`, by whatever number of ranks. All ranks call it.
+
+        Reads DeepSpeed's own files: only from a run's own folder.
+        """
+        self.steps_done = load_ranks(self._engine, folder / tag, self._learner, self._place).steps_done
+        if self.average:
+            self.average = load_file(folder / tag / AVERAGE, device=str(self.device))

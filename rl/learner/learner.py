@@ -11,46 +11,28 @@ from policies.weights import Bucket
 from rl.config.learner import RankPlace, RankSettings
 from rl.learner.batch import Batch
 from rl.learner.rank import LearnerRank
-from rl.learner.ranks import STORE_FULL, RankGroup, Reply, full_store, reply, whereabouts
+from rl.learner.ranks import STORE_FULL, RankActor, RankGroup, Reply, full_store, reply
 from rollout import cluster
 from rollout.pool.pool import WeightRefs
 
 
-class RankActor:
+class LearnerActor(RankActor):
     """A LearnerRank as Ray calls it."""
 
     def __init__(self, settings: RankSettings, place: RankPlace) -> None:
-        self._rank, self._place = LearnerRank(settings, place), place
-
-    def begin(self) -> Reply:
-        """Where this rank runs, for people."""
-        return reply(whereabouts())
+        self._learner, self._place = LearnerRank(settings, place), place
+        super().__init__(self._learner)
 
     def step(self, batch: Batch) -> Reply:
         """LearnerRank.step."""
-        return reply(self._rank.step(batch))
+        return reply(self._learner.step(batch))
 
     def put_buckets(self, average: bool) -> Reply:
         """(reference, SHA-256) of each bucket of weights.
 
         Rank 0 puts them into the object store, the others only take part.
         """
-        return reply([(self._put(bucket), bucket.sha256) for bucket in self._rank.buckets(average)])
-
-    def save(self, folder: Path, tag: str) -> Reply:
-        """LearnerRank.save."""
-        self._rank.save(folder, tag)
-        return reply(None)
-
-    def load(self, folder: Path, tag: str) -> Reply:
-        """LearnerRank.load."""
-        self._rank.load(folder, tag)
-        return reply(None)
-
-    def save_policy(self, folder: Path) -> Reply:
-        """LearnerRank.save_policy."""
-        self._rank.save_policy(folder)
-        return reply(None)
+        return reply([(self._put(bucket), bucket.sha256) for bucket in self._learner.buckets(average)])
 
     def _put(self, bucket: Bucket) -> Any:
         return cluster.stored(bucket) if self._place.rank == 0 else None
@@ -68,7 +50,7 @@ class Learner:
     ) -> None:
         """places: a bundle per rank (cluster.place); patience: seconds of waiting for a rank until it is logged."""
         learner = settings.learner
-        self._ranks = RankGroup(RankActor, settings, learner.ranks, learner.gpus_per_rank, places, patience)
+        self._ranks = RankGroup(LearnerActor, settings, learner.ranks, learner.gpus_per_rank, places, patience)
 
     def step(self, batch: Batch) -> dict[str, float]:
         """Learn from a rollout batch; returns the statistics of rank 0."""

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envs.datasets.base import Env
@@ -22,8 +21,7 @@ from policies.weights import BUCKET_BYTES, Bucket, make_bucket
 from rl.algorithms.base import PolicyGradient
 from rl.config.learner import RankPlace, RankSettings
 from rl.learner.batch import Batch
-from rl.learner.engine import Watchdog, build_engine, gathered, join, watched
-from rl.learner.files import AVERAGE, load_ranks, save_ranks
+from rl.learner.engine import TrainingEngine, Watchdog, join, watched
 from rl.learner.micro_batches import (
     GroupTokens,
     MiniBatch,
@@ -54,19 +52,13 @@ class LearnerRank:
         policy = self._build_policy()
         with self.watchdog.phase("joining the other ranks"):
             join(place)
-        with self.watchdog.phase("deepspeed.initialize"):
-            self._engine, self._optimizer = build_engine(policy, settings.learner)
-        self._steps_done = 0
+        # The average goes by the names of the model alone, by which weights travel to the workers.
+        self._engine = TrainingEngine(policy, policy.model, settings.learner, place, self.watchdog)
         self._reference = self._build_reference() if self._algorithm.kl > 0 else None
-        # Under ZeRO-3 a parameter is empty here; the settings refuse an average then.
-        model = self._engine.module.model
-        named = model.named_parameters() if settings.learner.average else []
-        # In float32, since the steps of a slow average are too small for bfloat16.
-        self._average = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in named}
 
     def _build_reference(self) -> torch.nn.Module:
         """The policy that the run began with, whole on this rank at every ZeRO stage; its checkpoint never changes."""
-        return self._settings.policy.build().to(self._engine.module.device).requires_grad_(False).eval()
+        return self._settings.policy.build().to(self._engine.device).requires_grad_(False).eval()
 
     def _build_policy(self) -> Any:
         """The policy to train, frozen where the settings say so."""
@@ -88,8 +80,7 @@ class LearnerRank:
         its groups, and comes to the same numbers.
         """
         learner = self._settings.learner
-        for group in self._optimizer.param_groups:
-            group["lr"] = learner.lr_at(self._steps_done)
+        lr = learner.lr_at(self._engine.steps_done)
         shares = [self._share(batch, part) for part in np.array_split(np.arange(len(batch)), learner.minibatches)]
         # Before the first update the new log-probabilities are the old ones, so that pass needs no other.
         old = [[self._logprobs(work) if m else None for work in share] for m, share in enumerate(shares)]
@@ -98,16 +89,12 @@ class LearnerRank:
         for share, before in zip(shares, old, strict=True):
             for work, logprobs in zip(share, before, strict=True):
                 logs.append(self._learn(work, logprobs, last=work is share[-1]))
-            norm, applied = self._update()
+            norm, applied = self._engine.update(lr)
             norms.append(norm)
             dropped += not applied
-        self._steps_done += 1
-        self._update_average()
-        stats = step_stats(of_all_ranks(logs, self._engine.module.device)) | {
-            "grad_norm": float(np.mean(norms)),
-            "updates_dropped": dropped,
-        }
-        return stats | {"lr": self._optimizer.param_groups[0]["lr"]}
+        self._engine.end_step()
+        stats = step_stats(of_all_ranks(logs, self._engine.device))
+        return stats | {"grad_norm": float(np.mean(norms)), "updates_dropped": dropped, "lr": lr}
 
     def _share(self, batch: Batch, groups: NDArray[np.int64]) -> list[Work]:
         """This rank's passes over a mini-batch, some groups of the batch."""
@@ -134,9 +121,9 @@ class LearnerRank:
 
     def _rows(self, part: Batch) -> PromptRows:
         images = [self._env.image(ref) for ref in part.images]
-        return self._engine.module.rows(images, part.phrases, part.tokens)
+        return self._engine.network.rows(images, part.phrases, part.tokens)
 
-    def _forward(self, policy: torch.nn.Module, work: Work) -> Tensor:
+    def _forward(self, policy: Callable[..., Tensor], work: Work) -> Tensor:
         return policy(work.rows, self._settings.temperature, self._settings.grammar_tokens, work.most_scored)
 
     @torch.no_grad()
@@ -148,7 +135,6 @@ class LearnerRank:
 
         old: [B, G, T] log-probabilities before the first update; None where this pass comes before it.
         """
-        self._engine.set_gradient_accumulation_boundary(last)
         new = self._forward(self._engine, work)
         reference = None
         if self._reference is not None:
@@ -157,30 +143,9 @@ class LearnerRank:
         loss, stats = pass_loss(self._algorithm, work, new, new.detach() if old is None else old, reference)
         if not math.isfinite(stats["loss"].value):
             loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
-        # DeepSpeed averages over ranks; the loss is this rank's part of a sum.
-        self._engine.backward(loss * self._place.world_size)
+        # The engine takes the mean over ranks; the loss is this rank's part of a sum.
+        self._engine.backward(loss * self._place.world_size, last)
         return stats
-
-    def _update(self) -> tuple[float, bool]:
-        """Change the weights, after the last pass of a mini-batch, on all ranks or, by a gradient that is not finite,
-        on none; the gradient's norm, and whether it was done."""
-        # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
-        learner = self._settings.learner
-        if learner.zero_stage == 0 and learner.dtype == "float32" and not math.isfinite(norm):
-            self._engine.zero_grad()  # elsewhere DeepSpeed drops such an update by itself
-            return norm, False
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm() or norm), self._engine.was_step_applied()
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # A short memory at first, so that the average leaves the starting point as fast as the weights do.
-        decay = min(self._settings.learner.average, self._steps_done / (self._steps_done + 10))
-        parameters = dict(self._engine.module.model.named_parameters())
-        for name, average in self._average.items():
-            average.lerp_(parameters[name].to(average.dtype), 1 - decay)
 
     def buckets(self, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
         """What the workers get: the weights, or their running average where there is one, gathered bucket by bucket.
@@ -190,7 +155,7 @@ class LearnerRank:
         """
         lora = self._settings.learner.lora
         merged = lora is None or lora.push == "merged"
-        return self._gathered(make_bucket, pushed(self._engine.module.model, merged, bucket_bytes), average)
+        return self._gathered(make_bucket, pushed(self._engine.network.model, merged, bucket_bytes), average)
 
     def _gathered(self, take: Callable[[Weights], T], parts: Iterable[list[Pushed]], average: bool) -> Iterator[T]:
         """What `take` makes of the weights of each part while they are whole. It must copy: nothing that is gathered
@@ -198,33 +163,25 @@ class LearnerRank:
         for part in parts:
             with (
                 self.watchdog.phase(f"gathering weights from {part[0].name} on"),
-                gathered(chain.from_iterable(each.parameters for each in part), self._settings.learner),
+                self._engine.whole(chain.from_iterable(each.parameters for each in part)),
             ):
                 taken = take([(each.name, self._sent(each, average)) for each in part])
             yield taken
 
     def _sent(self, weight: Pushed, average: bool) -> Tensor:
-        if average and self._average:
-            return self._average[weight.name].to(weight.parameter.dtype)
+        if average and self._engine.average:
+            return self._engine.average[weight.name].to(weight.parameter.dtype)
         return weight.value()
 
     @watched
     def save(self, folder: Path, tag: str) -> None:
-        """Write what is needed to go on below folder/tag (rl/learner/files.py). All ranks call it."""
-        save_ranks(self._engine, folder / tag, self._settings.learner, self._place, self._steps_done)
-        if self._average and self._place.rank == 0:
-            save_file(self._average, folder / tag / AVERAGE)
+        """TrainingEngine.save."""
+        self._engine.save(folder, tag)
 
     @watched
     def load(self, folder: Path, tag: str) -> None:
-        """Go on from `save`, by whatever number of ranks. All ranks call it.
-
-        Reads DeepSpeed's own files: only from the run's own folder.
-        """
-        files = load_ranks(self._engine, folder / tag, self._settings.learner, self._place)
-        self._steps_done = files.steps_done
-        if self._average:
-            self._average = load_file(folder / tag / AVERAGE, device=str(self._engine.module.device))
+        """TrainingEngine.load."""
+        self._engine.load(folder, tag)
 
     @watched
     def save_policy(self, folder: Path) -> None:
@@ -234,10 +191,10 @@ class LearnerRank:
         """
         take = _on_host if self._place.rank == 0 else _nothing
         weights = dict(
-            chain.from_iterable(self._gathered(take, pushed(self._engine.module.model, merged=True), average=True))
+            chain.from_iterable(self._gathered(take, pushed(self._engine.network.model, merged=True), average=True))
         )
         if self._place.rank == 0:
-            self._engine.module.save(folder, weights)
+            self._engine.network.save(folder, weights)
 
 
 def _on_host(weights: Weights) -> Weights:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import ray
@@ -43,9 +43,46 @@ def reply(value: Any) -> Reply:
     return Reply(value, psutil.Process().memory_info().rss / 2**30)
 
 
-def whereabouts() -> str:
-    """Where this rank runs, for people."""
-    return f"process {os.getpid()} on {cluster.node_address()}"
+class Rank(Protocol):
+    """One rank of a training, of a policy or of a refiner: what it does whatever it trains."""
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write what is needed to go on below folder/tag."""
+        ...
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Go on from `save`, by whatever number of ranks."""
+        ...
+
+    def save_policy(self, folder: Path) -> None:
+        """Write what is trained."""
+        ...
+
+
+class RankActor:
+    """A rank as Ray calls it; what it does beyond this stands in the actor of each kind."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+
+    def begin(self) -> Reply:
+        """Where this rank runs, for people."""
+        return reply(f"process {os.getpid()} on {cluster.node_address()}")
+
+    def save(self, folder: Path, tag: str) -> Reply:
+        """Rank.save."""
+        self._rank.save(folder, tag)
+        return reply(None)
+
+    def load(self, folder: Path, tag: str) -> Reply:
+        """Rank.load."""
+        self._rank.load(folder, tag)
+        return reply(None)
+
+    def save_policy(self, folder: Path) -> Reply:
+        """Rank.save_policy."""
+        self._rank.save_policy(folder)
+        return reply(None)
 
 
 _NEIGHBOUR_SECONDS = 10.0

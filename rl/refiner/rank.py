@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from envs.plugin import Plugin
 from policies.refiner.mask_refiner import MaskRefiner, RefinerSettings
 from rl.config.learner import RankPlace
 from rl.config.refiner import RefinerStage, RefinerTraining
-from rl.learner.engine import Watchdog, build_engine, gathered, join, watched
-from rl.learner.files import AVERAGE, load_ranks, save_ranks
+from rl.learner.engine import TrainingEngine, Watchdog, join, watched
 from rl.refiner.augment import augmented
 from rl.refiner.data import FeatureStore, RefinerPairs, shares
 from rl.refiner.loss import crop_iou, pass_losses
@@ -105,7 +103,6 @@ class RefinerRank:
     def __init__(self, settings: RefinerRankSettings, place: RankPlace) -> None:
         torch.set_num_threads(settings.training.threads)
         self._settings, self._place = settings, place
-        self._learner = settings.training.engine
         self.watchdog = Watchdog(f"refiner rank {place.rank} of {place.world_size}")
         with self.watchdog.phase("joining the other ranks"):
             join(place)
@@ -114,40 +111,36 @@ class RefinerRank:
         parts = shares(hashes, settings.calibration_share, settings.evaluation_share)
         self._fitting = [settings.fitting(self._pairs, stage) for stage in settings.training.stages]
         self._shown = np.concatenate([parts["evaluation"], parts["calibration"], parts["train"]])
-        with self.watchdog.phase("deepspeed.initialize"):
-            self._engine, self._optimizer = build_engine(settings.refiner().train(), self._learner)
-        named = self._engine.module.named_parameters() if self._learner.average else []
-        self._average = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in named}
-        self._steps_done = 0
+        refiner = settings.refiner().train()
+        self._engine = TrainingEngine(refiner, refiner, settings.training.engine, place, self.watchdog)
 
     def steps(self, end: int) -> list[dict[str, float]]:
         """Train up to step number `end`; what to log of each step, means over this rank's pairs."""
         logs = []
-        while self._steps_done < end:
+        while self._engine.steps_done < end:
             logs.append(self._step())
         return logs
 
     @watched
     def _step(self) -> dict[str, float]:
-        training, step = self._settings.training, self._steps_done
+        training, step = self._settings.training, self._engine.steps_done
         stage, lr = training.stage_at(step), training.lr_at(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
         loss, log = self._loss(step, stage)
-        # DeepSpeed averages over ranks, whose shares of a batch are of one size.
+        # The engine takes the mean over ranks, whose shares of a batch are of one size.
         self._engine.backward(loss)
-        self._engine.step()
-        self._steps_done += 1
-        self._update_average()
+        norm, applied = self._engine.update(lr)
+        self._engine.end_step()
         if not math.isfinite(log["loss"]):
             raise FloatingPointError(f"the refiner's loss of step {step} is {log['loss']}; lower training.lr.")
+        if not applied:
+            raise FloatingPointError(f"the refiner's gradient of step {step} has norm {norm}; lower training.lr.")
         return log | {"lr": lr}
 
     def _loss(self, step: int, stage: RefinerStage) -> tuple[Tensor, dict[str, float]]:
         training, network = self._settings.training, self._settings.network
         numbers, moves = self._draw(step, stage)
         crop_px = stage.crop_px or network.crop_px
-        head = self._engine.module.head
+        head = self._engine.network.head
         batch = self._pairs.batch(numbers, moves, crop_px, head.feature_cells(crop_px), self._store)
         # Keyed by the rank too: its share of the batch is its own.
         batch = augmented(batch, training, np.random.default_rng([training.seed, step, self._place.rank, 1]))
@@ -182,7 +175,7 @@ class RefinerRank:
         """The first few held-out pairs, refined as the weights are now; training pairs where none is held out."""
         numbers = self._shown[:num].tolist()
         crop_px = self._settings.network.crop_px
-        head = self._engine.module.head
+        head = self._engine.network.head
         still = np.zeros((len(numbers), 4))
         batch = self._pairs.batch(numbers, still, crop_px, head.feature_cells(crop_px), self._store)
         moved = batch.to(self._engine.device, next(head.parameters()).dtype)
@@ -191,35 +184,23 @@ class RefinerRank:
         masks = (batch.coarse > 0.5, fine.cpu(), batch.truth.true > 0.5)
         return [Preview(*(part.numpy() for part in parts)) for parts in zip(images, *masks, strict=True)]
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # A short memory at first, so that the average leaves the untrained network as fast as the weights do.
-        decay = min(self._learner.average, self._steps_done / (self._steps_done + 10))
-        for name, parameter in self._engine.module.named_parameters() if self._average else []:
-            self._average[name].lerp_(parameter.to(torch.float32), 1 - decay)
-
     @watched
     def save(self, folder: Path, tag: str) -> None:
-        """Write what is needed to go on below folder/tag (rl/learner/files.py)."""
-        save_ranks(self._engine, folder / tag, self._learner, self._place, self._steps_done)
-        if self._average and self._place.rank == 0:
-            save_file(self._average, folder / tag / AVERAGE)
+        """TrainingEngine.save."""
+        self._engine.save(folder, tag)
 
     @watched
     def load(self, folder: Path, tag: str) -> None:
-        """Go on from `save`, by whatever number of ranks."""
-        files = load_ranks(self._engine, folder / tag, self._learner, self._place)
-        self._steps_done = files.steps_done
-        if self._average:
-            self._average = load_file(folder / tag / AVERAGE, device=str(self._engine.device))
+        """TrainingEngine.load."""
+        self._engine.load(folder, tag)
 
     @watched
     def save_policy(self, folder: Path) -> None:
         """Write the refiner, its running average where there is one. Rank 0 writes, all ranks call."""
-        with gathered(self._engine.module.parameters(), self._learner):
+        with self._engine.whole(self._engine.network.parameters()):
             if self._place.rank == 0:
                 refiner = self._settings.refiner()
-                weights = self._average or dict(self._engine.module.named_parameters())
+                weights = self._engine.average or dict(self._engine.network.named_parameters())
                 for name, parameter in refiner.named_parameters():
                     parameter.data.copy_(weights[name].float())
                 refiner.eval().save(folder)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from envs.geometry.contours import rings_from_mask
 from rl.config.learner import RankPlace
-from rl.learner.ranks import RankGroup, Reply, reply, whereabouts
+from rl.learner.ranks import Rank, RankActor, RankGroup, Reply, reply
 from rl.pages.pictures import COLOURS, overlay
 from rl.pages.progress import StepProgress
 from rl.refiner.rank import Preview, RefinerRank, RefinerRankSettings
@@ -20,35 +20,20 @@ from rl.run.metrics import MetricsWriter
 from rollout import cluster
 
 
-class RefinerActor:
+class RefinerActor(RankActor):
     """A RefinerRank as Ray calls it."""
 
     def __init__(self, settings: RefinerRankSettings, place: RankPlace) -> None:
-        self._rank = RefinerRank(settings, place)
-
-    def begin(self) -> Reply:
-        """Where this rank runs, for people."""
-        return reply(whereabouts())
+        self._refiner = RefinerRank(settings, place)
+        super().__init__(self._refiner)
 
     def steps(self, end: int) -> Reply:
         """RefinerRank.steps."""
-        return reply(self._rank.steps(end))
+        return reply(self._refiner.steps(end))
 
     def preview(self, num: int) -> Reply:
         """RefinerRank.preview."""
-        return reply(self._rank.preview(num))
-
-    def save(self, folder: Path, tag: str) -> Reply:
-        """RefinerRank.save."""
-        return reply(self._rank.save(folder, tag))
-
-    def load(self, folder: Path, tag: str) -> Reply:
-        """RefinerRank.load."""
-        return reply(self._rank.load(folder, tag))
-
-    def save_policy(self, folder: Path) -> Reply:
-        """RefinerRank.save_policy."""
-        return reply(self._rank.save_policy(folder))
+        return reply(self._refiner.preview(num))
 
 
 class RefinerGroup:
@@ -93,8 +78,8 @@ _STEPS_AT_ONCE = 10
 """Between two looks at the progress."""
 
 
-class RefinerRanks(Protocol):
-    """All ranks together."""
+class RefinerRanks(Rank, Protocol):
+    """All ranks together, or the only one."""
 
     def steps(self, end: int) -> list[dict[str, float]]:
         """Train up to step `end`; what rank 0 logs of each."""
@@ -102,18 +87,6 @@ class RefinerRanks(Protocol):
 
     def preview(self, num: int) -> list[Preview]:
         """The first few held-out pairs, refined as the weights are now."""
-        ...
-
-    def save(self, folder: Path, tag: str) -> None:
-        """Write what is needed to go on, below folder/tag."""
-        ...
-
-    def load(self, folder: Path, tag: str) -> None:
-        """Go on from `save`."""
-        ...
-
-    def save_policy(self, folder: Path) -> None:
-        """Write the refiner."""
         ...
 
     def close(self) -> None:

@@ -138,7 +138,7 @@ def raylet(node: Any) -> int:
 
 
 def runs_a_rank(node: Any) -> bool:
-    return any("RankActor" in " ".join(child.cmdline()) for child in psutil.Process(raylet(node)).children())
+    return any("LearnerActor" in " ".join(child.cmdline()) for child in psutil.Process(raylet(node)).children())
 
 
 @pytest.mark.long

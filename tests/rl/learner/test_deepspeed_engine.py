@@ -95,7 +95,7 @@ def moved(place: RankPlace, jobs: Sequence[tuple[Path, LearnerSettings, Batch]])
     found = []
     for checkpoint, learner, each in jobs:
         rank = LearnerRank(of_dtype(checkpoint, learner), place)
-        named = dict(rank._engine.module.model.named_parameters())
+        named = dict(rank._engine.network.model.named_parameters())
         before = {name: parameter.detach().clone() for name, parameter in named.items()}
         rank.step(each)
         found.append({name: not torch.equal(parameter, before[name]) for name, parameter in named.items()})
@@ -165,7 +165,7 @@ def held_at_once(place: RankPlace, checkpoint: Path, lora: LoraSettings | None) 
 
     deepspeed_engine.engine_config = without_small_exceptions
     rank = LearnerRank(of_dtype(checkpoint, replace(LEARNER, zero_stage=3, lora=lora)), place)
-    model = rank._engine.module.model
+    model = rank._engine.network.model
 
     def whole() -> int:
         return sum(p.ds_numel for p in model.parameters() if p.ds_status == ZeroParamStatus.AVAILABLE)

@@ -23,7 +23,7 @@ def rank_processes(driver: int) -> list[int]:
             title = process.cmdline()
         except psutil.Error:
             continue
-        if title and title[0].startswith("ray::RankActor"):
+        if title and title[0].startswith("ray::LearnerActor"):
             found.append(process.pid)
     return found
 

@@ -63,7 +63,7 @@ def rank_of(settings: RefinerRankSettings, **changed: object) -> RefinerRank:
 
 
 def weights_of(rank: RefinerRank) -> Weights:
-    return {name: value.detach().clone() for name, value in rank._engine.module.named_parameters()}
+    return {name: value.detach().clone() for name, value in rank._engine.network.named_parameters()}
 
 
 def lines_of(out: Path) -> list[dict[str, float]]:
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_one_line(
 ) -> None:
     rank = rank_of(small)
     rank.steps(1)
-    rank._engine.module.head.mask_gain.data.fill_(math.nan)
+    rank._engine.network.head.mask_gain.data.fill_(math.nan)
     with pytest.raises(FloatingPointError, match=r"the refiner's loss of step 1 is nan; lower training.lr"):
         rank.steps(2)
 
