@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -245,7 +246,9 @@ class Policy(nn.Module):
             image_grid_thw=rows.image_grid,
             use_cache=False,
         ).last_hidden_state
-        return states.flatten(0, 1)[packed.predictors], packed.targets, packed.places
+        # One state predicts the first token of all answers of its row. By an index, threads would add up the gradients
+        # in whatever order they come, and no run would repeat another to the bit; an embedding adds them in order.
+        return functional.embedding(packed.predictors, states.flatten(0, 1)), packed.targets, packed.places
 
     def _token_logprobs(self, states: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
         """[S, V] float32 log-probabilities over what can be sampled; allowed: bool [S or 1, V], None for all."""
