@@ -149,6 +149,10 @@ class Example:
     licence: str
     """Licence of the image, as a short name (SPDX where there is one)."""
 
+    def question(self, image: NDArray[np.uint8]) -> Question:
+        """What a policy is shown of it; image: its pixels [H, W, 3]."""
+        return Question(image, self.prompt)
+
 
 def image_sha256(image: NDArray[np.uint8]) -> str:
     """SHA-256 over "HxW:" and the RGB bytes of [H, W, 3] uint8 `image`, as 64 hex digits."""

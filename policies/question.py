@@ -37,8 +37,8 @@ def check_phrase(phrase: str) -> None:
     refuse_no_text(phrase, "the phrase")
 
 
-class Questions:
-    """Questions about one image each, for one tokenizer and its chat template."""
+class QuestionTemplate:
+    """The user's text in the chat template of one tokenizer: what a phrase is asked by, about one image."""
 
     def __init__(self, tokenizer: Any, question: str, image_token: int) -> None:
         """question: the user's text, `{phrase}` standing for the example's phrase. image_token: what an image becomes.

@@ -23,7 +23,7 @@ from envs.geometry.contours import outline, rings_from_mask
 from envs.plugin import Plugin
 from envs.polygons import Ring
 from envs.shards.files import Card, read_card
-from policies.families.base import PolicyContract
+from policies.processor import Processor
 from rl.config.load import load_settings, read_mapping
 from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
 from rl.config.run import RunConfig
@@ -33,6 +33,7 @@ from rl.pages.page import render_page, write_page
 from rl.pages.pictures import COLOURS, svg_overlay
 from rl.pages.progress import bar
 from rl.run.data import RunData
+from rl.run.parts import processor_of
 from rl.sft import answer_text
 from rollout.archive.shards import polytrace_version
 from rollout.example_shards import SplitWriter
@@ -192,9 +193,9 @@ class Looker:
         recipe = codec_plugin(config.codec)
         self._codec: AnswerCodec = recipe.build()
         self._sft = config.sft
-        self._policy: PolicyContract | None = None
+        self._processor: Processor | None = None
         if config.sft is None or config.policy.get("checkpoint") is not None:
-            self._policy = policy_plugin(config.policy, recipe).with_settings(weights=False).build()
+            self._processor = processor_of(policy_plugin(config.policy, recipe))
 
     def look(self, env: Env, index: int) -> Seen:
         """The example at `index`; raises ValueError, naming it, where `sft` could not teach its answer."""
@@ -206,9 +207,9 @@ class Looker:
             taught_text = answer_text(example, self._codec, self._sft)
             taught_iou = self._read_back(taught_text, example)[0]
         tokens = None
-        if self._policy is not None:
-            prompt = self._policy.prompt_tokens(image, example.prompt.text)
-            tokens = len(prompt), len(self._policy.answer_tokens(taught_text))
+        if self._processor is not None:
+            prompt = self._processor.prompt_tokens(example.question(image))
+            tokens = len(prompt), len(self._processor.answer_tokens(taught_text))
         return Seen(example, image, text, rings, iou, taught_iou, tokens)
 
     def _best_texts(self, example: Example) -> list[str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
+from envs.example import Prompt, Question
 from envs.geometry.contours import mask_from_rings
 from envs.geometry.masks import iou, tight_box_px
 from envs.geometry.vector import path_svg, rounded_rings, simplified_rings
@@ -161,7 +162,7 @@ class Predictor:
         plugin = policy_plugin(source.recipe.policy | {"checkpoint": source.checkpoint}, codec)
         self._sampler: SharedSampler = Engine().open(plugin)
         self._policy = self._sampler.policy
-        refuse_unwritable_codec(self._policy, plugin, codec)
+        refuse_unwritable_codec(self._policy.processor, plugin, codec)
         self._sampling = replace(source.recipe.sampling, temperature=0.0)
         self._view = source.view
         self._refiner: MaskRefiner | None = None
@@ -176,8 +177,9 @@ class Predictor:
         """
         check_phrase(phrase)
         pixels = self._view.pixels(image)
-        [[response]] = self._sampler.sample([pixels], [phrase.strip()], self._sampling, [[0]])
-        answer = self._policy.read(response, *pixels.shape[:2])
+        question = Question(pixels, Prompt.of_text(phrase.strip()))
+        [[response]] = self._sampler.sample([question], self._sampling, [[0]])
+        answer = self._policy.processor.read(response, *pixels.shape[:2])
         refined = self._refine(pixels, answer)
         rings, path_iou = answer.rings_px, None
         # Where no pass is better than the outline itself, the outline says more than its pixels.
@@ -191,7 +193,7 @@ class Predictor:
             phrase=phrase.strip(),
             view=(pixels.shape[0], pixels.shape[1]),
             status=answer.status,
-            text=self._policy.text(response),
+            text=self._policy.processor.text(response),
             rings_px=rings,
             mask=mask_from_rings(rings, image.height, image.width),
             refined=refined,

@@ -23,8 +23,9 @@ from envs.example import Example
 from envs.geometry.contours import outline
 from envs.plugin import Plugin
 from envs.polygons import Ring
-from policies.families.base import PolicyContract, PromptRows
+from policies.families.base import PromptRows
 from policies.families.vision_language import Policy
+from policies.processor import Processor
 from policies.question import PHRASE, check_question
 from policies.tiny_model import TinySizes, write_untrained
 from rl.config.load import load_settings, save_settings
@@ -64,18 +65,16 @@ def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> 
         ) from error
 
 
-def answer_tokens(example: Example, policy: PolicyContract, text: str) -> NDArray[np.int64]:
+def answer_tokens(example: Example, processor: Processor, text: str) -> NDArray[np.int64]:
     """[T] tokens of the answer `text` to an example, end token included.
 
     Raises ValueError, naming the example, where the policy could not sample them.
     """
-    refuse_unwritable(policy, text, f"answer to {example.id}")
-    return policy.answer_tokens(text)
+    refuse_unwritable(processor, text, f"answer to {example.id}")
+    return processor.answer_tokens(text)
 
 
-def refuse_unfit_answers(
-    policy: PolicyContract, codec: AnswerCodec, splits: tuple[Env, Env], config: SftConfig
-) -> None:
+def refuse_unfit_answers(processor: Processor, codec: AnswerCodec, splits: tuple[Env, Env], config: SftConfig) -> None:
     """Raise ValueError for the first answer that the codec or the policy cannot write, or that evaluations cut off.
 
     splits: train, of which the first scenes are looked at, and validation, of which the examples that evaluations ask.
@@ -83,11 +82,11 @@ def refuse_unfit_answers(
     train, validation = splits
     for index in range(min(_CHECKED, len(train))):
         for example in train.scene(index):
-            answer_tokens(example, policy, answer_text(example, codec, config.sft))
+            answer_tokens(example, processor, answer_text(example, codec, config.sft))
     longest, its_id = 0, ""
     for index in range(min(config.sft.evaluate_scenes, len(validation))):
         example = validation[index]
-        tokens = len(answer_tokens(example, policy, answer_text(example, codec, config.sft)))
+        tokens = len(answer_tokens(example, processor, answer_text(example, codec, config.sft)))
         longest, its_id = max((longest, its_id), (tokens, example.id))
     if longest > config.max_tokens:
         raise ValueError(
@@ -173,16 +172,17 @@ def scene_rows(policy: Policy, env: Env, indices: list[int], settings: SftSettin
             f"stage {stage.name}: none of the scenes {indices} shows anything that is asked about; set with_absent to "
             "true, or raise sft.scenes_per_step."
         )
-    pairs = []
+    taught = []
     for scene in scenes:
-        texts = [answer_text(example, policy.codec, drawn) for example in scene]
+        texts = [answer_text(example, policy.processor.codec, drawn) for example in scene]
         if stage.answer == "box":
             texts = [" ".join(text.split()[:4]) for text in texts]
-        tokens = [answer_tokens(example, policy, text) for example, text in zip(scene, texts, strict=True)]
+        tokens = [answer_tokens(example, policy.processor, text) for example, text in zip(scene, texts, strict=True)]
         # A box is only the beginning of an answer: its end is not to be learned.
         tokens = [t[:-1] for t in tokens] if stage.answer == "box" else tokens
-        pairs.append([(example.prompt.text_alone, t) for example, t in zip(scene, tokens, strict=True)])
-    return policy.supervised_rows([env.image(scene[0].image) for scene in scenes], pairs)
+        image = env.image(scene[0].image)
+        taught.append([(example.question(image), t) for example, t in zip(scene, tokens, strict=True)])
+    return policy.supervised_rows(taught)
 
 
 class SftTrainer:
@@ -282,12 +282,11 @@ def greedy_scores(policy: Policy, env: Env, num_scenes: int, max_tokens: int) ->
     num_scenes = min(num_scenes, len(env))
     for first in range(0, num_scenes, 64):
         examples = [env[index] for index in range(first, min(first + 64, num_scenes))]
-        images = [env.image(example.image) for example in examples]
-        placeholder = [[np.array([policy.end_token])]] * len(examples)
-        rows = policy.rows(images, [example.prompt.text_alone for example in examples], placeholder)
+        placeholder = [[np.array([policy.processor.end_token])]] * len(examples)
+        rows = policy.rows([example.question(env.image(example.image)) for example in examples], placeholder)
         draws = np.zeros((len(examples), 1, max_tokens))
         for example, response in zip(examples, sample(policy, rows, Sampling(0.0, max_tokens), draws), strict=True):
-            answer = policy.read(response, example.image.height, example.image.width)
+            answer = policy.processor.read(response, example.image.height, example.image.width)
             scores.append(score_answer(answer, example.truth, example.id))
     return float(np.mean([score.iou for score in scores])), float(np.mean([score.valid for score in scores]))
 
@@ -340,7 +339,7 @@ def run_sft(config: SftConfig, console: Console) -> Path:
         write_new_model(folder / "untrained", config, env, codec, console)
     trainer = SftTrainer(policy_plugin(policy, codec).build(), env, config.sft)
     try:
-        refuse_unfit_answers(trainer.policy, codec.build(), (env, validation), config)
+        refuse_unfit_answers(trainer.policy.processor, codec.build(), (env, validation), config)
     except ValueError as error:
         raise ValueError(f"codec is {codec.name}, policy.checkpoint {policy['checkpoint']}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from envs.datasets.base import Env
-from envs.example import Example
+from envs.example import Example, Question
 from envs.plugin import Plugin
 from envs.polygons import FlatAnswers
 from policies.families.base import Response
@@ -157,13 +157,13 @@ class RolloutWorker:
             [answer_seed(self._settings.seed, unit.step, position, k) for k in range(unit.group_size)]
             for position in unit.positions
         ]
-        phrases = [example.prompt.text_alone for example in examples]
-        responses = self._sampler.sample(images, phrases, unit.sampling, seeds)
+        questions = [example.question(image) for example, image in zip(examples, images, strict=True)]
+        responses = self._sampler.sample(questions, unit.sampling, seeds)
         comparisons = self._compared(examples, images, responses)
         return [
             _Sampled(
-                self._group(unit, n, example, images[n]),
-                texts=tuple(self._sampler.policy.text(response) for response in responses[n]),
+                self._group(unit, n, example, questions[n]),
+                texts=tuple(self._sampler.policy.processor.text(response) for response in responses[n]),
                 responses=tuple(responses[n]),
                 comparisons=comparisons[n],
                 policy_version=self._version,
@@ -178,7 +178,7 @@ class RolloutWorker:
         """The responses to each example read, refined where the run asks for it, and compared with what is true."""
         policy = self._sampler.policy
         answers = [
-            [policy.read(response, example.image.height, example.image.width) for response in group]
+            [policy.processor.read(response, example.image.height, example.image.width) for response in group]
             for group, example in zip(responses, examples, strict=True)
         ]
         refined: Sequence[FlatAnswers | None] = [None] * len(answers)
@@ -194,14 +194,14 @@ class RolloutWorker:
             self._envs[split] = self._settings.env.build(split=split)
         return self._envs[split]
 
-    def _group(self, unit: Unit, n: int, example: Example, image: NDArray[np.uint8]) -> Group:
+    def _group(self, unit: Unit, n: int, example: Example, question: Question) -> Group:
         """The n-th group of a unit, without rollouts."""
         return Group(
             run=self._settings.run,
             step=unit.step,
             position=unit.positions[n],
             example=example,
-            prompt_tokens=self._sampler.policy.prompt_tokens(image, example.prompt.text),
+            prompt_tokens=self._sampler.policy.processor.prompt_tokens(question),
             policy_checksum=self._checksum,
             temperature=unit.sampling.temperature,
             rollouts=(),

@@ -64,16 +64,15 @@ def batch(checkpoint: Path, seed: int, signal: bool = True) -> Batch:
     rng = np.random.default_rng(seed)
     examples = [env[index] for index in range(4)]
     texts = [[" ".join(map(str, rng.integers(0, 64, rng.integers(1, 9)))) for _ in range(3)] for _ in examples]
-    tokens = tuple(tuple(policy.answer_tokens(text) for text in row) for row in texts)
-    phrases = tuple(example.prompt.text for example in examples)
-    rows = policy.rows([env.image(example.image) for example in examples], phrases, tokens)
+    tokens = tuple(tuple(policy.processor.answer_tokens(text) for text in row) for row in texts)
+    rows = policy.rows([example.question(env.image(example.image)) for example in examples], tokens)
     logprobs = policy(rows, TEMPERATURE).detach().numpy()
     sampled = [[logprobs[b, g, : len(t)] for g, t in enumerate(row)] for b, row in enumerate(tokens)]
     totals = rng.random((4, 3)) if signal else np.full((4, 3), 0.3)
     totals[1] = 0.5
     advantages, counts = ALGORITHM.advantages(totals)
-    images = tuple(example.image for example in examples)
-    return Batch(images, phrases, tokens, tuple(map(tuple, sampled)), advantages.astype(np.float32), counts)
+    images, prompts = (tuple(part) for part in zip(*((e.image, e.prompt) for e in examples), strict=True))
+    return Batch(images, prompts, tokens, tuple(map(tuple, sampled)), advantages.astype(np.float32), counts)
 
 
 def free_port() -> int:

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from envs.polygons import Answer
-from policies.grammar import TokenGrammar
+from envs.codecs.base import AnswerCodec
+from envs.example import Question
 
 if TYPE_CHECKING:  # transformers, which what reads an archive can do without
+    from policies.processor import Processor
     from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
 
 
@@ -50,6 +51,10 @@ class PromptRows:
     """[B, G, T] bool, True on real tokens."""
     scored_mask: Tensor
     """[B, G, T] bool, True where a log-probability or a loss is wanted; a subset of response_mask."""
+
+    def to(self, device: torch.device) -> "PromptRows":
+        """The same rows on another device."""
+        return PromptRows(*(part.to(device) for part in vars(self).values()))
 
     def groups(self, first: int, end: int) -> "PromptRows":
         """The rows `first` to `end - 1`, each with its own image."""
@@ -92,13 +97,21 @@ class VisionTower(Protocol):
 class PolicyContract(Protocol):
     """What samplers, learner and refiner ask of a model family; a family is an nn.Module in one file of this folder.
 
-    `model` is the network whose named parameters travel to the workers; `codec` is given by the config.
+    `model` is the network whose named parameters travel to the workers; the codec is given by the config.
     """
 
     model: nn.Module
-    end_token: int
-    unsampled_tokens: list[int]
-    """Special tokens other than the end token: they have no probability, in sampling or in learning."""
+    processor: "Processor"
+    """Writes prompts and reads answers; needs no weights."""
+
+    @classmethod
+    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}") -> "Processor":
+        """The processor alone, of a Hugging Face folder.
+
+        Raises FileNotFoundError or ValueError for a folder that this family cannot read, or a question that leaves the
+        phrase out.
+        """
+        ...
 
     @property
     def device(self) -> torch.device:
@@ -111,39 +124,18 @@ class PolicyContract(Protocol):
         kept frozen."""
         ...
 
-    def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
-        """[P] token ids of the question about an image [H, W, 3].
+    def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
+        """Rows of B questions with the token ids of up to G responses each, where the parameters are.
 
-        A phrase is data: whatever is written in it, no token of it is one that controls. ValueError for a phrase that
-        is no text.
+        ValueError for a question that this family cannot be asked.
         """
         ...
 
-    def question_tokens(self, phrase: str) -> NDArray[np.int64]:
-        """Token ids of a question with one placeholder for the image, for an engine that fits in its tokens itself."""
-        ...
+    def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
+        """Rows of B images with several (question, answer token ids) each; only answers are scored.
 
-    def question_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """An image [H, W, 3] as the family's image processor can take it, for such an engine; stretched, if at all."""
-        ...
-
-    def answer_tokens(self, text: str) -> NDArray[np.int64]:
-        """[T] token ids of an answer's text, end token included."""
-        ...
-
-    def rows(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        phrases: Sequence[str],
-        responses: Sequence[Sequence[NDArray[np.int64]]],
-    ) -> PromptRows:
-        """Rows for B questions (image [H, W, 3], phrase) with the token ids of up to G responses each."""
-        ...
-
-    def supervised_rows(
-        self, images: Sequence[NDArray[np.uint8]], pairs: Sequence[Sequence[tuple[str, NDArray[np.int64]]]]
-    ) -> PromptRows:
-        """Rows of B images with several (phrase, answer token ids) each; only answers are scored."""
+        ValueError for a question that this family cannot be asked.
+        """
         ...
 
     def checkpoint_gradients(self) -> None:
@@ -165,10 +157,6 @@ class PolicyContract(Protocol):
         """Mean cross-entropy over the scored tokens, nats, a scalar."""
         ...
 
-    def token_grammar(self) -> TokenGrammar:
-        """The codec's grammar in this vocabulary, made once; ValueError where the vocabulary cannot write it."""
-        ...
-
     def encode(self, rows: PromptRows) -> "EncodedPrompts":
         """Keys and values of B prompts, each encoded once."""
         ...
@@ -178,14 +166,6 @@ class PolicyContract(Protocol):
 
         allowed: [R*C, V] bool, the tokens that can be sampled; None: all.
         """
-        ...
-
-    def text(self, response: Response) -> str:
-        """The response's text without its end token."""
-        ...
-
-    def read(self, response: Response, height: int, width: int) -> Answer:
-        """The response as polygons in pixels of a height x width image; never raises on model output."""
         ...
 
     def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:

@@ -8,36 +8,30 @@ Special tokens other than the end token cannot be sampled (a sampled image token
 the learner takes its log-probabilities under the same restriction, so that both speak of one distribution.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
-from math import isqrt
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from envs.codecs.base import AnswerCodec
-from envs.polygons import Answer
-from policies.families.base import PromptRows, Response, VisionFeatures
-from policies.grammar import TokenGrammar, token_pieces
+from envs.example import Question
+from policies.families.base import PromptRows, VisionFeatures
 from policies.lora import add_adapters
-from policies.question import Questions
+from policies.processor import Processor
 from policies.settings import LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.chunks import in_chunks, num_chunks
-from policies.sharing.packing import pack_rows, pad_left, pad_responses
+from policies.sharing.packing import pack_rows
 from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, next_states
 from policies.vision_features import tower_features
 from policies.weights import held_checksum
@@ -46,8 +40,6 @@ _FAMILIES: dict[str, Any] = {
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
 }
-_MOST_RATIO = 200
-"""Largest ratio of an image's sides, longer over shorter: the image processor raises for more."""
 
 
 def _known_config(checkpoint: Path) -> Any:
@@ -65,19 +57,8 @@ def _known_config(checkpoint: Path) -> Any:
     return config
 
 
-def _resizing_processor(checkpoint: Path) -> Qwen2VLImageProcessorPil:
-    """The image processor of a folder; ValueError for one that takes only images whose sides are whole patches."""
-    processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
-    if not processor.do_resize:
-        raise ValueError(
-            f"the image processor of {checkpoint} has do_resize false, so that most images would stop a run; set it to "
-            "true in preprocessor_config.json: images that fit its limits are not changed by it."
-        )
-    return processor
-
-
 class Policy(nn.Module):
-    """A vision-language model with its tokenizer, its image processor, and the codec of its answers."""
+    """A vision-language model and its Processor."""
 
     def __init__(
         self,
@@ -91,34 +72,30 @@ class Policy(nn.Module):
     ) -> None:
         """Load a Hugging Face folder.
 
-        question: the user's text, `{phrase}` standing for the example's phrase; other braces are text. dtype: name of
-        a torch dtype. logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times
-        that for a moment. weights: False leaves them out, for who only asks and reads while another engine answers.
-        lora: adapters to put into the model, which then alone require a gradient. Raises FileNotFoundError without
-        such a folder, ValueError for a model of another family, a question that leaves the phrase out, a chat template
-        that does not show an image and a text, or an image processor that does not resize.
+        question: the user's text, `{phrase}` standing for the words of the prompt. dtype: name of a torch dtype.
+        logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for a
+        moment. weights: False leaves them out: parameters have names, shapes and dtypes, no values. lora: adapters to
+        put into the model, which then alone require a gradient. Raises as `make_processor` does.
         """
         super().__init__()
-        config = _known_config(checkpoint)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-        self._image_token: int = config.image_token_id
-        self._questions = Questions(self.tokenizer, question, self._image_token)
-        self.image_processor = _resizing_processor(checkpoint)
+        self.processor = self.make_processor(checkpoint, codec, question)
         attention = {"": "sdpa", "text_config": shared_attention.NAME}
         where = {} if weights else {"device_map": "meta"}
-        self.model: Any = _FAMILIES[config.model_type].from_pretrained(
+        self.model: Any = _FAMILIES[self.processor.config.model_type].from_pretrained(
             checkpoint, dtype=dtype, attn_implementation=attention, **where
         )
-        self.codec = codec
-        self._grammar: TokenGrammar | None = None
         self._logit_bytes = logit_bytes
-        self.end_token: int = self.tokenizer.eos_token_id
-        self._vision_end: int = config.vision_end_token_id
-        self._merge: int = config.vision_config.spatial_merge_size
-        self.unsampled_tokens: list[int] = sorted(set(self.tokenizer.all_special_ids) - {self.end_token})
-        self.register_buffer("_unsampled", torch.tensor(self.unsampled_tokens), persistent=False)
+        self.register_buffer("_unsampled", torch.tensor(self.processor.unsampled_tokens), persistent=False)
         if lora is not None:
             add_adapters(self.model, self.vision_tower, lora)
+
+    @classmethod
+    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}") -> Processor:
+        """The Processor of a Hugging Face folder, without its weights.
+
+        Raises FileNotFoundError without such a folder, ValueError for a model of another family, and as Processor does.
+        """
+        return Processor(checkpoint, _known_config(checkpoint), codec, question)
 
     @property
     def device(self) -> torch.device:
@@ -131,87 +108,14 @@ class Policy(nn.Module):
         refiner reads its features from is all of it."""
         return self.model.model.visual
 
-    # Text and images in.
+    def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
+        """Rows of B questions with the token ids of up to G responses each, where the parameters are."""
+        return self.processor.rows(questions, responses).to(self.device)
 
-    def _question_tokens(self, phrase: str, image_tokens: int) -> tuple[list[int], list[int]]:
-        """Prompt token ids, cut behind the image: what all questions about one image share, and the rest."""
-        ids = self._questions.tokens(phrase)
-        image = ids.index(self._image_token)
-        ids = ids[:image] + [self._image_token] * image_tokens + ids[image + 1 :]
-        end = ids.index(self._vision_end) + 1
-        return ids[:end], ids[end:]
-
-    def _image_inputs(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor, list[int]]:
-        """(pixel_values, image_grid [B, 3], tokens per image) of B images [H, W, 3]."""
-        shown = [self.question_image(image) for image in images]
-        inputs = self.image_processor(images=shown, return_tensors="pt", input_data_format="channels_last")
-        grid = inputs["image_grid_thw"]
-        return inputs["pixel_values"], grid, (grid.prod(-1) // self._merge**2).tolist()
-
-    def question_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The image [H, W, 3] as the image processor can take it: its shorter side stretched where it is too thin.
-
-        The processor resamples anyway, each side to whole patches, and answers are in pixels of the image itself. A
-        longer side that the processor would shrink is shrunk here already, so that memory stays bounded.
-        """
-        longer = max(image.shape[:2])
-        if longer <= _MOST_RATIO * min(image.shape[:2]):
-            return image
-        shown = min(longer, isqrt(_MOST_RATIO * int(self.image_processor.size["longest_edge"])))
-        thin = -(-shown // _MOST_RATIO)
-        width, height = (shown if side == longer else thin for side in (image.shape[1], image.shape[0]))
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-
-    def prompt_tokens(self, image: NDArray[np.uint8], phrase: str) -> NDArray[np.int64]:
-        """[P] token ids of the question about an image [H, W, 3]."""
-        _, _, (image_tokens,) = self._image_inputs([image])
-        shared, rest = self._question_tokens(phrase, image_tokens)
-        return np.array(shared + rest, np.int64)
-
-    def question_tokens(self, phrase: str) -> NDArray[np.int64]:
-        """Token ids of a question with one placeholder for the image, for an engine that fits in its tokens itself."""
-        return np.array(list(chain(*self._question_tokens(phrase, 1))), np.int64)
-
-    def answer_tokens(self, text: str) -> NDArray[np.int64]:
-        """[T] token ids of an answer's text, end token included."""
-        return np.array([*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_token], np.int64)
-
-    def rows(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        phrases: Sequence[str],
-        responses: Sequence[Sequence[NDArray[np.int64]]],
-    ) -> PromptRows:
-        """Rows for B questions (image [H, W, 3], phrase) with the token ids of up to G responses each, all of them
+    def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
+        """Rows of B images with several (question, answer token ids) each, where the parameters are; only answers are
         scored."""
-        pixel_values, grid, counts = self._image_inputs(images)
-        prompts = [list(chain(*self._question_tokens(phrase, n))) for phrase, n in zip(phrases, counts, strict=True)]
-        prompt_tokens, prompt_mask = pad_left([np.array(p, np.int64) for p in prompts], self.end_token)
-        tokens, mask = pad_responses(responses, self.end_token)
-        return self._on_device(PromptRows(prompt_tokens, prompt_mask, pixel_values, grid, tokens, mask, mask))
-
-    def supervised_rows(
-        self, images: Sequence[NDArray[np.uint8]], pairs: Sequence[Sequence[tuple[str, NDArray[np.int64]]]]
-    ) -> PromptRows:
-        """Rows of B images with several (phrase, answer token ids) each: only the image is shared, only answers are
-        scored."""
-        pixel_values, grid, counts = self._image_inputs(images)
-        prompt_tokens, prompt_mask = pad_left(
-            [np.array(self._question_tokens("", n)[0], np.int64) for n in counts], self.end_token
-        )
-        questions = [[np.array(self._question_tokens(phrase, 1)[1], np.int64) for phrase, _ in row] for row in pairs]
-        whole = [
-            [np.concatenate([q, answer]) for q, (_, answer) in zip(qs, row, strict=True)]
-            for qs, row in zip(questions, pairs, strict=True)
-        ]
-        tokens, mask = pad_responses(whole, self.end_token)
-        _, asked = pad_responses(questions, self.end_token)
-        scored = mask.clone()
-        scored[:, :, : asked.shape[2]] &= ~asked
-        return self._on_device(PromptRows(prompt_tokens, prompt_mask, pixel_values, grid, tokens, mask, scored))
-
-    def _on_device(self, rows: PromptRows) -> PromptRows:
-        return PromptRows(*(part.to(self.device) for part in vars(rows).values()))
+        return self.processor.supervised_rows(taught).to(self.device)
 
     # Learning.
 
@@ -226,7 +130,7 @@ class Policy(nn.Module):
         """Three-axis positions [3, B, P] of the prompts, and the position [B] at which text goes on."""
         positions, _ = self.model.model.get_rope_index(
             rows.prompt_tokens,
-            mm_token_type_ids=(rows.prompt_tokens == self._image_token).int(),
+            mm_token_type_ids=(rows.prompt_tokens == self.processor.config.image_token_id).int(),
             image_grid_thw=rows.image_grid,
             attention_mask=rows.prompt_mask,
         )
@@ -259,8 +163,8 @@ class Policy(nn.Module):
 
     def _scored(self, score: Callable[[Tensor, slice], Tensor], states: Tensor, most_scored: int = 0) -> Tensor:
         """[S] score(states of some tokens, which tokens) of states [S, width], in chunks of logit_bytes of logits."""
-        vocabulary = self.model.config.get_text_config().vocab_size
-        return in_chunks(score, states, num_chunks(max(len(states), most_scored), vocabulary, self._logit_bytes))
+        most = max(len(states), most_scored)
+        return in_chunks(score, states, num_chunks(most, self.processor.vocabulary_size, self._logit_bytes))
 
     def forward(
         self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None, most_scored: int = 0
@@ -275,7 +179,7 @@ class Policy(nn.Module):
         masks = self._masks(rows, places, grammar_tokens)
 
         def chosen(states: Tensor, part: slice) -> Tensor:
-            allowed = None if masks is None else self.token_grammar().allowed(masks[part])
+            allowed = None if masks is None else self.processor.token_grammar().allowed(masks[part])
             return self._token_logprobs(states, temperature, allowed).gather(1, targets[part, None])[:, 0]
 
         flat = torch.zeros(rows.scored_mask.numel(), device=self.device)
@@ -285,21 +189,12 @@ class Policy(nn.Module):
         """[S] numbers of the grammar's masks at `places` [S] of [B * G * T]; None without a grammar."""
         if grammar_tokens is None:
             return None
-        masks = self.token_grammar().masks_of_rows(
+        masks = self.processor.token_grammar().masks_of_rows(
             rows.response_tokens.flatten(0, 1).cpu().numpy(),
             rows.response_mask.flatten(0, 1).cpu().numpy(),
             grammar_tokens,
         )
         return masks.ravel()[places.cpu().numpy()]
-
-    def token_grammar(self) -> TokenGrammar:
-        """The codec's grammar in this vocabulary, made once; ValueError where the vocabulary cannot write it."""
-        if self._grammar is None:
-            grammar = self.codec.grammar()
-            pieces = token_pieces(self.tokenizer, grammar.alphabet)
-            size = self.model.config.get_text_config().vocab_size
-            self._grammar = TokenGrammar(grammar, pieces, self.end_token, size)
-        return self._grammar
 
     def sft_loss(self, rows: PromptRows, number_spread: float = 0.0) -> Tensor:
         """Mean cross-entropy (nats a scored token), a scalar.
@@ -307,7 +202,7 @@ class Policy(nn.Module):
         number_spread: where above 0, a number's target is a Gaussian of that many numbers' width over its neighbours.
         """
         states, targets, _ = self._scored_states(rows)
-        numbers = torch.tensor(list(self._number_tokens() if number_spread > 0 else ()), device=self.device)
+        numbers = torch.tensor(self.processor.number_tokens if number_spread > 0 else [], device=self.device)
 
         def loss(states: Tensor, part: slice) -> Tensor:
             logprobs, target = self._token_logprobs(states, 1.0), targets[part, None]
@@ -321,14 +216,6 @@ class Policy(nn.Module):
             return torch.where(torch.isin(target[:, 0], numbers), spread, exact)
 
         return self._scored(loss, states).mean()
-
-    def _number_tokens(self) -> Iterator[int]:
-        """Ids of "0", "1", ... as far as each is one token."""
-        vocabulary = self.tokenizer.get_vocab()
-        value = 0
-        while str(value) in vocabulary:
-            yield vocabulary[str(value)]
-            value += 1
 
     # Sampling.
 
@@ -361,15 +248,6 @@ class Policy(nn.Module):
         """Log-probabilities [R*C, V] of the token after `tokens` [R, C], among `allowed` [R*C, V]; the cache grows."""
         return self._token_logprobs(next_states(self.model.model.language_model, cache, tokens), temperature, allowed)
 
-    def text(self, response: Response) -> str:
-        """The response's text without its end token."""
-        tokens = response.tokens[:-1] if response.finish == "stop" else response.tokens
-        return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
-
-    def read(self, response: Response, height: int, width: int) -> Answer:
-        """The response as polygons in pixels of a height x width image; never raises on model output."""
-        return self.codec.read(self.text(response), height, width, truncated=response.finish == "length")
-
     # For the refiner.
 
     def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:
@@ -380,7 +258,7 @@ class Policy(nn.Module):
         ValueError where there is none. The grid spans the image, also where the image processor had to resample it: one
         whose sides are not multiples of patch times merge size, or whose area is outside its limits.
         """
-        pixel_values, grid, _ = self._image_inputs(images)
+        pixel_values, grid, _ = self.processor.patches(images)
         pixel_values, grid = pixel_values.to(self.device, self.model.dtype), grid.to(self.device)
         return tower_features(self.vision_tower, pixel_values, grid, early_block)
 
@@ -394,5 +272,4 @@ class Policy(nn.Module):
         weights: all of them by the plain model's names, where `model` itself is sharded or has adapters.
         """
         self.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        self.processor.save(folder)

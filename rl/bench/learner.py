@@ -69,20 +69,19 @@ def both_rows(policy: Policy, choice: ModelChoice, workload: Workload) -> tuple[
     """The workload as B rows of G answers, and as B * G rows of one."""
     env = choice.env(workload).build(split="train")
     examples = [env[index] for index in range(workload.groups)]
-    images, phrases = [env.image(one.image) for one in examples], [one.prompt.text for one in examples]
+    questions = [one.question(env.image(one.image)) for one in examples]
     answers = random_answers(policy, workload)
     each = range(workload.answers)
     alone = policy.rows(
-        [image for image in images for _ in each],
-        [phrase for phrase in phrases for _ in each],
+        [question for question in questions for _ in each],
         [[tokens] for row in answers for tokens in row],
     )
-    return policy.rows(images, phrases, answers), alone
+    return policy.rows(questions, answers), alone
 
 
 def random_answers(policy: Policy, workload: Workload) -> list[list[NDArray[np.int64]]]:
     """[B][G] answers of T tokens that can be sampled."""
-    words = sorted(set(policy.tokenizer.get_vocab().values()) - set(policy.unsampled_tokens))
+    words = sorted(set(policy.processor.tokenizer.get_vocab().values()) - set(policy.processor.unsampled_tokens))
     rng = np.random.default_rng(0)
     shape = (workload.groups, workload.answers, workload.tokens)
     return [list(row) for row in rng.choice(np.array(words, np.int64), shape)]

@@ -19,6 +19,7 @@ from envs.datasets._scene import SPATIAL_WORDS
 from envs.datasets.cutout_scenes import Env
 from envs.plugin import Plugin
 from policies.families import vision_language
+from policies.processor import Processor
 from policies.tiny_model import TinySizes, word_tokenizer, write_untrained
 from rl.bench.side_by_side import Workload
 
@@ -26,14 +27,12 @@ from rl.bench.side_by_side import Workload
 class Policy(vision_language.Policy):
     """The policy of vision_language.py whose end token, too, cannot be sampled; the learner sees it so as well."""
 
-    _unsampled: torch.Tensor
-
-    def __init__(
-        self, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}", dtype: str = "float32"
-    ) -> None:
-        super().__init__(checkpoint, codec, question, dtype)
-        self.unsampled_tokens = sorted([*self.unsampled_tokens, self.end_token])
-        self._unsampled = torch.tensor(self.unsampled_tokens)
+    @classmethod
+    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}") -> Processor:
+        """The processor of a folder, the end token among those that are not sampled."""
+        processor = super().make_processor(checkpoint, codec, question)
+        processor.unsampled_tokens = sorted([*processor.unsampled_tokens, processor.end_token])
+        return processor
 
 
 @dataclass(frozen=True)

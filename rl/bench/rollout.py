@@ -49,8 +49,8 @@ def questions(policy: Policy, choice: ModelChoice, workload: Workload) -> Prompt
     """The workload's prompts, without answers."""
     env = choice.env(workload).build(split="train")
     examples = [env[index] for index in range(workload.groups)]
-    none = [[np.array([policy.end_token])]] * workload.groups
-    return policy.rows([env.image(one.image) for one in examples], [one.prompt.text for one in examples], none)
+    none = [[np.array([policy.processor.end_token])]] * workload.groups
+    return policy.rows([one.question(env.image(one.image)) for one in examples], none)
 
 
 def sampled(policy: Policy, rows: PromptRows, workload: Workload, temperature: float) -> NDArray[np.int64]:
@@ -73,7 +73,7 @@ def generated(policy: Policy, rows: PromptRows, workload: Workload, temperature:
         image_grid_thw=rows.image_grid,
         num_return_sequences=workload.answers if temperature else 1,
         max_new_tokens=workload.tokens,
-        suppress_tokens=policy.unsampled_tokens,
+        suppress_tokens=policy.processor.unsampled_tokens,
         **drawing,
     )
     found = tokens[:, rows.prompt_tokens.shape[1] :].cpu().numpy()

@@ -140,7 +140,7 @@ def _scene(folder: Path, policy: Policy, env: Env, workload: Workload) -> trl_st
 def _prompt_lengths(scene: trl_step.BenchScene) -> list[int]:
     """[B] tokens."""
     return [
-        len(scene.policy.prompt_tokens(image, example.prompt.text))
+        len(scene.policy.processor.prompt_tokens(example.question(image)))
         for image, example in zip(scene.images, scene.examples, strict=True)
     ]
 

@@ -115,7 +115,7 @@ class TrlSteps:
         folder, policy = scene.folder, scene.policy
         # As TRL itself would load it.
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", truncation_side="left")
-        processor = _Processor(policy.image_processor, tokenizer, tokenizer.chat_template)
+        processor = _Processor(policy.processor.image_processor, tokenizer, tokenizer.chat_template)
         self._trainer = GRPOTrainer(
             model=Qwen3VLForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa"),
             reward_funcs=self._reward,
@@ -152,7 +152,7 @@ class TrlSteps:
             learning_rate=1e-6,
             temperature=1.0,
             top_k=0,
-            generation_kwargs={"suppress_tokens": self._scene.policy.unsampled_tokens},
+            generation_kwargs={"suppress_tokens": self._scene.policy.processor.unsampled_tokens},
             gradient_checkpointing=False,
             use_cpu=not torch.cuda.is_available(),
             bf16=False,
@@ -185,7 +185,7 @@ class TrlSteps:
             example = self._scene.examples[group]
             height, width = example.image.height, example.image.width
             texts = [one[0]["content"] for one, each in zip(completions, place, strict=True) if each == group]
-            answers = [self._scene.policy.codec.read(text, height, width, truncated=True) for text in texts]
+            answers = [self._scene.policy.processor.codec.read(text, height, width, truncated=True) for text in texts]
             self._scene.scorer.columns(compare(answers, self._targets[group], example.id, example.prompt.text))
         return list(made_up_totals(len(place)))
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.example import ImageRef
+from envs.datasets.base import Env
+from envs.example import ImageRef, Prompt, Question
 from rl.algorithms.base import Advantages, TokenAdvantages
 from rollout.records import Group
 
@@ -21,7 +22,7 @@ class Batch:
 
     images: tuple[ImageRef, ...]
     """[B]"""
-    phrases: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     """[B]"""
     tokens: tuple[tuple[NDArray[np.int64], ...], ...]
     """[B][G] token ids of each answer, end token included."""
@@ -45,7 +46,7 @@ class Batch:
         """The groups at `indices`."""
         return Batch(
             tuple(self.images[k] for k in indices),
-            tuple(self.phrases[k] for k in indices),
+            tuple(self.prompts[k] for k in indices),
             tuple(self.tokens[k] for k in indices),
             tuple(self.sampler_logprobs[k] for k in indices),
             self.advantages[list(indices)],
@@ -53,6 +54,10 @@ class Batch:
             None if self.token_advantages is None else tuple(self.token_advantages[k] for k in indices),
             None if self.prompt_lengths is None else tuple(self.prompt_lengths[k] for k in indices),
         )
+
+    def questions(self, env: Env) -> list[Question]:
+        """[B] what the policy was shown; env: where the images are."""
+        return [Question(env.image(ref), prompt) for ref, prompt in zip(self.images, self.prompts, strict=True)]
 
     def padded_advantages(self, num_tokens: int) -> NDArray[np.float32]:
         """[B, G] advantages of the responses, or [B, G, num_tokens] of their tokens where these have their own."""
@@ -81,7 +86,7 @@ def pack(groups: Sequence[Group], advantages: Advantages) -> Batch:
     responses = [[rollout.response for rollout in group.rollouts] for group in groups]
     return Batch(
         images=tuple(group.example.image for group in groups),
-        phrases=tuple(group.example.prompt.text_alone for group in groups),
+        prompts=tuple(group.example.prompt for group in groups),
         tokens=tuple(tuple(response.tokens for response in row) for row in responses),
         sampler_logprobs=tuple(tuple(response.logprobs for response in row) for row in responses),
         advantages=advantages.values.astype(np.float32),

@@ -6,7 +6,6 @@ RUN/dropped/step-000012.npz   plain arrays, nothing pickled; images by reference
 and says which of log-probabilities, loss and gradients is not finite.
 """
 
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from envs.datasets.base import Env
-from envs.example import ImageRef
+from envs.example import ImageRef, Prompt
 from policies.families.base import PolicyContract
 from policies.weights import load_bucket
 from rl.algorithms.base import PolicyGradient
@@ -31,6 +30,7 @@ from rl.run.folder import RunFolder
 from rl.run.parts import rank_settings, run_parts, worker_settings
 from rl.run.preflight import object_store_bytes
 from rollout import cluster, disk
+from rollout.disk import whole_file
 from rollout.settings import Sampling
 
 MOST_IN_A_ROW = 3
@@ -76,7 +76,7 @@ def write_batch(batch: Batch, path: Path) -> None:
         "image_keys": np.array([image.key for image in batch.images], np.str_),
         "image_sha256": np.array([image.sha256 for image in batch.images], np.str_),
         "image_sizes": np.array([(image.height, image.width) for image in batch.images], np.int64).reshape(-1, 2),
-        "phrases": np.array(batch.phrases, np.str_),
+        "phrases": np.array([prompt.text_alone for prompt in batch.prompts], np.str_),
         "lengths": np.array([[len(tokens) for tokens in row] for row in batch.tokens], np.int64),
         "tokens": _joined(batch.tokens),
         "sampler_logprobs": _joined(batch.sampler_logprobs),
@@ -87,11 +87,8 @@ def write_batch(batch: Batch, path: Path) -> None:
         arrays["token_advantages"] = _joined(batch.token_advantages)
     if batch.prompt_lengths is not None:
         arrays["prompt_lengths"] = np.array(batch.prompt_lengths, np.int64)
-    partial = path.with_suffix(".partial")
-    with disk.writing("the batch of this dropped step", path):
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(partial, path)
+    with disk.writing("the batch of this dropped step", path), whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_batch(path: Path) -> Batch:
@@ -111,7 +108,7 @@ def read_batch(path: Path) -> Batch:
     token_advantages, prompt_lengths = found.get("token_advantages"), found.get("prompt_lengths")
     return Batch(
         images=tuple(ImageRef(str(key), str(sha256), int(h), int(w)) for key, sha256, (h, w) in rows),
-        phrases=tuple(str(phrase) for phrase in found["phrases"]),
+        prompts=tuple(Prompt.of_text(str(phrase)) for phrase in found["phrases"]),
         tokens=_split(found["tokens"], lengths),
         sampler_logprobs=_split(found["sampler_logprobs"], lengths),
         advantages=found["advantages"],
@@ -152,7 +149,7 @@ def group_losses(
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     for k in range(len(batch)):
         part = batch.part([k])
-        rows = policy.rows([env.image(ref) for ref in part.images], part.phrases, part.tokens)
+        rows = policy.rows(part.questions(env), part.tokens)
         new, mask = policy.forward(rows, sampling.temperature, sampling.grammar_tokens), rows.scored_mask
         advantages = torch.from_numpy(part.padded_advantages(mask.shape[-1])).to(new.device)
         objective = algorithm.terms(new, new.detach(), mask, advantages).objective
@@ -167,7 +164,7 @@ def group_losses(
             "gradients": gradients,
         }
         yield GroupLoss(
-            phrase=part.phrases[0],
+            phrase=part.prompts[0].text,
             counts=bool(part.counts[0]),
             loss=float(-objective.detach().mean()),
             gradient_norm=float(torch.nn.utils.get_total_norm(gradients)),

@@ -1,10 +1,11 @@
-"""Which groups go through the policy together: mini-batches cut into passes, these dealt to ranks, and the loss of one.
+"""Which groups go through the policy together: mini-batches cut into micro-batches, these dealt to ranks, and the loss
+of one.
 
 The plan is made by pure functions of what every rank knows, so that all ranks come to the same one without a word. A
-pass of B groups runs on B * (P + K) tokens, P the longest prompt in it and K the most answer tokens of a group of it
-(policies/sharing/packing.py); what is shorter is padded. Besides, its attention mask takes at most n * B * G * T * (P +
-T) bytes, T the longest of G answers, n the queries per key head (policies/sharing/attention.py): 8 MB times n for 16
-answers of 400 tokens to 900.
+micro-batch of B groups runs on B * (P + K) tokens, P the longest prompt in it and K the most answer tokens of a group
+of it (policies/sharing/packing.py); what is shorter is padded. Besides, its attention mask takes at most n * B * G * T
+* (P + T) bytes, T the longest of G answers, n the queries per key head (policies/sharing/attention.py): 8 MB times n
+for 16 answers of 400 tokens to 900.
 """
 
 from collections.abc import Sequence
@@ -18,21 +19,21 @@ from torch import Tensor
 from policies.families.base import PromptRows
 from rl.algorithms.base import PolicyGradient, importance_weights, token_divergence
 from rl.learner.batch import Batch
-from rl.learner.stats import Mean, PassStats, importance_stats, loss_stats, pass_mean, sampler_stats
+from rl.learner.stats import Mean, MicroBatchStats, importance_stats, loss_stats, masked_mean, sampler_stats
 
 
 @dataclass(frozen=True)
-class Pass:
+class PlannedMicroBatch:
     """One forward and backward pass of one rank."""
 
     groups: tuple[int, ...]
     """Places in the batch."""
     weighs: bool = True
-    """False for a repeat of another pass, which only keeps this rank in step with those that have one more."""
+    """False for a repeat of another micro-batch, which only keeps this rank in step with those that have one more."""
 
 
-Round = tuple[Pass, ...]
-"""[ranks] passes that the ranks do at the same time."""
+Round = tuple[PlannedMicroBatch, ...]
+"""[ranks] micro-batches that the ranks do at the same time."""
 
 
 @dataclass(frozen=True)
@@ -49,39 +50,40 @@ class GroupTokens:
         return GroupTokens(self.prompts[list(groups)], self.answers[list(groups)])
 
     def padded(self, groups: Sequence[int]) -> int:
-        """Tokens that a pass over these groups runs on, padding included."""
+        """Tokens that a micro-batch over these groups runs on, padding included."""
         chosen = self.of(groups)
         return len(groups) * int(chosen.prompts.max() + chosen.answers.max())
 
 
-def even_passes(groups: Sequence[int], per_pass: int, ranks: int) -> list[Round]:
-    """Passes of per_pass groups each; ranks * per_pass must divide the number of groups."""
-    shares = [np.asarray(groups)[rank::ranks].reshape(-1, per_pass).tolist() for rank in range(ranks)]
-    return [tuple(Pass(tuple(share)) for share in at_once) for at_once in zip(*shares, strict=True)]
+def even_micro_batches(groups: Sequence[int], size: int, ranks: int) -> list[Round]:
+    """Micro-batches of `size` groups each; ranks * size must divide the number of groups."""
+    shares = [np.asarray(groups)[rank::ranks].reshape(-1, size).tolist() for rank in range(ranks)]
+    return [tuple(PlannedMicroBatch(tuple(share)) for share in at_once) for at_once in zip(*shares, strict=True)]
 
 
-def budget_passes(groups: Sequence[int], tokens: GroupTokens, budget: int, ranks: int) -> list[Round]:
-    """Fewest passes that a budget of padded tokens allows, with as little padding: groups by length, the longest first.
+def budgeted_micro_batches(groups: Sequence[int], tokens: GroupTokens, budget: int, ranks: int) -> list[Round]:
+    """Fewest micro-batches that a budget of padded tokens allows, with as little padding: groups by length, the longest
+    first.
 
-    Passes are halved until all ranks have equally many; where single groups run out first, repeats without weight fill
+    They are halved until all ranks have equally many; where single groups run out first, repeats without weight fill
     the last round. Raises ValueError for a group that alone is above the budget.
     """
     refuse_small_budget(budget, tokens.of(groups))
     by_length = sorted(groups, key=lambda k: (-int(tokens.prompts[k] + tokens.answers[k]), k))
-    passes = _stretches(by_length, tokens, budget)
-    while len(passes) % ranks and max(map(len, passes)) > 1:
-        longest = max((one for one in passes if len(one) > 1), key=tokens.padded)
-        at, half = passes.index(longest), len(longest) // 2
-        passes[at : at + 1] = [longest[:half], longest[half:]]
-    filled = [Pass(tuple(one)) for one in passes]
-    # The shortest pass is the cheapest to repeat.
-    filled += [Pass(filled[-1].groups, weighs=False)] * (-len(filled) % ranks)
+    micro_batches = _stretches(by_length, tokens, budget)
+    while len(micro_batches) % ranks and max(map(len, micro_batches)) > 1:
+        longest = max((one for one in micro_batches if len(one) > 1), key=tokens.padded)
+        at, half = micro_batches.index(longest), len(longest) // 2
+        micro_batches[at : at + 1] = [longest[:half], longest[half:]]
+    filled = [PlannedMicroBatch(tuple(one)) for one in micro_batches]
+    # The shortest micro-batch is the cheapest to repeat.
+    filled += [PlannedMicroBatch(filled[-1].groups, weighs=False)] * (-len(filled) % ranks)
     return [tuple(filled[first : first + ranks]) for first in range(0, len(filled), ranks)]
 
 
 def _stretches(groups: list[int], tokens: GroupTokens, budget: int) -> list[list[int]]:
-    """The groups, in their order, cut into the fewest passes within the budget, and of these cuts the least padded."""
-    cuts = [(0, 0, 0)]  # of the first n groups: passes, padded tokens, where the last pass begins
+    """The groups, in their order, cut into the fewest stretches within the budget, the least padded of these cuts."""
+    cuts = [(0, 0, 0)]  # of the first n groups: stretches, padded tokens, where the last stretch begins
     for end in range(1, len(groups) + 1):
         found = []
         for first in range(end - 1, -1, -1):
@@ -90,12 +92,12 @@ def _stretches(groups: list[int], tokens: GroupTokens, budget: int) -> list[list
                 break
             found.append((cuts[first][0] + 1, cuts[first][1] + padded, first))
         cuts.append(min(found))
-    passes, end = [], len(groups)
+    stretches, end = [], len(groups)
     while end:
         first = cuts[end][2]
-        passes.append(groups[first:end])
+        stretches.append(groups[first:end])
         end = first
-    return passes[::-1]
+    return stretches[::-1]
 
 
 def refuse_small_budget(budget: int, tokens: GroupTokens, most_answer_tokens: int = 0) -> None:
@@ -116,51 +118,54 @@ def refuse_small_budget(budget: int, tokens: GroupTokens, most_answer_tokens: in
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """What the passes between two updates have in common, on all ranks."""
+    """What the micro-batches between two updates have in common, on all ranks."""
 
     responses: int
     """Answers in groups that count, at least 1: the loss is the mean over them."""
-    passes: int
-    """Passes that weigh."""
+    micro_batches: int
+    """Micro-batches that weigh."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """One pass of this rank."""
+class MicroBatch:
+    """What one forward and backward pass of this rank goes over."""
 
     part: Batch
-    """Groups of the pass; of one that does not weigh, none counts."""
+    """Groups of the micro-batch; of one that does not weigh, none counts."""
     rows: PromptRows
-    """Groups of the pass, as the policy takes them."""
+    """Groups of the micro-batch, as the policy takes them."""
     weighs: bool
     """False for a repeat that only keeps ranks in step."""
     most_scored: int
-    """Most tokens that any rank scores in its pass at this time."""
+    """Most tokens that any rank scores in its micro-batch at this time."""
     minibatch: MiniBatch
 
 
-def work_of(batch: Batch, one: Pass, rows: PromptRows, most_scored: int, minibatch: MiniBatch) -> Work:
-    """The Work of a planned pass over groups of a batch, with the rows of these groups."""
+def micro_batch_of(
+    batch: Batch, one: PlannedMicroBatch, rows: PromptRows, most_scored: int, minibatch: MiniBatch
+) -> MicroBatch:
+    """The micro-batch of a plan, with the rows of its groups."""
     part = batch.part(one.groups)
     if not one.weighs:
         part = replace(part, counts=np.zeros_like(part.counts))
-    return Work(part, rows, one.weighs, most_scored, minibatch)
+    return MicroBatch(part, rows, one.weighs, most_scored, minibatch)
 
 
-def pass_loss(
-    algorithm: PolicyGradient, work: Work, new: Tensor, old: Tensor, reference: Tensor | None = None
-) -> tuple[Tensor, PassStats]:
-    """This pass's part of the loss, a scalar: the parts of all passes and ranks add up to a mini-batch's mean.
+def micro_batch_loss(
+    algorithm: PolicyGradient, micro: MicroBatch, new: Tensor, old: Tensor, reference: Tensor | None = None
+) -> tuple[Tensor, MicroBatchStats]:
+    """Part of the loss that a micro-batch has, a scalar: the parts of all of them and of all ranks add up to a
+    mini-batch's mean.
 
     new, old, reference: [B, G, T] log-probabilities of the policy, of what it was before the step's first update, and
     of the one that the run began with, where the algorithm has a divergence from it.
     """
-    part, mask = work.part, work.rows.scored_mask
+    part, mask = micro.part, micro.rows.scored_mask
     num_tokens = mask.shape[-1]
     advantages = torch.from_numpy(part.padded_advantages(num_tokens)).to(new.device)
     counts = torch.from_numpy(part.counts).to(new.device)[:, None].expand(part.advantages.shape)
-    weights = counts.float() / work.minibatch.responses
-    stats: PassStats = {}
+    weights = counts.float() / micro.minibatch.responses
+    stats: MicroBatchStats = {}
     if algorithm.importance_cap is not None:
         sampler = torch.from_numpy(part.padded_sampler_logprobs(num_tokens)).to(new.device)
         importance = importance_weights(old, sampler, mask, algorithm.importance_level)
@@ -173,7 +178,8 @@ def pass_loss(
     if reference is not None:
         divergence = token_divergence(new, reference, mask)
         loss = loss + algorithm.kl * (algorithm.pool(divergence, mask) * weights).sum()
-        stats["kl"] = pass_mean(divergence, counts[..., None] & mask)
-    # The mean of these over passes is the loss of the mini-batch; and all mini-batches weigh the same.
-    stats["loss"] = Mean(float(loss.detach()) * work.minibatch.passes, 1 / work.minibatch.passes)
-    return loss, stats if work.weighs else {name: Mean(mean.value, 0) for name, mean in stats.items()}
+        stats["kl"] = masked_mean(divergence, counts[..., None] & mask)
+    # The mean of these over micro-batches is the loss of the mini-batch; and all mini-batches weigh the same.
+    num = micro.minibatch.micro_batches
+    stats["loss"] = Mean(float(loss.detach()) * num, 1 / num)
+    return loss, stats if micro.weighs else {name: Mean(mean.value, 0) for name, mean in stats.items()}

@@ -24,16 +24,16 @@ from rl.learner.batch import Batch
 from rl.learner.engine import TrainingEngine, Watchdog, join, watched
 from rl.learner.micro_batches import (
     GroupTokens,
+    MicroBatch,
     MiniBatch,
     Round,
-    Work,
-    budget_passes,
-    even_passes,
-    pass_loss,
+    budgeted_micro_batches,
+    even_micro_batches,
+    micro_batch_loss,
+    micro_batch_of,
     refuse_small_budget,
-    work_of,
 )
-from rl.learner.stats import PassStats, of_all_ranks, step_stats
+from rl.learner.stats import MicroBatchStats, of_all_ranks, step_stats
 
 T = TypeVar("T")
 Weights = list[tuple[str, Tensor]]
@@ -76,19 +76,19 @@ class LearnerRank:
     def step(self, batch: Batch) -> dict[str, float]:
         """Learn from one rollout batch (all ranks get the same one and take their share); returns what to log of it.
 
-        Mini-batches are stretches of the batch. Every rank does the same number of passes, with or without signal in
-        its groups, and comes to the same numbers.
+        Mini-batches are stretches of the batch. Every rank goes through equally many micro-batches, with or without
+        signal in its groups, and comes to the same numbers.
         """
         learner = self._settings.learner
         lr = learner.lr_at(self._engine.steps_done)
         shares = [self._share(batch, part) for part in np.array_split(np.arange(len(batch)), learner.minibatches)]
-        # Before the first update the new log-probabilities are the old ones, so that pass needs no other.
-        old = [[self._logprobs(work) if m else None for work in share] for m, share in enumerate(shares)]
-        logs: list[PassStats] = []
+        # Before the first update the new log-probabilities are the old ones, so these need no pass of their own.
+        old = [[self._logprobs(micro) if m else None for micro in share] for m, share in enumerate(shares)]
+        logs: list[MicroBatchStats] = []
         norms, dropped = [], 0.0
         for share, before in zip(shares, old, strict=True):
-            for work, logprobs in zip(share, before, strict=True):
-                logs.append(self._learn(work, logprobs, last=work is share[-1]))
+            for micro, logprobs in zip(share, before, strict=True):
+                logs.append(self._learn(micro, logprobs, last=micro is share[-1]))
             norm, applied = self._engine.update(lr)
             norms.append(norm)
             dropped += not applied
@@ -96,51 +96,51 @@ class LearnerRank:
         stats = step_stats(of_all_ranks(logs, self._engine.device))
         return stats | {"grad_norm": float(np.mean(norms)), "updates_dropped": dropped, "lr": lr}
 
-    def _share(self, batch: Batch, groups: NDArray[np.int64]) -> list[Work]:
-        """This rank's passes over a mini-batch, some groups of the batch."""
+    def _share(self, batch: Batch, groups: NDArray[np.int64]) -> list[MicroBatch]:
+        """This rank's micro-batches over a mini-batch, some groups of the batch."""
         rounds = self._rounds(batch, groups.tolist())
         answers = batch.answer_tokens()
-        num_passes = sum(one.weighs for at_once in rounds for one in at_once)
+        num_micro_batches = sum(one.weighs for at_once in rounds for one in at_once)
         responses = int(batch.counts[groups].sum()) * batch.advantages.shape[1]
-        minibatch, share = MiniBatch(max(1, responses), num_passes), []
+        minibatch, share = MiniBatch(max(1, responses), num_micro_batches), []
         for at_once in rounds:
             mine = at_once[self._place.rank]
             most_scored = max(int(answers[list(one.groups)].sum()) for one in at_once)
-            share.append(work_of(batch, mine, self._rows(batch.part(mine.groups)), most_scored, minibatch))
+            share.append(micro_batch_of(batch, mine, self._rows(batch.part(mine.groups)), most_scored, minibatch))
         return share
 
     def _rounds(self, batch: Batch, groups: list[int]) -> list[Round]:
         learner, world = self._settings.learner, self._place.world_size
         if learner.token_budget is None:
-            return even_passes(groups, learner.micro_groups, world)
+            return even_micro_batches(groups, learner.micro_groups, world)
         if batch.prompt_lengths is None:
             raise ValueError("learner.token_budget needs a batch that knows its prompt_lengths; make it by pack().")
         tokens = GroupTokens(np.array(batch.prompt_lengths), batch.answer_tokens())
         refuse_small_budget(learner.token_budget, tokens, self._settings.most_answer_tokens)
-        return budget_passes(groups, tokens, learner.token_budget, world)
+        return budgeted_micro_batches(groups, tokens, learner.token_budget, world)
 
     def _rows(self, part: Batch) -> PromptRows:
-        images = [self._env.image(ref) for ref in part.images]
-        return self._engine.network.rows(images, part.phrases, part.tokens)
+        rows: PromptRows = self._engine.network.rows(part.questions(self._env), part.tokens)
+        return rows
 
-    def _forward(self, policy: Callable[..., Tensor], work: Work) -> Tensor:
-        return policy(work.rows, self._settings.temperature, self._settings.grammar_tokens, work.most_scored)
+    def _forward(self, policy: Callable[..., Tensor], micro: MicroBatch) -> Tensor:
+        return policy(micro.rows, self._settings.temperature, self._settings.grammar_tokens, micro.most_scored)
 
     @torch.no_grad()
-    def _logprobs(self, work: Work) -> Tensor:
-        return self._forward(self._engine, work)
+    def _logprobs(self, micro: MicroBatch) -> Tensor:
+        return self._forward(self._engine, micro)
 
-    def _learn(self, work: Work, old: Tensor | None, last: bool) -> PassStats:
+    def _learn(self, micro: MicroBatch, old: Tensor | None, last: bool) -> MicroBatchStats:
         """One forward and backward pass, the last one of its mini-batch or not.
 
-        old: [B, G, T] log-probabilities before the first update; None where this pass comes before it.
+        old: [B, G, T] log-probabilities before the first update; None where it was not yet done.
         """
-        new = self._forward(self._engine, work)
+        new = self._forward(self._engine, micro)
         reference = None
         if self._reference is not None:
             with torch.no_grad():
-                reference = self._forward(self._reference, work)
-        loss, stats = pass_loss(self._algorithm, work, new, new.detach() if old is None else old, reference)
+                reference = self._forward(self._reference, micro)
+        loss, stats = micro_batch_loss(self._algorithm, micro, new, new.detach() if old is None else old, reference)
         if not math.isfinite(stats["loss"].value):
             loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
         # The engine takes the mean over ranks; the loss is this rank's part of a sum.

@@ -1,6 +1,6 @@
-"""What the learner's ranks log of their passes, and what of it deserves a warning.
+"""What the learner's ranks log of their micro-batches, and what of it deserves a warning.
 
-Passes hold more or fewer answers, and those of several ranks make one step: each number knows what it is a mean over.
+They hold more or fewer answers, and those of several ranks make one step: each number knows what it is a mean over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ _WEIGHT, _WEIGHT_SQUARE = "sampler_weight", "sampler_weight_square"
 
 
 class Mean(NamedTuple):
-    """A number of one pass."""
+    """A number of one micro-batch."""
 
     value: float
     over: float
-    """How many things it is the mean (or, of a _max, the largest) of: its weight beside other passes; 0: of none."""
+    """How many things it is the mean (or, of a _max, the largest) of: its weight beside others; 0: of none."""
 
 
-PassStats = dict[str, Mean]
+MicroBatchStats = dict[str, Mean]
 
 
-def loss_stats(terms: LossTerms, counts: Tensor) -> PassStats:
+def loss_stats(terms: LossTerms, counts: Tensor) -> MicroBatchStats:
     """ratio_mean, ratio_max and clip_fraction (share of ratios clipped) of the responses [B, G] that count.
 
     Of one ratio per response or one a token, as the algorithm has them.
@@ -46,7 +46,7 @@ def loss_stats(terms: LossTerms, counts: Tensor) -> PassStats:
     }
 
 
-def sampler_stats(part: Batch, scored_mask: Tensor, old_logprobs: Tensor) -> PassStats:
+def sampler_stats(part: Batch, scored_mask: Tensor, old_logprobs: Tensor) -> MicroBatchStats:
     """How the learner's log-probabilities [B, G, T] of the sampled tokens differ from the sampler's own.
 
     sampler_logprob_difference and its _max: mean and largest absolute difference of a token; and of each response's
@@ -65,7 +65,7 @@ def sampler_stats(part: Batch, scored_mask: Tensor, old_logprobs: Tensor) -> Pas
     }
 
 
-def importance_stats(importance: Tensor, cap: float, counted: Tensor) -> PassStats:
+def importance_stats(importance: Tensor, cap: float, counted: Tensor) -> MicroBatchStats:
     """What the loss was weighed by: importance_mean and _max of min(cap, weight), importance_capped the share cut off.
 
     importance: weights [B, G, 1] of responses or [B, G, T] of tokens, before the cap; counted: bool, broadcast to it.
@@ -82,42 +82,42 @@ def importance_stats(importance: Tensor, cap: float, counted: Tensor) -> PassSta
     }
 
 
-def pass_mean(values: Tensor, counted: Tensor) -> Mean:
+def masked_mean(values: Tensor, counted: Tensor) -> Mean:
     """Mean of values where `counted`, a bool mask of their shape; 0 where nothing is."""
     num = int(counted.sum())
     return Mean(float(torch.where(counted, values.detach(), 0.0).sum()) / max(1, num), num)
 
 
-def of_all_ranks(passes: Sequence[PassStats], device: torch.device) -> list[PassStats]:
-    """The numbers of all ranks' passes, on every rank; of this one's where it is alone.
+def of_all_ranks(micro_batches: Sequence[MicroBatchStats], device: torch.device) -> list[MicroBatchStats]:
+    """The numbers of all ranks' micro-batches, on every rank; of this one's where it is alone.
 
-    All ranks call it, with equally many passes of the same names.
+    All ranks call it, with equally many micro-batches of the same names.
     """
     if torch.distributed.get_world_size() == 1:
-        return list(passes)
-    names = list(passes[0])
-    mine = torch.tensor([[one[name] for name in names] for one in passes], dtype=torch.float64, device=device)
+        return list(micro_batches)
+    names = list(micro_batches[0])
+    mine = torch.tensor([[one[name] for name in names] for one in micro_batches], dtype=torch.float64, device=device)
     gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(gathered, mine)
     rows = torch.cat(gathered).tolist()
     return [{name: Mean(*pair) for name, pair in zip(names, row, strict=True)} for row in rows]
 
 
-def step_stats(passes: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
-    """The numbers of a step from those of its passes on all ranks, each of which has the same names.
+def step_stats(micro_batches: Sequence[Mapping[str, Mean]]) -> dict[str, float]:
+    """The numbers of a step from those of its micro-batches on all ranks, each of which has the same names.
 
-    Means over what the passes' own are means over; of a _max the largest.
+    Means over what the micro-batches' own are means over; of a _max the largest.
 
     sampler_effective_sample_size: (sum w)^2 / (n sum w^2) over the n responses, 1 where all weigh the same and 1 / n
     where one weighs all: the share of them that still speaks for the learner's policy (Kong 1992).
     """
-    stats = {name: _joined(name, [one[name] for one in passes]) for name in passes[0]}
+    stats = {name: _joined(name, [one[name] for one in micro_batches]) for name in micro_batches[0]}
     mean, square = stats.pop(_WEIGHT), stats.pop(_WEIGHT_SQUARE)
     return stats | {"sampler_effective_sample_size": mean**2 / square}
 
 
 def _joined(name: str, means: Sequence[Mean]) -> float:
-    # Of nothing anywhere, all passes say the same.
+    # Of nothing anywhere, all micro-batches say the same.
     something = [mean for mean in means if mean.over] or [Mean(means[0].value, 1)]
     values, over = np.array(something, np.float64).T
     return float(values.max() if name.endswith("_max") else values @ over / over.sum())

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from envs.plugin import Plugin
+from policies.processor import Processor
 from rl.config.learner import RankSettings
 from rl.config.plugins import algorithm_plugin, codec_plugin, engine_plugin, env_plugin, policy_plugin
 from rl.config.rewards import RewardParts, reward_parts
@@ -48,6 +50,14 @@ def run_parts(config: RunConfig) -> RunParts:
 def _absolute(refined: RefinedSettings | None) -> RefinedSettings | None:
     """The settings as they travel to workers, which may run in another folder."""
     return refined and replace(refined, refiner=str(Path(refined.refiner).expanduser().resolve()))
+
+
+def processor_of(policy: Plugin) -> Processor:
+    """The processor of a policy, made without the policy. Raises as `PolicyContract.make_processor` does."""
+    family: Any = policy.load()
+    given = {name: policy.settings[name] for name in ("checkpoint", "codec", "question") if name in policy.settings}
+    processor: Processor = family.make_processor(**given)
+    return processor
 
 
 def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:

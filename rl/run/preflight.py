@@ -9,10 +9,11 @@ import torch
 
 from envs.datasets.base import Env
 from policies.families.base import PolicyContract
+from policies.processor import Processor
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.weights import stored_checksum
 from rl.config.run import RunConfig, most_answer_tokens, num_gpus
-from rl.run.parts import RunParts
+from rl.run.parts import RunParts, processor_of
 from rl.run.writable import refuse_unwritable_codec
 from rollout.settings import LEAST_OBJECT_STORE_GB
 
@@ -37,10 +38,8 @@ def preflight(config: RunConfig, parts: RunParts, learns: bool = True) -> None:
     refuse_missing_gpus(config, torch.cuda.device_count())
     if learns:
         refuse_full_disk(config, parts)
-    policy = policy_without_weights(config, parts)
-    if policy is not None:
-        refuse_unfit_policy(config, parts, policy)
-    refuse_unfit_refiner(config, parts, policy)
+    refuse_unfit_policy(config, parts, processor_of(parts.policy))
+    refuse_unfit_refiner(config, parts, policy_without_weights(config, parts))
 
 
 def refuse_unfit_learner(config: RunConfig, parts: RunParts) -> None:
@@ -154,24 +153,29 @@ def refuse_full_disk(config: RunConfig, parts: RunParts) -> None:
         )
 
 
-def policy_without_weights(config: RunConfig, parts: RunParts) -> PolicyContract | None:
-    """The policy, its adapters included, on the meta device; None where its class cannot be built so."""
-    if not parts.policy.takes("weights"):
-        return None
-    recipe, lora = parts.policy.with_settings(weights=False), config.learner.lora
-    policy: PolicyContract = (recipe if lora is None else recipe.with_settings(lora=lora)).build()
-    return policy
-
-
-def refuse_unfit_policy(config: RunConfig, parts: RunParts, policy: PolicyContract) -> None:
+def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor) -> None:
     """Raise ValueError where the policy cannot write the codec's answers, or a group can outgrow learner.token_budget.
 
-    policy: by `policy_without_weights`.
+    processor: of the run's policy.
     """
     budget = config.learner.token_budget
-    refuse_unwritable_codec(policy, parts.policy, parts.codec)
+    refuse_unwritable_codec(processor, parts.policy, parts.codec)
     if budget is not None:
-        _refuse_long_prompts(parts.env.build(split="train"), policy, budget, most_answer_tokens(config))
+        _refuse_long_prompts(parts.env.build(split="train"), processor, budget, most_answer_tokens(config))
+
+
+def policy_without_weights(config: RunConfig, parts: RunParts) -> PolicyContract | None:
+    """The policy, its adapters included, with names, shapes and dtypes of its parameters but no values.
+
+    None where its class cannot be built so, or neither adapters nor a refiner ask for it. Raises ValueError where
+    learner.lora names layers that there are not.
+    """
+    recipe, lora = parts.policy, config.learner.lora
+    if not recipe.takes("weights") or (lora is None and config.refined is None):
+        return None
+    recipe = recipe.with_settings(weights=False)
+    policy: PolicyContract = (recipe if lora is None else recipe.with_settings(lora=lora)).build()
+    return policy
 
 
 def refuse_unfit_refiner(config: RunConfig, parts: RunParts, policy: PolicyContract | None) -> None:
@@ -196,10 +200,10 @@ def refuse_unfit_refiner(config: RunConfig, parts: RunParts, policy: PolicyContr
         raise type(error)(f"refined.refiner is {named}: {error}") from error
 
 
-def _refuse_long_prompts(env: Env, policy: PolicyContract, budget: int, answers: int) -> None:
+def _refuse_long_prompts(env: Env, processor: Processor, budget: int, answers: int) -> None:
     for k in range(min(_MEASURED, len(env))):
         example = env[k]
-        prompt = len(policy.prompt_tokens(env.image(example.image), example.prompt.text))
+        prompt = len(processor.prompt_tokens(example.question(env.image(example.image))))
         if prompt + answers > budget:
             raise ValueError(
                 f"the prompt of {example.id} has {prompt} tokens and its answers can have {answers}, together "

@@ -10,7 +10,8 @@ import numpy as np
 
 from envs.codecs.base import AnswerCodec
 from envs.plugin import Plugin
-from policies.families.base import PolicyContract, Response
+from policies.families.base import Response
+from policies.processor import Processor
 
 _SHOWN = 5
 """Words that a message names."""
@@ -18,7 +19,7 @@ _SIDE_PX = 256
 """Side of the image whose triangles are written to try a codec."""
 
 
-def refuse_unwritable_codec(policy: PolicyContract, recipe: Plugin, codec: Plugin) -> None:
+def refuse_unwritable_codec(processor: Processor, recipe: Plugin, codec: Plugin) -> None:
     """Raise ValueError, naming codec and checkpoint, where the policy that `recipe` makes cannot write its answers.
 
     Tried are the answer to what is not there, and triangles of every size: so numbers of the codec's grids as far as
@@ -26,34 +27,34 @@ def refuse_unwritable_codec(policy: PolicyContract, recipe: Plugin, codec: Plugi
     between the signs of `point_text`, may: what it samples reads well, though it cannot be taught the codec's own.
     """
     try:
-        _write_triangles(policy, codec.build())
+        _write_triangles(processor, codec.build())
     except ValueError as error:
-        if _writes_otherwise(policy):
+        if _writes_otherwise(processor):
             return
         checkpoint = recipe.settings["checkpoint"]
         raise ValueError(f"codec is {codec.name}, policy.checkpoint {checkpoint}: {error}") from error
 
 
-def _writes_otherwise(policy: PolicyContract) -> bool:
+def _writes_otherwise(processor: Processor) -> bool:
     """Whether the codec's grammar can be followed in the policy's vocabulary."""
     try:
-        policy.token_grammar()
+        processor.token_grammar()
     except (ValueError, NotImplementedError):  # a codec need have no grammar, where none is asked for
         return False
     return True
 
 
-def _write_triangles(policy: PolicyContract, codec: AnswerCodec) -> None:
-    refuse_unwritable(policy, codec.encode([], _SIDE_PX, _SIDE_PX), "answer to what is not there")
+def _write_triangles(processor: Processor, codec: AnswerCodec) -> None:
+    refuse_unwritable(processor, codec.encode([], _SIDE_PX, _SIDE_PX), "answer to what is not there")
     for side in range(1, _SIDE_PX + 1):
         triangle = np.array([[0.0, 0.0], [side, 0.0], [side, side]])
         text = codec.encode([[triangle]], _SIDE_PX, _SIDE_PX)
-        refuse_unwritable(policy, text, f"outline of a triangle of {side}/{_SIDE_PX} of an image")
+        refuse_unwritable(processor, text, f"outline of a triangle of {side}/{_SIDE_PX} of an image")
 
 
-def refuse_unwritable(policy: PolicyContract, text: str, what: str) -> None:
+def refuse_unwritable(processor: Processor, text: str, what: str) -> None:
     """Raise ValueError where the policy cannot write `text`, an answer; what: of what it is one."""
-    words = unwritable_words(policy, text)
+    words = unwritable_words(processor, text)
     if words:
         named = ", ".join(map(repr, words[:_SHOWN])) + (" ..." if words[_SHOWN:] else "")
         raise ValueError(
@@ -62,20 +63,20 @@ def refuse_unwritable(policy: PolicyContract, text: str, what: str) -> None:
         )
 
 
-def unwritable_words(policy: PolicyContract, text: str) -> list[str]:
+def unwritable_words(processor: Processor, text: str) -> list[str]:
     """The words of an answer's text that the policy cannot sample, each once; [] where it can write the whole text.
 
     The text itself where each of its words alone could be written.
     """
-    if _comes_back(policy, text):
+    if _comes_back(processor, text):
         return []
-    return [word for word in dict.fromkeys(text.split()) if not _comes_back(policy, word)] or [text]
+    return [word for word in dict.fromkeys(text.split()) if not _comes_back(processor, word)] or [text]
 
 
-def _comes_back(policy: PolicyContract, text: str) -> bool:
+def _comes_back(processor: Processor, text: str) -> bool:
     """Whether `text` is what its own tokens say, up to white space, and all of them can be sampled."""
-    tokens = policy.answer_tokens(text)
-    if not {*policy.unsampled_tokens, policy.end_token}.isdisjoint(tokens[:-1].tolist()):
+    tokens = processor.answer_tokens(text)
+    if not {*processor.unsampled_tokens, processor.end_token}.isdisjoint(tokens[:-1].tolist()):
         return False
-    written = policy.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop"))
+    written = processor.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop"))
     return written.split() == text.split()

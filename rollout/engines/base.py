@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.example import Question
 from envs.plugin import Plugin
 from policies.families.base import PolicyContract, Response
 from policies.weights import Bucket
@@ -26,7 +27,7 @@ class Sampler(Protocol):
     """A model that answers, in this process."""
 
     policy: PolicyContract
-    """Writes prompts and reads answers; it need not hold the weights."""
+    """Model family of the checkpoint; with another engine's model it need not hold the weights."""
 
     def load_bucket(self, bucket: Bucket) -> None:
         """Take over some weights. Raises ValueError or KeyError where they do not fit the model."""
@@ -45,15 +46,11 @@ class Sampler(Protocol):
         ...
 
     def sample(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        phrases: Sequence[str],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
+        self, questions: Sequence[Question], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Response]]:
-        """[B][G] responses to B questions (image [H, W, 3], phrase).
+        """[B][G] responses to B questions; seeds: [B][G] keys of the answers' random streams.
 
-        seeds: [B][G] keys of the answers' random streams.
+        ValueError for a question that the policy cannot be asked.
         """
         ...
 

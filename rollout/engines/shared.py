@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from envs.example import Question
 from envs.plugin import Plugin
 from envs.ranges import at_least, check_ranges
 from policies.families.base import PolicyContract, PromptRows, Response
@@ -75,15 +76,11 @@ class SharedSampler:
         return (make_bucket(part) for part in bucket_names(self.policy.model))
 
     def sample(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        phrases: Sequence[str],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
+        self, questions: Sequence[Question], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Response]]:
         """[B][G] responses to B questions; each answer's tokens follow from its seed."""
-        no_response = [[np.array([self.policy.end_token])]] * len(phrases)
-        rows = self.policy.rows(images, phrases, no_response)
+        no_response = [[np.array([self.policy.processor.end_token])]] * len(questions)
+        rows = self.policy.rows(questions, no_response)
         draws = np.array([[uniforms((seed,), sampling.max_tokens) for seed in row] for row in seeds])
         flat = sample(self.policy, rows, sampling, draws, self._max_answers)
         size = draws.shape[1]
@@ -124,11 +121,12 @@ class _Flight:
         b, g, most = draws.shape
         r = b if max_answers is None else min(b, max(1, max_answers // g))
         self._policy, self._rows, self._sampling = policy, rows, sampling
+        self._end_token = policy.processor.end_token
         # One column more than there are tokens: where groups that are done draw from and write to until they leave.
         self._draws = functional.pad(torch.from_numpy(draws.reshape(b * g, most)), (0, 1)).to(policy.device)
         self._tokens = torch.zeros(b * g, most + 1, dtype=torch.int64, device=policy.device)
         self._logprobs = torch.zeros(b * g, most + 1, device=policy.device)
-        self._walk = GrammarWalk(policy.token_grammar() if sampling.grammar else None, r * g, most)
+        self._walk = GrammarWalk(policy.processor.token_grammar() if sampling.grammar else None, r * g, most)
         self._next_group, self._num_groups, self._group_size = r, b, g
         self._cache = PromptCache(policy.encode(rows.groups(0, r)), g, most)
         # By place: where the answer there has its row in the flat [B * G * (T + 1)], if it is finished, its last token.
@@ -150,7 +148,7 @@ class _Flight:
         self._last = chosen.view_as(self._starts)
         self._drawn = (self._drawn + 1).clamp(max=self._sampling.max_tokens)
         at_limit = self._drawn == self._sampling.max_tokens
-        self._ended = self._ended | (self._last == self._policy.end_token) | at_limit
+        self._ended = self._ended | (self._last == self._end_token) | at_limit
 
     def settle(self) -> None:
         """Let groups that are done make room for the next ones, or finished answers leave."""
@@ -191,11 +189,10 @@ class _Flight:
     def responses(self) -> list[Response]:
         """All answers, in order, each to its first end token."""
         tokens, logprobs = self._tokens[:, :-1].cpu().numpy(), self._logprobs[:, :-1].cpu().numpy()
-        ends = tokens == self._policy.end_token
+        ends = tokens == self._end_token
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
         return [
-            _response(tokens[k, :length], logprobs[k, :length], self._policy.end_token)
-            for k, length in enumerate(lengths)
+            _response(tokens[k, :length], logprobs[k, :length], self._end_token) for k, length in enumerate(lengths)
         ]
 
 

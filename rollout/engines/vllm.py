@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from envs.example import Question
 from envs.plugin import Plugin
 from envs.ranges import at_least, between, check_ranges
 from policies.families.base import Response
@@ -75,7 +75,7 @@ class Engine:
 
 
 class VllmSampler:
-    """vLLM in this process, and a policy without weights that writes its prompts and reads its answers."""
+    """vLLM in this process, and the policy without weights: its processor, and what its parameters are called."""
 
     def __init__(self, engine: Engine, policy: Plugin) -> None:
         # In one process with its workers a bucket is handed over as it is; else it would be pickled to another.
@@ -142,11 +142,7 @@ class VllmSampler:
         return (make_bucket(part) for part in bucket_names(self._offered))
 
     def sample(
-        self,
-        images: Sequence[NDArray[np.uint8]],
-        phrases: Sequence[str],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
+        self, questions: Sequence[Question], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Response]]:
         """[B][G] responses to B questions; the first seed of a group seeds all of it.
 
@@ -157,20 +153,21 @@ class VllmSampler:
             # Else images seen before would keep the features of the old vision tower.
             self._llm.llm_engine.reset_encoder_cache()
             self._stale_caches = False
+        processor = self.policy.processor
         prompts = [
             {
-                "prompt_token_ids": self.policy.question_tokens(phrase).tolist(),
-                "multi_modal_data": {"image": Image.fromarray(self.policy.question_image(image))},
+                "prompt_token_ids": processor.engine_tokens(question).tolist(),
+                "multi_modal_data": {"image": Image.fromarray(processor.shown_image(question.image))},
             }
-            for image, phrase in zip(images, phrases, strict=True)
+            for question in questions
         ]
         params = [self._params(sampling, own) for own in seeds]
         outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        for output, image, phrase in zip(outputs, images, phrases, strict=True):
-            if list(output.prompt_token_ids) != self.policy.prompt_tokens(image, phrase).tolist():
+        for output, question in zip(outputs, questions, strict=True):
+            if list(output.prompt_token_ids) != processor.prompt_tokens(question).tolist():
                 raise RuntimeError(
-                    f"vLLM made {len(output.prompt_token_ids)} tokens of the question {phrase!r}, the policy other "
-                    "ones; look for an image processor whose settings differ from the checkpoint's."
+                    f"vLLM made {len(output.prompt_token_ids)} tokens of the question {question.prompt.text!r}, the "
+                    "policy other ones; look for an image processor whose settings differ from the checkpoint's."
                 )
         return [[self._response(each) for each in sorted(o.outputs, key=lambda each: each.index)] for o in outputs]
 
@@ -183,15 +180,15 @@ class VllmSampler:
             max_tokens=sampling.max_tokens,
             seed=seeds[0] >> 2,  # theirs are signed, and count up within the group
             logprobs=0,  # of the sampled token alone
-            stop_token_ids=[self.policy.end_token],
+            stop_token_ids=[self.policy.processor.end_token],
             ignore_eos=True,
-            logit_bias=dict.fromkeys(self.policy.unsampled_tokens, _NEVER),
+            logit_bias=dict.fromkeys(self.policy.processor.unsampled_tokens, _NEVER),
             detokenize=False,
         )
 
     def _response(self, completion: Any) -> Response:
         tokens = list(completion.token_ids)
-        ended = bool(tokens) and tokens[-1] == self.policy.end_token
+        ended = bool(tokens) and tokens[-1] == self.policy.processor.end_token
         if completion.finish_reason not in ("stop", "length") or (completion.finish_reason == "stop") > ended:
             raise RuntimeError(
                 f"vLLM ended an answer of {len(tokens)} tokens by {completion.finish_reason!r} without the end token."

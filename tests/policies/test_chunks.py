@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from asking import ask_all
 from test_vision_language import ANSWERS, PHRASES, gradients, images, shared_rows, tokens_of, write_qwen2_5_vl
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,7 +103,7 @@ OBJECTIVES: dict[str, Callable[[Policy], Tensor]] = {
     "forward": lambda policy: policy(shared_rows(policy), 0.7).sum(),
     "forward beside a fuller rank": lambda policy: policy(shared_rows(policy), 0.7, most_scored=99).sum(),
     "grammar": lambda policy: policy(
-        policy.rows(images(2), PHRASES, tokens_of(policy, GRAMMATICAL)), grammar_tokens=48
+        policy.rows(ask_all(images(2), PHRASES), tokens_of(policy, GRAMMATICAL)), grammar_tokens=48
     ).sum(),
     "sft": lambda policy: policy.sft_loss(shared_rows(policy)),
     "sft with a spread": lambda policy: policy.sft_loss(shared_rows(policy), number_spread=1.5),
@@ -176,7 +177,7 @@ def test_one_image_a_group_goes_through_the_tower_once_a_pass_however_many_answe
     policy = Policy(folder, Codec(), question="find {phrase}")
     patches: list[int] = []
     handle = policy.vision_tower.register_forward_pre_hook(lambda _, given: patches.append(len(given[0])))
-    rows = policy.rows(images(2), PHRASES, [row[:answers] for row in tokens_of(policy, ANSWERS)])
+    rows = policy.rows(ask_all(images(2), PHRASES), [row[:answers] for row in tokens_of(policy, ANSWERS)])
     policy(rows).sum().backward()
     handle.remove()
     assert patches == [int(rows.image_grid.prod(-1).sum())]

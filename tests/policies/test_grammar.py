@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asking import ask_all
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -91,11 +92,11 @@ def images(num: int) -> list[np.ndarray]:
 
 
 def rows_of(policy: Policy, responses: Sequence[Sequence[np.ndarray]]) -> PromptRows:
-    return policy.rows(images(len(responses)), PHRASES[: len(responses)], responses)
+    return policy.rows(ask_all(images(len(responses)), PHRASES[: len(responses)]), responses)
 
 
 def sampled(case: Case, group: int, temperature: float = 1.0, grammar: bool = True, seed: int = 0) -> list[Response]:
-    rows = rows_of(case.policy, [[np.array([case.policy.end_token])]] * 3)
+    rows = rows_of(case.policy, [[np.array([case.policy.processor.end_token])]] * 3)
     draws = np.random.default_rng(seed).random((3, group, case.max_tokens))
     return sample(case.policy, rows, Sampling(temperature, case.max_tokens, grammar), draws)
 
@@ -116,19 +117,19 @@ def refuses(grammar: TokenGrammar, progress: Any, token: int) -> bool:
 @pytest.mark.slow
 def test_all_of_300_answers_of_an_untrained_model_are_valid_and_hardly_any_without_the_grammar(case: Case) -> None:
     responses = sampled(case, 100)
-    statuses = [case.policy.read(response, 32, 32).status for response in responses]
+    statuses = [case.policy.processor.read(response, 32, 32).status for response in responses]
     assert all(status.valid for status in statuses)
     assert {response.finish for response in responses} == {"stop"}
     assert statuses.count(AnswerStatus.OK) > 20
     # Some went on until the limit made them end soon.
     assert max(len(response.tokens) for response in responses) >= case.max_tokens - 8
-    free = [case.policy.read(response, 32, 32) for response in sampled(case, 20, grammar=False)]
+    free = [case.policy.processor.read(response, 32, 32) for response in sampled(case, 20, grammar=False)]
     assert sum(answer.status.valid for answer in free) < 5
 
 
 def test_greedy_answers_are_valid_too(case: Case) -> None:
     responses = sampled(case, 1, temperature=0.0)
-    assert all(case.policy.read(response, 32, 32).status.valid for response in responses)
+    assert all(case.policy.processor.read(response, 32, 32).status.valid for response in responses)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0])
@@ -156,7 +157,10 @@ def test_gradients_under_the_masks_are_finite(case: Case) -> None:
 
 @torch.no_grad()
 def test_probabilities_of_the_allowed_tokens_add_up_to_one_at_steps_of_every_kind(case: Case) -> None:
-    grammar, tokens = case.policy.token_grammar(), max(sampled(case, 4), key=lambda each: len(each.tokens)).tokens
+    grammar, tokens = (
+        case.policy.processor.token_grammar(),
+        max(sampled(case, 4), key=lambda each: len(each.tokens)).tokens,
+    )
     progress = grammar.start(case.max_tokens)
     period = 6 if case.max_tokens < 40 else 30
     for t, token in enumerate(tokens):
@@ -173,7 +177,10 @@ def test_probabilities_of_the_allowed_tokens_add_up_to_one_at_steps_of_every_kin
 
 @torch.no_grad()
 def test_what_the_mask_leaves_out_has_no_probability_in_sampling(case: Case) -> None:
-    grammar, rows = case.policy.token_grammar(), rows_of(case.policy, [[np.array([case.policy.end_token])]])
+    grammar, rows = (
+        case.policy.processor.token_grammar(),
+        rows_of(case.policy, [[np.array([case.policy.processor.end_token])]]),
+    )
     allowed = grammar.allowed([grammar.mask(grammar.start(case.max_tokens))])
     prompts = case.policy.encode(rows)
     free, masked = (
@@ -186,7 +193,7 @@ def test_what_the_mask_leaves_out_has_no_probability_in_sampling(case: Case) -> 
 
 
 def test_masks_are_those_found_by_trying_every_token_from_the_whole_state(case: Case) -> None:
-    grammar, size = case.policy.token_grammar(), len(case.policy.tokenizer)
+    grammar, size = case.policy.processor.token_grammar(), len(case.policy.processor.tokenizer)
     progress = grammar.start(case.max_tokens)
     for token in max(sampled(case, 2, seed=3), key=lambda each: len(each.tokens)).tokens:
         allowed = grammar.allowed([grammar.mask(progress)])[0].numpy()
@@ -196,29 +203,29 @@ def test_masks_are_those_found_by_trying_every_token_from_the_whole_state(case: 
 
 
 def test_every_text_of_encode_is_allowed_token_by_token(case: Case) -> None:
-    codec = case.policy.codec
+    codec = case.policy.processor.codec
     texts = random_texts(codec, 25) if codec in (PATH, POINT) else ["0 0 9 9 0 0 2 0 2 2 0 2", "none"]
-    tokens = [case.policy.answer_tokens(text) for text in texts]
-    assert all(len(case.policy.token_grammar().masks_of(each.tolist(), 400)) == len(each) for each in tokens)
+    tokens = [case.policy.processor.answer_tokens(text) for text in texts]
+    assert all(len(case.policy.processor.token_grammar().masks_of(each.tolist(), 400)) == len(each) for each in tokens)
 
 
 def test_two_tokens_leave_room_for_the_empty_answer_alone_and_one_is_refused(tiny_untrained: Path) -> None:
     policy = Policy(tiny_untrained, PATH)
-    grammar = policy.token_grammar()
+    grammar = policy.processor.token_grammar()
     allowed = np.flatnonzero(grammar.allowed([grammar.mask(grammar.start(2))])[0].numpy())
-    assert allowed.tolist() == [policy.tokenizer.get_vocab()["none"]]
+    assert allowed.tolist() == [policy.processor.tokenizer.get_vocab()["none"]]
     with pytest.raises(ValueError, match=r"max_tokens is 1, but the shortest valid answer takes 2 tokens; raise it"):
         grammar.start(1)
 
 
 def test_eleven_tokens_are_the_fewest_with_a_triangle(tiny_untrained: Path) -> None:
-    grammar = Policy(tiny_untrained, PATH).token_grammar()
+    grammar = Policy(tiny_untrained, PATH).processor.token_grammar()
     assert [grammar.allowed([grammar.mask(grammar.start(n))])[0].sum().item() for n in (10, 11)] == [1, 65]
 
 
 def test_tokens_that_were_sampled_without_the_grammar_are_refused(tiny_untrained: Path) -> None:
     policy = Policy(tiny_untrained, PATH)
-    rows = rows_of(policy, [[policy.answer_tokens("7 8 9")]])
+    rows = rows_of(policy, [[policy.processor.answer_tokens("7 8 9")]])
     with pytest.raises(ValueError, match=r"cannot follow under the grammar .* sampled without"):
         policy(rows, 1.0, 32)
     assert torch.isfinite(policy(rows, 1.0)).all()
@@ -226,9 +233,9 @@ def test_tokens_that_were_sampled_without_the_grammar_are_refused(tiny_untrained
 
 def test_a_vocabulary_without_the_grammars_words_is_refused_by_name(tiny_untrained: Path) -> None:
     with pytest.raises(ValueError, match=r"no way to write '65', '66', .* sampling.grammar to false"):
-        Policy(tiny_untrained, path_tokens.Codec(box_bins=99)).token_grammar()
+        Policy(tiny_untrained, path_tokens.Codec(box_bins=99)).processor.token_grammar()
     with pytest.raises(ValueError, match=r"no way to write '\[', '\]'"):
-        Policy(tiny_untrained, POINT).token_grammar()
+        Policy(tiny_untrained, POINT).processor.token_grammar()
 
 
 def test_point_text_in_words_with_spaces_between_them_is_sampled_as_well(tmp_path: Path) -> None:
@@ -236,5 +243,5 @@ def test_point_text_in_words_with_spaces_between_them_is_sampled_as_well(tmp_pat
     write_untrained(tmp_path, [*"[],;", *[f"{k / 10:.1f}" for k in range(11)], *"catdog"], SIZES, seed=0)
     case = Case(Policy(tmp_path, codec, question="c a t {phrase}"), 60)
     responses = sampled(case, 30)
-    assert all(case.policy.read(response, 32, 32).status.valid for response in responses)
-    assert case.policy.text(responses[0])[:2] in ("[ ", "[")
+    assert all(case.policy.processor.read(response, 32, 32).status.valid for response in responses)
+    assert case.policy.processor.text(responses[0])[:2] in ("[ ", "[")

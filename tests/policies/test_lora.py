@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import ask_all
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
@@ -42,7 +43,9 @@ def sent(policy: Policy, merged: bool) -> list[Bucket]:
 def rows_for(policy: Policy) -> PromptRows:
     images = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
     texts = [["1 2 30 40 0 0 5 5 0 5", "none"], ["7 8 9", "64 0"]]
-    return policy.rows(images, ["dog", "cat"], [[policy.answer_tokens(text) for text in row] for row in texts])
+    return policy.rows(
+        ask_all(images, ["dog", "cat"]), [[policy.processor.answer_tokens(text) for text in row] for row in texts]
+    )
 
 
 def test_merged_weights_are_those_of_pefts_own_merge_and_leave_the_base_untouched_to_the_bit(

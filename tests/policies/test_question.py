@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from policies.question import Questions, check_phrase, check_question
+from policies.question import QuestionTemplate, check_phrase, check_question
 from policies.tiny_model import word_tokenizer
 
 QWEN = Path(os.environ.get("POLYTRACE_QWEN_TOKENIZER", "."))
@@ -81,8 +81,8 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
 
-def asked(tokenizer: Any, question: str = "{phrase}") -> Questions:
-    return Questions(tokenizer, question, tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+def asked(tokenizer: Any, question: str = "{phrase}") -> QuestionTemplate:
+    return QuestionTemplate(tokenizer, question, tokenizer.convert_tokens_to_ids("<|image_pad|>"))
 
 
 def at_once(tokenizer: Any, question: str) -> list[int]:

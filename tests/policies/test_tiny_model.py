@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import ask
 
 from envs.codecs.path_tokens import Codec
 from policies.families.vision_language import Policy
@@ -89,8 +90,8 @@ def test_layers_start_at_one_over_the_square_root_of_their_inputs_and_residual_o
 def test_an_untrained_model_is_about_as_unsure_as_a_uniform_one(tiny_untrained: Path) -> None:
     policy = Policy(tiny_untrained, Codec())
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    rows = policy.rows([image], ["dog"], [[policy.answer_tokens("1 2 3 4 5 6 7 8 9")]])
-    possible = len(policy.tokenizer) - 7
+    rows = policy.rows([ask(image, "dog")], [[policy.processor.answer_tokens("1 2 3 4 5 6 7 8 9")]])
+    possible = len(policy.processor.tokenizer) - 7
     assert policy.sft_loss(rows).item() == pytest.approx(math.log(possible), abs=0.7)
 
 
@@ -98,7 +99,7 @@ def test_an_image_is_cut_into_patches_without_resizing(tiny_untrained: Path) -> 
     policy = Policy(tiny_untrained, Codec())
     image = np.zeros((32, 32, 3), np.uint8)
     image[8:16, 24:32] = 255
-    rows = policy.rows([image], ["dog"], [[policy.answer_tokens("none")]])
+    rows = policy.rows([ask(image, "dog")], [[policy.processor.answer_tokens("none")]])
     assert rows.image_grid.tolist() == [[1, 4, 4]]
     assert rows.pixel_values.shape == (16, 192)
     white = (rows.pixel_values > 0).all(1)

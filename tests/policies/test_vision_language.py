@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import ask, ask_all
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from envs.codecs.path_tokens import Codec
+from envs.example import PointPart, Prompt, Question, TextPart
 from envs.polygons import AnswerStatus
 from policies.families.base import PromptRows, Response
 from policies.families.vision_language import Policy
@@ -74,17 +76,17 @@ def images(num: int, seed: int = 0, height: int = 32, width: int = 32) -> list[n
 
 
 def tokens_of(policy: Policy, texts: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
-    return [[policy.answer_tokens(text) for text in row] for row in texts]
+    return [[policy.processor.answer_tokens(text) for text in row] for row in texts]
 
 
 def shared_rows(policy: Policy) -> PromptRows:
     """Two groups of three answers, every length different."""
-    return policy.rows(images(2), PHRASES, tokens_of(policy, ANSWERS))
+    return policy.rows(ask_all(images(2), PHRASES), tokens_of(policy, ANSWERS))
 
 
 def questions(policy: Policy, pictures: list[np.ndarray], phrases: Sequence[str]) -> PromptRows:
     """Rows to sample from; their one response is a placeholder."""
-    return policy.rows(pictures, phrases, [[np.array([policy.end_token])]] * len(phrases))
+    return policy.rows(ask_all(pictures, phrases), [[np.array([policy.processor.end_token])]] * len(phrases))
 
 
 def two_caches(policy: Policy, rows: PromptRows) -> list[PromptCache]:
@@ -94,9 +96,9 @@ def two_caches(policy: Policy, rows: PromptRows) -> list[PromptCache]:
 
 def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndarray) -> Tensor:
     """[T, V] by transformers' own forward pass over prompt and answer, nothing of ours but the prompt's tokens."""
-    prompt = policy.prompt_tokens(image, phrase)
+    prompt = policy.processor.prompt_tokens(ask(image, phrase))
     ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
-    inputs = policy.image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")
+    inputs = policy.processor.image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")
     image_tokens = (ids == policy.model.config.image_token_id).int()
     logits = policy.model(input_ids=ids, mm_token_type_ids=image_tokens, **inputs).logits[0]
     return logits[len(prompt) - 1 : -1]
@@ -105,8 +107,8 @@ def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndar
 def sampleable(policy: Policy, logits: Tensor) -> Tensor:
     """Logits with all special tokens but the end token at minus infinity, by a slow loop."""
     logits = logits.clone()
-    for token in policy.tokenizer.all_special_ids:
-        if token != policy.end_token:
+    for token in policy.processor.tokenizer.all_special_ids:
+        if token != policy.processor.end_token:
             logits[..., token] = -torch.inf
     return logits
 
@@ -130,13 +132,26 @@ def test_shared_row_equals_transformers_own_forward_an_answer_at_a_time(policy: 
             torch.testing.assert_close(logprobs[b, g, : len(answer)], expected, atol=1e-5, rtol=0)
 
 
+def test_gradients_repeat_to_the_bit_with_two_threads(policy: Policy) -> None:
+    rng = np.random.default_rng(0)
+    numbers = [policy.processor.answer_tokens(str(rng.integers(65))) for _ in range(1200)]
+    rows = policy.rows(ask_all(images(1), PHRASES[:1]), [numbers])  # one place of the prompt predicts all first tokens
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = [gradients(policy, policy(rows).sum()) for _ in range(8)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(other[name], gradient) for other in others for name, gradient in first.items())
+
+
 def test_gradients_of_a_shared_row_equal_those_of_a_row_an_answer(policy: Policy) -> None:
     weights = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
     shared = gradients(policy, (policy(shared_rows(policy)) * weights).sum())
     alone = 0
     for b, image in enumerate(images(2)):
         for g, answer in enumerate(tokens_of(policy, ANSWERS)[b]):
-            row = policy(policy.rows([image], [PHRASES[b]], [[answer]]))
+            row = policy(policy.rows([ask(image, PHRASES[b])], [[answer]]))
             alone = alone + (row[0, 0] * weights[b, g, : len(answer)]).sum()
     separate = gradients(policy, alone)
     assert shared.keys() == separate.keys() == {name for name, _ in policy.named_parameters()}
@@ -147,8 +162,8 @@ def test_gradients_of_a_shared_row_equal_those_of_a_row_an_answer(policy: Policy
 
 def test_image_and_phrase_move_the_log_probabilities_far_more_than_those_tolerances(policy: Policy) -> None:
     rows, answers = shared_rows(policy), tokens_of(policy, ANSWERS)
-    other_image = policy.rows(images(2, seed=1), PHRASES, answers)
-    other_phrase = policy.rows(images(2), PHRASES[::-1], answers)
+    other_image = policy.rows(ask_all(images(2, seed=1), PHRASES), answers)
+    other_phrase = policy.rows(ask_all(images(2), PHRASES[::-1]), answers)
     for other in (other_image, other_phrase):
         assert (policy(rows) - policy(other)).abs().max() > 0.01
 
@@ -156,7 +171,7 @@ def test_image_and_phrase_move_the_log_probabilities_far_more_than_those_toleran
 def test_padding_a_prompt_on_the_left_changes_nothing(policy: Policy) -> None:
     rows = shared_rows(policy)
     assert not rows.prompt_mask[0].all()
-    alone = policy(policy.rows(images(2)[:1], PHRASES[:1], tokens_of(policy, ANSWERS)[:1]))
+    alone = policy(policy.rows(ask_all(images(2)[:1], PHRASES[:1]), tokens_of(policy, ANSWERS)[:1]))
     torch.testing.assert_close(policy(rows)[:1, :, : alone.shape[2]], alone, atol=1e-5, rtol=0)
 
 
@@ -164,10 +179,12 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
     if policy.model.config.model_type == "qwen3_vl":
         pytest.skip("the tiny Qwen3-VL sees all images at one size")
     mixed = [images(1)[0], images(1, height=48, width=24)[0]]
-    rows = policy.rows(mixed, PHRASES, tokens_of(policy, ANSWERS))
+    rows = policy.rows(ask_all(mixed, PHRASES), tokens_of(policy, ANSWERS))
     assert rows.image_grid.tolist() == [[1, 8, 8], [1, 12, 6]]
     for b in range(2):
-        alone = policy(policy.rows(mixed[b : b + 1], PHRASES[b : b + 1], tokens_of(policy, ANSWERS)[b : b + 1]))
+        alone = policy(
+            policy.rows(ask_all(mixed[b : b + 1], PHRASES[b : b + 1]), tokens_of(policy, ANSWERS)[b : b + 1])
+        )
         torch.testing.assert_close(policy(rows)[b : b + 1, :, : alone.shape[2]], alone, atol=1e-5, rtol=0)
 
 
@@ -175,28 +192,51 @@ def test_groups_of_rows_come_with_their_own_images(policy: Policy) -> None:
     if policy.model.config.model_type == "qwen3_vl":
         pytest.skip("the tiny Qwen3-VL sees all images at one size")
     mixed = [images(1)[0], images(1, height=48, width=24)[0], images(1, seed=2)[0]]
-    rows = policy.rows(mixed, [*PHRASES, "dog"], [*tokens_of(policy, ANSWERS), [policy.answer_tokens("none")]])
+    rows = policy.rows(
+        ask_all(mixed, [*PHRASES, "dog"]), [*tokens_of(policy, ANSWERS), [policy.processor.answer_tokens("none")]]
+    )
     torch.testing.assert_close(policy(rows.groups(1, 3)), policy(rows)[1:], atol=1e-5, rtol=0)
 
 
 def test_a_policy_without_weights_asks_and_reads_like_one_with_them(policy: Policy, tmp_path: Path) -> None:
     policy.save(tmp_path)
     hollow = Policy(tmp_path, Codec(), question="find {phrase}", weights=False)
+    alone = Policy.make_processor(tmp_path, Codec(), "find {phrase}")
     assert {parameter.device.type for parameter in hollow.parameters()} == {"meta"}
     shapes, hollow_shapes = ({n: p.shape for n, p in each.model.named_parameters()} for each in (policy, hollow))
     assert shapes == hollow_shapes
-    prompt = hollow.prompt_tokens(images(1)[0], "dog")
-    assert prompt.tolist() == policy.prompt_tokens(images(1)[0], "dog").tolist()
+    question = ask(images(1)[0], "dog")
+    prompt = policy.processor.prompt_tokens(question)
     placeholder = prompt != hollow.model.config.image_token_id
     placeholder[np.flatnonzero(~placeholder)[0]] = True
-    assert hollow.question_tokens("dog").tolist() == prompt[placeholder].tolist()
-    tokens = policy.answer_tokens("none")
-    assert hollow.read(Response(tokens, np.zeros(2, np.float32), "stop"), 32, 32).status is AnswerStatus.EMPTY
+    tokens = policy.processor.answer_tokens("none")
+    response = Response(tokens, np.zeros(2, np.float32), "stop")
+    for each in (hollow.processor, alone):
+        assert each.prompt_tokens(question).tolist() == prompt.tolist()
+        assert each.engine_tokens(question).tolist() == prompt[placeholder].tolist()
+        assert each.read(response, 32, 32).status is AnswerStatus.EMPTY
+
+
+def test_a_question_that_the_family_cannot_be_asked_is_refused_by_what_it_has(policy: Policy) -> None:
+    image, masks = images(1)[0], np.zeros((3, 32, 32), np.bool_)
+    pointed = Prompt((TextPart("the cup left of"), PointPart((3.0, 4.0))))
+    for wrong, message in (
+        (Question(image, pointed), "the cup left of.*PointPart"),
+        (Question(image, Prompt((TextPart("dog"),), asked="box")), "'dog' asks for a box"),
+        (Question(image, Prompt.of_text("dog"), masks), "'dog' comes with 3 masks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy.processor.prompt_tokens(wrong)
+        with pytest.raises(ValueError, match=message):
+            policy.rows([wrong], [[policy.processor.answer_tokens("none")]])
+    with pytest.raises(ValueError, match="different images"):
+        end = policy.processor.answer_tokens("none")
+        policy.supervised_rows([[(ask(image, "dog"), end), (ask(images(2)[1], "dog"), end)]])
 
 
 def test_a_row_with_fewer_answers_has_zeros_in_their_place(policy: Policy) -> None:
     answers = tokens_of(policy, ANSWERS)
-    rows = policy.rows(images(2), PHRASES, [answers[0][:1], answers[1]])
+    rows = policy.rows(ask_all(images(2), PHRASES), [answers[0][:1], answers[1]])
     logprobs = policy(rows)
     torch.testing.assert_close(logprobs[0, 0], policy(shared_rows(policy))[0, 0], atol=1e-5, rtol=0)
     assert (logprobs[0, 1:] == 0).all()
@@ -204,12 +244,12 @@ def test_a_row_with_fewer_answers_has_zeros_in_their_place(policy: Policy) -> No
 
 def test_supervised_rows_score_the_same_answers_as_rows(policy: Policy) -> None:
     image, answers = images(1), tokens_of(policy, ANSWERS)[0][:2]
-    supervised = policy.supervised_rows(image, [list(zip(PHRASES, answers, strict=True))])
+    supervised = policy.supervised_rows([list(zip(ask_all(image * 2, PHRASES), answers, strict=True))])
     assert supervised.scored_mask.sum() == sum(map(len, answers))
     logprobs = policy(supervised)
     assert (logprobs[~supervised.scored_mask] == 0).all()
     for g, answer in enumerate(answers):
-        asked = policy(policy.rows(image, PHRASES[g : g + 1], [[answer]]))[0, 0]
+        asked = policy(policy.rows(ask_all(image, PHRASES[g : g + 1]), [[answer]]))[0, 0]
         torch.testing.assert_close(logprobs[0, g][supervised.scored_mask[0, g]], asked, atol=1e-5, rtol=0)
 
 
@@ -220,22 +260,22 @@ def test_sft_loss_is_minus_the_mean_log_probability(policy: Policy) -> None:
 
 
 def test_sft_loss_with_a_spread_equals_a_slow_loop_over_neighbouring_numbers(policy: Policy) -> None:
-    image, answer = images(1)[0], policy.answer_tokens("5 64 none")
+    image, answer = images(1)[0], policy.processor.answer_tokens("5 64 none")
     logprobs = torch.log_softmax(sampleable(policy, plain_logits(policy, image, "dog", answer)), -1)
-    numbers = [policy.tokenizer.convert_tokens_to_ids(str(k)) for k in range(65)]
+    numbers = [policy.processor.tokenizer.convert_tokens_to_ids(str(k)) for k in range(65)]
     losses = [-logprobs[t, answer[t]].item() for t in (2, 3)]
     for t, value in enumerate((5, 64)):
         weights = [np.exp(-((k - value) ** 2) / (2 * 1.5**2)) for k in range(65)]
         losses.append(-sum(w * logprobs[t, n].item() for w, n in zip(weights, numbers, strict=True)) / sum(weights))
-    loss = policy.sft_loss(policy.rows([image], ["dog"], [[answer]]), number_spread=1.5)
+    loss = policy.sft_loss(policy.rows([ask(image, "dog")], [[answer]]), number_spread=1.5)
     assert loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_temperature_divides_the_logits(policy: Policy) -> None:
-    image, answer = images(1)[0], policy.answer_tokens("5 64 none")
+    image, answer = images(1)[0], policy.processor.answer_tokens("5 64 none")
     logits = sampleable(policy, plain_logits(policy, image, "dog", answer))
     for temperature in (0.5, 2.0):
-        logprobs = policy(policy.rows([image], ["dog"], [[answer]]), temperature)[0, 0]
+        logprobs = policy(policy.rows([ask(image, "dog")], [[answer]]), temperature)[0, 0]
         expected = torch.log_softmax(logits / temperature, -1)[range(4), answer]
         torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
 
@@ -244,11 +284,18 @@ def test_temperature_divides_the_logits(policy: Policy) -> None:
 def test_only_special_tokens_other_than_the_end_have_probability_zero(policy: Policy) -> None:
     cache = PromptCache(policy.encode(questions(policy, images(2), PHRASES)), 1, 1)
     logprobs = policy.decode(cache, cache.prompts.last_tokens[:, None], 1.0)
-    impossible = {policy.tokenizer.pad_token_id, policy.tokenizer.unk_token_id, policy.model.config.image_token_id}
+    impossible = {
+        policy.processor.tokenizer.pad_token_id,
+        policy.processor.tokenizer.unk_token_id,
+        policy.model.config.image_token_id,
+    }
     impossible |= {policy.model.config.video_token_id, policy.model.config.vision_start_token_id}
-    impossible |= {policy.model.config.vision_end_token_id, policy.tokenizer.convert_tokens_to_ids("<|answer|>")}
+    impossible |= {
+        policy.model.config.vision_end_token_id,
+        policy.processor.tokenizer.convert_tokens_to_ids("<|answer|>"),
+    }
     assert (logprobs[0] == -torch.inf).nonzero()[:, 0].tolist() == sorted(impossible)
-    assert torch.isfinite(logprobs[:, policy.end_token]).all()
+    assert torch.isfinite(logprobs[:, policy.processor.end_token]).all()
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(2))
 
 
@@ -259,9 +306,9 @@ def test_thousands_of_sampled_tokens_hold_no_special_one_and_every_answer_reads_
     responses = sample(policy, rows, Sampling(temperature=3.0, max_tokens=40), draws)
     tokens = np.concatenate([response.tokens for response in responses])
     assert len(tokens) > 5000
-    assert set(tokens.tolist()) & set(policy.tokenizer.all_special_ids) <= {policy.end_token}
+    assert set(tokens.tolist()) & set(policy.processor.tokenizer.all_special_ids) <= {policy.processor.end_token}
     assert len(set(tokens.tolist())) > 60
-    assert all(isinstance(policy.read(response, 32, 32).status, AnswerStatus) for response in responses)
+    assert all(isinstance(policy.processor.read(response, 32, 32).status, AnswerStatus) for response in responses)
 
 
 def test_encode_and_decode_report_the_log_probabilities_of_forward(policy: Policy) -> None:
@@ -271,7 +318,7 @@ def test_encode_and_decode_report_the_log_probabilities_of_forward(policy: Polic
     )
     assert len({len(response.tokens) for response in responses}) > 1
     again = [[response.tokens for response in responses[5 * b : 5 * b + 5]] for b in range(2)]
-    rows = policy.rows(images(2), PHRASES, again)
+    rows = policy.rows(ask_all(images(2), PHRASES), again)
     logprobs = policy(rows, temperature=0.7)[rows.response_mask].detach().numpy()
     np.testing.assert_allclose(np.concatenate([r.logprobs for r in responses]), logprobs, atol=1e-5)
 
@@ -312,7 +359,7 @@ def test_bfloat16_answers_have_the_log_probabilities_of_forward_to_its_precision
     draws = np.random.default_rng(3).random((2, 5, 24))
     responses = sample(policy, questions(policy, images(2), PHRASES), Sampling(max_tokens=24), draws)
     again = [[response.tokens for response in responses[5 * b : 5 * b + 5]] for b in range(2)]
-    rows = policy.rows(images(2), PHRASES, again)
+    rows = policy.rows(ask_all(images(2), PHRASES), again)
     logprobs = policy(rows)[rows.response_mask].detach().numpy()
     difference = np.abs(np.concatenate([r.logprobs for r in responses]) - logprobs)
     assert difference.mean() < 0.02 and difference.max() < 0.2
@@ -386,22 +433,24 @@ def test_images_that_the_image_processor_resamples_come_back_on_a_grid_that_span
 
 
 def test_a_prompt_holds_one_image_token_a_merged_patch_and_the_question(policy: Policy) -> None:
-    prompt = policy.prompt_tokens(images(1)[0], "dog")
+    prompt = policy.processor.prompt_tokens(ask(images(1)[0], "dog"))
     assert (prompt == policy.model.config.image_token_id).sum() == 16
-    rows = policy.rows(images(1), ["dog"], [[policy.answer_tokens("none")]])
+    rows = policy.rows(ask_all(images(1), ["dog"]), [[policy.processor.answer_tokens("none")]])
     assert prompt.tolist() == rows.prompt_tokens[0].tolist()
-    assert policy.tokenizer.convert_ids_to_tokens(prompt[-2:]) == ["dog", "<|answer|>"]
+    assert policy.processor.tokenizer.convert_ids_to_tokens(prompt[-2:]) == ["dog", "<|answer|>"]
 
 
 @torch.no_grad()
 def test_a_phrase_of_control_tokens_is_asked_as_words(policy: Policy) -> None:
-    special = [policy.tokenizer.pad_token, policy.tokenizer.eos_token, *policy.tokenizer.extra_special_tokens]
-    phrase, answer = " ".join(["the", *special, "banana"]), policy.answer_tokens("none")
-    prompt = policy.prompt_tokens(images(1)[0], phrase)
-    assert (prompt == policy.model.config.image_token_id).sum() == 16 and policy.end_token not in prompt
-    assert policy.question_tokens(phrase).tolist().count(policy.model.config.image_token_id) == 1
-    asked = policy(policy.rows(images(1), [phrase], [[answer]]))[0, 0]
-    supervised = policy.supervised_rows(images(1), [[(phrase, answer)]])
+    processor, image_token = policy.processor, policy.model.config.image_token_id
+    tokenizer = processor.tokenizer
+    special = [tokenizer.pad_token, tokenizer.eos_token, *tokenizer.extra_special_tokens]
+    phrase, answer = " ".join(["the", *special, "banana"]), processor.answer_tokens("none")
+    prompt = processor.prompt_tokens(ask(images(1)[0], phrase))
+    assert (prompt == image_token).sum() == 16 and processor.end_token not in prompt
+    assert processor.engine_tokens(ask(images(1)[0], phrase)).tolist().count(image_token) == 1
+    asked = policy(policy.rows(ask_all(images(1), [phrase]), [[answer]]))[0, 0]
+    supervised = policy.supervised_rows([[(ask(images(1)[0], phrase), answer)]])
     learned = policy(supervised)[0, 0][supervised.scored_mask[0, 0]]
     torch.testing.assert_close(learned, asked, atol=1e-5, rtol=0)
     sampled = sample(policy, questions(policy, images(1), [phrase]), Sampling(max_tokens=4), np.zeros((1, 2, 4)))
@@ -410,16 +459,19 @@ def test_a_phrase_of_control_tokens_is_asked_as_words(policy: Policy) -> None:
 
 def test_an_answers_text_comes_back_from_its_tokens_without_the_end(policy: Policy) -> None:
     text = "1 2 30 40 0 0 5 5 0 5 M 1 1 2 2 1 2 ; 0 0 64 64 0 0 9 0 9 9"
-    tokens = policy.answer_tokens(text)
-    assert tokens[-1] == policy.end_token
-    assert policy.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop")) == text
-    assert policy.text(Response(tokens[:4], np.zeros(4, np.float32), "length")) == "1 2 30 40"
+    tokens = policy.processor.answer_tokens(text)
+    assert tokens[-1] == policy.processor.end_token
+    assert policy.processor.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop")) == text
+    assert policy.processor.text(Response(tokens[:4], np.zeros(4, np.float32), "length")) == "1 2 30 40"
 
 
 def test_an_answer_without_its_end_reads_as_truncated(policy: Policy) -> None:
-    tokens = policy.answer_tokens("none")
-    assert policy.read(Response(tokens, np.zeros(2, np.float32), "stop"), 32, 32).status is AnswerStatus.EMPTY
-    assert policy.read(Response(tokens[:1], np.zeros(1, np.float32), "length"), 32, 32).status is AnswerStatus.TRUNCATED
+    tokens = policy.processor.answer_tokens("none")
+    assert policy.processor.read(Response(tokens, np.zeros(2, np.float32), "stop"), 32, 32).status is AnswerStatus.EMPTY
+    assert (
+        policy.processor.read(Response(tokens[:1], np.zeros(1, np.float32), "length"), 32, 32).status
+        is AnswerStatus.TRUNCATED
+    )
 
 
 def test_a_saved_policy_comes_back_to_the_bit(policy: Policy, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asking import ask_all
 from ellipses import Env
 from rich.console import Console
 
@@ -32,8 +33,8 @@ def config(run: Path, **settings: object) -> SftConfig:
 
 def test_an_env_without_names_gives_a_model_that_knows_its_phrases_and_is_trained(tmp_path: Path) -> None:
     policy = Policy(run_sft(config(tmp_path), QUIET), Codec())
-    assert policy.tokenizer("ellipse none 64 M").input_ids == [76, 75, 72, 73]
-    assert len(policy.tokenizer) == 8 + 65 + 3 + 1  # special tokens, numbers, signs of the codec, the phrase
+    assert policy.processor.tokenizer("ellipse none 64 M").input_ids == [76, 75, 72, 73]
+    assert len(policy.processor.tokenizer) == 8 + 65 + 3 + 1  # special tokens, numbers, signs of the codec, the phrase
     assert (tmp_path / "curve.tsv").read_text().splitlines()[1].startswith("1\toutlines\t")
 
 
@@ -50,8 +51,8 @@ def test_every_phrase_in_a_question_of_own_words_is_written_without_an_unknown_w
     policy = Policy(tmp_path, Codec(), question="Outline {phrase}, please.")
     for index in range(20):
         for example in env.scene(index):
-            ids = policy.question_tokens(example.prompt.text)
-            assert policy.tokenizer.unk_token_id not in ids, example.prompt.text
+            ids = policy.processor.engine_tokens(example.question(env.image(example.image)))
+            assert policy.processor.tokenizer.unk_token_id not in ids, example.prompt.text
 
 
 def test_a_codec_that_names_no_words_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -96,5 +97,5 @@ def test_photos_that_are_not_square_are_learned_in_their_own_ratio(tmp_path: Pat
     env = {**ELLIPSES, "sizes": [[48, 24], [20, 60]]}
     policy = Policy(run_sft(config(tmp_path, env=env), QUIET), Codec())
     images = [np.zeros((*size, 3), np.uint8) for size in ((48, 24), (20, 60))]
-    rows = policy.rows(images, ["ellipse"] * 2, [[policy.answer_tokens("none")]] * 2)
+    rows = policy.rows(ask_all(images, ["ellipse"] * 2), [[policy.processor.answer_tokens("none")]] * 2)
     assert rows.image_grid.tolist() == [[1, 5, 2], [1, 2, 8]]

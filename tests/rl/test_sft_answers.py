@@ -24,15 +24,15 @@ def config(max_tokens: int, **sft: int) -> SftConfig:
 
 
 def test_answers_that_fit_are_let_through_and_one_token_less_is_refused_by_the_longest(tiny_untrained: Path) -> None:
-    policy = Policy(tiny_untrained, Codec())
-    lengths = [len(policy.answer_tokens(answer_text(SPLITS[1][k], Codec(), SETTINGS))) for k in range(3)]
+    processor = Policy.make_processor(tiny_untrained, Codec())
+    lengths = [len(processor.answer_tokens(answer_text(SPLITS[1][k], Codec(), SETTINGS))) for k in range(3)]
     assert max(lengths) <= 4 + 2 * 9 + 1
-    refuse_unfit_answers(policy, Codec(), SPLITS, config(max(lengths)))
+    refuse_unfit_answers(processor, Codec(), SPLITS, config(max(lengths)))
     message = (
         rf"^max_tokens is 5, but the answer to validation \d takes {max(lengths)} tokens, .*max_vertices \(now 9\)"
     )
     with pytest.raises(ValueError, match=message):
-        refuse_unfit_answers(policy, Codec(), SPLITS, config(5))
+        refuse_unfit_answers(processor, Codec(), SPLITS, config(5))
 
 
 def test_an_answer_beyond_the_limits_of_the_codec_is_named(tiny_untrained: Path) -> None:
@@ -40,14 +40,14 @@ def test_an_answer_beyond_the_limits_of_the_codec_is_named(tiny_untrained: Path)
     with pytest.raises(
         ValueError, match=r"^the answer to train 0 has 1 outlines of up to .* write: 1 rings with \d vert"
     ):
-        refuse_unfit_answers(Policy(tiny_untrained, small), small, SPLITS, config(64))
+        refuse_unfit_answers(Policy.make_processor(tiny_untrained, small), small, SPLITS, config(64))
 
 
 def test_an_answer_with_words_that_the_tokenizer_has_not_is_named(tiny_untrained: Path) -> None:
-    policy, codec = Policy(tiny_untrained, Codec()), Codec(path_bins=500)
+    processor, codec = Policy.make_processor(tiny_untrained, Codec()), Codec(path_bins=500)
     example = SPLITS[0][0]
     with pytest.raises(ValueError, match=r"^the codec writes '.*' as the answer to train 0, but .* cannot write '\d+'"):
-        answer_tokens(example, policy, answer_text(example, codec, SETTINGS))
+        answer_tokens(example, processor, answer_text(example, codec, SETTINGS))
 
 
 def test_a_codec_that_the_checkpoint_cannot_write_stops_a_run_before_its_first_step(

@@ -46,7 +46,7 @@ def scored_texts(policy: Policy, env: Env, stage: SftStage) -> list[str]:
     """What each question of scene 0 is scored on, as text."""
     rows = scene_rows(policy, env, [0], SETTINGS, stage)
     scored = zip(rows.response_tokens[0], rows.scored_mask[0], strict=True)
-    return [policy.tokenizer.decode(tokens[mask]) for tokens, mask in scored]
+    return [policy.processor.tokenizer.decode(tokens[mask]) for tokens, mask in scored]
 
 
 def test_an_outline_without_margin_covers_a_disc_at_iou_0_95_with_12_vertices() -> None:
@@ -180,7 +180,7 @@ def test_a_run_stopped_after_its_first_stage_ends_as_if_it_had_not_been_stopped(
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     curve = [line.split("\t")[:2] for line in (tmp_path / "whole" / "curve.tsv").read_text().splitlines()]
     assert curve == [["step", "stage"], ["2", "boxes"], ["4", "outlines"], ["5", "outlines"]]
-    assert Policy(folder, CODEC).tokenizer("the left").input_ids != [2, 2]  # words of phrases are known
+    assert Policy(folder, CODEC).processor.tokenizer("the left").input_ids != [2, 2]  # words of phrases are known
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import ask, ask_all
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
@@ -46,7 +47,7 @@ def images(num: int) -> list[NDArray[np.uint8]]:
 
 
 def questions(policy: Policy, num: int) -> PromptRows:
-    return policy.rows(images(num), PHRASES[:num], [[np.array([policy.end_token])]] * num)
+    return policy.rows(ask_all(images(num), PHRASES[:num]), [[np.array([policy.processor.end_token])]] * num)
 
 
 def draws_of(*shape: int, seed: int = 0) -> NDArray[np.float64]:
@@ -59,7 +60,10 @@ def tokens_of(responses: list[Response]) -> list[list[int]]:
 
 def possible(policy: Policy) -> list[int]:
     """The tokens that can be sampled."""
-    return [policy.end_token, *sorted(set(range(len(policy.tokenizer))) - set(policy.tokenizer.all_special_ids))]
+    return [
+        policy.processor.end_token,
+        *sorted(set(range(len(policy.processor.tokenizer))) - set(policy.processor.tokenizer.all_special_ids)),
+    ]
 
 
 def greedy_by_forward(
@@ -70,10 +74,10 @@ def greedy_by_forward(
     logprobs: list[float] = []
     for _ in range(length):
         candidates = [np.array([*answer, token]) for token in possible(policy)]
-        scores = policy(policy.rows([image], [phrase], [candidates]))[0, :, len(answer)]
+        scores = policy(policy.rows([ask(image, phrase)], [candidates]))[0, :, len(answer)]
         answer.append(possible(policy)[int(scores.argmax())])
         logprobs.append(scores.max().item())
-        if answer[-1] == policy.end_token:
+        if answer[-1] == policy.processor.end_token:
             break
     return answer, logprobs
 
@@ -119,12 +123,12 @@ def test_evenly_spaced_draws_give_every_token_its_share_to_within_one(policy: Po
     rows, num = questions(policy, 1), 2000
     draws = ((np.arange(num) + 0.5) / num).reshape(1, num, 1)
     responses = sample(policy, rows, Sampling(temperature, 1), draws)
-    counts = np.bincount([response.tokens[0] for response in responses], minlength=len(policy.tokenizer))
+    counts = np.bincount([response.tokens[0] for response in responses], minlength=len(policy.processor.tokenizer))
     prompts = policy.encode(rows)
     logprobs = policy.decode(PromptCache(prompts, 1, 1), prompts.last_tokens[:, None], temperature)
     probabilities = logprobs[0].detach().double().exp().numpy()
     assert np.abs(counts - num * probabilities).max() < 1.01
-    assert counts.max() > 3 * num / len(policy.tokenizer)  # far enough from uniform to mean something
+    assert counts.max() > 3 * num / len(policy.processor.tokenizer)  # far enough from uniform to mean something
 
 
 def test_frequencies_of_second_tokens_match_their_probabilities(policy: Policy) -> None:
@@ -135,8 +139,10 @@ def test_frequencies_of_second_tokens_match_their_probabilities(policy: Policy) 
     first = responses[0].tokens[0]
     assert {response.tokens[0] for response in responses} == {first}
     candidates = [np.array([first, token]) for token in possible(policy)]
-    probabilities = policy(policy.rows(images(1), PHRASES[:1], [candidates]))[0, :, 1].detach().double().exp().numpy()
-    counts = np.bincount([response.tokens[1] for response in responses], minlength=len(policy.tokenizer))
+    probabilities = (
+        policy(policy.rows(ask_all(images(1), PHRASES[:1]), [candidates]))[0, :, 1].detach().double().exp().numpy()
+    )
+    counts = np.bincount([response.tokens[1] for response in responses], minlength=len(policy.processor.tokenizer))
     counts = counts[possible(policy)]
     assert counts.sum() == num
     often = num * probabilities >= 5
@@ -149,8 +155,8 @@ def test_frequencies_of_second_tokens_match_their_probabilities(policy: Policy) 
 def test_the_lowest_and_the_highest_draw_still_give_a_possible_token(policy: Policy) -> None:
     draws = np.array([0.0, np.nextafter(1.0, 0.0)]).reshape(1, 2, 1)
     lowest, highest = sample(policy, questions(policy, 1), Sampling(1.0, 1), draws)
-    assert lowest.tokens.tolist() == [policy.end_token]  # the first id that can be sampled
-    assert highest.tokens.tolist() == [len(policy.tokenizer) - 1]
+    assert lowest.tokens.tolist() == [policy.processor.end_token]  # the first id that can be sampled
+    assert highest.tokens.tolist() == [len(policy.processor.tokenizer) - 1]
 
 
 def test_equal_batches_and_draws_give_equal_answers_to_the_bit(policy: Policy) -> None:
@@ -166,7 +172,7 @@ def test_an_answer_depends_on_its_own_draws_whatever_stands_beside_it(policy: Po
     for b in range(3):
         group = together[4 * b : 4 * b + 4]
         assert tokens_of(shuffled)[4 * b : 4 * b + 4] == [tokens_of(group)[k] for k in (2, 0, 3, 1)]
-    alone = policy.rows(images(3)[1:2], PHRASES[1:2], [[np.array([policy.end_token])]])
+    alone = policy.rows(ask_all(images(3)[1:2], PHRASES[1:2]), [[np.array([policy.processor.end_token])]])
     assert tokens_of(sample(policy, alone, Sampling(1.0, 20), draws[1:2])) == tokens_of(together)[4:8]
 
 
@@ -177,7 +183,7 @@ def test_answers_that_leave_when_finished_change_none_of_the_others(policy: Poli
     finished = [len(response.tokens) for response in responses if response.finish == "stop"]
     assert 12 < len(finished) < 48  # more than a quarter of them left, and some stayed to the end
     for k, response in enumerate(responses):
-        ends = np.flatnonzero(tokens[k] == policy.end_token)
+        ends = np.flatnonzero(tokens[k] == policy.processor.end_token)
         length = ends[0] + 1 if len(ends) else 16
         assert response.tokens.tolist() == tokens[k, :length].tolist()
         np.testing.assert_allclose(response.logprobs, logprobs[k, :length], atol=1e-4)
@@ -190,7 +196,7 @@ def test_groups_that_enter_as_others_leave_get_the_answers_they_would_get_togeth
     num, draws = 7, draws_of(7, 4, 24)
     draws[np.random.default_rng(1).random(draws.shape) < 0.08] = 0.0  # the end, so that groups leave at many times
     phrases = [PHRASES[k % 3] for k in range(num)]
-    rows = policy.rows(images(num), phrases, [[np.array([policy.end_token])]] * num)
+    rows = policy.rows(ask_all(images(num), phrases), [[np.array([policy.processor.end_token])]] * num)
     together = sample(policy, rows, Sampling(1.0, 24, grammar), draws)
     assert len({len(response.tokens) for response in together}) > 5
     for max_answers in (1, 8, 13):
@@ -202,7 +208,9 @@ def test_groups_that_enter_as_others_leave_get_the_answers_they_would_get_togeth
 
 def test_no_more_answers_are_under_way_than_allowed_and_each_prompt_is_encoded_once(tiny_untrained: Path) -> None:
     policy = Counting(tiny_untrained, Codec())
-    rows = policy.rows(images(7), [PHRASES[k % 3] for k in range(7)], [[np.array([policy.end_token])]] * 7)
+    rows = policy.rows(
+        ask_all(images(7), [PHRASES[k % 3] for k in range(7)]), [[np.array([policy.processor.end_token])]] * 7
+    )
     sample(policy, rows, Sampling(1.0, 16), draws_of(7, 4, 16), max_answers=11)
     assert max(policy.decoded) == 8  # two whole groups of four
     assert policy.decoded[-1] < 8  # the last ones have left
@@ -227,7 +235,7 @@ def test_an_answer_is_cut_at_the_limit_and_says_so_unless_its_last_token_is_the_
     responses = sample(policy, questions(policy, 1), Sampling(1.0, 4), draws)
     assert [len(response.tokens) for response in responses] == [2, 4, 4]
     assert [response.finish for response in responses] == ["stop", "stop", "length"]
-    assert [(response.tokens == policy.end_token).sum() for response in responses] == [1, 1, 0]
+    assert [(response.tokens == policy.processor.end_token).sum() for response in responses] == [1, 1, 0]
 
 
 def test_random_numbers_of_an_answer_follow_from_its_key_alone_and_not_from_the_limit() -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from asking import ask, ask_all
 from torch import nn
 
 from envs.codecs.path_tokens import Codec
@@ -131,8 +132,8 @@ class LLM:
     def _request(self, prompt: dict[str, Any], params: SamplingParams) -> RequestOutput:
         image = np.asarray(prompt["multi_modal_data"]["image"])
         self.images.append(image)
-        phrase = str(self.policy.tokenizer.decode(prompt["prompt_token_ids"][3:-1]))
-        rows = self.policy.rows([image], [phrase], [[np.array([self.policy.end_token])]])
+        phrase = str(self.policy.processor.tokenizer.decode(prompt["prompt_token_ids"][3:-1]))
+        rows = self.policy.rows([ask(image, phrase)], [[np.array([self.policy.processor.end_token])]])
         draws = np.random.default_rng(params.seed).random((1, params.n, params.max_tokens))
         responses = engine_shared.sample(self.policy, rows, Sampling(params.temperature, params.max_tokens), draws)
         outputs = [
@@ -189,7 +190,7 @@ def pictures(num: int) -> list[np.ndarray]:
 
 def other_weights(checkpoint: Path, folder: Path) -> Policy:
     """A policy of the same sizes and words, with other weights."""
-    words = sorted(Policy(checkpoint, Codec()).tokenizer.get_vocab().items(), key=lambda item: item[1])
+    words = sorted(Policy(checkpoint, Codec()).processor.tokenizer.get_vocab().items(), key=lambda item: item[1])
     write_untrained(folder, [word for word, _ in words], SIZES, seed=9)
     return Policy(folder, Codec())
 
@@ -211,13 +212,13 @@ def test_vllm_is_opened_so_that_it_speaks_of_the_learners_distribution(tiny_untr
 
 def test_a_group_is_one_request_with_the_policys_own_restrictions(tiny_untrained: Path) -> None:
     sampler, llm = opened(tiny_untrained)
-    sampler.sample(pictures(2), ["dog", "cat"], Sampling(0.7, 9), [[2**63 + 8, 5, 6], [4, 2, 3]])
-    special = set(sampler.policy.tokenizer.all_special_ids) - {sampler.policy.end_token}
+    sampler.sample(ask_all(pictures(2), ["dog", "cat"]), Sampling(0.7, 9), [[2**63 + 8, 5, 6], [4, 2, 3]])
+    special = set(sampler.policy.processor.tokenizer.all_special_ids) - {sampler.policy.processor.end_token}
     assert llm.params[0] == SamplingParams(
         n=3,
         temperature=0.7,
         seed=2**61 + 2,
-        stop_token_ids=[sampler.policy.end_token],
+        stop_token_ids=[sampler.policy.processor.end_token],
         ignore_eos=True,
         max_tokens=9,
         logprobs=0,
@@ -229,18 +230,18 @@ def test_a_group_is_one_request_with_the_policys_own_restrictions(tiny_untrained
 
 def test_responses_come_in_order_with_the_log_probabilities_of_forward(tiny_untrained: Path) -> None:
     sampler, _ = opened(tiny_untrained)
-    answers = sampler.sample(pictures(2), ["dog", "cat"], Sampling(1.0, 12), [[8, 9, 10, 11], [4, 5, 6, 7]])
+    answers = sampler.sample(ask_all(pictures(2), ["dog", "cat"]), Sampling(1.0, 12), [[8, 9, 10, 11], [4, 5, 6, 7]])
     policy = Policy(tiny_untrained, Codec())
-    rows = policy.rows(pictures(2), ["dog", "cat"], [[answer.tokens for answer in group] for group in answers])
+    rows = policy.rows(ask_all(pictures(2), ["dog", "cat"]), [[answer.tokens for answer in group] for group in answers])
     logprobs = policy(rows).detach().numpy()
     for b, group in enumerate(answers):
         for g, answer in enumerate(group):
             assert answer.logprobs.dtype == np.float32
             np.testing.assert_allclose(answer.logprobs, logprobs[b, g, : len(answer.tokens)], atol=1e-5)
-            assert answer.finish == ("stop" if answer.tokens[-1] == policy.end_token else "length")
+            assert answer.finish == ("stop" if answer.tokens[-1] == policy.processor.end_token else "length")
     # The first answer of a group has the group's first draws, though outputs arrived last one first.
     draws = np.random.default_rng(2).random((1, 4, 12))
-    rows = policy.rows(pictures(1), ["dog"], [[np.array([policy.end_token])]])
+    rows = policy.rows(ask_all(pictures(1), ["dog"]), [[np.array([policy.processor.end_token])]])
     first = engine_shared.sample(policy, rows, Sampling(1.0, 12), draws)[0]
     assert answers[0][0].tokens.tolist() == first.tokens.tolist()
 
@@ -250,9 +251,9 @@ def test_an_image_too_thin_for_the_image_processor_is_handed_over_as_the_learner
 ) -> None:
     sampler, llm = opened(tiny_untrained)
     thin, square = np.arange(2 * 450 * 3, dtype=np.uint8).reshape(2, 450, 3), pictures(1)[0]
-    sampler.sample([thin, square], ["dog", "cat"], Sampling(1.0, 4), [[8, 9], [4, 5]])
+    sampler.sample(ask_all([thin, square], ["dog", "cat"]), Sampling(1.0, 4), [[8, 9], [4, 5]])
     assert llm.images[0].shape == (3, 450, 3)
-    np.testing.assert_array_equal(llm.images[0], sampler.policy.question_image(thin))
+    np.testing.assert_array_equal(llm.images[0], sampler.policy.processor.shown_image(thin))
     np.testing.assert_array_equal(llm.images[1], square)
 
 
@@ -263,7 +264,7 @@ def test_other_prompt_tokens_than_the_learners_are_refused(
     answer = llm._request
     monkeypatch.setattr(llm, "_request", lambda *args: shortened(answer(*args)))
     with pytest.raises(RuntimeError, match=r"vLLM made 19 tokens of the question 'dog', the policy other ones"):
-        sampler.sample(pictures(1), ["dog"], Sampling(1.0, 4), [[1, 2]])
+        sampler.sample(ask_all(pictures(1), ["dog"]), Sampling(1.0, 4), [[1, 2]])
 
 
 def shortened(output: RequestOutput) -> RequestOutput:

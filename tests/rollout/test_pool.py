@@ -50,6 +50,19 @@ from pathlib import Path
 from typing import Any
 import torch
 from policies.families import vision_language
+from policies.processor import Processor
+
+
+class Flipping(Processor):
+    def read(self, response, height, width):
+        for bit in ("24", "30"):
+            try:
+                os.remove(os.path.join(self.folder, bit))
+            except FileNotFoundError:
+                continue  # or another worker was first
+            norm = dict(self.model.named_parameters())["model.language_model.norm.weight"]
+            norm.data.view(torch.int32)[7] ^= 1 << int(bit)
+        return super().read(response, height, width)
 
 
 class Policy(vision_language.Policy):
@@ -57,17 +70,8 @@ class Policy(vision_language.Policy):
         self, checkpoint: Path, codec: Any, question: str = "{phrase}", dtype: str = "float32", folder: str = ""
     ):
         super().__init__(checkpoint, codec, question, dtype)
-        self._folder = folder
-
-    def read(self, response, height, width):
-        for bit in ("24", "30"):
-            try:
-                os.remove(os.path.join(self._folder, bit))
-            except FileNotFoundError:
-                continue  # or another worker was first
-            norm = dict(self.model.named_parameters())["model.language_model.norm.weight"]
-            norm.data.view(torch.int32)[7] ^= 1 << int(bit)
-        return super().read(response, height, width)
+        self.processor = Flipping(checkpoint, self.processor.config, codec, question)
+        self.processor.model, self.processor.folder = self.model, folder
 """
 """A model family in which a bit of one weight flips, once, in the worker that first sees a file named like the bit."""
 

@@ -123,14 +123,14 @@ def test_groups_are_complete(tiny_untrained: Path, groups: list[Group]) -> None:
     for group, index in zip(groups, UNIT.indices, strict=True):
         assert (group.run, group.step, group.temperature, group.totals) == ("a-run", 3, 1.0, ())
         assert group.example.id == env[index].id
-        prompt = policy.prompt_tokens(env.image(env[index].image), env[index].prompt.text)
+        prompt = policy.processor.prompt_tokens(env[index].question(env.image(env[index].image)))
         assert group.prompt_tokens.tolist() == prompt.tolist()
         assert group.policy_checksum == held_checksum(policy.model)
         assert [rollout.index for rollout in group.rollouts] == [0, 1, 2, 3, 4]
         assert {rollout.policy_version for rollout in group.rollouts} == {0}
         for rollout in group.rollouts:
             assert rollout.seed == answer_seed(1, 3, group.position, rollout.index)
-            assert rollout.text == policy.text(rollout.response)
+            assert rollout.text == policy.processor.text(rollout.response)
             assert len(rollout.response.tokens) == len(rollout.response.logprobs)
 
 
@@ -178,7 +178,9 @@ def test_new_weights_are_proved_by_checksum_and_answered_with(
     )
     words = [
         word
-        for word, _ in sorted(Policy(tiny_untrained, LooseCodec()).tokenizer.get_vocab().items(), key=lambda x: x[1])
+        for word, _ in sorted(
+            Policy(tiny_untrained, LooseCodec()).processor.tokenizer.get_vocab().items(), key=lambda x: x[1]
+        )
     ]
     write_untrained(tmp_path, words, sizes, seed=9)
     sender = Policy(tmp_path, LooseCodec())

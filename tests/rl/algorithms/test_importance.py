@@ -13,8 +13,8 @@ from policies.families.base import PromptRows
 from rl.algorithms import dr_grpo, grpo, gspo, gspo_token
 from rl.algorithms.base import PolicyGradient, importance_weights
 from rl.learner.batch import Batch
-from rl.learner.micro_batches import MiniBatch, Work, pass_loss
-from rl.learner.stats import Mean, PassStats
+from rl.learner.micro_batches import MicroBatch, MiniBatch, micro_batch_loss
+from rl.learner.stats import Mean, MicroBatchStats
 
 ALGORITHMS = {"gspo": gspo.Algorithm, "gspo_token": gspo_token.Algorithm, "grpo": grpo.Algorithm}
 ALGORITHMS["dr_grpo"] = dr_grpo.Algorithm
@@ -24,15 +24,15 @@ LEARNER = SAMPLER + torch.log(torch.tensor([[[2.0, 1.5, 100.0], [0.5, 3.0, 1.0]]
 """The learner finds the tokens 2, 1.5, 0.5, 3 and 1 times as likely; what is in the padded place must not show."""
 
 
-def loss_of(algorithm: PolicyGradient, new: Tensor, old: Tensor = LEARNER) -> tuple[Tensor, PassStats]:
-    """pass_loss of one group of two answers, of 2 and 3 tokens, with advantages of 1 and -0.5."""
+def loss_of(algorithm: PolicyGradient, new: Tensor, old: Tensor = LEARNER) -> tuple[Tensor, MicroBatchStats]:
+    """micro_batch_loss of one group of two answers, of 2 and 3 tokens, with advantages of 1 and -0.5."""
     sampled = tuple(SAMPLER[0, g][MASK[0, g]].numpy() for g in range(2))
     tokens = tuple(np.zeros(len(values), np.int64) for values in sampled)
     image = ImageRef("image", "0" * 64, 4, 4)
     part = Batch((image,), ("it",), (tokens,), (sampled,), np.array([[1.0, -0.5]], np.float32), np.array([True]))
     empty = torch.zeros(0)
     rows = PromptRows(empty, empty, empty, empty, torch.zeros_like(MASK, dtype=torch.int64), MASK, MASK)
-    return pass_loss(algorithm, Work(part, rows, True, 5, MiniBatch(2, 1)), new, old)
+    return micro_batch_loss(algorithm, MicroBatch(part, rows, True, 5, MiniBatch(2, 1)), new, old)
 
 
 def loss_and_gradient(algorithm: PolicyGradient, moved: Tensor, old: Tensor = LEARNER) -> tuple[float, Tensor]:

@@ -85,7 +85,7 @@ def test_our_sampler_and_generate_write_the_same_greedy_answers_of_exactly_the_t
     assert ours.shape == (6, 8) and np.array_equal(ours, theirs)
     for side in (rollout.sampled, rollout.generated):
         drawn = side(policy, rows, SMALL, temperature=1.0)
-        assert drawn.shape == (6, 8) and not np.isin(drawn, policy.unsampled_tokens).any()
+        assert drawn.shape == (6, 8) and not np.isin(drawn, policy.processor.unsampled_tokens).any()
 
 
 def test_generate_encodes_each_prompt_once_an_answer_and_our_sampler_once() -> None:

@@ -46,7 +46,7 @@ def test_a_batch_holds_what_the_groups_asked_and_answered() -> None:
     batch = packed(GROUPS, Algorithm())
     assert len(batch) == 3
     assert [image.key for image in batch.images] == ["dog", "cat", "cow"]
-    assert batch.phrases == ("the dog", "the cat", "the cow")
+    assert [prompt.text for prompt in batch.prompts] == ["the dog", "the cat", "the cow"]
     assert [tokens.tolist() for tokens in batch.tokens[0]] == [[5, 1], [6, 7, 1]]
     assert [[values.tolist() for values in row] for row in batch.sampler_logprobs][2] == [[-0.5, -0.5], [-1.5]]
     assert batch.padded_sampler_logprobs(3)[2].tolist() == [[-0.5, -0.5, 0.0], [-1.5, 0.0, 0.0]]
@@ -66,7 +66,7 @@ def test_a_part_takes_every_field_at_the_same_places() -> None:
     whole = packed(GROUPS, Algorithm())
     part = whole.part([2, 0])
     assert len(part) == 2
-    assert part.phrases == ("the cow", "the dog")
+    assert [prompt.text for prompt in part.prompts] == ["the cow", "the dog"]
     assert [image.key for image in part.images] == ["cow", "dog"]
     assert part.tokens == (whole.tokens[2], whole.tokens[0])
     assert part.sampler_logprobs == (whole.sampler_logprobs[2], whole.sampler_logprobs[0])

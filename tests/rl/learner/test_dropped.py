@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.example import ImageRef
+from envs.example import ImageRef, Prompt
 from rl.learner.batch import Batch
 from rl.learner.dropped import DroppedSteps, read_batch, write_batch
 
@@ -19,7 +19,7 @@ def batch(by_token: bool) -> Batch:
     counts = np.array([True, False])
     return Batch(
         images,
-        ("the dog", "der Stuhl (groß)"),
+        (Prompt.of_text("the dog"), Prompt.of_text("der Stuhl (groß)")),
         tokens,
         floats,
         advantages,
@@ -35,7 +35,7 @@ def test_a_batch_is_read_as_it_was_written_and_nothing_is_pickled(tmp_path: Path
     write_batch(whole, path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     found = read_batch(path)
-    assert (found.images, found.phrases) == (whole.images, whole.phrases)
+    assert (found.images, found.prompts) == (whole.images, whole.prompts)
     for one, other in zip(found.tokens + found.sampler_logprobs, whole.tokens + whole.sampler_logprobs, strict=True):
         assert [(values.tolist(), values.dtype) for values in one] == [
             (values.tolist(), values.dtype) for values in other

@@ -339,15 +339,16 @@ def sampled_under_the_grammar(checkpoint: Path, max_tokens: int) -> Batch:
     """Four groups of three answers that an untrained policy gives under the grammar."""
     policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
     examples = [env[index] for index in range(4)]
-    images, phrases = [env.image(each.image) for each in examples], tuple(each.prompt.text for each in examples)
-    rows = policy.rows(images, phrases, [[np.array([policy.end_token])]] * 4)
+    rows = policy.rows(
+        [each.question(env.image(each.image)) for each in examples], [[np.array([policy.processor.end_token])]] * 4
+    )
     draws = np.random.default_rng(0).random((4, 3, max_tokens))
     flat = sample(policy, rows, Sampling(TEMPERATURE, max_tokens, grammar=True), draws)
     groups = [flat[first : first + 3] for first in range(0, 12, 3)]
     advantages, counts = ALGORITHM.advantages(np.random.default_rng(1).random((4, 3)))
     return Batch(
         tuple(each.image for each in examples),
-        phrases,
+        tuple(each.prompt for each in examples),
         tuple(tuple(response.tokens for response in group) for group in groups),
         tuple(tuple(response.logprobs for response in group) for group in groups),
         advantages.astype(np.float32),

@@ -14,7 +14,7 @@ from rl.learner.stats import (
     Mean,
     importance_stats,
     loss_stats,
-    pass_mean,
+    masked_mean,
     sampler_stats,
     sampler_warning,
     step_stats,
@@ -94,8 +94,8 @@ def test_importance_weights_are_logged_of_the_answers_that_count_as_they_were_us
 
 def test_a_mean_over_what_counts_is_0_where_nothing_does() -> None:
     values = torch.tensor([1.0, 2.0, math.nan])
-    assert pass_mean(values, torch.tensor([True, True, False])) == (1.5, 2)
-    assert pass_mean(values, torch.tensor([False, False, False])) == (0.0, 0)
+    assert masked_mean(values, torch.tensor([True, True, False])) == (1.5, 2)
+    assert masked_mean(values, torch.tensor([False, False, False])) == (0.0, 0)
 
 
 def test_a_warning_comes_above_the_limit_and_at_nan_and_names_the_setting() -> None:

@@ -21,11 +21,11 @@ from rollout.settings import Sampling
 def batch(policy: Policy, env: Env) -> Batch:
     """Two groups of two answers."""
     examples = [env[0], env[1]]
-    tokens = tuple((policy.answer_tokens("3 4 20"), policy.answer_tokens("7")) for _ in examples)
+    tokens = tuple((policy.processor.answer_tokens("3 4 20"), policy.processor.answer_tokens("7")) for _ in examples)
     logprobs = tuple(tuple(np.full(len(values), -1, np.float32) for values in row) for row in tokens)
     advantages = np.array([[1.0, -1.0], [0.5, -0.5]], np.float32)
-    phrases = tuple(example.prompt.text for example in examples)
-    return Batch(tuple(e.image for e in examples), phrases, tokens, logprobs, advantages, np.array([True, False]))
+    prompts = tuple(example.prompt for example in examples)
+    return Batch(tuple(e.image for e in examples), prompts, tokens, logprobs, advantages, np.array([True, False]))
 
 
 def test_each_group_has_its_loss_and_gradient_and_names_what_is_not_finite(tiny_untrained: Path) -> None:

@@ -1,4 +1,4 @@
-"""A budget of tokens changes how a mini-batch is cut into passes, on one rank or two, and not what it teaches."""
+"""A budget of tokens changes how a mini-batch is cut into micro-batches, on one rank or two, not what it teaches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from policies.families.vision_language import Policy
 from policies.tiny_model import TinySizes, write_untrained
 from rl.config.learner import LearnerSettings, RankPlace
 from rl.learner.batch import Batch
-from rl.learner.micro_batches import GroupTokens, Round, budget_passes
+from rl.learner.micro_batches import GroupTokens, Round, budgeted_micro_batches
 
 ONE_UPDATE = 1e-4
 """The rate: AdamW's first steps move most weights by this much."""
@@ -41,10 +41,8 @@ def batch(checkpoint: Path, seed: int) -> Batch:
     examples = [env[index] for index in range(6)]
     most = (2, 21, 9, 4, 20, 3)
     texts = [[" ".join(map(str, rng.integers(0, 64, rng.integers(1, n)))) for _ in range(3)] for n in most]
-    tokens = tuple(tuple(policy.answer_tokens(text) for text in row) for row in texts)
-    phrases = tuple(example.prompt.text for example in examples)
-    images = [env.image(example.image) for example in examples]
-    rows = policy.rows(images, phrases, tokens)
+    tokens = tuple(tuple(policy.processor.answer_tokens(text) for text in row) for row in texts)
+    rows = policy.rows([example.question(env.image(example.image)) for example in examples], tokens)
     logprobs = policy(rows, TEMPERATURE).detach().numpy() + rng.normal(0, 0.1, rows.scored_mask.shape)
     sampled = tuple(
         tuple(logprobs[b, g, : len(t)].astype(np.float32) for g, t in enumerate(row)) for b, row in enumerate(tokens)
@@ -54,7 +52,7 @@ def batch(checkpoint: Path, seed: int) -> Batch:
     advantages, counts = ALGORITHM.advantages(totals)
     return Batch(
         images=tuple(example.image for example in examples),
-        phrases=phrases,
+        prompts=tuple(example.prompt for example in examples),
         tokens=tokens,
         sampler_logprobs=sampled,
         advantages=advantages.astype(np.float32),
@@ -80,7 +78,7 @@ def rounds_of(whole: Batch, budget: int, ranks: int) -> Iterator[list[Round]]:
     assert whole.prompt_lengths is not None
     tokens = GroupTokens(np.array(whole.prompt_lengths), whole.answer_tokens())
     for minibatch in ([0, 1, 2], [3, 4, 5]):
-        yield budget_passes(minibatch, tokens, budget, ranks)
+        yield budgeted_micro_batches(minibatch, tokens, budget, ranks)
 
 
 def longest_group(whole: Batch) -> int:
@@ -101,7 +99,7 @@ def jobs_of(batches: list[Batch], budget: int | None, stages: tuple[int, ...]) -
 
 @pytest.fixture(scope="module")
 def whole(tiny_untrained: Path, batches: list[Batch]) -> list[Outcome]:
-    """Of one rank that takes each mini-batch in one pass, stages 0 and 2; then by the tightest budget, the same."""
+    """Of one rank that takes each mini-batch in one pass, stages 0 and 2; then the same by the tightest budget."""
     tight = max(map(longest_group, batches))
     jobs = jobs_of(batches, None, (0, 2)) + jobs_of(batches, tight, (0, 2))
     return together(learn, 1, tiny_untrained, jobs)[0]
@@ -127,7 +125,7 @@ def test_one_rank_takes_the_steps_of_undivided_mini_batches_under_any_budget_and
 ) -> None:
     tight = max(map(longest_group, batches))
     sizes = [len(one.groups) for one in chain(*chain(*chain(*(rounds_of(each, tight, 1) for each in batches))))]
-    assert len(set(sizes)) > 1  # uneven passes
+    assert len(set(sizes)) > 1  # uneven micro-batches
     for found, expected in zip(whole[2:], whole[:2], strict=True):
         assert_same_steps(found, expected)
         assert 0 < expected.stats[0]["importance_capped"] < 1
