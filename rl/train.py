@@ -17,7 +17,7 @@ from rl.evaluation.answers import greedy_units, record_evaluation, score_groups
 from rl.learner.batch import Batch, pack
 from rl.learner.dropped import DroppedSteps
 from rl.learner.learner import Learner
-from rl.learner.stats import sampler_warning
+from rl.learner.stats import sampler_warning, signal_warning
 from rl.pages.progress import StepProgress
 from rl.run.checkpoints import Position
 from rl.run.folder import RunFolder
@@ -104,7 +104,8 @@ class Run:
         self.refilling = Refilling(config, self.pool, self.shaper, self.algorithm, len(self.train))
         self.dropped = DroppedSteps(self.folder.path)
         self.timings = Timings()
-        self._warned = False
+        self._warned: set[int] = set()
+        self._silent_steps = 0
         self._next_to_ask = first_step
 
     def set_weights(self, step: int) -> None:
@@ -151,10 +152,15 @@ class Run:
         return numbers.scalars
 
     def new_warning(self, numbers: dict[str, float]) -> str | None:
-        """What a step's numbers should be warned of, the first time that there is something."""
-        warning = None if self._warned else sampler_warning(numbers, self.config.learner.warn_sampler_difference)
-        self._warned |= warning is not None
-        return warning
+        """What a step's numbers should be warned of, the first time that there is something of its kind."""
+        self._silent_steps = self._silent_steps + 1 if numbers["group/without_signal"] == 1 else 0
+        found = (
+            sampler_warning(numbers, self.config.learner.warn_sampler_difference),
+            signal_warning(numbers, self._silent_steps),
+        )
+        new = [(kind, text) for kind, text in enumerate(found) if text is not None and kind not in self._warned]
+        self._warned |= {kind for kind, _ in new}
+        return " ".join(text for _, text in new) or None
 
     def evaluate(self, step: int) -> float:
         """Greedy gIoU on validation of the policy as it would be handed out; keeps it if it is the best so far."""
@@ -237,6 +243,8 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     parts.data.tell(console, folder.path)
     with console.status("starting Ray, workers and learner"):
         run = begin(config, parts, start_actors(config, parts), resume)
+    if resume:
+        console.print(f"{folder.path} goes on after step {run.first_step} of {config.steps}", markup=False)
     loop(run, console)
     run.close()
     shares = ", ".join(f"{share:.0%} for {what}" for what, share in run.timings.shares.items())

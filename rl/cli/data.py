@@ -34,6 +34,8 @@ def prepare(
     from rl.data import all_splits, data_config, prepared_table
     from rl.data import prepare as write
 
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, which is a file; give a folder, one that is new or that this command began.")
     data = data_config(config, overrides or [])
     cards = write(data, split or all_splits(data), out, embed, console)
     console.print(prepared_table(cards))

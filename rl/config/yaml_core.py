@@ -5,7 +5,7 @@ expected, text is refused, so that none of these is ever taken for another. http
 """
 
 import re
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, get_origin
 
 import yaml
 
@@ -51,6 +51,8 @@ def advice(value: Any, wanted: type) -> str:
         return " Write true or false."
     if wanted in (int, float) and _MEANT_AS_NUMBER.match(value):
         return " Write it in plain digits, without quotes."
+    if get_origin(wanted) is dict and value.isidentifier():
+        return f" Write {{name: {value}}}, or set its key `name` alone."
     return ""
 
 

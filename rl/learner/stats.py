@@ -138,3 +138,23 @@ def sampler_warning(numbers: Mapping[str, float], limit: float) -> str | None:
         f"learner.warn_sampler_difference {limit:g}: they do not compute the same policy. Compare "
         "their dtype, temperature and weights."
     )
+
+
+_SILENT_STEPS = 3
+"""So many steps without any signal are no accident."""
+
+
+def signal_warning(numbers: Mapping[str, float], silent_steps: int) -> str | None:
+    """What to say where nothing is learned because the answers of no group differ in reward; else None.
+
+    numbers: of a step; silent_steps: how many steps in a row, this one included, had no group that counts.
+    """
+    if silent_steps < _SILENT_STEPS:
+        return None
+    shares = {name.removeprefix("answer/status_"): share for name, share in numbers.items() if "answer/status_" in name}
+    named = ", ".join(f"{share:.0%} {name}" for name, share in sorted(shares.items(), key=lambda x: -x[1]) if share)
+    return (
+        f"nothing was learned in {silent_steps} steps: the answers of no group differ in reward (mean "
+        f"{numbers['reward/mean']:.3g}; answers: {named}). See what they say by `polytrace archive show RUN`; a policy "
+        "that never draws, or a tokenizer that does not know the phrases' words, needs `polytrace sft` first."
+    )

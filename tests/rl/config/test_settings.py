@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from rl.config.load import find_config, load_settings, override_of, plugin_from_settings, save_settings, shipped_configs
+from rl.config.run import RunConfig
 from rl.config.yaml_core import read_yaml
 
 
@@ -142,7 +143,10 @@ def test_an_unknown_key_is_refused_with_its_path_the_nearest_name_and_all_keys(t
         ("rl: {betas: [0.9, x]}", "rl.betas[1] is 'x', expected float."),
         ("rl: {clip: x}", "rl.clip is 'x', expected float."),
         ("rl: {kind: adam}", "rl.kind: Invalid value 'adam', expected one of ['adamw', 'sgd']; correct that value."),
-        ("env: coco", "env is 'coco', expected a mapping of `key: value`."),
+        (
+            "env: coco",
+            "env is 'coco', expected a mapping of `key: value`. Write {name: coco}, or set its key `name` alone.",
+        ),
         (
             "group_size: ${name}",
             "group_size: While dereferencing interpolation '${name}': Value 'a' of type 'str' could not be "
@@ -382,3 +386,23 @@ def test_a_class_with_a_field_that_has_a_meaning_in_every_such_entry_is_refused(
         ValueError, match=r"^env: Env of .* has a field folder, but .*\(folder\); give the field another name"
     ):
         plugin_from_settings("envs.datasets", "Env", {"module": external_env(tmp_path)}, "env", ["split"], Beside)
+
+
+def test_a_run_is_a_config_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run: runs/a\n")
+    assert find_config(tmp_path).read_text() == "run: runs/a\n"
+
+
+def test_a_name_in_place_of_an_entry_is_told_how_an_entry_is_written() -> None:
+    with pytest.raises(ValueError, match=r"algorithm is 'gpso', .* Write \{name: gpso\}, or set its key `name` alone"):
+        load_settings(RunConfig, Path("demo"), ["algorithm=gpso"])
+
+
+def test_a_class_that_builds_on_another_has_its_settings(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from policies.families import vision_language\n\n\nclass Policy(vision_language.Policy):\n    pass\n"
+    )
+    entry = {"module": str(file), "question": "Outline {phrase}."}
+    built = plugin_from_settings("policies.families", "Policy", entry | {"checkpoint": "x"}, "policy", ["codec"])
+    assert built.settings == {"question": "Outline {phrase}.", "checkpoint": Path("x")}

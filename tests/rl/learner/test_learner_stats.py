@@ -17,6 +17,7 @@ from rl.learner.stats import (
     masked_mean,
     sampler_stats,
     sampler_warning,
+    signal_warning,
     step_stats,
 )
 
@@ -107,3 +108,16 @@ def test_a_warning_comes_above_the_limit_and_at_nan_and_names_the_setting() -> N
     assert "differ by 0.03 a token" in warning and "(largest 0.8, effective sample size 0.71 of 1)" in warning
     assert "learner.warn_sampler_difference 0.02" in warning
     assert sampler_warning(numbers | {"learner/sampler_logprob_difference": math.nan}, 0.02) is not None
+
+
+def test_steps_without_any_signal_are_told_with_what_the_answers_are() -> None:
+    numbers = {
+        "reward/mean": 0.0,
+        "answer/status_ok": 0.25,
+        "answer/status_empty": 0.75,
+        "answer/status_truncated": 0.0,
+    }
+    assert signal_warning(numbers, 2) is None
+    warning = signal_warning(numbers, 3)
+    assert warning is not None
+    assert warning.startswith("nothing was learned in 3 steps") and "(mean 0; answers: 75% empty, 25% ok)" in warning
