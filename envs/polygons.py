@@ -169,8 +169,11 @@ def px_from_grid(grid: NDArray[np.integer], bins: int, extent_px: Box) -> NDArra
     return np.array([x0, y0]) + np.asarray(grid, np.float64) * (np.array([x1 - x0, y1 - y0]) / bins)
 
 
-def grid_from_px(points_px: NDArray[np.float64], bins: int, extent_px: Box) -> NDArray[np.int64]:
-    """Pixels [N, 2] to the nearest grid numbers 0..bins over `extent_px` (halves round up); clipped to the extent."""
+def grid_from_px(points_px: NDArray[np.float64], bins: int | NDArray[np.int64], extent_px: Box) -> NDArray[np.int64]:
+    """Pixels [N, 2] to the nearest grid numbers 0..bins over `extent_px` (halves round up); clipped to the extent.
+
+    bins: steps of the grid, the same in x and y, or [2] of x and of y.
+    """
     x0, y0, x1, y1 = extent_px
     scaled = (np.asarray(points_px) - np.array([x0, y0])) * bins / np.array([x1 - x0, y1 - y0])
     return np.clip(np.floor(scaled + 0.5), 0, bins).astype(np.int64)

@@ -4,54 +4,61 @@ A question becomes token ids and image patches, a response becomes text and poly
 the checks before a run all ask the same Processor, so that all of them mean the same prompt by a question.
 """
 
+import logging
 from collections.abc import Sequence
 from itertools import chain
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoConfig, AutoTokenizer
 
-from envs.codecs.base import AnswerCodec
+from envs.codecs.base import AnswerCodec, SeenCodec
 from envs.example import Question
 from envs.polygons import Answer
+from policies.checkpoint import Checkpoint
 from policies.families.base import PromptRows, Response
+from policies.family import Family
 from policies.grammar import TokenGrammar, token_pieces
-from policies.question import QuestionTemplate
+from policies.question import QuestionTemplate, is_control, shows_question
+from policies.settings import Asking
 from policies.sharing.packing import pad_left, pad_responses
 
-_MOST_RATIO = 200
-"""Largest ratio of an image's sides, longer over shorter: the image processor raises for more."""
+log = logging.getLogger(__name__)
 
 
 class Processor:
     """Tokenizer, chat template and image processor of a checkpoint, and the codec of its answers."""
 
-    def __init__(self, checkpoint: Path, config: Any, codec: AnswerCodec, question: str = "{phrase}") -> None:
-        """Read a Hugging Face folder.
+    def __init__(self, checkpoint: Checkpoint, family: Family, codec: AnswerCodec, asking: Asking) -> None:
+        """Read a Hugging Face folder of a family.
 
-        config: the folder's transformers config. question: the user's text, `{phrase}` standing for the words of the
-        prompt; other braces are text. Raises ValueError for a question that leaves the phrase out, a chat template that
-        does not show an image and a text, or an image processor that does not resize.
+        Raises ValueError for a question that leaves the phrase out, limits of an image's area that none can meet, and a
+        tokenizer without a token that ends an answer.
         """
-        self.config = config
+        self.family = family
+        """What is special about the family of the checkpoint."""
+        self.config: Any = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         """Config of the model, as transformers reads it."""
-        self.codec = codec
-        """Codec that writes and reads the text of answers."""
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+        self.codec: AnswerCodec = codec
+        """Codec that writes and reads the text of answers, in coordinates of the family where it leaves them open."""
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         """Tokenizer of the checkpoint, from transformers."""
-        self.image_processor = _resizing_processor(checkpoint)
+        self.image_processor = family.image_processor(checkpoint, asking.min_pixels, asking.max_pixels)
         """Image processor of the checkpoint, from transformers."""
-        self.end_token: int = self.tokenizer.eos_token_id
-        """Token that ends an answer."""
-        self.unsampled_tokens: list[int] = sorted(set(self.tokenizer.all_special_ids) - {self.end_token})
-        """Special tokens other than the end token: they have no probability, in sampling or in learning."""
-        self._template = QuestionTemplate(self.tokenizer, question, config.image_token_id)
+        self.codec = self.seen(codec)
+        self.end_tokens = _end_tokens(checkpoint, self.tokenizer, family)
+        """Tokens that end an answer; the first is the one that an answer is taught to end with."""
+        self.end_token = self.end_tokens[0]
+        """Token that an answer is taught to end with."""
+        self.unsampled_tokens = _unsampled_tokens(self.tokenizer, self.vocabulary_size, self.end_tokens)
+        """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
+        tokens such as <tool_call>; less those that end an answer."""
+        template = _template(checkpoint, self.tokenizer, family, self.image_token)
+        questions = asking.questions or (asking.question,)
+        self._template = QuestionTemplate(self.tokenizer, questions, self.image_token, asking.system, template)
         self._grammar: TokenGrammar | None = None
 
     # Questions in.
@@ -62,7 +69,7 @@ class Processor:
         Words are data: whatever is written in them, no token of it is one that controls. Raises ValueError for a prompt
         that is no text, for parts other than text, and for candidates to choose from.
         """
-        _, _, (image_tokens,) = self.patches([question.image])
+        image_tokens = self.image_tokens(*question.image.shape[:2])
         return np.array(list(chain(*self._question_tokens(question, image_tokens))), np.int64)
 
     def engine_tokens(self, question: Question) -> NDArray[np.int64]:
@@ -72,37 +79,35 @@ class Processor:
         """
         return np.array(list(chain(*self._question_tokens(question, 1))), np.int64)
 
+    def image_tokens(self, height: int, width: int) -> int:
+        """How many tokens of the prompt stand for a height x width image."""
+        return self.family.image_tokens(self.image_processor, height, width)
+
+    def shown_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what the model sees of a height x width image, pixels after resizing."""
+        return self.family.shown_size(self.image_processor, height, width)
+
     def shown_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The image [H, W, 3] as the image processor can take it: its shorter side stretched where it is too thin.
+        """The image [H, W, 3] as the image processor can take it, for an engine that processes it itself; another one
+        only where it could not."""
+        return self.family.handed_over(self.image_processor, image)
 
-        The processor resamples anyway, each side to whole patches, and answers are in pixels of the image itself. A
-        longer side that the processor would shrink is shrunk here already, so that memory stays bounded.
-        """
-        longer = max(image.shape[:2])
-        if longer <= _MOST_RATIO * min(image.shape[:2]):
-            return image
-        shown = min(longer, isqrt(_MOST_RATIO * int(self.image_processor.size["longest_edge"])))
-        thin = -(-shown // _MOST_RATIO)
-        width, height = (shown if side == longer else thin for side in (image.shape[1], image.shape[0]))
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    @property
+    def engine_limits(self) -> dict[str, int]:
+        """Limits of an image's area, as vLLM takes them for the family's image processor."""
+        return self.family.engine_limits(self.image_processor)
 
-    def patches(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor, list[int]]:
-        """(pixel_values [patches, channels] float32, image_grid [B, 3] int64, tokens of each image) of B images
-        [H, W, 3]."""
-        shown = [self.shown_image(image) for image in images]
-        inputs = self.image_processor(images=shown, return_tensors="pt", input_data_format="channels_last")
-        grid = inputs["image_grid_thw"]
-        merge = self.config.vision_config.spatial_merge_size
-        return inputs["pixel_values"], grid, (grid.prod(-1) // merge**2).tolist()
+    def patches(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """(pixel_values [patches, channels] float32, image_grid [B, 3] int64) of B images [H, W, 3]."""
+        return self.family.patches(self.image_processor, images)
 
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
         """Rows of B questions with the token ids of up to G responses each, all of them scored; on the CPU.
 
         Raises as `prompt_tokens` does.
         """
-        pixel_values, grid, counts = self.patches([question.image for question in questions])
-        prompts = [list(chain(*self._question_tokens(one, n))) for one, n in zip(questions, counts, strict=True)]
-        prompt_tokens, prompt_mask = pad_left([np.array(p, np.int64) for p in prompts], self.end_token)
+        pixel_values, grid = self.patches([question.image for question in questions])
+        prompt_tokens, prompt_mask = pad_left([self.prompt_tokens(each) for each in questions], self.end_token)
         tokens, mask = pad_responses(responses, self.end_token)
         return PromptRows(prompt_tokens, prompt_mask, pixel_values, grid, tokens, mask, mask)
 
@@ -114,8 +119,9 @@ class Processor:
         """
         if any(question.image is not row[0][0].image for row in taught for question, _ in row):
             raise ValueError("questions of one row show different images; give each image a row of its own.")
-        pixel_values, grid, counts = self.patches([row[0][0].image for row in taught])
-        shared = [self._question_tokens(row[0][0], n)[0] for row, n in zip(taught, counts, strict=True)]
+        first = [row[0][0] for row in taught]
+        pixel_values, grid = self.patches([question.image for question in first])
+        shared = [self._question_tokens(each, self.image_tokens(*each.image.shape[:2]))[0] for each in first]
         prompt_tokens, prompt_mask = pad_left([np.array(tokens, np.int64) for tokens in shared], self.end_token)
         asked = [[np.array(self._question_tokens(each, 1)[1], np.int64) for each, _ in row] for row in taught]
         whole = [
@@ -136,12 +142,23 @@ class Processor:
                 "and this model family draws outlines; leave the candidates out."
             )
         ids = self._template.tokens(question.prompt.text_alone)
-        image = ids.index(self.config.image_token_id)
-        ids = ids[:image] + [self.config.image_token_id] * image_tokens + ids[image + 1 :]
-        end = ids.index(self.config.vision_end_token_id) + 1
+        image, closing = ids.index(self.image_token), self.family.image_end(self.config)
+        ids = ids[:image] + [self.image_token] * image_tokens + ids[image + 1 :]
+        end = (image + image_tokens - 1 if closing is None else ids.index(closing)) + 1
         return ids[:end], ids[end:]
 
+    @property
+    def image_token(self) -> int:
+        """Token that stands for a place of an image in the prompt."""
+        return self.family.placeholder(self.config)
+
     # Answers out.
+
+    def seen(self, codec: AnswerCodec) -> AnswerCodec:
+        """A codec as the family of this checkpoint uses it, whose coordinates may be its own."""
+        if not isinstance(codec, SeenCodec):
+            return codec
+        return codec.seen_by(self.family.coordinates, self.shown_size)
 
     def answer_tokens(self, text: str) -> NDArray[np.int64]:
         """[T] token ids of an answer's text, end token included."""
@@ -187,12 +204,48 @@ class Processor:
         self.image_processor.save_pretrained(folder)
 
 
-def _resizing_processor(checkpoint: Path) -> Qwen2VLImageProcessorPil:
-    """The image processor of a folder; ValueError for one that takes only images whose sides are whole patches."""
-    processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
-    if not processor.do_resize:
+def _end_tokens(checkpoint: Checkpoint, tokenizer: Any, family: Family) -> list[int]:
+    """The family's own end of a turn, the tokenizer's end, and those of generation_config.json, each once."""
+    vocabulary = tokenizer.get_vocab()
+    listed = checkpoint.json("generation_config.json").get("eos_token_id")
+    ids = [vocabulary.get(token) for token in family.turn_ends] + [tokenizer.eos_token_id]
+    ids += listed if isinstance(listed, list) else [listed]
+    known = [token for token in ids if isinstance(token, int) and 0 <= token < len(tokenizer)]
+    if not known:
         raise ValueError(
-            f"the image processor of {checkpoint} has do_resize false, so that most images would stop a run; set it to "
-            "true in preprocessor_config.json: images that fit its limits are not changed by it."
+            f"{checkpoint.folder} names no token that ends an answer (eos_token in tokenizer_config.json, eos_token_id "
+            "in generation_config.json), so every answer would run to sampling.max_tokens; name one there."
         )
-    return processor
+    return list(dict.fromkeys(known))
+
+
+def _unsampled_tokens(tokenizer: Any, vocabulary_size: int, ends: Sequence[int]) -> list[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    controls = {token for token, one in added if is_control(one.content, one.special)}
+    nothing = set(range(vocabulary_size)) - set(tokenizer.get_vocab().values())
+    return sorted((set(tokenizer.all_special_ids) | controls | nothing) - set(ends))
+
+
+def _template(checkpoint: Checkpoint, tokenizer: Any, family: Family, image_token: int) -> str | None:
+    """The chat template to ask by: the tokenizer's own (None), that of chat_template.json, or the family's.
+
+    The last only where the folder has none that shows an image, and said so.
+    """
+    if shows_question(tokenizer, None, image_token):
+        return None
+    legacy = checkpoint.json("chat_template.json").get("chat_template")
+    if isinstance(legacy, str) and shows_question(tokenizer, legacy, image_token):
+        return legacy
+    known = all(token in tokenizer.get_vocab() for token in family.turn_ends)
+    if known and shows_question(tokenizer, family.template, image_token):
+        log.warning(
+            "%s has no chat template that shows an image and a text: it is asked by that of %s as released",
+            checkpoint.folder,
+            family.title,
+        )
+        return family.template
+    raise ValueError(
+        f"the chat template of {checkpoint.folder} does not show one image and one text (or there is none), and its "
+        f"tokenizer lacks the tokens of {family.title}'s own; copy chat_template.jinja from the model that this one "
+        "was trained from."
+    )

@@ -7,10 +7,13 @@ it leaves tokens such as <tool_call>, which are added to the vocabulary but not 
 words, which has control tokens among its words.
 """
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any
+
+from jinja2 import TemplateError
 
 from envs.reading import refuse_no_text
 
@@ -37,17 +40,40 @@ def check_phrase(phrase: str) -> None:
     refuse_no_text(phrase, "the phrase")
 
 
+def shows_question(tokenizer: Any, template: str | None, image_token: int) -> bool:
+    """Whether a chat template (None: the tokenizer's own) shows one image and the user's text, each of them once."""
+    try:
+        text = _in_template(tokenizer, template, None, _ANY_TEXT)
+    except (TypeError, ValueError, TemplateError):  # one for text alone joins strings to lists, or there is none
+        return False
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text.count(_ANY_TEXT) == 1 and ids.count(image_token) == 1
+
+
 class QuestionTemplate:
     """The user's text in the chat template of one tokenizer: what a phrase is asked by, about one image."""
 
-    def __init__(self, tokenizer: Any, question: str, image_token: int) -> None:
-        """question: the user's text, `{phrase}` standing for the example's phrase. image_token: what an image becomes.
+    def __init__(
+        self,
+        tokenizer: Any,
+        questions: str | Sequence[str],
+        image_token: int,
+        system: str | None = None,
+        template: str | None = None,
+    ) -> None:
+        """questions: the user's texts, `{phrase}` standing for the example's phrase; of several, the phrase decides.
+        image_token: what an image becomes. system: the system message; None for what the template says without one.
+        template: the chat template; None for the tokenizer's own.
 
-        Raises ValueError for a question without it, and for a template that does not show image and question once.
+        Raises ValueError for a question without its phrase, and for a template that does not show image and question
+        once.
         """
-        check_question(question)
-        self._tokenizer, self._question, self._image_token = tokenizer, question, image_token
-        controls = [t.content for t in tokenizer.added_tokens_decoder.values() if _is_control(t.content, t.special)]
+        self._questions = (questions,) if isinstance(questions, str) else tuple(questions)
+        for question in self._questions:
+            check_question(question)
+        self._tokenizer, self._image_token = tokenizer, image_token
+        self._system, self._chat_template = system, template
+        controls = [t.content for t in tokenizer.added_tokens_decoder.values() if is_control(t.content, t.special)]
         longest_first = "|".join(re.escape(content) for content in sorted(controls, key=len, reverse=True))
         self._control = re.compile(f"(?=({longest_first}))") if controls else re.compile(r"(?!)")
         text = self._in_template(_ANY_TEXT)
@@ -63,9 +89,16 @@ class QuestionTemplate:
     def tokens(self, phrase: str) -> list[int]:
         """Ids of the whole prompt, one image token in it; ValueError for a phrase that is no text."""
         refuse_no_text(phrase, "the phrase")
-        ids = self._ids(self._in_template(self._question.replace(PHRASE, phrase)))
+        ids = self._ids(self._in_template(self._question(phrase).replace(PHRASE, phrase)))
         self._check_image(ids, f"the question about {phrase!r}")
         return ids
+
+    def _question(self, phrase: str) -> str:
+        """The question that a phrase is asked by: of several always the same one, in any process."""
+        if len(self._questions) == 1:
+            return self._questions[0]
+        digest = hashlib.sha256(phrase.encode()).digest()
+        return self._questions[int.from_bytes(digest[:8], "big") % len(self._questions)]
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a prompt, cut where the user's text would else hold a control token."""
@@ -82,9 +115,7 @@ class QuestionTemplate:
             )
 
     def _in_template(self, question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        conversation = [{"role": "user", "content": content}]
-        return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        return _in_template(self._tokenizer, self._chat_template, self._system, question)
 
     def _cuts(self, text: str) -> Iterator[int]:
         """Places in a prompt behind the first character of every control token that the user's text has a part in."""
@@ -94,6 +125,17 @@ class QuestionTemplate:
                 yield match.start() + 1
 
 
-def _is_control(content: str, special: bool) -> bool:
+def is_control(content: str, special: bool) -> bool:
     """Whether an added token is no word of a language: called special, or in angle brackets as <tool_call> is."""
     return len(content) > 1 and (special or (content[0] == "<" and content[-1] == ">"))
+
+
+def _in_template(tokenizer: Any, template: str | None, system: str | None, question: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system is not None:
+        conversation.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    rendered = tokenizer.apply_chat_template(
+        conversation, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    return str(rendered)

@@ -1,4 +1,4 @@
-"""Settings of adapters, of a refiner's network and of a new tiny model; nothing here loads a network."""
+"""Settings of questions, of adapters, of a refiner's network and of a new tiny model; nothing here loads a network."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -33,6 +33,29 @@ class LoraSettings:
             raise ValueError(
                 f"learner.lora.targets is {targets!r}; give {ALL_LINEAR} or a list of names such as [q_proj, v_proj]."
             )
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put to a model: settings of a policy that need no weights."""
+
+    question: str = "{phrase}"
+    """The user's text, `{phrase}` standing for the words of the prompt; other braces are text."""
+    questions: list[str] | None = None
+    """Several such texts in place of `question`, of which the words decide; None for the one."""
+    system: str | None = None
+    """System message; None for what the chat template says without one."""
+    min_pixels: Annotated[int | None, at_least(1, ", or to null for the checkpoint's own.")] = None
+    """Least area of an image as the model sees it, pixels; None for the checkpoint's own."""
+    max_pixels: Annotated[int | None, at_least(1, ", or to null for the checkpoint's own.")] = None
+    """Largest area of an image as the model sees it, pixels; None for the checkpoint's own."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "policy")
+
+
+AS_IT_IS = Asking()
+"""The bare phrase, in the checkpoint's own template and limits."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def data_config(path: Path, overrides: Sequence[str]) -> DataConfig:
     if "sft" in read_mapping(path):
         sft = load_settings(SftConfig, path, overrides)
         return DataConfig(sft.env, sft.codec, sft.policy, ("train", "validation"), sft.sft)
-    run = load_settings(RunConfig, path, overrides)
+    # Data is looked at before there is a run.
+    run = load_settings(RunConfig, path, overrides if "run" in read_mapping(path) else ["run=none", *overrides])
     asked = dict.fromkeys(("train", "validation", run.evaluation.final_split))
     return DataConfig(run.env, run.codec, run.policy, tuple(asked), None)
 
@@ -196,6 +197,7 @@ class Looker:
         self._processor: Processor | None = None
         if config.sft is None or config.policy.get("checkpoint") is not None:
             self._processor = processor_of(policy_plugin(config.policy, recipe))
+            self._codec = self._processor.codec
 
     def look(self, env: Env, index: int) -> Seen:
         """The example at `index`; raises ValueError, naming it, where `sft` could not teach its answer."""

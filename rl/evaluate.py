@@ -133,7 +133,7 @@ def evaluate_refiner(config: RunConfig, parts: RunParts, groups: Sequence[Group]
     scenes = CoarseScenes.of_groups(env, groups)
     answered = AnsweredScenes(scenes.images, [group.rollouts[0].answer for group in groups], scenes.truths)
     with console.status("looking where errors come from"):
-        errors = split_errors(refiner, policy, answered, OutlineBudget.of(parts.codec.build()))
+        errors = split_errors(refiner, policy, answered, OutlineBudget.of(policy.processor.codec))
     name = f"greedy answers to scenes of the split {config.evaluation.final_split}"
     return RefinerReport.of(name, refiner, policy, scenes, errors)
 

@@ -34,6 +34,7 @@ from rl.config.sft import SftConfig, SftSettings, SftStage
 from rl.evaluation.scores import SceneScore, score_answer
 from rl.pages.progress import StepProgress
 from rl.run.data import RunData
+from rl.run.parts import processor_of
 from rl.run.writable import refuse_unwritable
 from rollout.disk import whole_file
 from rollout.engines.shared import sample
@@ -93,6 +94,17 @@ def refuse_unfit_answers(processor: Processor, codec: AnswerCodec, splits: tuple
             f"max_tokens is {config.max_tokens}, but the answer to {its_id} takes {longest} tokens, so evaluations cut "
             f"it off and count it as wrong; set max_tokens to {longest} or more, or lower sft.max_vertices (now "
             f"{config.sft.max_vertices})."
+        )
+
+
+def refuse_spread_of_digits(processor: Processor, settings: SftSettings) -> None:
+    """Raise ValueError where number_spread would blur digits: it is for tokenizers whose numbers are single tokens."""
+    spread = [stage for stage in settings.stages if stage.number_spread > 0]
+    if spread and len(processor.answer_tokens("10")) > 2:
+        raise ValueError(
+            f"number_spread of stage {spread[0].name} is {spread[0].number_spread}, but this tokenizer writes 10 as "
+            f"{len(processor.answer_tokens('10')) - 1} tokens, so that neighbours of a digit would be taught in place "
+            "of neighbours of a number; set it to 0."
         )
 
 
@@ -337,11 +349,14 @@ def run_sft(config: SftConfig, console: Console) -> Path:
     if policy.get("checkpoint") is None:
         policy["checkpoint"] = str(folder / "untrained")
         write_new_model(folder / "untrained", config, env, codec, console)
-    trainer = SftTrainer(policy_plugin(policy, codec).build(), env, config.sft)
+    plugin = policy_plugin(policy, codec)
+    processor = processor_of(plugin)
     try:
-        refuse_unfit_answers(trainer.policy.processor, codec.build(), (env, validation), config)
+        refuse_unfit_answers(processor, processor.codec, (env, validation), config)
+        refuse_spread_of_digits(processor, config.sft)
     except ValueError as error:
         raise ValueError(f"codec is {codec.name}, policy.checkpoint {policy['checkpoint']}: {error}") from error
+    trainer = SftTrainer(plugin.build(), env, config.sft)
     folder.mkdir(parents=True, exist_ok=True)
     save_settings(config, folder / "config.yaml")
     data.write(folder)

@@ -90,6 +90,10 @@ class WholeNumerals:
         """Key of what may follow: every value has its own followers."""
         return word
 
+    def text(self, value: int) -> str:
+        """The text of a value."""
+        return str(value)
+
 
 class UnitNumerals:
     """Fractions of 1 with one to `decimals` digits: 0.5, 0.500, 1.0; a number counts steps of 10**-decimals."""

@@ -1,10 +1,10 @@
 """The grammar of point text: its signs, which the reader follows too, and an automaton over characters.
 
-The automaton is stricter than the reader: one space at most between two signs, and numbers as `encode` writes them,
-0.5 or 0.50 or 1.0, with no exponent and no more digits than the codec's grid has.
+The automaton is stricter than the reader: one space at most between two signs, and numbers as `encode` writes them:
+fractions as 0.5 or 0.50 or 1.0, with no exponent and no more digits than the codec's grid has, or whole thousandths.
 """
 
-from envs.codecs._numerals import UnitNumerals
+from envs.codecs._numerals import UnitNumerals, WholeNumerals
 from envs.codecs._open_ring import OpenRing, closing_numbers
 from envs.codecs.base import MANY, State, number_begun, ring_begun, room_for_ring, vertex_ended, without_vertices
 
@@ -45,10 +45,13 @@ class PointTextGrammar:
     """An AnswerGrammar. Places are those of SIGNS, start (where an empty answer may begin), and empty."""
 
     joint = ""
-    alphabet = " ,.0123456789;[]"
 
-    def __init__(self, decimals: int, max_rings: int, max_vertices: int, max_characters: int) -> None:
-        self._numerals = UnitNumerals(decimals)
+    def __init__(
+        self, numerals: UnitNumerals | WholeNumerals, max_rings: int, max_vertices: int, max_characters: int
+    ) -> None:
+        """numerals: how places of the grid are written; max_...: limits of the codec."""
+        self._numerals = numerals
+        self.alphabet = "".join(sorted(" ,;[]" + numerals.characters))
         self.start = State("start", max_rings, max_vertices, characters_left=max_characters)
         number = self._numerals.longest
         point = ["[", number, ",", number, "]", ","]

@@ -5,8 +5,9 @@ read as ok or empty; what cannot become such an answer is refused at the first c
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from envs.codecs._coordinates import ShownSize
 from envs.codecs._numerals import Bounds, Numerals
 from envs.codecs._open_ring import NOTHING_FITS, OpenRing
 from envs.polygons import Answer, Ring
@@ -150,4 +151,14 @@ class AnswerCodec(Protocol):
 
     def grammar(self) -> AnswerGrammar:
         """Automaton of texts that read as valid, all that `encode` writes among them; for `sampling.grammar` alone."""
+        ...
+
+
+@runtime_checkable
+class SeenCodec(Protocol):
+    """A codec whose numbers may depend on the policy: on what its family was trained on, and on the size it sees."""
+
+    def seen_by(self, coordinates: str, shown_size: ShownSize) -> AnswerCodec:
+        """The codec of a policy of a family that writes places in `coordinates` (COORDINATES of _coordinates.py);
+        shown_size: from height and width of an image to those of what the policy sees of it, pixels."""
         ...

@@ -19,8 +19,11 @@ from envs.polygons import Box, Ring, grid_from_px, signed_area_px
 GridRing = NDArray[np.int64]
 
 
-def rounded(ring_px: Ring, bins: int, extent_px: Box) -> GridRing:
-    """A ring [N, 2] by its nearest points of the grid, none twice in a row; [0, 2] where it lost its area."""
+def rounded(ring_px: Ring, bins: int | NDArray[np.int64], extent_px: Box) -> GridRing:
+    """A ring [N, 2] by its nearest points of the grid, none twice in a row; [0, 2] where it lost its area.
+
+    bins: as `grid_from_px` takes it.
+    """
     grid = grid_from_px(ring_px, bins, extent_px)
     grid = grid[(grid != np.roll(grid, 1, axis=0)).any(axis=1)]
     return grid if signed_area_px(grid) else grid[:0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
+from policies.settings import AS_IT_IS, Asking
 
 if TYPE_CHECKING:  # transformers, which what reads an archive can do without
     from policies.processor import Processor
@@ -53,7 +54,7 @@ class PromptRows:
     """[B, G, T] bool, True where a log-probability or a loss is wanted; a subset of response_mask."""
 
     def to(self, device: torch.device) -> "PromptRows":
-        """The same rows on another device."""
+        """Equal rows, held by another device."""
         return PromptRows(*(part.to(device) for part in vars(self).values()))
 
     def groups(self, first: int, end: int) -> "PromptRows":
@@ -105,11 +106,10 @@ class PolicyContract(Protocol):
     """Writes prompts and reads answers; needs no weights."""
 
     @classmethod
-    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}") -> "Processor":
+    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, asking: Asking = AS_IT_IS) -> "Processor":
         """The processor alone, of a Hugging Face folder.
 
-        Raises FileNotFoundError or ValueError for a folder that this family cannot read, or a question that leaves the
-        phrase out.
+        Raises FileNotFoundError or ValueError for a folder that this family cannot read, or cannot ask so.
         """
         ...
 

@@ -17,18 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLForConditionalGeneration,
-)
 
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
+from policies.checkpoint import Checkpoint
+from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import PromptRows, VisionFeatures
+from policies.family import Family
 from policies.lora import add_adapters
 from policies.processor import Processor
-from policies.settings import LoraSettings
+from policies.settings import AS_IT_IS, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.chunks import in_chunks, num_chunks
 from policies.sharing.packing import pack_rows
@@ -36,25 +34,8 @@ from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, next_stat
 from policies.vision_features import tower_features
 from policies.weights import held_checksum
 
-_FAMILIES: dict[str, Any] = {
-    "qwen3_vl": Qwen3VLForConditionalGeneration,
-    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-}
-
-
-def _known_config(checkpoint: Path) -> Any:
-    """The transformers config of a folder with a model of these families."""
-    if not (checkpoint / "config.json").is_file():
-        raise FileNotFoundError(
-            f"policy.checkpoint is {checkpoint}, which has no config.json; give a Hugging Face model folder."
-        )
-    config = AutoConfig.from_pretrained(checkpoint)
-    if config.model_type not in _FAMILIES:
-        raise ValueError(
-            f"{checkpoint} is a {config.model_type} model, and this file knows {' and '.join(_FAMILIES)}; "
-            "another family is one more file in policies/."
-        )
-    return config
+FAMILIES: Mapping[str, Family] = {"qwen2_5_vl": Qwen2_5VL(), "qwen3_vl": Qwen3VL()}
+"""Descriptions by the model_type of config.json."""
 
 
 class Policy(nn.Module):
@@ -69,33 +50,36 @@ class Policy(nn.Module):
         logit_bytes: int = 2**28,
         weights: bool = True,
         lora: LoraSettings | None = None,
+        questions: list[str] | None = None,
+        system: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         """Load a Hugging Face folder.
 
-        question: the user's text, `{phrase}` standing for the words of the prompt. dtype: name of a torch dtype.
-        logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for a
-        moment. weights: False leaves them out: parameters have names, shapes and dtypes, no values. lora: adapters to
-        put into the model, which then alone require a gradient. Raises as `make_processor` does.
+        question, questions, system, min_pixels, max_pixels: see `Asking`. dtype: name of a torch dtype. logit_bytes:
+        what the float32 logits that learning holds at once may take; it needs a few times that for a moment. weights:
+        False leaves them out: parameters have names, shapes and dtypes, no values. lora: adapters to put into the
+        model, which then alone require a gradient. Raises as `make_processor` does, FileNotFoundError for a folder that
+        lacks weights, and ValueError where they do not fill the model.
         """
         super().__init__()
-        self.processor = self.make_processor(checkpoint, codec, question)
-        attention = {"": "sdpa", "text_config": shared_attention.NAME}
-        where = {} if weights else {"device_map": "meta"}
-        self.model: Any = _FAMILIES[self.processor.config.model_type].from_pretrained(
-            checkpoint, dtype=dtype, attn_implementation=attention, **where
-        )
+        asking = Asking(question, questions, system, min_pixels, max_pixels)
+        self.processor = self.make_processor(checkpoint, codec, asking)
+        self.model: Any = _loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
         self._logit_bytes = logit_bytes
         self.register_buffer("_unsampled", torch.tensor(self.processor.unsampled_tokens), persistent=False)
         if lora is not None:
             add_adapters(self.model, self.vision_tower, lora)
 
     @classmethod
-    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}") -> Processor:
+    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, asking: Asking = AS_IT_IS) -> Processor:
         """The Processor of a Hugging Face folder, without its weights.
 
-        Raises FileNotFoundError without such a folder, ValueError for a model of another family, and as Processor does.
+        Raises FileNotFoundError or ValueError where the folder is none that can be loaded (policies/checkpoint.py), is
+        a model of another family, or cannot be asked so.
         """
-        return Processor(checkpoint, _known_config(checkpoint), codec, question)
+        return Processor(Checkpoint(checkpoint), family_of(Checkpoint(checkpoint)), codec, asking)
 
     @property
     def device(self) -> torch.device:
@@ -104,9 +88,9 @@ class Policy(nn.Module):
 
     @property
     def vision_tower(self) -> nn.Module:
-        """The part that turns patches into image tokens, its mergers (Qwen3-VL's deepstack ones too) included: what a
-        refiner reads its features from is all of it."""
-        return self.model.model.visual
+        """The part that turns patches into image tokens, its mergers included: what a refiner reads its features from
+        is all of it."""
+        return self.processor.family.tower(self.model)
 
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
         """Rows of B questions with the token ids of up to G responses each, where the parameters are."""
@@ -130,7 +114,7 @@ class Policy(nn.Module):
         """Three-axis positions [3, B, P] of the prompts, and the position [B] at which text goes on."""
         positions, _ = self.model.model.get_rope_index(
             rows.prompt_tokens,
-            mm_token_type_ids=(rows.prompt_tokens == self.processor.config.image_token_id).int(),
+            mm_token_type_ids=(rows.prompt_tokens == self.processor.image_token).int(),
             image_grid_thw=rows.image_grid,
             attention_mask=rows.prompt_mask,
         )
@@ -258,7 +242,7 @@ class Policy(nn.Module):
         ValueError where there is none. The grid spans the image, also where the image processor had to resample it: one
         whose sides are not multiples of patch times merge size, or whose area is outside its limits.
         """
-        pixel_values, grid, _ = self.processor.patches(images)
+        pixel_values, grid = self.processor.patches(images)
         pixel_values, grid = pixel_values.to(self.device, self.model.dtype), grid.to(self.device)
         return tower_features(self.vision_tower, pixel_values, grid, early_block)
 
@@ -273,3 +257,36 @@ class Policy(nn.Module):
         """
         self.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
         self.processor.save(folder)
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The description of a folder's family, its files checked first.
+
+    Raises FileNotFoundError or ValueError for a folder that cannot be loaded, or is a model of another family.
+    """
+    checkpoint.refuse_foreign()
+    if checkpoint.model_type not in FAMILIES:
+        raise ValueError(
+            f"{checkpoint.folder} is a {checkpoint.model_type or 'nameless'} model, and the families here are "
+            f"{', '.join(FAMILIES)}; give one of these, or write the description of another "
+            "(policies/family.py)."
+        )
+    checkpoint.refuse_incomplete()
+    return FAMILIES[checkpoint.model_type]
+
+
+def _loaded(checkpoint: Checkpoint, family: Family, dtype: str, weights: bool) -> Any:
+    """The model of a folder; without weights its parameters are on the meta device."""
+    attention = {"": "sdpa", "text_config": shared_attention.NAME}
+    if not weights:
+        return family.network(checkpoint, dtype=dtype, attn_implementation=attention, device_map="meta")
+    checkpoint.refuse_missing_weights()
+    model, found = family.network(checkpoint, dtype=dtype, attn_implementation=attention, output_loading_info=True)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"the weights of {checkpoint.folder} lack {len(missing)} parameters of a {family.title} model, such as "
+            f"{missing[0]}, which would be random numbers; copy its files anew, or give the checkpoint that it was "
+            "trained from."
+        )
+    return model

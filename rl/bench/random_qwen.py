@@ -20,6 +20,7 @@ from envs.datasets.cutout_scenes import Env
 from envs.plugin import Plugin
 from policies.families import vision_language
 from policies.processor import Processor
+from policies.settings import AS_IT_IS, Asking
 from policies.tiny_model import TinySizes, word_tokenizer, write_untrained
 from rl.bench.side_by_side import Workload
 
@@ -28,10 +29,11 @@ class Policy(vision_language.Policy):
     """The policy of vision_language.py whose end token, too, cannot be sampled; the learner sees it so as well."""
 
     @classmethod
-    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, question: str = "{phrase}") -> Processor:
+    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, asking: Asking = AS_IT_IS) -> Processor:
         """The processor of a folder, the end token among those that are not sampled."""
-        processor = super().make_processor(checkpoint, codec, question)
-        processor.unsampled_tokens = sorted([*processor.unsampled_tokens, processor.end_token])
+        processor = super().make_processor(checkpoint, codec, asking)
+        # Not those that no text has, most of a vocabulary whose words are the tiny model's: they cost nothing here.
+        processor.unsampled_tokens = sorted(processor.tokenizer.all_special_ids)
         return processor
 
 

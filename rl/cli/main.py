@@ -5,6 +5,8 @@ is told before torch is loaded.
 """
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +18,17 @@ from rl.cli.archive import archive_app
 from rl.cli.bench import bench_app
 from rl.cli.data import data_app
 from rl.cli.export import export_app
-from rl.cli.options import CONFIG_HELP, Config, Overrides, Resume, RunFolder, run_config, run_folder, run_settings
+from rl.cli.options import (
+    CONFIG_HELP,
+    AsJson,
+    Config,
+    Overrides,
+    Resume,
+    RunFolder,
+    run_config,
+    run_folder,
+    run_settings,
+)
 from rl.cli.rewards import rewards_app
 
 
@@ -94,6 +106,30 @@ def demo(overrides: Overrides = None) -> None:
     from rl.demo import run_job
 
     run_job(config, _make_way(Path(config.run)), console)
+
+
+@app.command()
+def check(
+    checkpoint: Annotated[str, typer.Argument(help="Hugging Face folder of a model, or tiny.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML with codec, policy, learner and sampling.", show_default="point_text and defaults"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a checkpoint is and how it is asked, from its files in seconds; exit status 1 where a run would fail."""
+    from rl.check import as_json as numbers_of
+    from rl.check import check as look
+    from rl.check import table_of
+    from rl.pages.json_text import json_text
+
+    report = look(checkpoint, config)
+    if as_json:
+        print(json_text(numbers_of(report), indent=2))
+    else:
+        console.print(table_of(report))
+    if report.problems:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -228,6 +264,12 @@ def _make_way(folder: Path) -> bool:
 _INTERRUPTED = 130
 
 
+def _to_go_on(arguments: list[str]) -> str:
+    """The command by which a stopped one goes on; demo, sft and rewards ablate do so by themselves."""
+    resumed = arguments[:1] in (["train"], ["sample"]) and "--resume" not in arguments
+    return shlex.join(["polytrace", *arguments, *(["--resume"] if resumed else [])])
+
+
 def main() -> None:
     """Entry point: what a user got wrong is one line, not a traceback."""
     # Read before torch and transformers load: one thread pool is enough for tokenizers, and no bars for loading 5 MB.
@@ -241,5 +283,5 @@ def main() -> None:
         raise SystemExit(2) from error
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer's own answer to Ctrl-C
-            console.print("stopped; train and sample go on with --resume, demo, sft and rewards ablate by themselves")
+            console.print(f"stopped; to go on: {_to_go_on(sys.argv[1:])}", markup=False, soft_wrap=True)
         raise

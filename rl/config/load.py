@@ -78,25 +78,30 @@ def save_settings(settings: Any, path: Path) -> None:
 
 
 def shipped_configs(folder: str = "") -> list[str]:
-    """Names of the YAML files that come with Polytrace, without ".yaml", sorted; of jobs, or of a folder: `rewards`."""
+    """Names of the YAML files that come with Polytrace, without ".yaml", sorted.
+
+    folder: "" for those of jobs, `rewards` or `presets`.
+    """
     files = resources.files("configs").joinpath(folder).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def find_config(path: Path) -> Traversable:
-    """The file that `path` means: one on disk, else a shipped one.
+    """The file that `path` means: one on disk, that of a run by its folder, else a shipped one.
 
-    Shipped are `demo`, also as `demo.yaml` or `configs/demo.yaml`, and `rewards/iou` in the same ways. Raises
-    FileNotFoundError with the names that there are.
+    Shipped are `demo`, also as `demo.yaml` or `configs/demo.yaml`, and `rewards/iou` and `presets/qwen3_vl` in the same
+    ways. Raises FileNotFoundError with the names that there are.
     """
     if path.is_file():
         return cast(Traversable, path)
+    if (path / "config.yaml").is_file():
+        return cast(Traversable, path / "config.yaml")
     name, folder = path.name.removesuffix(".yaml"), path.parent
-    in_rewards = folder in (Path("rewards"), Path("configs/rewards"))
-    shipped = shipped_configs("rewards" if in_rewards else "")
-    if name in shipped and (in_rewards or folder in (Path("."), Path("configs"))):
-        return resources.files("configs") / ("rewards" if in_rewards else "") / f"{name}.yaml"
-    beside = sorted(file.name for file in folder.glob("*.yaml"))
+    kind = next((kind for kind in ("rewards", "presets") if folder in (Path(kind), Path("configs") / kind)), "")
+    shipped = shipped_configs(kind)
+    if name in shipped and (kind or folder in (Path("."), Path("configs"))):
+        return resources.files("configs") / kind / f"{name}.yaml"
+    beside = sorted(file.name for file in folder.glob("[!.]*.yaml"))
     where = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
     raise FileNotFoundError(
         f"{where}{did_you_mean(name, [Path(file).stem for file in beside] + shipped)} Give a YAML file; "
@@ -285,25 +290,30 @@ def _settable(found: type, supplied: Sequence[str], beside: type | None) -> type
     specs: list[tuple[str, Any, Any]]
     if dataclasses.is_dataclass(found):
         specs = _field_specs(found)
-    elif "__init__" in vars(found):
+    elif any("__init__" in vars(base) for base in found.__mro__[:-1]):  # its own, or that of what it builds on
         parameters = inspect.signature(found, eval_str=True).parameters.values()
         fields = [dataclasses.field(default=MISSING if p.default is p.empty else p.default) for p in parameters]
         specs = [(p.name, p.annotation, field) for p, field in zip(parameters, fields, strict=True)]
     else:
         raise ValueError(
-            f"{found.__qualname__} of {found.__module__} is not a dataclass; make it one: its fields are its settings."
+            f"{found.__qualname__} of {_home(found)} is not a dataclass; make it one: its fields are its settings."
         )
     names = _names_beside(beside)
     for name, _, _ in specs:
         if name in names:
             raise ValueError(
-                f"{found.__qualname__} of {found.__module__} has a field {name}, but some keys mean something else in "
+                f"{found.__qualname__} of {_home(found)} has a field {name}, but some keys mean something else in "
                 f"every such entry ({', '.join(names)}); give the field another name."
             )
     if beside is not None:
         specs += [spec for spec in _field_specs(beside) if spec[0] in names]
     taken = (*_TAKEN, *supplied)
     return dataclasses.make_dataclass(found.__name__, [spec for spec in specs if spec[0] not in taken], kw_only=True)
+
+
+def _home(found: type) -> str:
+    """Where a class is written, for people."""
+    return sys.modules[found.__module__].__file__ or found.__module__
 
 
 def _field_specs(schema: type) -> list[tuple[str, Any, Any]]:

@@ -1,11 +1,12 @@
 """What a run's config names, built: plugins, rewards and data, each checked here once."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from envs.plugin import Plugin
 from policies.processor import Processor
+from policies.settings import Asking
 from rl.config.learner import RankSettings
 from rl.config.plugins import algorithm_plugin, codec_plugin, engine_plugin, env_plugin, policy_plugin
 from rl.config.rewards import RewardParts, reward_parts
@@ -55,8 +56,9 @@ def _absolute(refined: RefinedSettings | None) -> RefinedSettings | None:
 def processor_of(policy: Plugin) -> Processor:
     """The processor of a policy, made without the policy. Raises as `PolicyContract.make_processor` does."""
     family: Any = policy.load()
-    given = {name: policy.settings[name] for name in ("checkpoint", "codec", "question") if name in policy.settings}
-    processor: Processor = family.make_processor(**given)
+    names = [field.name for field in fields(Asking) if field.name in policy.settings]
+    asking = Asking(**{name: policy.settings[name] for name in names})
+    processor: Processor = family.make_processor(policy.settings["checkpoint"], policy.settings["codec"], asking)
     return processor
 
 

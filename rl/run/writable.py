@@ -27,7 +27,7 @@ def refuse_unwritable_codec(processor: Processor, recipe: Plugin, codec: Plugin)
     between the signs of `point_text`, may: what it samples reads well, though it cannot be taught the codec's own.
     """
     try:
-        _write_triangles(processor, codec.build())
+        _write_triangles(processor, processor.seen(codec.build()))
     except ValueError as error:
         if _writes_otherwise(processor):
             return
@@ -76,7 +76,7 @@ def unwritable_words(processor: Processor, text: str) -> list[str]:
 def _comes_back(processor: Processor, text: str) -> bool:
     """Whether `text` is what its own tokens say, up to white space, and all of them can be sampled."""
     tokens = processor.answer_tokens(text)
-    if not {*processor.unsampled_tokens, processor.end_token}.isdisjoint(tokens[:-1].tolist()):
+    if not {*processor.unsampled_tokens, *processor.end_tokens}.isdisjoint(tokens[:-1].tolist()):
         return False
     written = processor.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop"))
     return written.split() == text.split()

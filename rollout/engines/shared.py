@@ -121,7 +121,7 @@ class _Flight:
         b, g, most = draws.shape
         r = b if max_answers is None else min(b, max(1, max_answers // g))
         self._policy, self._rows, self._sampling = policy, rows, sampling
-        self._end_token = policy.processor.end_token
+        self._ends = torch.tensor(policy.processor.end_tokens, device=policy.device)
         # One column more than there are tokens: where groups that are done draw from and write to until they leave.
         self._draws = functional.pad(torch.from_numpy(draws.reshape(b * g, most)), (0, 1)).to(policy.device)
         self._tokens = torch.zeros(b * g, most + 1, dtype=torch.int64, device=policy.device)
@@ -148,7 +148,7 @@ class _Flight:
         self._last = chosen.view_as(self._starts)
         self._drawn = (self._drawn + 1).clamp(max=self._sampling.max_tokens)
         at_limit = self._drawn == self._sampling.max_tokens
-        self._ended = self._ended | (self._last == self._end_token) | at_limit
+        self._ended = self._ended | torch.isin(self._last, self._ends) | at_limit
 
     def settle(self) -> None:
         """Let groups that are done make room for the next ones, or finished answers leave."""
@@ -187,13 +187,12 @@ class _Flight:
         self._drawn = self._drawn[places]
 
     def responses(self) -> list[Response]:
-        """All answers, in order, each to its first end token."""
+        """All answers, in order, each to the first token that ends it."""
         tokens, logprobs = self._tokens[:, :-1].cpu().numpy(), self._logprobs[:, :-1].cpu().numpy()
-        ends = tokens == self._end_token
+        known = self._ends.tolist()
+        ends = np.isin(tokens, known)
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
-        return [
-            _response(tokens[k, :length], logprobs[k, :length], self._end_token) for k, length in enumerate(lengths)
-        ]
+        return [_response(tokens[k, :length], logprobs[k, :length], known) for k, length in enumerate(lengths)]
 
 
 def _choose(logprobs: Tensor, draws: Tensor, greedy: bool) -> Tensor:
@@ -205,5 +204,5 @@ def _choose(logprobs: Tensor, draws: Tensor, greedy: bool) -> Tensor:
     return torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
 
 
-def _response(tokens: NDArray[np.int64], logprobs: NDArray[np.float32], end_token: int) -> Response:
-    return Response(tokens, logprobs, "stop" if tokens[-1] == end_token else "length")
+def _response(tokens: NDArray[np.int64], logprobs: NDArray[np.float32], ends: Sequence[int]) -> Response:
+    return Response(tokens, logprobs, "stop" if tokens[-1] in ends else "length")

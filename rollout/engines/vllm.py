@@ -91,6 +91,7 @@ class VllmSampler:
             max_model_len=engine.max_model_len,
             enforce_eager=engine.enforce_eager,
             limit_mm_per_prompt={"image": 1, "video": 0},
+            mm_processor_kwargs=self.policy.processor.engine_limits,
             # Log-probabilities after temperature and biases, as the learner takes them, not of the bare logits.
             logprobs_mode="processed_logprobs",
             # The checkpoint's own generation settings (top_k, further end tokens) would change the distribution.
@@ -180,7 +181,7 @@ class VllmSampler:
             max_tokens=sampling.max_tokens,
             seed=seeds[0] >> 2,  # theirs are signed, and count up within the group
             logprobs=0,  # of the sampled token alone
-            stop_token_ids=[self.policy.processor.end_token],
+            stop_token_ids=self.policy.processor.end_tokens,
             ignore_eos=True,
             logit_bias=dict.fromkeys(self.policy.processor.unsampled_tokens, _NEVER),
             detokenize=False,
@@ -188,7 +189,7 @@ class VllmSampler:
 
     def _response(self, completion: Any) -> Response:
         tokens = list(completion.token_ids)
-        ended = bool(tokens) and tokens[-1] == self.policy.processor.end_token
+        ended = bool(tokens) and tokens[-1] in self.policy.processor.end_tokens
         if completion.finish_reason not in ("stop", "length") or (completion.finish_reason == "stop") > ended:
             raise RuntimeError(
                 f"vLLM ended an answer of {len(tokens)} tokens by {completion.finish_reason!r} without the end token."

@@ -26,7 +26,8 @@ from rollout.engines.shared import sample
 from rollout.settings import Sampling
 
 PHRASES = ["dog", "the upper left banana", "cat"]
-PATH, POINT = path_tokens.Codec(max_rings=4, max_vertices=16), point_text.Codec(max_rings=4, max_vertices=16)
+PATH = path_tokens.Codec(max_rings=4, max_vertices=16)
+POINT = point_text.Codec(max_rings=4, max_vertices=16, coordinates="unit")
 SIZES = TinySizes(
     image_size=32, text_width=32, text_layers=2, text_heads=2, vision_width=16, vision_layers=2, vision_heads=2
 )
@@ -239,7 +240,7 @@ def test_a_vocabulary_without_the_grammars_words_is_refused_by_name(tiny_untrain
 
 
 def test_point_text_in_words_with_spaces_between_them_is_sampled_as_well(tmp_path: Path) -> None:
-    codec = point_text.Codec(decimals=1, max_vertices=5)
+    codec = point_text.Codec(decimals=1, max_vertices=5, coordinates="unit")
     write_untrained(tmp_path, [*"[],;", *[f"{k / 10:.1f}" for k in range(11)], *"catdog"], SIZES, seed=0)
     case = Case(Policy(tmp_path, codec, question="c a t {phrase}"), 60)
     responses = sampled(case, 30)

@@ -17,6 +17,7 @@ from envs.example import PointPart, Prompt, Question, TextPart
 from envs.polygons import AnswerStatus
 from policies.families.base import PromptRows, Response
 from policies.families.vision_language import Policy
+from policies.settings import Asking
 from policies.sharing.prompt_cache import PromptCache
 from policies.tiny_model import word_tokenizer
 from rollout.engines.shared import sample
@@ -201,7 +202,7 @@ def test_groups_of_rows_come_with_their_own_images(policy: Policy) -> None:
 def test_a_policy_without_weights_asks_and_reads_like_one_with_them(policy: Policy, tmp_path: Path) -> None:
     policy.save(tmp_path)
     hollow = Policy(tmp_path, Codec(), question="find {phrase}", weights=False)
-    alone = Policy.make_processor(tmp_path, Codec(), "find {phrase}")
+    alone = Policy.make_processor(tmp_path, Codec(), Asking("find {phrase}"))
     assert {parameter.device.type for parameter in hollow.parameters()} == {"meta"}
     shapes, hollow_shapes = ({n: p.shape for n, p in each.model.named_parameters()} for each in (policy, hollow))
     assert shapes == hollow_shapes
@@ -492,5 +493,5 @@ def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path: Path) -> None
 
 def test_a_model_of_another_family_is_refused_by_its_type(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="is a bert model, and this file knows qwen3_vl and qwen2_5_vl"):
+    with pytest.raises(ValueError, match="is a bert model, and the families here are qwen2_5_vl, qwen3_vl"):
         Policy(tmp_path, Codec())

@@ -61,7 +61,7 @@ def test_a_codec_that_the_checkpoint_cannot_write_stops_a_run_before_its_first_s
         policy={"checkpoint": str(tiny_untrained)},
         sft=SETTINGS,
     )
-    text = answer_text(SPLITS[0][0], point_text.Codec(), SETTINGS)
+    text = answer_text(SPLITS[0][0], point_text.Codec(coordinates="thousandths"), SETTINGS)
     with pytest.raises(
         ValueError, match=r"^codec is point_text, policy\.checkpoint .*: the codec writes .*; choose"
     ) as e:

@@ -28,7 +28,8 @@ from rollout.engines.vllm import Engine, VllmSampler, WeightReceiver
 from rollout.settings import Sampling
 from rollout.worker import RolloutWorker, Unit, WorkerSettings
 
-ENGINE_ARGS = {"max_model_len", "limit_mm_per_prompt", "logprobs_mode", "generation_config", "worker_extension_cls"}
+ENGINE_ARGS = {"max_model_len", "limit_mm_per_prompt", "mm_processor_kwargs", "logprobs_mode", "generation_config"}
+ENGINE_ARGS |= {"worker_extension_cls"}
 SIZES = TinySizes(
     image_size=32, text_width=32, text_layers=2, text_heads=2, vision_width=16, vision_layers=2, vision_heads=2
 )
@@ -203,6 +204,7 @@ def test_vllm_is_opened_so_that_it_speaks_of_the_learners_distribution(tiny_untr
         "gpu": 0.85,
         "max_model_len": 512,
         "limit_mm_per_prompt": {"image": 1, "video": 0},
+        "mm_processor_kwargs": {"min_pixels": 32 * 32, "max_pixels": 32 * 32},
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "worker_extension_cls": "rollout.engines.vllm.WeightReceiver",

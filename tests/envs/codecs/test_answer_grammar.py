@@ -22,6 +22,7 @@ CODECS = {
     "point text": point_text.Codec(),
     "point text of tenths": point_text.Codec(decimals=1, max_rings=2, max_vertices=7),
     "point text, 4 vertices": point_text.Codec(decimals=1, max_vertices=4),
+    "point text of thousandths": point_text.Codec(coordinates="thousandths", max_rings=3, max_vertices=9),
     "point text of 90 characters": point_text.Codec(decimals=2, max_characters=90),
 }
 

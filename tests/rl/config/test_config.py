@@ -143,7 +143,7 @@ def test_a_token_budget_frees_the_number_of_groups_from_that_of_passes() -> None
     assert (settings.learner.token_budget, settings.most_answer_tokens) == (500, 384)
 
 
-@pytest.mark.parametrize("name", shipped_configs())
+@pytest.mark.parametrize("name", [*shipped_configs(), *(f"presets/{name}" for name in shipped_configs("presets"))])
 def test_every_shipped_config_reads(name: str) -> None:
     schema = {"sft_tiny": SftConfig, "pairs": PairExport}.get(name, RunConfig)
     schema = RefineConfig if name.startswith("refiner") else schema

@@ -28,15 +28,15 @@ def test_a_tokenizer_of_bytes_can_write_every_codec(tmp_path: Path) -> None:
 
 def test_a_tokenizer_of_the_signs_of_point_text_may_write_them_with_spaces_but_is_not_taught_so(tmp_path: Path) -> None:
     write_untrained(tmp_path, [*"[],;", *[f"{k / 10:.1f}" for k in range(11)]], SIZES, seed=0)
-    built = point_text.Codec(decimals=1, max_vertices=5)
+    built = point_text.Codec(decimals=1, max_vertices=5, coordinates="unit")
     processor = Policy.make_processor(tmp_path, built)
     recipe = Plugin("policies.families", "Policy", "vision_language", {"checkpoint": tmp_path})
-    refuse_unwritable_codec(processor, recipe, codec("point_text", decimals=1, max_vertices=5))
+    refuse_unwritable_codec(processor, recipe, codec("point_text", decimals=1, max_vertices=5, coordinates="unit"))
     with pytest.raises(ValueError, match=r"cannot write '\[\]'; choose"):
         refuse_unwritable(processor, built.encode([], 32, 32), "answer to a")
 
 
-def codec(name: str, **settings: int) -> Plugin:
+def codec(name: str, **settings: int | str) -> Plugin:
     return Plugin("envs.codecs", "Codec", name, settings)
 
 

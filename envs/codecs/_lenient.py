@@ -1,0 +1,59 @@
+"""What released models write around an answer, taken off: a sentence, a full stop, a fence of code, an end mark.
+
+SimpleSeg's training answers stand in one of five sentences, all of which end in a full stop; instruct models put JSON
+into a fence; a list of points without the brackets of a list of polygons is one polygon. What has more about it than
+that, or a second list apart from the first, stays as it is: a model that hedges is not read.
+"""
+
+import re
+
+_MOST_AROUND = 200
+"""Most characters before the list, and as many behind it: a sentence."""
+_FENCE = re.compile(r"\A\s*```[a-zA-Z]*\s*\n?(.*?)\n?\s*```\s*\Z", re.DOTALL)
+_END_MARK = re.compile(r"(?:\s*(?:</s>|<\|im_end\|>|<\|endoftext\|>|<end_of_turn>|<end_of_utterance>))+\s*\Z")
+_SENTENCE = re.compile(r"[^\[\]{};]*")
+_POINTS = re.compile(r"\[\s*\[\s*[-+.0-9eE]")
+"""How a polygon begins: two levels of brackets, then a number."""
+
+
+def bare_answer(text: str) -> str:
+    """The answer within a text, in the form that strict reading takes; the text itself where there is none."""
+    inner = _END_MARK.sub("", text)
+    fence = _FENCE.match(inner)
+    inner = inner if fence is None else fence[1]
+    first, last = inner.find("["), inner.rfind("]")
+    if first < 0 or last < first:
+        return text
+    before, answer, behind = inner[:first], inner[first : last + 1], inner[last + 1 :]
+    if max(len(before), len(behind)) > _MOST_AROUND or not (_is_sentence(before) and _is_sentence(behind)):
+        return text
+    lists = _lists(answer)
+    if lists is None:
+        return text
+    # Two levels are one polygon, which stands in a list of its own elsewhere.
+    return "; ".join(f"[{each}]" if _POINTS.match(each) else each for each in lists)
+
+
+def _is_sentence(text: str) -> bool:
+    return _SENTENCE.fullmatch(text) is not None
+
+
+def _lists(answer: str) -> list[str] | None:
+    """The bracketed lists of a text, between which stand semicolons alone; None where anything else does."""
+    found: list[str] = []
+    depth, begin, between = 0, 0, ""
+    for place, sign in enumerate(answer):
+        if depth == 0 and sign != "[":
+            between += sign
+            continue
+        if sign == "[":
+            if depth == 0:
+                if found and between.strip() != ";":
+                    return None
+                begin, between = place, ""
+            depth += 1
+        elif sign == "]":
+            depth -= 1
+            if depth == 0:
+                found.append(answer[begin : place + 1])
+    return found if depth == 0 else None

@@ -1,0 +1,154 @@
+"""Qwen2.5-VL and Qwen3-VL: what differs between them, and from other families.
+
+Both resize an image to whole merged patches within limits of its area, and put one token for each of them into the
+prompt. Facts: the families' released folders and transformers' classes (qwen2_5_vl, qwen3_vl).
+"""
+
+from collections.abc import Sequence
+from math import isqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from policies.checkpoint import Checkpoint
+
+_MOST_RATIO = 200
+"""Largest ratio of an image's sides, longer over shorter: the image processor raises for more."""
+_TURNS = (
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- else -%}{{ part['text'] }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{{ '<|im_end|>\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+_SYSTEM_LINE = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{%- endif -%}"
+)
+
+
+class _Qwen:
+    """What the two have in common."""
+
+    turn_ends: tuple[str, ...] = ("<|im_end|>",)
+
+    def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
+        """Family.image_processor."""
+        processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder)
+        if not processor.do_resize:
+            raise ValueError(
+                f"the image processor of {checkpoint.folder} has do_resize false, so that most images would stop a "
+                "run; set it to true in preprocessor_config.json: images that fit its limits are not changed by it."
+            )
+        least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
+        least, most = least if min_pixels is None else min_pixels, most if max_pixels is None else max_pixels
+        place = (processor.patch_size * processor.merge_size) ** 2
+        if max_pixels is not None and max_pixels < place:
+            raise ValueError(
+                f"policy.max_pixels is {max_pixels}, less than one image token of {self.title} shows ({place}); set it "
+                f"to {place} x the tokens that an image may take, such as {1280 * place}."
+            )
+        if least > most:
+            raise ValueError(
+                f"an image may have at least {least} pixels (policy.min_pixels or the checkpoint's own) and at most "
+                f"{most} (policy.max_pixels or the checkpoint's own); set policy.min_pixels to {most} or less, or "
+                f"policy.max_pixels to {least} or more."
+            )
+        processor.size["shortest_edge"], processor.size["longest_edge"] = least, most
+        return processor
+
+    title: str
+
+    def shown_size(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
+        """Family.shown_size."""
+        height, width = _thick(image_processor, height, width)
+        factor = image_processor.patch_size * image_processor.merge_size
+        size = image_processor.size
+        shown: tuple[int, int] = smart_resize(height, width, factor, size["shortest_edge"], size["longest_edge"])
+        return shown
+
+    def image_tokens(self, image_processor: Any, height: int, width: int) -> int:
+        """Family.image_tokens."""
+        height, width = self.shown_size(image_processor, height, width)
+        return height * width // (image_processor.patch_size * image_processor.merge_size) ** 2
+
+    def handed_over(self, image_processor: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Family.handed_over: the shorter side stretched where it is too thin.
+
+        The processor resamples anyway, each side to whole patches, and answers are in pixels of the image itself.
+        """
+        height, width = _thick(image_processor, *image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+    def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """Family.patches."""
+        shown = [self.handed_over(image_processor, image) for image in images]
+        inputs = image_processor(images=shown, return_tensors="pt", input_data_format="channels_last")
+        return inputs["pixel_values"], inputs["image_grid_thw"]
+
+    def engine_limits(self, image_processor: Any) -> dict[str, int]:
+        """Family.engine_limits."""
+        size = image_processor.size
+        return {"min_pixels": int(size["shortest_edge"]), "max_pixels": int(size["longest_edge"])}
+
+    def placeholder(self, config: Any) -> int:
+        """Family.placeholder."""
+        return int(config.image_token_id)
+
+    def image_end(self, config: Any) -> int | None:
+        """Family.image_end."""
+        return int(config.vision_end_token_id)
+
+    def tower(self, model: Any) -> nn.Module:
+        """Family.tower: the mergers (Qwen3-VL's deepstack ones too) included."""
+        tower: nn.Module = model.model.visual
+        return tower
+
+
+class Qwen2_5VL(_Qwen):
+    """Qwen2.5-VL, which writes places in pixels of the resized image."""
+
+    title = "Qwen2.5-VL"
+    coordinates = "resized_px"
+    template = _SYSTEM_LINE + _TURNS
+
+    def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
+        """Family.network."""
+        return Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint.folder, **loading)
+
+
+class Qwen3VL(_Qwen):
+    """Qwen3-VL, which writes places in thousandths of each side."""
+
+    title = "Qwen3-VL"
+    coordinates = "thousandths"
+    template = _TURNS
+
+    def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
+        """Family.network."""
+        return Qwen3VLForConditionalGeneration.from_pretrained(checkpoint.folder, **loading)
+
+
+def _thick(image_processor: Any, height: int, width: int) -> tuple[int, int]:
+    """Size of an image whose ratio the image processor takes.
+
+    A longer side that the processor would shrink is shrunk here already, so that memory stays bounded.
+    """
+    longer, shorter = max(height, width), min(height, width)
+    if longer <= _MOST_RATIO * shorter:
+        return height, width
+    shown = min(longer, isqrt(_MOST_RATIO * int(image_processor.size["longest_edge"])))
+    thin = -(-shown // _MOST_RATIO)
+    return (shown, thin) if height == longer else (thin, shown)

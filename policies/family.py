@@ -1,0 +1,71 @@
+"""What the policy asks about a model family: all that differs from family to family, as one description.
+
+The policy itself (policies/families/vision_language.py) is common. A description is a class over `Family` in a file
+beside it whose name begins with `_`; it lists them by the model_type that a checkpoint's config.json names.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from policies.checkpoint import Checkpoint
+
+
+class Family(Protocol):
+    """What is special about the models of one family; it holds nothing of a checkpoint itself."""
+
+    title: str
+    """Name for people, such as Qwen2.5-VL."""
+    coordinates: str
+    """Numbers in which its released models write places: one of COORDINATES of envs/codecs/point_text.py."""
+    template: str
+    """Chat template (Jinja) for a folder that has none, or one that shows no image: a system line where it has one, and
+    one question about one image."""
+    turn_ends: tuple[str, ...]
+    """Tokens by which its models end an answer, beside those that tokenizer and generation_config.json name."""
+
+    def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
+        """The transformers model of a folder; loading: keyword arguments of its from_pretrained."""
+        ...
+
+    def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
+        """The image processor of a folder, with other limits of an image's area where they are given.
+
+        Raises ValueError for limits that no image can meet, or a processor that does not resize.
+        """
+        ...
+
+    def shown_size(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what the model sees of a height x width image, pixels after resizing."""
+        ...
+
+    def image_tokens(self, image_processor: Any, height: int, width: int) -> int:
+        """How many tokens stand for a height x width image in the prompt."""
+        ...
+
+    def handed_over(self, image_processor: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The image [H, W, 3] as its processor can take it: another one only where it could not."""
+        ...
+
+    def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """(pixel_values, image_grid [B, 3]) of B images [H, W, 3]."""
+        ...
+
+    def engine_limits(self, image_processor: Any) -> dict[str, int]:
+        """The limits of an image's area, as vLLM's `mm_processor_kwargs` names them for this family."""
+        ...
+
+    def placeholder(self, config: Any) -> int:
+        """Token that stands for a place of an image in the prompt."""
+        ...
+
+    def image_end(self, config: Any) -> int | None:
+        """Token that closes an image in the prompt; None where none does."""
+        ...
+
+    def tower(self, model: Any) -> nn.Module:
+        """The part that turns patches into image tokens, what joins it to the language model included."""
+        ...

@@ -1,0 +1,99 @@
+"""A large photo and a phrase through folders shaped as released ones, with Qwen's real tokenizer and random weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from asking import ask
+from released import qwen_tokenizer, write_released
+
+from envs.codecs.point_text import Codec
+from envs.geometry.contours import mask_from_rings
+from envs.polygons import AnswerStatus
+from policies.families.base import Response
+from policies.families.vision_language import Policy
+from policies.processor import Processor
+from policies.settings import Asking
+
+pytestmark = pytest.mark.long
+FAMILIES = {"qwen2_5_vl": 7_597, "qwen3_vl": 5_828}
+"""Tokens of a photo of 3000x2000 at the released limits."""
+QUESTION = "Output the polygon coordinates of {phrase} in the image."
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_released(tmp_path_factory.mktemp("models") / request.param, request.param, tokenizer)
+
+
+def processor_of(folder: Path, **asking: object) -> Processor:
+    return Policy.make_processor(folder, Codec(reading="lenient"), Asking(QUESTION, **asking))  # type: ignore[arg-type]
+
+
+def test_a_photo_of_3000x2000_is_asked_as_the_family_was_taught(folder: Path) -> None:
+    processor, photo = processor_of(folder), np.zeros((2000, 3000, 3), np.uint8)
+    tokens = processor.prompt_tokens(ask(photo, "the left apple"))
+    assert (tokens == processor.image_token).sum() == FAMILIES[folder.name]
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" if folder.name == "qwen2_5_vl" else ""
+    text = processor.tokenizer.decode(processor.engine_tokens(ask(photo, "the left apple")))
+    assert text == (
+        f"{system}<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        "Output the polygon coordinates of the left apple in the image.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert processor.end_tokens == [151645, 151643]
+    size = processor.vocabulary_size
+    assert set(range(151_669, size)) <= set(processor.unsampled_tokens)
+    controls = {processor.tokenizer.convert_tokens_to_ids(word) for word in ("<tool_call>", "<think>", "<|image_pad|>")}
+    assert controls <= set(processor.unsampled_tokens) and not set(processor.end_tokens) & set(
+        processor.unsampled_tokens
+    )
+    small = processor_of(folder, max_pixels=1_003_520)
+    assert small.image_tokens(2000, 3000) <= 1_280
+    said = processor.prompt_tokens(ask(photo[:64, :64], "the <|im_end|> <|image_pad|> <think> apple"))
+    assert (said == processor.image_token).sum() == processor.image_tokens(64, 64) and (said == 151645).sum() == (
+        2 if system else 1
+    )
+
+
+def test_an_outline_is_written_in_the_familys_numbers_and_read_back_in_pixels_of_the_photo(folder: Path) -> None:
+    processor, (height, width) = processor_of(folder, max_pixels=1_003_520), (2000, 3000)
+    angles = np.linspace(0, 2 * np.pi, 30, endpoint=False)
+    ring = np.stack([1500 + 900 * np.cos(angles), 900 + 600 * np.sin(angles)], 1)
+    text = processor.codec.encode([[ring]], height, width)
+    largest = max(float(number) for number in text.replace("[", " ").replace("]", " ").replace(",", " ").split())
+    shown = processor.shown_size(height, width)
+    assert largest == pytest.approx(2400 / 3000 * (shown[1] if folder.name == "qwen2_5_vl" else 1000), abs=1)
+    tokens = processor.answer_tokens(f"Sure, you can find it at {text}.")
+    response = Response(tokens, np.zeros(len(tokens), np.float32), "stop")
+    answer = processor.read(response, height, width)
+    assert answer.status is AnswerStatus.OK
+    read, true = (mask_from_rings(rings, height, width) for rings in (answer.rings_px, [ring]))
+    assert read.shape == (2000, 3000) and (read & true).sum() / (read | true).sum() > 0.99
+
+
+def test_shards_load_and_log_probabilities_are_those_of_transformers(folder: Path) -> None:
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    policy = Policy(folder, Codec(), QUESTION, max_pixels=100_000)
+    image = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    answer = policy.processor.answer_tokens("[[[1, 2], [30, 2], [30, 40]]]")
+    question = ask(image, "the left apple")
+    with torch.no_grad():
+        ours = policy(policy.rows([question], [[answer]]))[0, 0]
+        prompt = policy.processor.prompt_tokens(question)
+        ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
+        pixels, grid = policy.processor.patches([image])
+        kinds = (ids == policy.processor.image_token).int()
+        logits = policy.model(input_ids=ids, mm_token_type_ids=kinds, pixel_values=pixels, image_grid_thw=grid).logits[
+            0
+        ]
+    logits[:, policy.processor.unsampled_tokens] = -torch.inf
+    expected = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)[range(len(answer)), answer]
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    policy.save(folder.parent / "saved")
+    assert Policy(folder.parent / "saved", Codec()).processor.end_tokens == policy.processor.end_tokens

@@ -1,0 +1,53 @@
+"""`polytrace check`: a folder is told from its files, and what would ruin a run is an exit status of 1."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rl.check import check
+from rl.cli.main import app
+
+RUN = CliRunner()
+
+
+def test_the_embedded_model_under_the_demo_is_told_by_numbers() -> None:
+    report = check("tiny", Path("demo"))
+    assert report.problems == [] and report.family == "Qwen3-VL"
+    assert (
+        report.parameters["all"] == 1_221_152 == report.parameters["vision tower"] + report.parameters["language model"]
+    )
+    assert report.prompt.replace(" ", "") == "<|vision_start|><|image_pad|><|vision_end|>theleftapple<|answer|>"
+    assert report.image_tokens == {"480x640": 54, "2000x3000": 54}
+    assert report.end_tokens == ["<|end|>"] and report.engine_class == "Qwen3VLForConditionalGeneration"
+    assert report.memory_gib["learner rank"] == pytest.approx(1_221_152 * 16 / 2**30)
+
+
+def test_a_codec_that_the_model_cannot_write_and_missing_shards_are_problems(tmp_path: Path) -> None:
+    result = RUN.invoke(app, ["check", "tiny", "--json"])
+    found = json.loads(result.output)
+    assert result.exit_code == 1 and found["coordinates"] == {"codec": "thousandths", "family": "thousandths"}
+    assert [problem[:20] for problem in found["problems"]] == ["codec is point_text,"]
+    folder = Path(shutil.copytree("policies/tiny", tmp_path / "model"))
+    (folder / "model.safetensors").unlink()
+    report = check(str(folder), Path("demo"))
+    assert report.parameters == {} and len(report.problems) == 1 and "holds no weights" in report.problems[0]
+    (folder / "config.json").write_text('{"model_type": "florence2"}')
+    result = RUN.invoke(app, ["check", str(folder)])
+    assert result.exit_code == 1 and "florence2 model" in " ".join(result.output.split())
+
+
+def test_memory_is_shared_out_as_zero_does(tmp_path: Path) -> None:
+    config = tmp_path / "a.yaml"
+    # Two bytes of weight, two of gradient, twelve of the optimizer: a half of each from its stage on.
+    for stage, bytes_each in ((0, 16), (1, 2 + 2 + 6), (2, 2 + 1 + 6), (3, 1 + 1 + 6)):
+        config.write_text(
+            f"policy: {{dtype: bfloat16}}\ncodec: {{name: path_tokens}}\n"
+            f"learner: {{ranks: 2, zero_stage: {stage}, dtype: {'bfloat16' if stage else 'float32'}}}\n"
+        )
+        report = check("tiny", config)
+        per_weight = report.memory_gib["learner rank"] * 2**30 / report.parameters["all"]
+        assert per_weight == pytest.approx(bytes_each), stage
+        assert report.memory_gib["worker"] * 2**30 / report.parameters["all"] == pytest.approx(2)
