@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
+from policies import vision_attention
 from policies.checkpoint import Checkpoint
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import PromptRows, VisionFeatures
@@ -67,6 +68,9 @@ class Policy(nn.Module):
         asking = Asking(question, questions, system, min_pixels, max_pixels)
         self.processor = self.make_processor(checkpoint, codec, asking)
         self.model: Any = _loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
+        # Not asked for while loading: transformers takes its name there for a package that is not installed.
+        tower: Any = self.processor.family.tower(self.model)
+        tower.config._attn_implementation = vision_attention.NAME
         self._logit_bytes = logit_bytes
         self.register_buffer("_unsampled", torch.tensor(self.processor.unsampled_tokens), persistent=False)
         if lora is not None:
