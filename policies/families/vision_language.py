@@ -125,6 +125,11 @@ class Policy(nn.Module):
         last = positions.masked_fill(~rows.prompt_mask, 0).amax(dim=(0, 2))
         return positions, last + 1
 
+    @property
+    def _queries_per_key(self) -> int:
+        text = self.model.config.get_text_config()
+        return int(text.num_attention_heads // text.num_key_value_heads)
+
     def _scored_states(self, rows: PromptRows) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states [S, width] that predict the scored tokens, those tokens [S], and their places in [B*G*T]."""
         packed = pack_rows(rows)
@@ -132,7 +137,7 @@ class Policy(nn.Module):
         response_positions = (following[:, None] + packed.steps).expand(3, -1, -1)
         states = self.model.model(
             input_ids=packed.tokens,
-            **shared_attention.inputs(packed),
+            **shared_attention.inputs(packed, self._queries_per_key),
             position_ids=torch.cat([prompt_positions, response_positions], dim=2),
             pixel_values=rows.pixel_values,
             image_grid_thw=rows.image_grid,
@@ -212,12 +217,9 @@ class Policy(nn.Module):
         """Keys and values of B prompts, all tokens but the last; rows' own responses are not looked at."""
         positions, following = self._prompt_positions(rows)
         mask = rows.prompt_mask[:, :-1]
-        length = mask.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        diagonal = torch.eye(length, dtype=torch.bool, device=self.device)
         layers = self.model.model(
             input_ids=rows.prompt_tokens[:, :-1],
-            attention_mask=((causal & mask[:, None, :]) | diagonal)[:, None],
+            **shared_attention.prompt_inputs(mask),
             position_ids=positions[:, :, :-1],
             pixel_values=rows.pixel_values,
             image_grid_thw=rows.image_grid,

@@ -31,7 +31,7 @@ class SharedLayout:
     prompt_attends: Tensor | None
     """[B, 1, P, P] bool, query before key; None where no prompt is padded: then by order alone."""
     answer_attends: Tensor
-    """[B * G or 1, 1, T, P + T] bool: a token of an answer before the prompt's keys and those of its own answer."""
+    """[B * G or 1, 1, n * T, P + T] bool: a token of an answer before the prompt's keys and those of its own answer."""
     slots: Tensor
     """[B * G * T] int64 into the flat [B * K]: the packed token in each slot of the answers, any in empty ones."""
     order: Tensor
@@ -42,8 +42,19 @@ class SharedLayout:
     """(B, G, T)."""
 
 
-def inputs(packed: PackedRows) -> dict[str, Any]:
+def prompt_inputs(mask: Tensor) -> dict[str, Any]:
+    """What the language model is called with for prompts alone, mask [B, P]: a mask only where one is padded."""
+    b, p = mask.shape
+    if mask.all():
+        # transformers leaves a mask of four axes as it is, and makes none of its own.
+        return {"attention_mask": mask.view(b, 1, 1, p), "in_order": True}
+    return {"attention_mask": causal(mask)[:, None]}
+
+
+def inputs(packed: PackedRows, queries_per_key: int) -> dict[str, Any]:
     """What the language model is called with so that packed rows are attended as they should be.
+
+    queries_per_key: n of the model's layers.
 
     A mask of the whole row where nothing is shared, or where answers are so uneven that their empty slots would cost
     more than it.
@@ -52,12 +63,11 @@ def inputs(packed: PackedRows) -> dict[str, Any]:
     p, k = packed.prompt_mask.shape[1], packed.order.shape[1]
     if g == 1 or p * p + g * t * (p + t) >= (p + k) ** 2:
         return {"attention_mask": packed.attends}
-    # transformers leaves a mask of four axes as it is, and makes none of its own.
-    return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": shared_layout(packed)}
+    return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": shared_layout(packed, queries_per_key)}
 
 
-def shared_layout(packed: PackedRows) -> SharedLayout:
-    """The layout of packed rows."""
+def shared_layout(packed: PackedRows, queries_per_key: int = 1) -> SharedLayout:
+    """The layout of packed rows, for layers of so many queries a key head."""
     (b, g, t), k = packed.shape, packed.order.shape[1]
     p, device = packed.prompt_mask.shape[1], packed.order.device
     whole = bool(packed.prompt_mask.all())
@@ -70,7 +80,7 @@ def shared_layout(packed: PackedRows) -> SharedLayout:
     slots = torch.zeros(b, g * t, dtype=torch.int64, device=device).scatter(1, packed.order, held)
     return SharedLayout(
         prompt_attends=None if whole else causal(packed.prompt_mask)[:, None],
-        answer_attends=answers[:, None],
+        answer_attends=answers[:, None].repeat(1, 1, queries_per_key, 1),
         slots=(row * k + slots).flatten(),
         order=(row * g * t + packed.order).flatten(),
         prompt_length=p,
@@ -90,7 +100,10 @@ def attend(
     """Attention as transformers asks for it: query [B, H * n, L, d], key and value [B, H, L, d] to [B, L, H * n, d].
 
     layout: of packed rows, L = P + K, which then takes the mask's place; without one this is transformers' own `sdpa`.
+    `in_order` among the others: whether each token attends to those before it and itself, whatever the mask.
     """
+    if others.pop("in_order", False):
+        return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **others)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
     settings = {"scale": others.get("scaling"), "dropout_p": others.get("dropout", 0.0)}
@@ -108,7 +121,7 @@ def attend(
         _apart(query[:, :, p:], layout).unflatten(1, (-1, n)).flatten(2, 3),
         _behind_prompts(key, layout),
         _behind_prompts(value, layout),
-        attn_mask=layout.answer_attends.repeat(1, 1, n, 1),
+        attn_mask=layout.answer_attends,
         **settings,
     )
     of_answers = of_answers.unflatten(2, (n, -1)).flatten(1, 2)

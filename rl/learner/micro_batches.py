@@ -133,12 +133,16 @@ class MicroBatch:
     part: Batch
     """Groups of the micro-batch; of one that does not weigh, none counts."""
     rows: PromptRows
-    """Groups of the micro-batch, as the policy takes them."""
+    """Groups of the micro-batch, as the policy takes them; in the host's memory until their turn."""
     weighs: bool
     """False for a repeat that only keeps ranks in step."""
     most_scored: int
     """Most tokens that any rank scores in its micro-batch at this time."""
     minibatch: MiniBatch
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same micro-batch, its rows on another device."""
+        return replace(self, rows=self.rows.to(device))
 
 
 def micro_batch_of(

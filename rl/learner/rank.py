@@ -120,7 +120,8 @@ class LearnerRank:
         return budgeted_micro_batches(groups, tokens, learner.token_budget, world)
 
     def _rows(self, part: Batch) -> PromptRows:
-        rows: PromptRows = self._engine.network.rows(part.questions(self._env), part.tokens)
+        # Photos of a whole mini-batch need not lie on the device at once.
+        rows: PromptRows = self._engine.network.processor.rows(part.questions(self._env), part.tokens)
         return rows
 
     def _forward(self, policy: Callable[..., Tensor], micro: MicroBatch) -> Tensor:
@@ -128,13 +129,14 @@ class LearnerRank:
 
     @torch.no_grad()
     def _logprobs(self, micro: MicroBatch) -> Tensor:
-        return self._forward(self._engine, micro)
+        return self._forward(self._engine, micro.to(self._engine.device))
 
     def _learn(self, micro: MicroBatch, old: Tensor | None, last: bool) -> MicroBatchStats:
         """One forward and backward pass, the last one of its mini-batch or not.
 
         old: [B, G, T] log-probabilities before the first update; None where it was not yet done.
         """
+        micro = micro.to(self._engine.device)
         new = self._forward(self._engine, micro)
         reference = None
         if self._reference is not None:

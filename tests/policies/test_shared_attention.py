@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from policies.families.base import PromptRows
-from policies.sharing.attention import attend, inputs, shared_layout
-from policies.sharing.packing import PackedRows, pack_rows, pad_left, pad_responses
+from policies.sharing.attention import attend, inputs, prompt_inputs, shared_layout
+from policies.sharing.packing import PackedRows, causal, pack_rows, pad_left, pad_responses
 
 HEAD_WIDTH = 4
 
@@ -44,7 +44,9 @@ def test_real_tokens_get_what_attention_over_the_whole_row_gives_them_and_so_do_
     packed = packed_rows([prompt for prompt, _ in lengths], [row for _, row in lengths])
     real = torch.cat([packed.prompt_mask, packed.real], dim=1)
     query, key, value = states(packed, key_heads, queries_a_head)
-    one, none = attend(SimpleNamespace(), query, key, value, None, layout=shared_layout(packed), scaling=0.3)
+    one, none = attend(
+        SimpleNamespace(), query, key, value, None, layout=shared_layout(packed, queries_a_head), scaling=0.3
+    )
     repeated = [x.repeat_interleave(queries_a_head, 1) for x in (key, value)]
     other = scaled_dot_product_attention(query, *repeated, attn_mask=packed.attends, scale=0.3).transpose(1, 2)
     assert none is None
@@ -68,13 +70,13 @@ def test_another_answer_or_an_empty_slot_never_touches_an_answer() -> None:
 
 def test_even_answers_go_apart_and_very_uneven_ones_stay_in_one_row() -> None:
     # 4^2 + 2 * 3 * (4 + 3) = 58 pairs of tokens an answer at a time, (4 + 6)^2 = 100 of the whole row
-    even = inputs(packed_rows([4], [[3, 3]]))
+    even = inputs(packed_rows([4], [[3, 3]]), 1)
     assert even["layout"].answer_attends.shape == (1, 1, 3, 7) and even["layout"].prompt_attends is None
     # 1 + 8 * 9 * (1 + 9) = 721 against (1 + 16)^2 = 289
-    uneven = inputs(packed_rows([1], [[9, 1, 1, 1, 1, 1, 1, 1]]))
+    uneven = inputs(packed_rows([1], [[9, 1, 1, 1, 1, 1, 1, 1]]), 1)
     assert (
         "layout" not in uneven
-        and "layout" not in inputs(packed_rows([4], [[3]]))
+        and "layout" not in inputs(packed_rows([4], [[3]]), 1)
         and uneven["attention_mask"].shape == (1, 1, 17, 17)
     )
 
@@ -88,3 +90,26 @@ def test_without_a_layout_it_is_attention_by_a_mask(queries_a_head: int) -> None
     repeated = [x.repeat_interleave(queries_a_head, 1) for x in (key, value)]
     other = scaled_dot_product_attention(query, *repeated, attn_mask=packed.attends, scale=0.5)
     torch.testing.assert_close(one, other.transpose(1, 2), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("lengths", "padded"), [([5, 5], False), ([5, 3], True)])
+def test_prompts_of_one_length_are_attended_in_order_without_any_mask(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], padded: bool
+) -> None:
+    packed = packed_rows(lengths, [[1], [1]])
+    handed = prompt_inputs(packed.prompt_mask)
+    query, key, value = (part[:, :, :5] for part in states(packed, 2, 3))
+    masks: list[object] = []
+
+    def spy(*inputs: Tensor, **settings: object) -> Tensor:
+        masks.append(settings.get("attn_mask"))
+        return scaled_dot_product_attention(*inputs, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    mask = handed.pop("attention_mask")
+    found, _ = attend(SimpleNamespace(num_key_value_groups=3), query, key, value, mask, scaling=0.3, **handed)
+    assert (masks == [None]) is not padded and handed == ({} if padded else {"in_order": True})
+    repeated = [x.repeat_interleave(3, 1) for x in (key, value)]
+    dense = causal(packed.prompt_mask)[:, None]
+    expected = scaled_dot_product_attention(query, *repeated, attn_mask=dense, scale=0.3).transpose(1, 2)
+    torch.testing.assert_close(found[packed.prompt_mask], expected[packed.prompt_mask], atol=1e-12, rtol=0)

@@ -49,8 +49,10 @@ import os
 from pathlib import Path
 from typing import Any
 import torch
+from policies.checkpoint import Checkpoint
 from policies.families import vision_language
 from policies.processor import Processor
+from policies.settings import Asking
 
 
 class Flipping(Processor):
@@ -70,7 +72,7 @@ class Policy(vision_language.Policy):
         self, checkpoint: Path, codec: Any, question: str = "{phrase}", dtype: str = "float32", folder: str = ""
     ):
         super().__init__(checkpoint, codec, question, dtype)
-        self.processor = Flipping(checkpoint, self.processor.config, codec, question)
+        self.processor = Flipping(Checkpoint(checkpoint), self.processor.family, codec, Asking(question))
         self.processor.model, self.processor.folder = self.model, folder
 """
 """A model family in which a bit of one weight flips, once, in the worker that first sees a file named like the bit."""
