@@ -4,7 +4,10 @@ A question becomes token ids and image patches, a response becomes text and poly
 the checks before a run all ask the same Processor, so that all of them mean the same prompt by a question.
 """
 
+import json
 import logging
+import reprlib
+import shutil
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -28,6 +31,23 @@ from policies.sharing.packing import pad_left, pad_responses
 
 log = logging.getLogger(__name__)
 
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "generation_config.json",
+)
+"""All that a folder says beside its weights and config.json."""
+
 
 class Processor:
     """Tokenizer, chat template and image processor of a checkpoint, and the codec of its answers."""
@@ -38,6 +58,7 @@ class Processor:
         Raises ValueError for a question that leaves the phrase out, limits of an image's area that none can meet, and a
         tokenizer without a token that ends an answer.
         """
+        self._checkpoint, self._limited = checkpoint, asking.min_pixels is not None or asking.max_pixels is not None
         self.family = family
         """What is special about the family of the checkpoint."""
         self.config: Any = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
@@ -56,7 +77,7 @@ class Processor:
         self.unsampled_tokens = _unsampled_tokens(self.tokenizer, self.vocabulary_size, self.end_tokens)
         """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
         tokens such as <tool_call>; less those that end an answer."""
-        template = _template(checkpoint, self.tokenizer, family, self.image_token)
+        template = self._template_added = _template(checkpoint, self.tokenizer, family, self.image_token)
         questions = asking.questions or (asking.question,)
         self._template = QuestionTemplate(self.tokenizer, questions, self.image_token, asking.system, template)
         self._grammar: TokenGrammar | None = None
@@ -145,6 +166,12 @@ class Processor:
         image, closing = ids.index(self.image_token), self.family.image_end(self.config)
         ids = ids[:image] + [self.image_token] * image_tokens + ids[image + 1 :]
         end = (image + image_tokens - 1 if closing is None else ids.index(closing)) + 1
+        most = self.config.get_text_config().max_position_embeddings
+        if len(ids) > most:
+            raise ValueError(
+                f"the question {reprlib.repr(question.prompt.text)} takes {len(ids)} tokens, {image_tokens} of them of "
+                f"its image, and the model goes as far as {most}; ask in fewer words, or lower policy.max_pixels."
+            )
         return ids[:end], ids[end:]
 
     @property
@@ -199,9 +226,30 @@ class Processor:
         return self._grammar
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer, chat template and image processor into a Hugging Face folder."""
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
+        """Write tokenizer, chat template and image processor into a Hugging Face folder.
+
+        Files are copied as the checkpoint has them, so that whatever read those reads these: written anew by this
+        release of transformers, an older one and vLLM on it would refuse them. Limits of an image's area that the
+        settings changed, and a template that the checkpoint lacked, are written into the copies.
+        """
+        for name in _FILES:
+            source = self._checkpoint.folder / name
+            if source.is_file() and source.resolve() != (folder / name).resolve():
+                shutil.copyfile(source, folder / name)
+        if self._limited:
+            for name in ("preprocessor_config.json", "processor_config.json"):
+                self._write_limits(folder / name)
+        if self._template_added is not None:
+            (folder / "chat_template.jinja").write_text(self._template_added, encoding="utf-8")
+
+    def _write_limits(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        values = json.loads(path.read_text(encoding="utf-8"))
+        limits = self.engine_limits
+        held = values.get("image_processor", values)  # nested in a processor_config.json
+        held |= limits | {"size": {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}}
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _end_tokens(checkpoint: Checkpoint, tokenizer: Any, family: Family) -> list[int]:

@@ -22,8 +22,8 @@ from rl.pages.progress import StepProgress
 from rl.run.checkpoints import Position
 from rl.run.folder import RunFolder
 from rl.run.metrics import MetricsWriter, Timings
-from rl.run.parts import RunParts, rank_settings, run_parts, worker_settings
-from rl.run.preflight import object_store_bytes, preflight
+from rl.run.parts import RunParts, processor_of, rank_settings, run_parts, worker_settings
+from rl.run.preflight import object_store_bytes, preflight, short_answers_note
 from rl.run.step_numbers import step_numbers
 from rl.run.steps import Refilling, ScoredStep, group_terms, past_terms, scored_step, step_units
 from rollout import cluster
@@ -243,6 +243,9 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     parts.data.tell(console, folder.path)
     with console.status("starting Ray, workers and learner"):
         run = begin(config, parts, start_actors(config, parts), resume)
+    note = short_answers_note(run.train, processor_of(parts.policy), config.sampling.max_tokens)
+    if note is not None:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     if resume:
         console.print(f"{folder.path} goes on after step {run.first_step} of {config.steps}", markup=False)
     loop(run, console)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from envs.datasets.base import Env
+from envs.geometry.vector import simplified_rings
 from policies.families.base import PolicyContract
 from policies.processor import Processor
 from policies.refiner.mask_refiner import MaskRefiner
@@ -210,3 +211,32 @@ def _refuse_long_prompts(env: Env, processor: Processor, budget: int, answers: i
                 f"{prompt + answers}, more than learner.token_budget {budget}, and a group is one row: set the budget "
                 f"to {prompt + answers} or more, or lower group_size, sampling.max_tokens or the size of images."
             )
+
+
+_GOOD_IOU = 0.9
+"""IoU of outlines with the truth by which an answer's length is judged."""
+
+
+def short_answers_note(env: Env, processor: Processor, max_tokens: int) -> str | None:
+    """What to say where answers are cut before they could be good; None where they are not.
+
+    env: training examples, of which the first are outlined with as few vertices as an IoU of 0.9 takes. What the codec
+    cannot write within its own limits is left out.
+    """
+    lengths = []
+    for k in range(min(_MEASURED, len(env))):
+        example = env[k]
+        outlines = [simplified_rings(mask, _GOOD_IOU) for mask in example.truth.masks]
+        try:
+            text = processor.codec.encode(outlines, example.image.height, example.image.width)
+        except ValueError:
+            continue
+        lengths.append(len(processor.answer_tokens(text)))
+    longer = sum(length > max_tokens for length in lengths)
+    if not longer:
+        return None
+    return (
+        f"outlines of {longer} of the first {len(lengths)} training examples need more than sampling.max_tokens "
+        f"{max_tokens} tokens for an IoU of {_GOOD_IOU}, up to {max(lengths)}: answers that are cut earn nothing, so "
+        "careful ones are unlearned; raise sampling.max_tokens."
+    )

@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoTokenizer
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from envs.codecs.path_tokens import Codec
@@ -296,3 +302,89 @@ def test_limits_of_an_images_area_reach_the_prompt_and_impossible_ones_are_refus
         processor_of(tiny_untrained, min_pixels=5000)
     with pytest.raises(ValueError, match=r"policy.max_pixels is 0"):
         processor_of(tiny_untrained, max_pixels=0)
+
+
+def test_a_saved_folder_holds_the_files_that_it_was_loaded_from_and_the_limits_it_was_asked_with(
+    folder: Path, tmp_path: Path
+) -> None:
+    rewritten(folder, "tokenizer_config.json", extra_key_of_another_release={"a": 1})
+    names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json"]
+    Policy(folder, Codec()).save(tmp_path / "plain")
+    for name in [*names, "generation_config.json"]:
+        assert (tmp_path / "plain" / name).read_bytes() == (folder / name).read_bytes(), name
+    Policy(folder, Codec(), min_pixels=64, max_pixels=16 * 16).save(tmp_path / "small")
+    again = processor_of(tmp_path / "small")
+    assert again.engine_limits == {"min_pixels": 64, "max_pixels": 256} and again.image_tokens(64, 64) == 4
+    for name in names[:3]:
+        assert (tmp_path / "small" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_a_question_longer_than_the_model_goes_is_refused_by_its_numbers(tiny_untrained: Path) -> None:
+    processor, image = processor_of(tiny_untrained), np.zeros((32, 32, 3), np.uint8)
+    assert len(processor.prompt_tokens(ask(image, "dog " * 1004))) == 1024 - 1
+    with pytest.raises(ValueError, match=r"^the question 'dog dog.*' takes 10019 tokens, 16 of .* as far as 1024; ask"):
+        processor.prompt_tokens(ask(image, "dog " * 10_000))
+
+
+@pytest.mark.parametrize(
+    ("config", "network", "parameters", "tower"),
+    [
+        (
+            Qwen2_5_VLConfig(
+                text_config={
+                    "hidden_size": 3584,
+                    "intermediate_size": 18944,
+                    "num_hidden_layers": 28,
+                    "num_attention_heads": 28,
+                    "num_key_value_heads": 4,
+                    "vocab_size": 152064,
+                },
+                vision_config={
+                    "depth": 32,
+                    "hidden_size": 1280,
+                    "intermediate_size": 3420,
+                    "num_heads": 16,
+                    "out_hidden_size": 3584,
+                },
+                tie_word_embeddings=False,
+            ),
+            Qwen2_5_VLForConditionalGeneration,
+            8.29e9,
+            0.68e9,
+        ),
+        (
+            Qwen3VLConfig(
+                text_config={
+                    "hidden_size": 2560,
+                    "intermediate_size": 9728,
+                    "num_hidden_layers": 36,
+                    "num_attention_heads": 32,
+                    "num_key_value_heads": 8,
+                    "head_dim": 128,
+                    "vocab_size": 151936,
+                    "tie_word_embeddings": True,
+                },
+                vision_config={
+                    "depth": 24,
+                    "hidden_size": 1024,
+                    "intermediate_size": 4096,
+                    "num_heads": 16,
+                    "out_hidden_size": 2560,
+                    "deepstack_visual_indexes": [5, 11, 17],
+                },
+                tie_word_embeddings=True,
+            ),
+            Qwen3VLForConditionalGeneration,
+            4.44e9,
+            0.41e9,
+        ),
+    ],
+    ids=["Qwen2.5-VL-7B", "Qwen3-VL-4B"],
+)
+def test_released_sizes_have_the_parameters_that_are_told_of_them(
+    config: Any, network: Any, parameters: float, tower: float
+) -> None:
+    with torch.device("meta"):
+        model = network(config)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.005)
+    assert sum(p.numel() for p in Qwen3VL().tower(model).parameters()) == pytest.approx(tower, rel=0.02)
