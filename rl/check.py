@@ -4,7 +4,6 @@ All of it is told from the folder's JSON files, the headers of its weights and i
 model of any size.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ _SIZES = ((480, 640), (2000, 3000))
 """Photos whose tokens are told, (height, width)."""
 _VERTICES = 40
 """Corners of the outline by which tokens a vertex are measured."""
+_MANY_TOKENS = 4096
+"""Tokens of one photo above which a row takes tens of GiB of activations at 7B."""
 _GIB = 2**30
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -132,7 +133,7 @@ def _report(held: Checkpoint, processor: Processor, dtype: str, max_tokens: int)
         longest_outline=longest,
         memory_gib={},
         engine_class=str((held.config.get("architectures") or ["unnamed"])[0]),
-        notes=_notes(held, dtype, coordinates, longest, max_tokens, processor.image_tokens(*_SIZES[1])),
+        notes=notes_of(processor, held.dtype, dtype) + _length_notes(longest, max_tokens),
     )
 
 
@@ -165,32 +166,36 @@ def _memory(parameters: int, dtype: str, learner: LearnerSettings) -> dict[str, 
     }
 
 
-def _notes(
-    held: Checkpoint, dtype: str, coordinates: Mapping[str, str], longest: int, max_tokens: int, large: int
-) -> list[str]:
+def notes_of(processor: Processor, stored: str | None, dtype: str) -> list[str]:
+    """What to look at before a run; stored, dtype: number formats of the checkpoint and of the policy."""
     notes = []
-    if held.dtype == "bfloat16" and dtype == "float32":
+    if stored == "bfloat16" and dtype == "float32":
         notes.append(
             "the checkpoint is stored in bfloat16 and policy.dtype is float32: twice the memory; set policy.dtype and "
             "learner.dtype to bfloat16 for a large model."
         )
-    if coordinates["codec"] not in (coordinates["family"], "its own"):
+    written, known = _coordinates(processor), processor.family.coordinates
+    if written not in (known, "its own"):
         notes.append(
-            f"the codec writes places as {coordinates['codec']}, released models of this family as "
-            f"{coordinates['family']}: right for a checkpoint that was fine-tuned so, else set codec.coordinates to "
-            "family."
+            f"the codec writes places as {written}, released models of this family as {known}: right for a checkpoint "
+            "that was fine-tuned so, else set codec.coordinates to family."
         )
-    if longest < _VERTICES:
+    large = processor.image_tokens(*_SIZES[1])
+    if large > _MANY_TOKENS:
         notes.append(
-            f"sampling.max_tokens {max_tokens} holds outlines of {longest} vertices; longer ones are cut and "
-            "earn nothing: raise it, or teach fewer vertices."
-        )
-    if large > 4096:
-        notes.append(
-            f"a photo of 3000x2000 takes {large} tokens; policy.max_pixels bounds it (1,003,520 is 1,280 tokens of "
+            f"a photo of 3000x2000 takes {large} tokens; policy.max_pixels bounds it (1003520 is 1,280 tokens of "
             "28x28)."
         )
     return notes
+
+
+def _length_notes(longest: int, max_tokens: int) -> list[str]:
+    if longest >= _VERTICES:
+        return []
+    return [
+        f"sampling.max_tokens {max_tokens} holds outlines of {longest} vertices; longer ones are cut and earn nothing: "
+        "raise it, or teach fewer vertices."
+    ]
 
 
 def _unusable(checkpoint: str, problem: str) -> Report:

@@ -11,7 +11,9 @@ from typing import Protocol
 from rich.console import Console
 
 from envs.datasets.base import Env
+from policies.checkpoint import Checkpoint
 from rl.algorithms.base import PolicyGradient
+from rl.check import notes_of
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_units, record_evaluation, score_groups
 from rl.learner.batch import Batch, pack
@@ -230,6 +232,15 @@ def start_actors(config: RunConfig, parts: RunParts) -> tuple[Learner, WorkerPoo
     return actors, WorkerPool(pool, worker_settings(config, parts), places.workers)
 
 
+def start_notes(config: RunConfig, parts: RunParts, env: Env) -> list[str]:
+    """What to look at before the first step; env: the training examples."""
+    processor = processor_of(parts.policy)
+    stored = Checkpoint(Path(parts.policy.settings["checkpoint"])).dtype
+    notes = notes_of(processor, stored, str(config.policy.get("dtype", "float32")))
+    short = short_answers_note(env, processor, config.sampling.max_tokens)
+    return notes if short is None else [*notes, short]
+
+
 def train(config: RunConfig, resume: bool, console: Console) -> Path:
     """Run the job that `config` describes; returns the folder of the run.
 
@@ -243,8 +254,7 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     parts.data.tell(console, folder.path)
     with console.status("starting Ray, workers and learner"):
         run = begin(config, parts, start_actors(config, parts), resume)
-    note = short_answers_note(run.train, processor_of(parts.policy), config.sampling.max_tokens)
-    if note is not None:
+    for note in start_notes(config, parts, run.train):
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     if resume:
         console.print(f"{folder.path} goes on after step {run.first_step} of {config.steps}", markup=False)

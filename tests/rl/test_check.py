@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rl.check import check
+from envs.codecs import path_tokens, point_text
+from policies.families.vision_language import Policy
+from policies.settings import Asking
+from rl.check import check, notes_of
 from rl.cli.main import app
 
 RUN = CliRunner()
@@ -51,3 +54,16 @@ def test_memory_is_shared_out_as_zero_does(tmp_path: Path) -> None:
         per_weight = report.memory_gib["learner rank"] * 2**30 / report.parameters["all"]
         assert per_weight == pytest.approx(bytes_each), stage
         assert report.memory_gib["worker"] * 2**30 / report.parameters["all"] == pytest.approx(2)
+
+
+def test_what_deserves_a_look_is_noted_and_nothing_else(tiny_untrained: Path) -> None:
+    processor = Policy.make_processor(tiny_untrained, path_tokens.Codec())
+    assert notes_of(processor, "float32", "float32") == notes_of(processor, "bfloat16", "bfloat16") == []
+    (dtype,) = notes_of(processor, "bfloat16", "float32")
+    assert "stored in bfloat16 and policy.dtype is float32" in dtype
+    written = Policy.make_processor(tiny_untrained, point_text.Codec(coordinates="unit"))
+    (places,) = notes_of(written, None, "float32")
+    assert places.startswith("the codec writes places as unit, released models of this family as thousandths")
+    large = Policy.make_processor(tiny_untrained, path_tokens.Codec(), Asking(max_pixels=10**7))
+    (tokens,) = notes_of(large, None, "float32")
+    assert tokens.startswith(f"a photo of 3000x2000 takes {large.image_tokens(2000, 3000)} tokens")

@@ -1,5 +1,6 @@
 """Codec, adapters and token budget that do not fit the policy are found without its weights, before anything starts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,11 @@ def test_a_budget_is_measured_against_the_prompts_of_training_examples() -> None
     look("learner.token_budget=600")
     with pytest.raises(ValueError, match=r"^the prompt of .* has (6[89]|7\d) tokens .* can have 384, tog"):
         look("learner.token_budget=451")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree("policies/tiny", tmp_path / "model"))
+    look(f"policy.checkpoint={folder}")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        look(f"policy.checkpoint={folder}")
