@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from policies.checkpoint import Checkpoint
+from policies.families.base import PromptRows, VisionFeatures
+
+Sides = tuple[int, int]
+"""Height and width, pixels."""
 
 
 class Family(Protocol):
@@ -24,6 +28,8 @@ class Family(Protocol):
     template: str
     """Chat template (Jinja) for a folder that has none, or one that shows no image: a system line where it has one, and
     one question about one image."""
+    begins: bool
+    """Whether a prompt begins with the tokenizer's own token for that, which templates may leave to the tokenizer."""
     turn_ends: tuple[str, ...]
     """Tokens by which its models end an answer, beside those that tokenizer and generation_config.json name."""
 
@@ -68,4 +74,27 @@ class Family(Protocol):
 
     def tower(self, model: Any) -> nn.Module:
         """The part that turns patches into image tokens, what joins it to the language model included."""
+        ...
+
+    def prepare(self, model: Any) -> None:
+        """Do to a loaded model what cannot be asked for while it is loaded."""
+        ...
+
+    def image_inputs(self, rows: PromptRows) -> dict[str, Tensor]:
+        """The images of rows, as the model's forward pass names them."""
+        ...
+
+    def positions(self, model: Any, rows: PromptRows) -> tuple[Tensor, Tensor]:
+        """Positions of the prompts' tokens, [B, P] or [3, B, P] for rows, columns and time apart, and [B] the position
+        at which the text goes on behind each."""
+        ...
+
+    def features(
+        self, model: Any, pixel_values: Tensor, image_grid: Tensor, sides: Sides, early: int
+    ) -> VisionFeatures:
+        """Frozen features of B images of one size on a grid that spans them, float32.
+
+        pixel_values, image_grid: by `patches`; sides: (H, W) of the images; early: the early block, as
+        VisionTower.vision_features has it.
+        """
         ...

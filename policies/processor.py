@@ -79,7 +79,9 @@ class Processor:
         tokens such as <tool_call>; less those that end an answer."""
         template = self._template_added = _template(checkpoint, self.tokenizer, family, self.image_token)
         questions = asking.questions or (asking.question,)
-        self._template = QuestionTemplate(self.tokenizer, questions, self.image_token, asking.system, template)
+        self._template = QuestionTemplate(
+            self.tokenizer, questions, self.image_token, asking.system, template, family.begins
+        )
         self._grammar: TokenGrammar | None = None
 
     # Questions in.

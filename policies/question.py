@@ -60,10 +60,12 @@ class QuestionTemplate:
         image_token: int,
         system: str | None = None,
         template: str | None = None,
+        begins: bool = False,
     ) -> None:
         """questions: the user's texts, `{phrase}` standing for the example's phrase; of several, the phrase decides.
         image_token: what an image becomes. system: the system message; None for what the template says without one.
-        template: the chat template; None for the tokenizer's own.
+        template: the chat template; None for the tokenizer's own. begins: whether a prompt begins with the tokenizer's
+        own token for that, which is put before it where the template does not.
 
         Raises ValueError for a question without its phrase, and for a template that does not show image and question
         once.
@@ -73,6 +75,7 @@ class QuestionTemplate:
             check_question(question)
         self._tokenizer, self._image_token = tokenizer, image_token
         self._system, self._chat_template = system, template
+        self._begin = str(tokenizer.bos_token or "") if begins else ""
         controls = [t.content for t in tokenizer.added_tokens_decoder.values() if is_control(t.content, t.special)]
         longest_first = "|".join(re.escape(content) for content in sorted(controls, key=len, reverse=True))
         self._control = re.compile(f"(?=({longest_first}))") if controls else re.compile(r"(?!)")
@@ -115,7 +118,8 @@ class QuestionTemplate:
             )
 
     def _in_template(self, question: str) -> str:
-        return _in_template(self._tokenizer, self._chat_template, self._system, question)
+        text = _in_template(self._tokenizer, self._chat_template, self._system, question)
+        return text if text.startswith(self._begin) else self._begin + text
 
     def _cuts(self, text: str) -> Iterator[int]:
         """Places in a prompt behind the first character of every control token that the user's text has a part in."""

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from policies import vision_attention
 from policies.checkpoint import Checkpoint
+from policies.families.base import PromptRows, VisionFeatures
+from policies.family import Sides
+from policies.vision_features import tower_features
 
 _MOST_RATIO = 200
 """Largest ratio of an image's sides, longer over shorter: the image processor raises for more."""
@@ -41,6 +45,7 @@ class _Qwen:
     """What the two have in common."""
 
     turn_ends: tuple[str, ...] = ("<|im_end|>",)
+    begins = False
 
     def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
         """Family.image_processor."""
@@ -115,6 +120,31 @@ class _Qwen:
         """Family.tower: the mergers (Qwen3-VL's deepstack ones too) included."""
         tower: nn.Module = model.model.visual
         return tower
+
+    def prepare(self, model: Any) -> None:
+        """Family.prepare: windows and images go through the tower in few calls."""
+        model.model.visual.config._attn_implementation = vision_attention.NAME
+
+    def image_inputs(self, rows: PromptRows) -> dict[str, Tensor]:
+        """Family.image_inputs."""
+        return {"pixel_values": rows.pixel_values, "image_grid_thw": rows.image_grid}
+
+    def positions(self, model: Any, rows: PromptRows) -> tuple[Tensor, Tensor]:
+        """Family.positions: along three axes."""
+        positions, _ = model.model.get_rope_index(
+            rows.prompt_tokens,
+            mm_token_type_ids=(rows.prompt_tokens == self.placeholder(model.config)).int(),
+            image_grid_thw=rows.image_grid,
+            attention_mask=rows.prompt_mask,
+        )
+        last = positions.masked_fill(~rows.prompt_mask, 0).amax(dim=(0, 2))
+        return positions, last + 1
+
+    def features(
+        self, model: Any, pixel_values: Tensor, image_grid: Tensor, sides: Sides, early: int
+    ) -> VisionFeatures:
+        """Family.features: the processor resizes images, so that its grid spans them."""
+        return tower_features(model.model.visual, pixel_values, image_grid, early)
 
 
 class Qwen2_5VL(_Qwen):

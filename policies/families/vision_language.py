@@ -1,5 +1,5 @@
-"""Policy over transformers' image-text models: Qwen3-VL and Qwen2.5-VL, from a toy of 1 M parameters to the released
-sizes.
+"""Policy over transformers' image-text models: Qwen3-VL, Qwen2.5-VL and LLaVA-1.5, from a toy of 1 M parameters to the
+released sizes.
 
 One row per group (policies/sharing/packing.py): the prompt once, then its G responses, each seeing the prompt and
 itself, at positions that restart after the prompt. Exact, and P + G*T tokens of work in place of G*(P + T).
@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
-from policies import vision_attention
 from policies.checkpoint import Checkpoint
+from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Family
@@ -32,10 +32,9 @@ from policies.sharing import attention as shared_attention
 from policies.sharing.chunks import in_chunks, num_chunks
 from policies.sharing.packing import pack_rows
 from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, next_states
-from policies.vision_features import tower_features
 from policies.weights import held_checksum
 
-FAMILIES: Mapping[str, Family] = {"qwen2_5_vl": Qwen2_5VL(), "qwen3_vl": Qwen3VL()}
+FAMILIES: Mapping[str, Family] = {"llava": Llava(), "qwen2_5_vl": Qwen2_5VL(), "qwen3_vl": Qwen3VL()}
 """Descriptions by the model_type of config.json."""
 
 
@@ -68,9 +67,7 @@ class Policy(nn.Module):
         asking = Asking(question, questions, system, min_pixels, max_pixels)
         self.processor = self.make_processor(checkpoint, codec, asking)
         self.model: Any = _loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
-        # Not asked for while loading: transformers takes its name there for a package that is not installed.
-        tower: Any = self.processor.family.tower(self.model)
-        tower.config._attn_implementation = vision_attention.NAME
+        self.processor.family.prepare(self.model)
         self._logit_bytes = logit_bytes
         self.register_buffer("_unsampled", torch.tensor(self.processor.unsampled_tokens), persistent=False)
         if lora is not None:
@@ -114,17 +111,6 @@ class Policy(nn.Module):
         """
         self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
-    def _prompt_positions(self, rows: PromptRows) -> tuple[Tensor, Tensor]:
-        """Three-axis positions [3, B, P] of the prompts, and the position [B] at which text goes on."""
-        positions, _ = self.model.model.get_rope_index(
-            rows.prompt_tokens,
-            mm_token_type_ids=(rows.prompt_tokens == self.processor.image_token).int(),
-            image_grid_thw=rows.image_grid,
-            attention_mask=rows.prompt_mask,
-        )
-        last = positions.masked_fill(~rows.prompt_mask, 0).amax(dim=(0, 2))
-        return positions, last + 1
-
     @property
     def _queries_per_key(self) -> int:
         text = self.model.config.get_text_config()
@@ -133,14 +119,13 @@ class Policy(nn.Module):
     def _scored_states(self, rows: PromptRows) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states [S, width] that predict the scored tokens, those tokens [S], and their places in [B*G*T]."""
         packed = pack_rows(rows)
-        prompt_positions, following = self._prompt_positions(rows)
-        response_positions = (following[:, None] + packed.steps).expand(3, -1, -1)
+        prompt_positions, following = self.processor.family.positions(self.model, rows)
+        response_positions = (following[:, None] + packed.steps).expand(*prompt_positions.shape[:-1], -1)
         states = self.model.model(
             input_ids=packed.tokens,
             **shared_attention.inputs(packed, self._queries_per_key),
-            position_ids=torch.cat([prompt_positions, response_positions], dim=2),
-            pixel_values=rows.pixel_values,
-            image_grid_thw=rows.image_grid,
+            position_ids=torch.cat([prompt_positions, response_positions], dim=-1),
+            **self.processor.family.image_inputs(rows),
             use_cache=False,
         ).last_hidden_state
         # One state predicts the first token of all answers of its row. By an index, threads would add up the gradients
@@ -215,14 +200,13 @@ class Policy(nn.Module):
     @torch.no_grad()
     def encode(self, rows: PromptRows) -> EncodedPrompts:
         """Keys and values of B prompts, all tokens but the last; rows' own responses are not looked at."""
-        positions, following = self._prompt_positions(rows)
+        positions, following = self.processor.family.positions(self.model, rows)
         mask = rows.prompt_mask[:, :-1]
         layers = self.model.model(
             input_ids=rows.prompt_tokens[:, :-1],
             **shared_attention.prompt_inputs(mask),
-            position_ids=positions[:, :, :-1],
-            pixel_values=rows.pixel_values,
-            image_grid_thw=rows.image_grid,
+            position_ids=positions[..., :-1],
+            **self.processor.family.image_inputs(rows),
             use_cache=True,
         ).past_key_values.layers
         return EncodedPrompts(
@@ -250,7 +234,7 @@ class Policy(nn.Module):
         """
         pixel_values, grid = self.processor.patches(images)
         pixel_values, grid = pixel_values.to(self.device, self.model.dtype), grid.to(self.device)
-        return tower_features(self.vision_tower, pixel_values, grid, early_block)
+        return self.processor.family.features(self.model, pixel_values, grid, images[0].shape[:2], early_block)
 
     def vision_checksum(self) -> str:
         """Checksum of the vision tower alone: what a refiner was trained on."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention
 
 
@@ -159,13 +160,16 @@ def _bias(mask: Tensor) -> Tensor:
 def next_states(text: Any, cache: PromptCache, tokens: Tensor) -> Tensor:
     """Hidden states [R * C, width] after one more token of each answer; the cache grows by it.
 
-    text: transformers' language model of Qwen2.5-VL or Qwen3-VL; tokens: [R, C] int64. Its layers' own modules are
-    called, in their order; only what is between them is written anew, for one token has little to do and calls cost.
+    text: transformers' language model of Qwen2.5-VL, Qwen3-VL or the Llama kind; tokens: [R, C] int64. Its layers' own
+    modules are called, in their order; only what is between them is written anew, for one token has little to do and
+    calls cost.
     """
     cache.begin_token()
     hidden = text.embed_tokens(tokens.flatten())
-    positions = cache.positions.repeat_interleave(tokens.shape[1]).expand(3, -1)
-    turn = _Turn(*text.rotary_emb(hidden, positions[:, :, None]))
+    positions = cache.positions.repeat_interleave(tokens.shape[1])[:, None]
+    # The Qwen kinds turn by row, column and time apart; of text all three are the same.
+    of_axes = positions if isinstance(text, LlamaModel) else positions.expand(3, -1, -1)
+    turn = _Turn(*text.rotary_emb(hidden, of_axes))
     for index, layer in enumerate(text.layers):
         attention, normed = layer.self_attn, _normed(layer.input_layernorm, hidden)
         by_head = (len(hidden), -1, attention.head_dim)

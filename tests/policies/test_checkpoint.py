@@ -26,6 +26,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from envs.codecs.path_tokens import Codec
 from envs.polygons import AnswerStatus
 from policies.checkpoint import Checkpoint
+from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import Response
 from policies.families.vision_language import Policy
@@ -88,7 +89,7 @@ SPOILED: dict[str, tuple[Edit, type[Exception], str]] = {
     "another family": (
         lambda f: rewritten(f, "config.json", model_type="florence2"),
         ValueError,
-        "florence2 model, and the families here are .*qwen2_5_vl",
+        "florence2 model, and the families here are llava, .*qwen2_5_vl",
     ),
     "no image processor": (
         without("preprocessor_config.json", "processor_config.json"),
@@ -236,6 +237,12 @@ def test_templates_of_both_families_write_what_their_released_folders_do() -> No
         assert template.render(messages=user, add_generation_prompt=True) == default + turn
         own = [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, *user]
         assert template.render(messages=own, add_generation_prompt=True) == line.format("Be brief.") + turn
+    llava = Environment().from_string(Llava().template)
+    said = "A chat between a curious user and an artificial intelligence assistant. "
+    said += "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    asked = "USER: <image>\nOutline the cup. ASSISTANT:"
+    assert llava.render(messages=user, add_generation_prompt=True) == f"{said} {asked}"
+    assert llava.render(messages=own, add_generation_prompt=True) == f"Be brief. {asked}"
 
 
 def test_of_several_questions_the_words_decide_and_always_alike(tiny_untrained: Path) -> None:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from asking import ask, ask_all
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from envs.codecs.path_tokens import Codec
@@ -63,12 +71,46 @@ def write_qwen2_5_vl(folder: Path) -> None:
     Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=size).save_pretrained(folder)
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def write_llava(folder: Path) -> None:
+    """A CLIP tower of 32 px in patches of 8 and a Llama, three queries a key head; prompts begin with a token."""
+    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
+    tokenizer.bos_token = "<|vision_start|>"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image_pad|>"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}<|answer|>"
+    )
+    text = {"vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 48, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+    text |= {"bos_token_id": 3, "eos_token_id": 1, "pad_token_id": 0}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision |= {"patch_size": 8, "image_size": 32}
+    torch.manual_seed(1)
+    token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision),
+        text_config=LlamaConfig(**text),
+        image_token_index=token,
+        image_seq_length=16,
+    )
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    LlavaImageProcessorPil(crop_size=side, size={"shortest_edge": 32}).save_pretrained(folder)
+
+
+WRITTEN = {"qwen2_5_vl": write_qwen2_5_vl, "llava": write_llava}
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", *WRITTEN])
 def policy(request: pytest.FixtureRequest, tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     if request.param == "qwen3_vl":
         return Policy(tiny_untrained, Codec(), question="find {phrase}")
-    folder = tmp_path_factory.mktemp("qwen2_5_vl")
-    write_qwen2_5_vl(folder)
+    folder = tmp_path_factory.mktemp(request.param)
+    WRITTEN[request.param](folder)
     return Policy(folder, Codec(), question="find {phrase}")
 
 
@@ -99,9 +141,10 @@ def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndar
     """[T, V] by transformers' own forward pass over prompt and answer, nothing of ours but the prompt's tokens."""
     prompt = policy.processor.prompt_tokens(ask(image, phrase))
     ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
-    inputs = policy.processor.image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")
-    image_tokens = (ids == policy.model.config.image_token_id).int()
-    logits = policy.model(input_ids=ids, mm_token_type_ids=image_tokens, **inputs).logits[0]
+    image_tokens = (ids == policy.processor.image_token).int()
+    kinds = {} if policy.processor.family.title == "LLaVA-1.5" else {"mm_token_type_ids": image_tokens}
+    inputs = policy.processor.family.image_inputs(policy.rows([ask(image, phrase)], [[answer]]))
+    logits = policy.model(input_ids=ids, **kinds, **inputs).logits[0]
     return logits[len(prompt) - 1 : -1]
 
 
@@ -155,7 +198,10 @@ def test_gradients_of_a_shared_row_equal_those_of_a_row_an_answer(policy: Policy
             row = policy(policy.rows([ask(image, PHRASES[b])], [[answer]]))
             alone = alone + (row[0, 0] * weights[b, g, : len(answer)]).sum()
     separate = gradients(policy, alone)
-    assert shared.keys() == separate.keys() == {name for name, _ in policy.named_parameters()}
+    # LLaVA takes the tower's output before its last block, which so has no gradient.
+    unused = ("vision_tower.encoder.layers.2", "post_layernorm") if policy.processor.family.title == "LLaVA-1.5" else ()
+    used = {name for name, _ in policy.named_parameters() if not any(part in name for part in unused)}
+    assert shared.keys() == separate.keys() == used
     largest = max(gradient.norm() for gradient in separate.values())
     for name, gradient in separate.items():
         assert (shared[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7 * largest, name
@@ -181,7 +227,8 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
         pytest.skip("the tiny Qwen3-VL sees all images at one size")
     mixed = [images(1)[0], images(1, height=48, width=24)[0]]
     rows = policy.rows(ask_all(mixed, PHRASES), tokens_of(policy, ANSWERS))
-    assert rows.image_grid.tolist() == [[1, 8, 8], [1, 12, 6]]
+    grids = {"qwen2_5_vl": [[1, 8, 8], [1, 12, 6]], "llava": [[1, 1, 1], [1, 1, 1]]}
+    assert rows.image_grid.tolist() == grids[policy.model.config.model_type]
     for b in range(2):
         alone = policy(
             policy.rows(ask_all(mixed[b : b + 1], PHRASES[b : b + 1]), tokens_of(policy, ANSWERS)[b : b + 1])
@@ -208,7 +255,7 @@ def test_a_policy_without_weights_asks_and_reads_like_one_with_them(policy: Poli
     assert shapes == hollow_shapes
     question = ask(images(1)[0], "dog")
     prompt = policy.processor.prompt_tokens(question)
-    placeholder = prompt != hollow.model.config.image_token_id
+    placeholder = prompt != hollow.processor.image_token
     placeholder[np.flatnonzero(~placeholder)[0]] = True
     tokens = policy.processor.answer_tokens("none")
     response = Response(tokens, np.zeros(2, np.float32), "stop")
@@ -285,16 +332,17 @@ def test_temperature_divides_the_logits(policy: Policy) -> None:
 def test_only_special_tokens_other_than_the_end_have_probability_zero(policy: Policy) -> None:
     cache = PromptCache(policy.encode(questions(policy, images(2), PHRASES)), 1, 1)
     logprobs = policy.decode(cache, cache.prompts.last_tokens[:, None], 1.0)
-    impossible = {
-        policy.processor.tokenizer.pad_token_id,
-        policy.processor.tokenizer.unk_token_id,
-        policy.model.config.image_token_id,
-    }
-    impossible |= {policy.model.config.video_token_id, policy.model.config.vision_start_token_id}
-    impossible |= {
-        policy.model.config.vision_end_token_id,
-        policy.processor.tokenizer.convert_tokens_to_ids("<|answer|>"),
-    }
+    tokenizer = policy.processor.tokenizer
+    words = (
+        "<|pad|>",
+        "<|unknown|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|answer|>",
+    )
+    impossible = set(tokenizer.convert_tokens_to_ids(list(words)))
     assert (logprobs[0] == -torch.inf).nonzero()[:, 0].tolist() == sorted(impossible)
     assert torch.isfinite(logprobs[:, policy.processor.end_token]).all()
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(2))
@@ -374,7 +422,7 @@ def test_vision_features_stand_where_their_pixels_are(policy: Policy) -> None:
     changed[8:16, 16:24] ^= 255
     moved = policy.vision_features([pictures[0], changed])
     assert features.final.shape[2:] == features.early.shape[2:] == (4, 4)
-    assert features.final.shape[:2] == (2, 32)
+    assert features.final.shape[:2] == (2, policy.model.config.get_text_config().hidden_size)
     assert not features.final.requires_grad
     differs = (features.early != moved.early).any(1)
     assert differs.nonzero().tolist() == [[1, 1, 2]]
@@ -384,7 +432,8 @@ def test_vision_features_stand_where_their_pixels_are(policy: Policy) -> None:
 
 def test_final_vision_features_are_the_image_tokens_in_reading_order(policy: Policy) -> None:
     rows = shared_rows(policy)
-    tokens = policy.model.get_image_features(rows.pixel_values, rows.image_grid).pooler_output
+    inputs = policy.processor.family.image_inputs(rows)
+    tokens = policy.model.get_image_features(**inputs).pooler_output
     final = policy.vision_features(images(2)).final
     for b in range(2):
         torch.testing.assert_close(final[b].flatten(1).T, tokens[b], atol=1e-5, rtol=0)
@@ -393,6 +442,8 @@ def test_final_vision_features_are_the_image_tokens_in_reading_order(policy: Pol
 def test_early_features_of_the_last_block_merge_to_the_final_ones_so_they_stand_in_the_same_order(
     policy: Policy,
 ) -> None:
+    if policy.processor.family.title == "LLaVA-1.5":
+        pytest.skip("its final features are not those of the last block")
     pictures = images(2, height=32, width=48)
     visual = policy.vision_tower
     features = policy.vision_features(pictures, early_block=2)
@@ -416,13 +467,38 @@ def test_asking_for_a_block_leaves_no_trace_and_one_that_is_not_there_is_refused
     policy: Policy,
 ) -> None:
     before = policy.vision_features(images(1))
+    hooks = [len(module._forward_hooks) for module in policy.vision_tower.modules()]
     policy.vision_features(images(1), early_block=1)
-    assert all(not block._forward_hooks for block in policy.vision_tower.blocks)
+    assert hooks == [len(module._forward_hooks) for module in policy.vision_tower.modules()]
     after = policy.vision_features(images(1))
     assert torch.equal(before.early, after.early) and torch.equal(before.final, after.final)
-    for block in (-1, 3):
-        with pytest.raises(ValueError, match=rf"early_block is {block}, and the vision tower has 2 blocks; .* 1 to 2"):
+    blocks = 3 if policy.processor.family.title == "LLaVA-1.5" else 2
+    for block in (-1, blocks + 1):
+        message = rf"early_block is {block}, and the vision tower has {blocks} blocks; .* 1 to {blocks}"
+        with pytest.raises(ValueError, match=message):
             policy.vision_features(images(1), early_block=block)
+
+
+def test_llava_sees_a_photo_in_a_square_of_the_mean_colour_and_its_features_lie_on_the_photo(tmp_path: Path) -> None:
+    write_llava(tmp_path)
+    policy = Policy(tmp_path, Codec())
+    processor, mean = policy.processor, np.array([0.48145466, 0.4578275, 0.40821073])
+    wide = images(1, height=16, width=64)[0]
+    square = processor.shown_image(wide)
+    assert square.shape == (64, 64, 3) and (square[24:40] == wide).all()
+    assert (square[:24] == (mean * 255).astype(np.uint8)).all() and (square[40:] == square[0]).all()
+    assert processor.shown_size(16, 64) == (8, 32) and processor.image_tokens(16, 64) == 16
+    features = policy.vision_features([wide])
+    assert features.final.shape[2:] == features.early.shape[2:] == (1, 4)
+    # A row of four cells from the middle of four times four; what lies above it is padding.
+    changed = wide.copy()
+    changed[:, 16:32] ^= 255
+    moved = (policy.vision_features([changed]).early - features.early).square().sum(1)[0, 0]
+    assert moved.argmax() == 1 and moved[1] > 10 * moved[3]  # its neighbours share pixels, since the square is shrunk
+    prompt = processor.prompt_tokens(ask(wide, "dog"))
+    assert prompt[0] == processor.tokenizer.bos_token_id and (prompt == processor.tokenizer.bos_token_id).sum() == 1
+    with pytest.raises(ValueError, match=r"policy.max_pixels 100, but LLaVA-1.5 sees every image at one size"):
+        Policy.make_processor(tmp_path, Codec(), Asking(max_pixels=100))
 
 
 def test_images_that_the_image_processor_resamples_come_back_on_a_grid_that_spans_them(tiny_untrained: Path) -> None:
@@ -435,7 +511,7 @@ def test_images_that_the_image_processor_resamples_come_back_on_a_grid_that_span
 
 def test_a_prompt_holds_one_image_token_a_merged_patch_and_the_question(policy: Policy) -> None:
     prompt = policy.processor.prompt_tokens(ask(images(1)[0], "dog"))
-    assert (prompt == policy.model.config.image_token_id).sum() == 16
+    assert (prompt == policy.processor.image_token).sum() == 16
     rows = policy.rows(ask_all(images(1), ["dog"]), [[policy.processor.answer_tokens("none")]])
     assert prompt.tolist() == rows.prompt_tokens[0].tolist()
     assert policy.processor.tokenizer.convert_ids_to_tokens(prompt[-2:]) == ["dog", "<|answer|>"]
@@ -443,7 +519,7 @@ def test_a_prompt_holds_one_image_token_a_merged_patch_and_the_question(policy: 
 
 @torch.no_grad()
 def test_a_phrase_of_control_tokens_is_asked_as_words(policy: Policy) -> None:
-    processor, image_token = policy.processor, policy.model.config.image_token_id
+    processor, image_token = policy.processor, policy.processor.image_token
     tokenizer = processor.tokenizer
     special = [tokenizer.pad_token, tokenizer.eos_token, *tokenizer.extra_special_tokens]
     phrase, answer = " ".join(["the", *special, "banana"]), processor.answer_tokens("none")
@@ -493,5 +569,5 @@ def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path: Path) -> None
 
 def test_a_model_of_another_family_is_refused_by_its_type(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="is a bert model, and the families here are qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(ValueError, match="is a bert model, and the families here are llava, qwen2_5_vl, qwen3_vl"):
         Policy(tmp_path, Codec())
