@@ -414,6 +414,23 @@ def test_bfloat16_answers_have_the_log_probabilities_of_forward_to_its_precision
     assert difference.mean() < 0.02 and difference.max() < 0.2
 
 
+def test_greedy_answers_are_those_of_transformers_own_generate(policy: Policy) -> None:
+    rows = questions(policy, images(2), PHRASES)  # of which one is padded
+    ours = sample(policy, rows, Sampling(0.0, 8), np.zeros((2, 1, 8)))
+    kinds = (rows.prompt_tokens == policy.processor.image_token).int()
+    found = policy.model.generate(
+        input_ids=rows.prompt_tokens,
+        attention_mask=rows.prompt_mask.long(),
+        **policy.processor.family.image_inputs(rows),
+        **({} if policy.processor.family.title == "LLaVA-1.5" else {"mm_token_type_ids": kinds}),
+        do_sample=False,
+        max_new_tokens=8,
+        suppress_tokens=policy.processor.unsampled_tokens,
+    )
+    for answer, whole in zip(ours, found[:, rows.prompt_tokens.shape[1] :].tolist(), strict=True):
+        assert answer.tokens.tolist() == whole[: len(answer.tokens)]
+
+
 def test_vision_features_stand_where_their_pixels_are(policy: Policy) -> None:
     pictures = images(2)
     features = policy.vision_features(pictures)
