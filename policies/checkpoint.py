@@ -14,6 +14,13 @@ from typing import Any
 
 _MOST_HEADER_BYTES = 100 * 2**20
 """Largest header that the safetensors format allows."""
+_JSON_FILES = (
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    "chat_template.json",
+)
 _SHOWN = 3
 """Files or names that a message names."""
 
@@ -52,7 +59,7 @@ class Checkpoint:
             return {}
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON ({error}); copy it anew from where the model came from.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} holds no JSON object; copy it anew from where the model came from.")
@@ -63,6 +70,11 @@ class Checkpoint:
 
         These are folders without config.json, with code of their own, or of quantised weights.
         """
+        if (self.folder / "adapter_config.json").is_file() and (self.folder / "config.json").is_file():
+            raise ValueError(
+                f"{self.folder} holds adapters (adapter_config.json) beside a model, and which is meant is not clear; "
+                "merge them into it (peft's merge_and_unload, then save_pretrained), or delete their files."
+            )
         code = self.config.get("auto_map")
         if code:
             raise ValueError(
@@ -71,15 +83,15 @@ class Checkpoint:
                 "(often published with the ending -hf)."
             )
         quantised = self.config.get("quantization_config")
-        if isinstance(quantised, dict):
-            method = quantised.get("quant_method", "an unnamed method")
+        if quantised:
+            method = quantised.get("quant_method", "an unnamed method") if isinstance(quantised, dict) else quantised
             raise ValueError(
                 f"the weights of {self.folder} are quantised ({method}), and quantised weights can be neither trained "
                 "nor pushed here; give the unquantised checkpoint that it was made from."
             )
 
     def refuse_incomplete(self) -> None:
-        """Raise FileNotFoundError for a folder without a tokenizer or an image processor."""
+        """Raise FileNotFoundError for a folder without tokenizer or image processor, ValueError for broken files."""
         for what, names in (
             ("image processor", ("preprocessor_config.json", "processor_config.json")),
             ("tokenizer", ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")),
@@ -89,6 +101,11 @@ class Checkpoint:
                     f"{self.folder} has no {what} ({' or '.join(names)}); copy it from the model that this one was "
                     "trained from."
                 )
+        for name in _JSON_FILES:
+            self.json(name)
+        tokenizer = self.folder / "tokenizer.json"
+        if tokenizer.is_file() and not isinstance(self.json(tokenizer.name).get("model"), dict):
+            raise ValueError(f"{tokenizer} holds no tokenizer; copy it anew.")
 
     def refuse_missing_weights(self) -> None:
         """Raise FileNotFoundError for a folder without weights, or with some of its shards alone.
@@ -120,8 +137,15 @@ class Checkpoint:
     def shards(self) -> Sequence[str]:
         """Names of its files of weights, those that are not there included where an index names them."""
         index = self.json("model.safetensors.index.json").get("weight_map")
-        if isinstance(index, dict):
-            return sorted({str(name) for name in index.values()})
+        if isinstance(index, dict) and index:
+            names = sorted({str(name) for name in index.values()})
+            outside = [name for name in names if Path(name).name != name]
+            if outside:
+                raise ValueError(
+                    f"{self.folder}/model.safetensors.index.json names {outside[0]}, which is not in it; "
+                    "give a folder with all its weights."
+                )
+            return names
         return sorted(path.name for path in self.folder.glob("*.safetensors"))
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -154,8 +178,9 @@ def _header(path: Path) -> dict[str, Any]:
         text = file.read(size) if size <= _MOST_HEADER_BYTES else b""
     try:
         header: dict[str, Any] = json.loads(text)
-        end = max((value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError) as error:
+        tensors = [value for key, value in header.items() if key != "__metadata__"]
+        end = max((value["data_offsets"][1] for value in tensors if len(value["shape"]) >= 0), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{path} is no safetensors file, or was cut off; copy it anew.") from error
     if path.stat().st_size < 8 + size + end:
         raise ValueError(f"{path} was cut off: {path.stat().st_size} of {8 + size + end} bytes; copy it anew.")

@@ -61,16 +61,16 @@ class Processor:
         self._checkpoint, self._limited = checkpoint, asking.min_pixels is not None or asking.max_pixels is not None
         self.family = family
         """What is special about the family of the checkpoint."""
-        self.config: Any = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        self.config: Any = _read(checkpoint, "config.json", AutoConfig)
         """Config of the model, as transformers reads it."""
         self.codec: AnswerCodec = codec
         """Codec that writes and reads the text of answers, in coordinates of the family where it leaves them open."""
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        self.tokenizer: Any = _read(checkpoint, "tokenizer_config.json or tokenizer.json", AutoTokenizer)
         """Tokenizer of the checkpoint, from transformers."""
         self.image_processor = family.image_processor(checkpoint, asking.min_pixels, asking.max_pixels)
         """Image processor of the checkpoint, from transformers."""
         self.codec = self.seen(codec)
-        self.end_tokens = _end_tokens(checkpoint, self.tokenizer, family)
+        self.end_tokens = _end_tokens(checkpoint, self.tokenizer, family, self.vocabulary_size)
         """Tokens that end an answer; the first is the one that an answer is taught to end with."""
         self.end_token = self.end_tokens[0]
         """Token that an answer is taught to end with."""
@@ -78,7 +78,7 @@ class Processor:
         """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
         tokens such as <tool_call>; less those that end an answer."""
         template = self._template_added = _template(checkpoint, self.tokenizer, family, self.image_token)
-        questions = asking.questions or (asking.question,)
+        questions = (asking.question,) if asking.questions is None else asking.questions
         self._template = QuestionTemplate(
             self.tokenizer, questions, self.image_token, asking.system, template, family.begins
         )
@@ -244,6 +244,12 @@ class Processor:
         if self._template_added is not None:
             (folder / "chat_template.jinja").write_text(self._template_added, encoding="utf-8")
 
+    def save_config(self, folder: Path, dtype: str) -> None:
+        """Write config.json into a folder as the checkpoint has it, but for the number format of the weights."""
+        values = dict(self._checkpoint.config)
+        values["torch_dtype" if "torch_dtype" in values else "dtype"] = dtype
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
     def _write_limits(self, path: Path) -> None:
         if not path.is_file():
             return
@@ -254,13 +260,35 @@ class Processor:
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _end_tokens(checkpoint: Checkpoint, tokenizer: Any, family: Family) -> list[int]:
+_UNREADABLE = (TypeError, KeyError, AttributeError, IndexError, ValueError, OSError, RuntimeError, RecursionError)
+"""What transformers and tokenizers raise for values that they did not expect in a file."""
+
+
+def _read(checkpoint: Checkpoint, named: str, of: Any) -> Any:
+    """What an Auto class of transformers makes of a folder; ValueError, naming the file, where it cannot."""
+    try:
+        return of.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{checkpoint.folder}: {named} cannot be read ({type(error).__name__}: {reason}); copy it anew from "
+            "where the model came from."
+        ) from error
+
+
+def _end_tokens(checkpoint: Checkpoint, tokenizer: Any, family: Family, size: int) -> list[int]:
     """The family's own end of a turn, the tokenizer's end, and those of generation_config.json, each once."""
     vocabulary = tokenizer.get_vocab()
     listed = checkpoint.json("generation_config.json").get("eos_token_id")
-    ids = [vocabulary.get(token) for token in family.turn_ends] + [tokenizer.eos_token_id]
-    ids += listed if isinstance(listed, list) else [listed]
-    known = [token for token in ids if isinstance(token, int) and 0 <= token < len(tokenizer)]
+    named = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if any(not isinstance(token, int) or isinstance(token, bool) for token in named):
+        raise ValueError(
+            f"eos_token_id of {checkpoint.folder}/generation_config.json is {listed!r}; it must be the number of a "
+            "token, or a list of such."
+        )
+    eos = tokenizer.eos_token_id
+    ids = [vocabulary.get(token) for token in family.turn_ends] + [None if eos == tokenizer.unk_token_id else eos]
+    known = [token for token in [*ids, *named] if token is not None and 0 <= token < min(len(tokenizer), size)]
     if not known:
         raise ValueError(
             f"{checkpoint.folder} names no token that ends an answer (eos_token in tokenizer_config.json, eos_token_id "

@@ -52,6 +52,8 @@ class Asking:
 
     def __post_init__(self) -> None:
         check_ranges(self, "policy")
+        if self.questions is not None and not self.questions:
+            raise ValueError("policy.questions is []; give at least one question with {phrase} in it, or null.")
 
 
 AS_IT_IS = Asking()

@@ -15,6 +15,7 @@ from envs.codecs import point_text
 from envs.example import Prompt, Question
 from envs.plugin import Plugin
 from policies.checkpoint import Checkpoint
+from policies.families.vision_language import refuse_unfilled
 from policies.processor import Processor
 from rl.config.learner import LearnerSettings
 from rl.config.load import read_mapping, settings_from
@@ -88,7 +89,7 @@ def check(checkpoint: str, config: Path | None) -> Report:
     except (ValueError, FileNotFoundError) as error:
         return _unusable(checkpoint, str(error))
     problems = _problems(held, processor, plugin, codec)
-    parameters = {} if problems and not held.whole else _parameters(held)
+    parameters = _parameters(held) if held.whole else {}
     report = _report(held, processor, str(plugin.settings.get("dtype", "float32")), sampling.max_tokens)
     memory = _memory(parameters.get("all", 0), str(plugin.settings.get("dtype", "float32")), learner)
     return replace(report, parameters=parameters, memory_gib=memory, problems=problems)
@@ -96,7 +97,10 @@ def check(checkpoint: str, config: Path | None) -> Report:
 
 def _problems(held: Checkpoint, processor: Processor, plugin: Plugin, codec: Plugin) -> list[str]:
     found = []
-    for look in (held.refuse_missing_weights, lambda: refuse_unwritable_codec(processor, plugin, codec)):
+    for look in (
+        lambda: refuse_unfilled(held, processor.family),
+        lambda: refuse_unwritable_codec(processor, plugin, codec),
+    ):
         try:
             look()
         except (ValueError, FileNotFoundError) as error:
@@ -105,7 +109,11 @@ def _problems(held: Checkpoint, processor: Processor, plugin: Plugin, codec: Plu
 
 
 def _parameters(held: Checkpoint) -> dict[str, int]:
-    sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in held.stored_shapes().items()}
+    try:
+        stored = held.stored_shapes()
+    except ValueError:  # among the problems
+        return {}
+    sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in stored.items()}
     tower = sum(size for name, size in sizes.items() if "visual" in name or "vision_tower" in name)
     head = sum(size for name, size in sizes.items() if name.endswith("lm_head.weight"))
     whole = sum(sizes.values())

@@ -9,18 +9,16 @@ import re
 
 _MOST_AROUND = 200
 """Most characters before the list, and as many behind it: a sentence."""
-_FENCE = re.compile(r"\A\s*```[a-zA-Z]*\s*\n?(.*?)\n?\s*```\s*\Z", re.DOTALL)
-_END_MARK = re.compile(r"(?:\s*(?:</s>|<\|im_end\|>|<\|endoftext\|>|<end_of_turn>|<end_of_utterance>))+\s*\Z")
-_SENTENCE = re.compile(r"[^\[\]{};]*")
+_FENCE = "```"
+_END_MARKS = ("</s>", "<|im_end|>", "<|endoftext|>", "<end_of_turn>", "<end_of_utterance>")
+_SENTENCE = re.compile(r"[^\[\](){};]*")
 _POINTS = re.compile(r"\[\s*\[\s*[-+.0-9eE]")
 """How a polygon begins: two levels of brackets, then a number."""
 
 
 def bare_answer(text: str) -> str:
     """The answer within a text, in the form that strict reading takes; the text itself where there is none."""
-    inner = _END_MARK.sub("", text)
-    fence = _FENCE.match(inner)
-    inner = inner if fence is None else fence[1]
+    inner = _without_fence(_without_end_marks(text.strip()))
     first, last = inner.find("["), inner.rfind("]")
     if first < 0 or last < first:
         return text
@@ -32,6 +30,22 @@ def bare_answer(text: str) -> str:
         return text
     # Two levels are one polygon, which stands in a list of its own elsewhere.
     return "; ".join(f"[{each}]" if _POINTS.match(each) else each for each in lists)
+
+
+def _without_end_marks(text: str) -> str:
+    while text.endswith(_END_MARKS):
+        mark = next(mark for mark in _END_MARKS if text.endswith(mark))
+        text = text[: -len(mark)].rstrip()
+    return text
+
+
+def _without_fence(text: str) -> str:
+    """What stands within a fence of code that is all of the text; else the text."""
+    if len(text) < 2 * len(_FENCE) or not (text.startswith(_FENCE) and text.endswith(_FENCE)):
+        return text
+    inner = text[len(_FENCE) : -len(_FENCE)]
+    language = re.match(r"[a-zA-Z]*", inner)
+    return inner[language.end() if language else 0 :]
 
 
 def _is_sentence(text: str) -> bool:
@@ -56,4 +70,5 @@ def _lists(answer: str) -> list[str] | None:
             depth -= 1
             if depth == 0:
                 found.append(answer[begin : place + 1])
-    return found if depth == 0 else None
+                between = ""
+    return found if depth == 0 and not between else None

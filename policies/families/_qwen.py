@@ -49,7 +49,7 @@ class _Qwen:
 
     def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
         """Family.image_processor."""
-        processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder)
+        processor = _read_processor(checkpoint)
         if not processor.do_resize:
             raise ValueError(
                 f"the image processor of {checkpoint.folder} has do_resize false, so that most images would stop a "
@@ -57,6 +57,11 @@ class _Qwen:
             )
         least, most = processor.size["shortest_edge"], processor.size["longest_edge"]
         least, most = least if min_pixels is None else min_pixels, most if max_pixels is None else max_pixels
+        if min_pixels is not None and min_pixels > processor.size["longest_edge"]:
+            raise ValueError(
+                f"policy.min_pixels is {min_pixels}, and {checkpoint.folder} shows an image in "
+                f"{processor.size['longest_edge']} pixels at most; set it to that or less."
+            )
         place = (processor.patch_size * processor.merge_size) ** 2
         if max_pixels is not None and max_pixels < place:
             raise ValueError(
@@ -182,3 +187,32 @@ def _thick(image_processor: Any, height: int, width: int) -> tuple[int, int]:
     shown = min(longer, isqrt(_MOST_RATIO * int(image_processor.size["longest_edge"])))
     thin = -(-shown // _MOST_RATIO)
     return (shown, thin) if height == longer else (thin, shown)
+
+
+def _read_processor(checkpoint: Checkpoint) -> Any:
+    """The image processor of a folder; ValueError where its values are none, or cut images otherwise than the tower."""
+    try:
+        processor: Any = Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder)
+        limits = [processor.size["shortest_edge"], processor.size["longest_edge"]]
+        sides = {"patch_size": processor.patch_size, "merge_size": processor.merge_size}
+        counts = [*limits, *sides.values(), processor.temporal_patch_size]
+        wrong = [value for value in counts if not isinstance(value, int) or value < 1]
+    except (TypeError, KeyError, AttributeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"the image processor of {checkpoint.folder} cannot be read ({type(error).__name__}: {error}); copy "
+            "preprocessor_config.json anew from where the model came from."
+        ) from error
+    tower = checkpoint.config.get("vision_config")
+    expected = tower if isinstance(tower, dict) else {}
+    for name, key in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size")):
+        if not wrong and sides[name] != expected.get(key, sides[name]):
+            raise ValueError(
+                f"the image processor of {checkpoint.folder} has {name} {sides[name]} and the model's vision tower "
+                f"{expected[key]}; copy preprocessor_config.json of this very model."
+            )
+    if wrong:
+        raise ValueError(
+            f"the image processor of {checkpoint.folder} has {wrong[0]!r} where a whole number above 0 belongs (size, "
+            "patch_size, merge_size, temporal_patch_size); copy preprocessor_config.json anew."
+        )
+    return processor

@@ -36,6 +36,7 @@ from policies.weights import held_checksum
 
 FAMILIES: Mapping[str, Family] = {"llava": Llava(), "qwen2_5_vl": Qwen2_5VL(), "qwen3_vl": Qwen3VL()}
 """Descriptions by the model_type of config.json."""
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Policy(nn.Module):
@@ -246,6 +247,8 @@ class Policy(nn.Module):
         weights: all of them by the plain model's names, where `model` itself is sharded or has adapters.
         """
         self.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+        dtype = str(next(iter((weights or dict(self.model.named_parameters())).values())).dtype)
+        self.processor.save_config(folder, dtype.removeprefix("torch."))
         self.processor.save(folder)
 
 
@@ -265,13 +268,24 @@ def family_of(checkpoint: Checkpoint) -> Family:
     return FAMILIES[checkpoint.model_type]
 
 
-def _loaded(checkpoint: Checkpoint, family: Family, dtype: str, weights: bool) -> Any:
-    """The model of a folder; without weights its parameters are on the meta device."""
-    attention = {"": "sdpa", "text_config": shared_attention.NAME}
-    if not weights:
-        return family.network(checkpoint, dtype=dtype, attn_implementation=attention, device_map="meta")
+def refuse_unfilled(checkpoint: Checkpoint, family: Family) -> None:
+    """Raise FileNotFoundError or ValueError where a folder's weights do not fill its model; none of them is read."""
     checkpoint.refuse_missing_weights()
-    model, found = family.network(checkpoint, dtype=dtype, attn_implementation=attention, output_loading_info=True)
+    checkpoint.stored_shapes()  # tells a file that was cut off
+    _, found = family.network(
+        checkpoint, dtype="float32", device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    _refuse_gaps(checkpoint, family, found)
+
+
+def _refuse_gaps(checkpoint: Checkpoint, family: Family, found: Mapping[str, Any]) -> None:
+    """found: what transformers says of a loading."""
+    other = sorted(str(each[0]) for each in found["mismatched_keys"])
+    if other:
+        raise ValueError(
+            f"{len(other)} weights of {checkpoint.folder} have other shapes than its config.json says, such as "
+            f"{other[0]}; give the config.json and the weights of one model."
+        )
     missing = sorted(found["missing_keys"])
     if missing:
         raise ValueError(
@@ -279,4 +293,28 @@ def _loaded(checkpoint: Checkpoint, family: Family, dtype: str, weights: bool) -
             f"{missing[0]}, which would be random numbers; copy its files anew, or give the checkpoint that it was "
             "trained from."
         )
+    left = sorted(found["unexpected_keys"])
+    if left:
+        raise ValueError(
+            f"{len(left)} weights of {checkpoint.folder} have no place in the model of its config.json, such as "
+            f"{left[0]}; give the config.json and the weights of one model."
+        )
+
+
+def _loaded(checkpoint: Checkpoint, family: Family, dtype: str, weights: bool) -> Any:
+    """The model of a folder; without weights its parameters are on the meta device."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"policy.dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}.")
+    attention = {"": "sdpa", "text_config": shared_attention.NAME}
+    if not weights:
+        return family.network(checkpoint, dtype=dtype, attn_implementation=attention, device_map="meta")
+    checkpoint.refuse_missing_weights()
+    model, found = family.network(
+        checkpoint,
+        dtype=dtype,
+        attn_implementation=attention,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    _refuse_gaps(checkpoint, family, found)
     return model

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.plugin import Plugin
+from policies.checkpoint import Checkpoint
 from policies.question import check_question
 from rl.config.load import plugin_from_settings
 from rl.config.rewards import reward_recipes
@@ -47,7 +48,9 @@ def policy_plugin(policy: Mapping[str, Any], codec: Plugin) -> Plugin:
         )
     checkpoint = str(entry["checkpoint"])
     folder = Path(str(files("policies") / "tiny")) if checkpoint == EMBEDDED else Path(checkpoint)
-    if not (folder / "config.json").is_file():  # told before the class and its libraries load
+    if (folder / "adapter_config.json").is_file():  # told before the class and its libraries load
+        Checkpoint(folder).refuse_foreign()
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"policy.checkpoint is {checkpoint}, but {folder} holds no config.json; give a Hugging Face model folder, "
             f"or {EMBEDDED} for the embedded one."

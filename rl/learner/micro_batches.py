@@ -141,7 +141,7 @@ class MicroBatch:
     minibatch: MiniBatch
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same micro-batch, its rows on another device."""
+        """This micro-batch with its rows on another device."""
         return replace(self, rows=self.rows.to(device))
 
 

@@ -11,6 +11,7 @@ from envs.datasets.base import Env
 from envs.geometry.vector import simplified_rings
 from policies.checkpoint import Checkpoint
 from policies.families.base import PolicyContract
+from policies.families.vision_language import refuse_unfilled
 from policies.processor import Processor
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.weights import stored_checksum
@@ -161,7 +162,7 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
     processor: of the run's policy.
     """
     budget = config.learner.token_budget
-    Checkpoint(Path(parts.policy.settings["checkpoint"])).refuse_missing_weights()
+    refuse_unfilled(Checkpoint(Path(parts.policy.settings["checkpoint"])), processor.family)
     refuse_unwritable_codec(processor, parts.policy, parts.codec)
     if budget is not None:
         _refuse_long_prompts(parts.env.build(split="train"), processor, budget, most_answer_tokens(config))

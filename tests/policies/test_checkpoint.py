@@ -29,7 +29,7 @@ from policies.checkpoint import Checkpoint
 from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import Response
-from policies.families.vision_language import Policy
+from policies.families.vision_language import Policy, refuse_unfilled
 from policies.processor import Processor
 from policies.settings import Asking
 
@@ -96,6 +96,47 @@ SPOILED: dict[str, tuple[Edit, type[Exception], str]] = {
         FileNotFoundError,
         "no image processor .* copy it",
     ),
+    "adapters beside a model": (
+        lambda f: (f / "adapter_config.json").write_text("{}") and None,
+        ValueError,
+        "adapters .* beside a model",
+    ),
+    "quantised by a word": (
+        lambda f: rewritten(f, "config.json", quantization_config="awq"),
+        ValueError,
+        r"quantised \(awq\)",
+    ),
+    "an end by its text": (
+        lambda f: rewritten(f, "generation_config.json", eos_token_id="<|end|>"),
+        ValueError,
+        "eos_token_id of .* is '<|end|>'; it must be the number",
+    ),
+    "an end as a mapping": (
+        lambda f: rewritten(f, "tokenizer_config.json", eos_token={"content": "<|end|>", "x": 1}),
+        ValueError,
+        "tokenizer_config.json or tokenizer.json cannot be read",
+    ),
+    "an empty tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}") and None, ValueError, "no tokenizer"),
+    "a pointer in its place": (
+        lambda f: (f / "tokenizer.json").write_text("version https://git-lfs") and None,
+        ValueError,
+        "tokenizer.json is no JSON",
+    ),
+    "another model's patches": (
+        lambda f: rewritten(f, "preprocessor_config.json", patch_size=14),
+        ValueError,
+        "patch_size 14 and the model's vision tower 8",
+    ),
+    "limits of nothing": (
+        lambda f: rewritten(f, "preprocessor_config.json", size={"shortest_edge": 0, "longest_edge": 0}),
+        ValueError,
+        "0 where a whole number above 0 belongs",
+    ),
+    "limits of another kind": (
+        lambda f: rewritten(f, "preprocessor_config.json", size={"height": 32, "width": 32}),
+        ValueError,
+        "cannot be read|where a whole number above 0",
+    ),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), FileNotFoundError, "no tokenizer"),
     "no end": (
         endless,
@@ -136,6 +177,12 @@ def head_missing(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def nested(folder: Path, part: str, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config[part] |= values
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 WITHOUT_WEIGHTS: dict[str, tuple[Edit, type[Exception], str]] = {
     "half of its shards": (
         shards_missing,
@@ -144,6 +191,21 @@ WITHOUT_WEIGHTS: dict[str, tuple[Edit, type[Exception], str]] = {
     ),
     "none": (without("model.safetensors"), FileNotFoundError, r"holds no weights"),
     "pickles": (pickled, FileNotFoundError, r"pickles alone \(pytorch_model.bin\)"),
+    "weights elsewhere": (
+        lambda f: rewritten(f, "model.safetensors.index.json", weight_map={"a": "../other.safetensors"}),
+        ValueError,
+        "names ../other.safetensors, which is not in it",
+    ),
+    "another width": (
+        lambda f: nested(f, "text_config", intermediate_size=100),
+        ValueError,
+        r"\d+ weights of .* have other shapes than its config.json says, such as ",
+    ),
+    "fewer layers than stored": (
+        lambda f: nested(f, "text_config", num_hidden_layers=1),
+        ValueError,
+        r"\d+ weights of .* have no place in the model of its config.json, such as .*layers.1",
+    ),
     "no head": (head_missing, ValueError, r"lack 1 parameters .* such as lm_head.weight, which would be random"),
 }
 
@@ -155,6 +217,8 @@ def test_weights_that_do_not_fill_the_model_are_an_error_and_no_random_numbers(f
     processor_of(folder)
     with pytest.raises(kind, match=message):
         Policy(folder, Codec())
+    with pytest.raises(kind, match=message):  # and without reading any of them
+        refuse_unfilled(Checkpoint(folder), Qwen3VL())
 
 
 def test_headers_tell_every_shape_and_a_file_that_was_cut_off(folder: Path) -> None:
@@ -305,8 +369,10 @@ def test_limits_of_an_images_area_reach_the_prompt_and_impossible_ones_are_refus
         assert (rows.prompt_tokens == each.image_token).sum() == each.image_tokens(64, 64)
     with pytest.raises(ValueError, match=r"policy.max_pixels is 63, less than one image token .* \(64\)"):
         processor_of(tiny_untrained, max_pixels=63)
-    with pytest.raises(ValueError, match=r"at least 5000 pixels .* at most 1024"):
-        processor_of(tiny_untrained, min_pixels=5000)
+    with pytest.raises(ValueError, match=r"policy.min_pixels is 5000, and .* in 1024 pixels at most"):
+        processor_of(tiny_untrained, min_pixels=5000, max_pixels=6000)
+    with pytest.raises(ValueError, match=r"at least 1024 pixels .* at most 900"):
+        processor_of(tiny_untrained, max_pixels=900)
     with pytest.raises(ValueError, match=r"policy.max_pixels is 0"):
         processor_of(tiny_untrained, max_pixels=0)
 

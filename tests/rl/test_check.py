@@ -30,7 +30,7 @@ def test_the_embedded_model_under_the_demo_is_told_by_numbers() -> None:
 
 def test_a_codec_that_the_model_cannot_write_and_missing_shards_are_problems(tmp_path: Path) -> None:
     result = RUN.invoke(app, ["check", "tiny", "--json"])
-    found = json.loads(result.output)
+    found = json.loads(result.stdout)
     assert result.exit_code == 1 and found["coordinates"] == {"codec": "thousandths", "family": "thousandths"}
     assert [problem[:20] for problem in found["problems"]] == ["codec is point_text,"]
     folder = Path(shutil.copytree("policies/tiny", tmp_path / "model"))

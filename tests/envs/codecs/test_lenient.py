@@ -1,5 +1,7 @@
 """What released models write around an answer is taken off, and a model that hedges is not read."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +59,10 @@ def test_a_list_of_two_levels_is_one_polygon_and_one_of_boxes_or_numbers_is_none
         f"```json\n{POLYGON}\n``` or ```json\n{POLYGON}\n```",
         POLYGON[:-1],
         "]" + POLYGON + "[",
+        POLYGON + "]",
+        POLYGON + " or rather 0.6, 0.6]",
+        f"(0.1, 0.1), (0.5, 0.1), (0.9, 0.9) or rather {POLYGON}",
+        f"[]{'x' * 3000}]",
         "no outline at all",
         "",
     ],
@@ -71,3 +77,19 @@ def test_any_text_has_a_status_and_what_strict_reads_lenient_reads_alike(text: s
     if strict.status.valid:
         assert lenient.status is strict.status
         assert [ring.tolist() for ring in lenient.rings_px] == [ring.tolist() for ring in strict.rings_px]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```json" + "\n" * 8000 + "x",
+        "```" + " " * 16000,
+        f"```json\n{POLYGON}" + " " * 16000 + "x",
+        "[" * 16000,
+        "[]" * 8000,
+    ],
+)
+def test_no_text_within_the_limit_takes_long(text: str) -> None:
+    begun = time.perf_counter()
+    LENIENT.read(text[:16384], 480, 640)
+    assert time.perf_counter() - begun < 1

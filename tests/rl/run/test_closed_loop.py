@@ -88,15 +88,14 @@ def test_a_folder_without_a_fitting_refiner_is_refused_by_its_setting(
 
 
 def test_the_vision_tower_is_compared_by_its_files_alone(tiny_untrained: Path, refiner: Path, tmp_path: Path) -> None:
-    checkpoint = Path(shutil.copytree(tiny_untrained, tmp_path / "tower_only"))
+    checkpoint = Path(shutil.copytree(tiny_untrained, tmp_path / "changed"))
     stored = load_file(checkpoint / "model.safetensors")
     tower = {name: value for name, value in stored.items() if ".visual." in name}
-    save_file(tower, checkpoint / "model.safetensors", {"format": "pt"})
     check(closed(checkpoint, refiner))
     check(closed(checkpoint, refiner, "learner.lora={targets: [q_proj]}", "learner.average=0"))
     moved = next(iter(tower.values())).flatten()
     moved[0] += 1e-3
-    save_file(tower, checkpoint / "model.safetensors", {"format": "pt"})
+    save_file(stored, checkpoint / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"refined.refiner is .* was trained on features of the vision tower"):
         check(closed(checkpoint, refiner))
     # Adapters in the tower change what it is called and what travels; then the workers compare it.
