@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
-from jinja2 import TemplateError
-
 from envs.reading import refuse_no_text
 
 PHRASE = "{phrase}"
@@ -42,6 +40,8 @@ def check_phrase(phrase: str) -> None:
 
 def shows_question(tokenizer: Any, template: str | None, image_token: int) -> bool:
     """Whether a chat template (None: the tokenizer's own) shows one image and the user's text, each of them once."""
+    from jinja2 import TemplateError  # here, since settings are checked without it
+
     try:
         text = _in_template(tokenizer, template, None, _ANY_TEXT)
     except (TypeError, ValueError, TemplateError):  # one for text alone joins strings to lists, or there is none
