@@ -57,7 +57,7 @@ class Family(Protocol):
         ...
 
     def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
-        """(pixel_values, image_grid [B, 3]) of B images [H, W, 3]."""
+        """(pixel_values, image_grid) of B images [H, W, 3]: float32 and int64, as PromptRows holds them."""
         ...
 
     def engine_limits(self, image_processor: Any) -> dict[str, int]:

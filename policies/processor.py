@@ -121,7 +121,7 @@ class Processor:
         return self.family.engine_limits(self.image_processor)
 
     def patches(self, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
-        """(pixel_values [patches, channels] float32, image_grid [B, 3] int64) of B images [H, W, 3]."""
+        """(pixel_values, image_grid) of B images [H, W, 3]: float32 and int64, as PromptRows holds them."""
         return self.family.patches(self.image_processor, images)
 
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:

@@ -29,6 +29,8 @@ _SIZES = ((480, 640), (2000, 3000))
 """Photos whose tokens are told, (height, width)."""
 _VERTICES = 40
 """Corners of the outline by which tokens a vertex are measured."""
+_TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")
+"""What the names of a vision tower's weights hold, projector included."""
 _MANY_TOKENS = 4096
 """Tokens of one photo above which a row takes tens of GiB of activations at 7B."""
 _GIB = 2**30
@@ -80,7 +82,8 @@ def check(checkpoint: str, config: Path | None) -> Report:
     values = {} if config is None else read_mapping(config)
     codec = codec_plugin(values.get("codec") or {"name": "point_text"})
     learner = settings_from(LearnerSettings, values.get("learner", {}), "learner")
-    sampling = settings_from(Sampling, values.get("sampling", {"max_tokens": 512}), "sampling")
+    most = values.get("max_tokens", 512)  # as the config of a supervised training says it
+    sampling = settings_from(Sampling, values.get("sampling", {"max_tokens": most}), "sampling")
     entry = dict(values.get("policy") or {}) | {"checkpoint": checkpoint}
     try:
         plugin = policy_plugin(entry, codec)
@@ -89,7 +92,7 @@ def check(checkpoint: str, config: Path | None) -> Report:
     except (ValueError, FileNotFoundError) as error:
         return _unusable(checkpoint, str(error))
     problems = _problems(held, processor, plugin, codec)
-    parameters = _parameters(held) if held.whole else {}
+    parameters = _parameters(held)
     report = _report(held, processor, str(plugin.settings.get("dtype", "float32")), sampling.max_tokens)
     memory = _memory(parameters.get("all", 0), str(plugin.settings.get("dtype", "float32")), learner)
     return replace(report, parameters=parameters, memory_gib=memory, problems=problems)
@@ -109,12 +112,15 @@ def _problems(held: Checkpoint, processor: Processor, plugin: Plugin, codec: Plu
 
 
 def _parameters(held: Checkpoint) -> dict[str, int]:
+    """Weights by part; {} where they are not all there, or cannot be read, which is among the problems."""
     try:
-        stored = held.stored_shapes()
-    except ValueError:  # among the problems
+        stored = held.stored_shapes() if held.whole else {}
+    except ValueError:
+        stored = {}
+    if not stored:
         return {}
     sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, shape in stored.items()}
-    tower = sum(size for name, size in sizes.items() if "visual" in name or "vision_tower" in name)
+    tower = sum(size for name, size in sizes.items() if any(part in name for part in _TOWERS))
     head = sum(size for name, size in sizes.items() if name.endswith("lm_head.weight"))
     whole = sum(sizes.values())
     return {"vision tower": tower, "language model": whole - tower - head, "head": head, "all": whole}

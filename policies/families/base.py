@@ -43,9 +43,10 @@ class PromptRows:
     prompt_mask: Tensor
     """[B, P] bool, True on real tokens."""
     pixel_values: Tensor
-    """[patches, channels] float: patches of all images, in row order, as the family's image processor cuts them."""
+    """Float, as the family's image processor gives it: [patches, channels] of all images in row order (Qwen), or
+    [B, 3, H, W], a row an image (LLaVA)."""
     image_grid: Tensor
-    """[B, 3] int64: (1, rows, columns) of patches of each image."""
+    """[B, 3] int64: (1, rows, columns) of patches of each image, whose product is its rows of pixel_values."""
     response_tokens: Tensor
     """[B, G, T] int64, padded on the right. In supervised rows a response may begin with its own question."""
     response_mask: Tensor

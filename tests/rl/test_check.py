@@ -12,6 +12,7 @@ from policies.families.vision_language import Policy
 from policies.settings import Asking
 from rl.check import check, notes_of
 from rl.cli.main import app
+from rl.config.load import read_mapping
 
 RUN = CliRunner()
 
@@ -67,3 +68,11 @@ def test_what_deserves_a_look_is_noted_and_nothing_else(tiny_untrained: Path) ->
     large = Policy.make_processor(tiny_untrained, path_tokens.Codec(), Asking(max_pixels=10**7))
     (tokens,) = notes_of(large, None, "float32")
     assert tokens.startswith(f"a photo of 3000x2000 takes {large.image_tokens(2000, 3000)} tokens")
+
+
+def test_weights_elsewhere_and_a_limit_as_sft_has_it_are_reported(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree("policies/tiny", tmp_path / "model"))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}')
+    report = check(str(folder), Path("sft_tiny"))
+    assert report.parameters == {} and len(report.problems) == 1 and "names ../b.safetensors" in report.problems[0]
+    assert report.longest_outline == int(read_mapping(Path("sft_tiny"))["max_tokens"] / report.tokens_per_vertex)
