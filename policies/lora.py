@@ -8,6 +8,7 @@ nothing of adapters) or the adapters alone (`push: adapters`: a worker builds th
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,19 @@ def add_adapters(model: nn.Module, vision_tower: nn.Module, lora: LoraSettings) 
         model,
         adapter_name=_NAME,
     )
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Within, the model computes what it did before adapters were put in. Not for passes that are learned from."""
+    layers = [layer for _, layer in _adapted(model)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def _target_names(model: nn.Module, vision_tower: nn.Module, targets: Any) -> list[str]:

@@ -102,6 +102,14 @@ class Processor:
         """
         return np.array(list(chain(*self._question_tokens(question, 1))), np.int64)
 
+    def question_lengths(self, question: Question) -> tuple[int, int]:
+        """Tokens of a question: those that all questions about its image share, and the rest.
+
+        Raises as `prompt_tokens` does.
+        """
+        shared, rest = self._question_tokens(question, self.image_tokens(*question.image.shape[:2]))
+        return len(shared), len(rest)
+
     def image_tokens(self, height: int, width: int) -> int:
         """How many tokens of the prompt stand for a height x width image."""
         return self.family.image_tokens(self.image_processor, height, width)

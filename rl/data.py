@@ -34,7 +34,7 @@ from rl.pages.pictures import COLOURS, svg_overlay
 from rl.pages.progress import bar
 from rl.run.data import RunData
 from rl.run.parts import processor_of
-from rl.sft import answer_text
+from rl.supervised.answers import answer_text
 from rollout.archive.shards import polytrace_version
 from rollout.example_shards import SplitWriter
 

@@ -32,7 +32,7 @@ ROOMS = (  # of rl, from below: a room imports only from lines below its own, an
     ("rl.config", "rl.algorithms", "rl.pages"),
     ("rl.run",),
     ("rl.learner", "rl.evaluation", "rl.pairs", "rl.browse"),
-    ("rl.refiner", "rl.lab"),
+    ("rl.refiner", "rl.lab", "rl.supervised"),
     ("rl",),
     ("rl.bench",),
     ("rl.cli",),

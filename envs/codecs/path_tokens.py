@@ -45,6 +45,10 @@ class Codec:
         """Every word of the grammar, numbers first and in order."""
         return [str(k) for k in range(max(self.box_bins, self.path_bins) + 1)] + [RING_WORD, INSTANCE_WORD, EMPTY_WORD]
 
+    def box_text(self, text: str) -> str:
+        """The box that a text begins with; the empty answer as it is."""
+        return " ".join(text.split()[:4])
+
     def grammar(self) -> PathTokensGrammar:
         """Automaton of the texts that read as valid within these limits."""
         return PathTokensGrammar(self.box_bins, self.path_bins, self.max_rings, self.max_vertices)

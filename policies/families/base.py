@@ -144,18 +144,21 @@ class PolicyContract(Protocol):
         ...
 
     def forward(
-        self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None, most_scored: int = 0
+        self,
+        rows: PromptRows,
+        temperature: float = 1.0,
+        grammar_tokens: int | None = None,
+        most_scored: int = 0,
+        number_spread: float = 0.0,
     ) -> Tensor:
         """[B, G, T] float32 log-probabilities of the response tokens, logits divided by temperature.
 
         0 outside scored_mask. grammar_tokens: the limit on tokens with which they were sampled under the grammar, so
         that other tokens are left out here too; None where no grammar was on. most_scored: the most tokens that any
         rank scores in this pass; a policy whose module calls depend on their number makes as many calls as that takes.
+        number_spread: where above 0, the log-probability of a number is a mean over its neighbours too, weighed by a
+        Gaussian of that many numbers' width; only supervised training asks for it.
         """
-        ...
-
-    def sft_loss(self, rows: PromptRows, number_spread: float = 0.0) -> Tensor:
-        """Mean cross-entropy over the scored tokens, nats, a scalar."""
         ...
 
     def encode(self, rows: PromptRows) -> "EncodedPrompts":

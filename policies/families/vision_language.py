@@ -146,23 +146,40 @@ class Policy(nn.Module):
         return in_chunks(score, states, num_chunks(most, self.processor.vocabulary_size, self._logit_bytes))
 
     def forward(
-        self, rows: PromptRows, temperature: float = 1.0, grammar_tokens: int | None = None, most_scored: int = 0
+        self,
+        rows: PromptRows,
+        temperature: float = 1.0,
+        grammar_tokens: int | None = None,
+        most_scored: int = 0,
+        number_spread: float = 0.0,
     ) -> Tensor:
         """[B, G, T] float32 log-probabilities of the response tokens at a temperature; 0 outside scored_mask.
 
         grammar_tokens: the limit on tokens under which they were sampled with the grammar; None: without. most_scored:
         where ranks share out weights (ZeRO-3) and must call every module equally often, the most tokens that any of
-        them scores. Raises ValueError for tokens that the grammar refuses.
+        them scores. number_spread: where above 0, the log-probability of a number is the mean over its neighbours too,
+        weighed by a Gaussian of that many numbers' width. Raises ValueError for tokens that the grammar refuses.
         """
         states, targets, places = self._scored_states(rows)
         masks = self._masks(rows, places, grammar_tokens)
 
         def chosen(states: Tensor, part: slice) -> Tensor:
             allowed = None if masks is None else self.processor.token_grammar().allowed(masks[part])
-            return self._token_logprobs(states, temperature, allowed).gather(1, targets[part, None])[:, 0]
+            logprobs, target = self._token_logprobs(states, temperature, allowed), targets[part]
+            exact = logprobs.gather(1, target[:, None])[:, 0]
+            return exact if number_spread <= 0 else self._spread(logprobs, target, exact, number_spread)
 
         flat = torch.zeros(rows.scored_mask.numel(), device=self.device)
         return flat.index_put((places,), self._scored(chosen, states, most_scored)).view(rows.scored_mask.shape)
+
+    def _spread(self, logprobs: Tensor, target: Tensor, exact: Tensor, width: float) -> Tensor:
+        """`exact` [S], but for targets [S] that are numbers: the mean of logprobs [S, V] over all numbers, by a
+        Gaussian around the target."""
+        numbers = torch.tensor(self.processor.number_tokens, device=logprobs.device)
+        steps = torch.arange(len(numbers), device=logprobs.device)
+        value = (target[:, None] == numbers).float() @ steps.float()
+        weights = torch.softmax(-0.5 * ((steps - value[:, None]) / width) ** 2, dim=1)
+        return torch.where(torch.isin(target, numbers), (weights * logprobs[:, numbers]).sum(1), exact)
 
     def _masks(self, rows: PromptRows, places: Tensor, grammar_tokens: int | None) -> NDArray[np.int64] | None:
         """[S] numbers of the grammar's masks at `places` [S] of [B * G * T]; None without a grammar."""
@@ -174,27 +191,6 @@ class Policy(nn.Module):
             grammar_tokens,
         )
         return masks.ravel()[places.cpu().numpy()]
-
-    def sft_loss(self, rows: PromptRows, number_spread: float = 0.0) -> Tensor:
-        """Mean cross-entropy (nats a scored token), a scalar.
-
-        number_spread: where above 0, a number's target is a Gaussian of that many numbers' width over its neighbours.
-        """
-        states, targets, _ = self._scored_states(rows)
-        numbers = torch.tensor(self.processor.number_tokens if number_spread > 0 else [], device=self.device)
-
-        def loss(states: Tensor, part: slice) -> Tensor:
-            logprobs, target = self._token_logprobs(states, 1.0), targets[part, None]
-            exact = -logprobs.gather(1, target)[:, 0]
-            if number_spread <= 0:
-                return exact
-            value = (target == numbers).float() @ torch.arange(len(numbers), device=self.device).float()
-            distance = torch.arange(len(numbers), device=self.device) - value[:, None]
-            weights = torch.softmax(-0.5 * (distance / number_spread) ** 2, dim=1)
-            spread = -(weights * logprobs[:, numbers]).sum(1)
-            return torch.where(torch.isin(target[:, 0], numbers), spread, exact)
-
-        return self._scored(loss, states).mean()
 
     # Sampling.
 

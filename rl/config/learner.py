@@ -1,4 +1,4 @@
-"""Settings of the learner, and what one of its ranks is built from.
+"""Settings of a training on DeepSpeed ranks and of the learner, and what one of its ranks is built from.
 
 Apart from the rank itself, so that a config is checked without loading DeepSpeed.
 """
@@ -13,12 +13,12 @@ from policies.settings import LoraSettings
 
 
 @dataclass
-class LearnerSettings:
-    """How the policy is updated."""
+class TrainingSettings:
+    """How a policy is trained on DeepSpeed ranks, whatever it learns from."""
 
     ranks: Annotated[int, at_least(1)] = 1
-    """Number of DeepSpeed processes. It may change when a run is resumed, and with it `micro_groups`, `threads` and
-    `gpus_per_rank`."""
+    """Number of DeepSpeed processes. It may change when a run is resumed, and with it `threads`, `gpus_per_rank` and
+    what a rank does in one pass."""
     zero_stage: Annotated[int, one_of(0, 1, 2, 3)] = 0
     """DeepSpeed ZeRO stage, 0 to 3."""
     offload_optimizer: bool = False
@@ -27,17 +27,11 @@ class LearnerSettings:
     stage 1, 2 or 3. On a CPU run it changes nothing but the order of some copies."""
     dtype: Annotated[str, one_of("float32", "bfloat16")] = "float32"
     """Number format of the weights: float32 or bfloat16."""
-    lr: Annotated[float, above(0)] = 1e-5
-    """Highest learning rate of AdamW."""
-    warmup_steps: Annotated[int, at_least(0)] = 10
-    """Steps over which the rate rises from 0; Adam's first steps have full size whatever the gradient says."""
-    decay_steps: Annotated[int | None, at_least(1, ", or to null.")] = None
-    """Steps over which the rate falls along a cosine to a tenth, warm-up included; null keeps it."""
     average: Annotated[float, between(0, 1, open_high=True)] = 0.0
     """Decay per step of a running average of the weights (0: none).
 
-    Evaluations and the best checkpoint take the average; sampling and learning go on with the weights themselves. The
-    gradient of a few hundred answers is mostly noise; their average is less so.
+    Evaluations and the policy that is kept take the average; sampling and learning go on with the weights themselves.
+    The gradient of a few hundred answers is mostly noise; their average is less so.
     """
     freeze_vision: bool = False
     """Whether the vision tower keeps its weights: patch embedding, blocks and all mergers, so everything that a refiner
@@ -45,31 +39,11 @@ class LearnerSettings:
     lora: LoraSettings | None = None
     """Adapters that learn in place of the weights; null: the weights themselves learn."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     grad_clip: Annotated[float, at_least(0)] = 1.0
     """Largest norm of a gradient, beyond which it is scaled down; 0 for none."""
-    minibatches: Annotated[int, at_least(1)] = 2
-    """Updates per step; from the second one on the policy has moved and clipping acts."""
-    micro_groups: Annotated[int, at_least(1)] = 16
-    """Groups in one forward and backward pass of one rank."""
-    token_budget: Annotated[
-        int | None,
-        at_least(1, ", what one pass may hold, such as 8192, or to null for passes of learner.micro_groups groups."),
-    ] = None
-    """Most tokens of one forward pass, padding included; where set, it takes the place of micro_groups.
-
-    A pass of B groups runs on B * (longest prompt + most answer tokens of a group) tokens. Groups of like length go
-    together, in as few passes as the budget allows; what a mini-batch learns stays the same.
-    """
     gradient_checkpointing: bool = False
     """Whether layers are computed again in the backward pass: a third more time, and the memory of one layer at a time.
-    """
-    warn_sampler_difference: Annotated[float, above(0, ", such as 0.02, or to .inf for no warning.", infinite=True)] = (
-        0.02
-    )
-    """Mean difference between the learner's and the sampler's log-probability of a token from which a run warns, once.
-
-    In float32 it is near 1e-6, in bfloat16 near 1e-2; more speaks of other weights, temperatures or masks.
     """
     threads: Annotated[int, at_least(1)] = 2
     """Torch threads of one rank."""
@@ -79,17 +53,8 @@ class LearnerSettings:
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay as it is when a run is resumed: all but what says who does which part of the same sums."""
-        free = {"ranks", "threads", "gpus_per_rank", "micro_groups", "token_budget", "gradient_checkpointing"}
-        free |= {"offload_optimizer", "warn_sampler_difference"}
+        free = {"ranks", "threads", "gpus_per_rank", "gradient_checkpointing", "offload_optimizer"}
         return {name: value for name, value in vars(self).items() if name not in free}
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step, 0 being the first; a function of settings and step alone."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.decay_steps is None:
-            return self.lr * warm
-        progress = min(1.0, step / self.decay_steps)
-        return self.lr * warm * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
 
     def __post_init__(self) -> None:
         check_ranges(self, "learner")
@@ -108,6 +73,52 @@ class LearnerSettings:
                 "learner.offload_optimizer is on at learner.zero_stage 0, where DeepSpeed cannot offload; set "
                 "learner.zero_stage to 1, 2 or 3."
             )
+
+
+@dataclass
+class LearnerSettings(TrainingSettings):
+    """How the policy is updated by its rewards."""
+
+    lr: Annotated[float, above(0)] = 1e-5
+    """Highest learning rate of AdamW."""
+    warmup_steps: Annotated[int, at_least(0)] = 10
+    """Steps over which the rate rises from 0; Adam's first steps have full size whatever the gradient says."""
+    decay_steps: Annotated[int | None, at_least(1, ", or to null.")] = None
+    """Steps over which the rate falls along a cosine to a tenth, warm-up included; null keeps it."""
+    minibatches: Annotated[int, at_least(1)] = 2
+    """Updates per step; from the second one on the policy has moved and clipping acts."""
+    micro_groups: Annotated[int, at_least(1)] = 16
+    """Groups in one forward and backward pass of one rank."""
+    token_budget: Annotated[
+        int | None,
+        at_least(1, ", what one pass may hold, such as 8192, or to null for passes of learner.micro_groups groups."),
+    ] = None
+    """Most tokens of one forward pass, padding included; where set, it takes the place of micro_groups.
+
+    A pass of B groups runs on B * (longest prompt + most answer tokens of a group) tokens. Groups of like length go
+    together, in as few passes as the budget allows; what a mini-batch learns stays the same.
+    """
+    warn_sampler_difference: Annotated[float, above(0, ", such as 0.02, or to .inf for no warning.", infinite=True)] = (
+        0.02
+    )
+    """Mean difference between the learner's and the sampler's log-probability of a token from which a run warns, once.
+
+    In float32 it is near 1e-6, in bfloat16 near 1e-2; more speaks of other weights, temperatures or masks.
+    """
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must stay as it is when a run is resumed; see TrainingSettings.identity."""
+        free = {"micro_groups", "token_budget", "warn_sampler_difference"}
+        return {name: value for name, value in super().identity.items() if name not in free}
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, 0 being the first; a function of settings and step alone."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.decay_steps is None:
+            return self.lr * warm
+        progress = min(1.0, step / self.decay_steps)
+        return self.lr * warm * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from envs.ranges import above, at_least, between, check_ranges, one_of
 from policies.settings import RefinerSettings
-from rl.config.learner import LearnerSettings
+from rl.config.learner import TrainingSettings
 from rl.config.pairs import DamageSettings, PairRule
 
 
@@ -100,13 +100,12 @@ class RefinerTraining:
             raise ValueError(f"batch_size is {self.batch_size}, which ranks {self.ranks} must divide; change either.")
 
     @property
-    def engine(self) -> LearnerSettings:
+    def engine(self) -> TrainingSettings:
         """What the DeepSpeed engine around the refiner is built from; raises ValueError for what it cannot be."""
-        return LearnerSettings(
+        return TrainingSettings(
             ranks=self.ranks,
             zero_stage=self.zero_stage,
             dtype=self.dtype,
-            lr=self.lr,
             average=self.average,
             weight_decay=self.weight_decay,
             grad_clip=self.grad_clip,

@@ -1,10 +1,13 @@
 """Settings of supervised fine-tuning; apart from the training, so that a config is checked without loading a model."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from envs.ranges import at_least, check_ranges, one_of
+from envs.ranges import above, at_least, check_ranges, one_of
 from policies.settings import TinySizes
+from rl.config.learner import TrainingSettings
+from rollout.settings import RaySettings
 
 
 @dataclass
@@ -15,12 +18,14 @@ class SftStage:
     """Name of the stage in logs."""
     steps: Annotated[int, at_least(0)]
     """Steps of the stage."""
+    lr: Annotated[float, above(0)]
+    """Learning rate at the start, falling along a cosine. A large model takes AdamW at 1e-6 to 1e-4 (1e-4 and more for
+    adapters), a new tiny one Muon at 1e-3."""
+    last_lr: Annotated[float | None, above(0)] = None
+    """Learning rate at the end; null for a tenth of lr."""
     answer: Annotated[str, one_of("box", "outline")] = "outline"
-    """What of an answer is learned: "box" scores the first four words of an answer, "outline" all of it."""
-    lr: float = 3e-3
-    """Muon's rate at the start, falling to last_lr along a cosine; AdamW takes a third of it."""
-    last_lr: float = 3e-4
-    number_spread: float = 0.0
+    """What of an answer is learned: "box" its beginning, of a codec that writes boxes there; "outline" all of it."""
+    number_spread: Annotated[float, at_least(0)] = 0.0
     """Width of a number's target over its neighbours; 0 is the usual cross-entropy."""
     with_absent: bool = False
     """Whether questions about absent things are asked.
@@ -29,6 +34,43 @@ class SftStage:
     """
     outline_margin: float | None = None
     """Outline margin of this stage; null takes that of all stages."""
+
+    def lr_at(self, step: int) -> float:
+        """The rate of a step of the stage, 0 being its first, before the warm-up of the run."""
+        last = self.lr / 10 if self.last_lr is None else self.last_lr
+        return last + (self.lr - last) * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps)))) / 2
+
+
+@dataclass
+class SftLearner(TrainingSettings):
+    """How a policy is trained by supervision."""
+
+    weight_decay: Annotated[float, at_least(0)] = 0.01
+    """Decoupled weight decay."""
+    optimizer: Annotated[str, one_of("adamw", "muon")] = "adamw"
+    """adamw, or muon: Muon on matrices between hidden layers, AdamW at a third of the rate on all else; for a new model
+    whose weights are whole and float32."""
+    micro_scenes: Annotated[int | None, at_least(1, ", or to null for all scenes of a rank at once.")] = None
+    """Scenes in one forward and backward pass of a rank; null: its whole share of a step."""
+    token_budget: Annotated[
+        int | None, at_least(1, ", what one pass may hold, such as 8192, or to null for learner.micro_scenes.")
+    ] = None
+    """Most tokens of one pass, padding included; where set, it takes the place of micro_scenes. A pass of B scenes runs
+    on B * (longest prompt + most tokens of the questions and answers about a scene)."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must stay as it is when a training goes on; see TrainingSettings.identity."""
+        return {k: value for k, value in super().identity.items() if k not in ("micro_scenes", "token_budget")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer == "muon" and (self.zero_stage or self.lora is not None or self.dtype != "float32"):
+            raise ValueError(
+                f"learner.optimizer is muon with learner.zero_stage {self.zero_stage}, learner.dtype {self.dtype} and "
+                f"learner.lora {'null' if self.lora is None else 'set'}, but Muon takes whole matrices in float32; set "
+                "learner.optimizer to adamw, or the others to 0, float32 and null."
+            )
 
 
 @dataclass
@@ -44,12 +86,31 @@ class SftSettings:
     """Rings of an annotated outline."""
     outline_margin: float = 0.0
     """How far annotators draw outside the object, as a share of the square root of its area; 0 is an exact outline."""
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
+    warmup_steps: Annotated[int, at_least(0)] = 50
+    """Steps over which the rate rises from 0."""
     evaluate_every: Annotated[int, at_least(1)] = 250
-    """Steps between evaluations on the split `validation`."""
+    """Steps between evaluations on the split `validation`, each with a checkpoint."""
     evaluate_scenes: Annotated[int, at_least(1)] = 256
     """Scenes of each of these evaluations."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> tuple[SftStage, float]:
+        """The stage that a step belongs to, and the learning rate there; the last stage goes on at its last rate."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, stage.lr_at(step) * warm
+            step -= stage.steps
+        return self.stages[-1], self.stages[-1].lr_at(self.stages[-1].steps) * warm
+
+    def scenes_at(self, step: int, num: int) -> list[int]:
+        """Which of `num` scenes a step takes, one after the other from the first on."""
+        first = step * self.scenes_per_step
+        return [(first + k) % num for k in range(self.scenes_per_step)]
 
     def __post_init__(self) -> None:
         check_ranges(self, "sft")
@@ -68,8 +129,6 @@ class SftConfig:
     """Folder of the run."""
     seed: Annotated[int, at_least(0)] = 0
     """Key of every random number of the run."""
-    threads: Annotated[int, at_least(1)] = 2
-    """Torch threads."""
     max_tokens: Annotated[int, at_least(1)] = 64
     """Longest answer in evaluations, tokens."""
     env: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +138,14 @@ class SftConfig:
     """Sizes of the new model."""
     sft: SftSettings = field(default_factory=SftSettings)
     """Stages of the training, and the outlines that it learns."""
+    learner: SftLearner = field(default_factory=SftLearner)
+    ray: RaySettings = field(default_factory=RaySettings)
+    """Where several ranks run."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.sft.scenes_per_step < self.learner.ranks:
+            raise ValueError(
+                f"sft.scenes_per_step is {self.sft.scenes_per_step} for learner.ranks {self.learner.ranks}, which "
+                "leaves ranks without a scene; raise the first or lower the second."
+            )

@@ -24,12 +24,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rl.config.learner import LearnerSettings, RankPlace
-from rl.learner.files import AVERAGE, load_ranks, save_ranks
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns, in every process, that it found no GPU
-import deepspeed
+from rl.config.learner import RankPlace, TrainingSettings
+from rl.learner.files import AVERAGE, deepspeed, load_ranks, save_ranks
+from rl.learner.muon import LR_SHARE
 
 
 def join(place: RankPlace) -> None:
@@ -51,7 +48,7 @@ def extensions_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"polytrace-torch-extensions-{os.getuid()}-{os.getpid()}"
 
 
-def engine_config(learner: LearnerSettings) -> dict[str, Any]:
+def engine_config(learner: TrainingSettings) -> dict[str, Any]:
     """What DeepSpeed reads."""
     zero: dict[str, Any] = {"stage": learner.zero_stage}
     if learner.offload_optimizer:
@@ -144,10 +141,17 @@ class TrainingEngine:
     """
 
     def __init__(
-        self, network: nn.Module, averaged: nn.Module, learner: LearnerSettings, place: RankPlace, watchdog: Watchdog
+        self,
+        network: nn.Module,
+        averaged: nn.Module,
+        learner: TrainingSettings,
+        place: RankPlace,
+        watchdog: Watchdog,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         """network: trained where its parameters require a gradient; `join` comes first. averaged: the part of it whose
-        parameters have a running average, under the names that they have there.
+        parameters have a running average, under the names that they have there. optimizer: of all that is trained; None
+        for AdamW.
 
         Raises ValueError where nothing is trained.
         """
@@ -158,8 +162,9 @@ class TrainingEngine:
                 "all but the adapters of its targets; let one of them name something else."
             )
         self._learner, self._place, self._averaged = learner, place, averaged
-        self._optimizer = torch.optim.AdamW(
-            trained, lr=learner.lr, betas=(0.9, 0.95), weight_decay=learner.weight_decay
+        # Its rate is that of each `update`.
+        self._optimizer: Any = optimizer or torch.optim.AdamW(
+            trained, betas=(0.9, 0.95), weight_decay=learner.weight_decay
         )
         with watchdog.phase("deepspeed.initialize"):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -173,9 +178,9 @@ class TrainingEngine:
         self.average = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in named}
         """Running average of each parameter, float32; empty where the settings ask for none."""
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
         """A forward pass of the network, which `backward` goes back through."""
-        return self._engine(*inputs)
+        return self._engine(*inputs, **settings)
 
     @property
     def network(self) -> Any:
@@ -199,7 +204,7 @@ class TrainingEngine:
         """Change the weights, after the last backward pass, on all ranks or, by a gradient that is not finite, on none;
         the gradient's norm, and whether it was done."""
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(LR_SHARE, 1.0)
         # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

@@ -13,21 +13,25 @@ DeepSpeed's files are pickles: they are read from a run's own folder and from no
 import contextlib
 import io
 import json
+import os
 import shutil
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.checkpoint import ds_to_universal
-from deepspeed.utils import zero_to_fp32
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rl.config.learner import LearnerSettings, RankPlace
+from rl.config.learner import RankPlace, TrainingSettings
 from rl.run.checkpoints import random_states, set_random_states
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns, in every process, that it found no GPU
+import deepspeed
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.utils import zero_to_fp32
 
 AVERAGE = "average.safetensors"
 
@@ -43,7 +47,7 @@ class RankFiles:
     """Learner steps that the weights have seen."""
 
 
-def save_ranks(engine: Any, folder: Path, learner: LearnerSettings, place: RankPlace, steps_done: int) -> None:
+def save_ranks(engine: Any, folder: Path, learner: TrainingSettings, place: RankPlace, steps_done: int) -> None:
     """Write the engine's state and this rank's random states into `folder`. All ranks call it."""
     engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state={}, save_latest=False)
     save_file(random_states(), folder / f"random-{place.rank:04d}.safetensors")
@@ -59,7 +63,7 @@ def read_ranks(folder: Path) -> RankFiles:
     return RankFiles(**json.loads((folder / "ranks.json").read_text()))
 
 
-def load_ranks(engine: Any, folder: Path, learner: LearnerSettings, place: RankPlace) -> RankFiles:
+def load_ranks(engine: Any, folder: Path, learner: TrainingSettings, place: RankPlace) -> RankFiles:
     """Bring a new engine to what `save_ranks` wrote with any number of ranks. All ranks call it.
 
     Raises ValueError for files of another ZeRO stage or dtype.

@@ -4,10 +4,9 @@ A plain class that runs without Ray, alone or as one of several ranks.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from envs.datasets.base import Env
 from policies.families.base import PromptRows
-from policies.lora import Pushed, pushed
-from policies.weights import BUCKET_BYTES, Bucket, make_bucket
+from policies.lora import without_adapters
+from policies.weights import BUCKET_BYTES, Bucket
 from rl.algorithms.base import PolicyGradient
 from rl.config.learner import RankPlace, RankSettings
 from rl.learner.batch import Batch
-from rl.learner.engine import TrainingEngine, Watchdog, join, watched
+from rl.learner.engine import Watchdog, watched
 from rl.learner.micro_batches import (
     GroupTokens,
     MicroBatch,
@@ -33,10 +32,8 @@ from rl.learner.micro_batches import (
     micro_batch_of,
     refuse_small_budget,
 )
+from rl.learner.policy import TrainedPolicy
 from rl.learner.stats import MicroBatchStats, of_all_ranks, step_stats
-
-T = TypeVar("T")
-Weights = list[tuple[str, Tensor]]
 
 
 class LearnerRank:
@@ -49,28 +46,13 @@ class LearnerRank:
         self._algorithm: PolicyGradient = settings.algorithm.build()
         self._env: Env = settings.env.build(split="train")
         self.watchdog = Watchdog(f"learner rank {place.rank} of {place.world_size}")
-        policy = self._build_policy()
-        with self.watchdog.phase("joining the other ranks"):
-            join(place)
-        # The average goes by the names of the model alone, by which weights travel to the workers.
-        self._engine = TrainingEngine(policy, policy.model, settings.learner, place, self.watchdog)
-        self._reference = self._build_reference() if self._algorithm.kl > 0 else None
-
-    def _build_reference(self) -> torch.nn.Module:
-        """The policy that the run began with, whole on this rank at every ZeRO stage; its checkpoint never changes."""
-        return self._settings.policy.build().to(self._engine.device).requires_grad_(False).eval()
-
-    def _build_policy(self) -> Any:
-        """The policy to train, frozen where the settings say so."""
-        learner = self._settings.learner
-        recipe = self._settings.policy
-        policy = (recipe if learner.lora is None else recipe.with_settings(lora=learner.lora)).build()
-        policy.train()
-        if learner.freeze_vision:
-            policy.vision_tower.requires_grad_(False)
-        if learner.gradient_checkpointing:
-            policy.checkpoint_gradients()
-        return policy
+        self._policy = TrainedPolicy(settings.policy, settings.learner, place, self.watchdog)
+        self._engine = self._policy.engine
+        self._reference: Any = None
+        """The policy that the run began with, whole on this rank at every ZeRO stage, where a divergence from it counts
+        and it is not the policy itself without its adapters."""
+        if self._algorithm.kl > 0 and settings.learner.lora is None:
+            self._reference = settings.policy.build().to(self._engine.device).requires_grad_(False).eval()
 
     @watched
     def step(self, batch: Batch) -> dict[str, float]:
@@ -129,7 +111,15 @@ class LearnerRank:
 
     @torch.no_grad()
     def _logprobs(self, micro: MicroBatch) -> Tensor:
-        return self._forward(self._engine, micro.to(self._engine.device))
+        return self._forward(self._policy, micro.to(self._engine.device))
+
+    @torch.no_grad()
+    def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
+        """[B, G, T] log-probabilities of the policy that the run began with."""
+        if self._reference is not None:
+            return self._forward(self._reference, micro)
+        with without_adapters(self._policy.network):
+            return self._forward(self._policy, micro)
 
     def _learn(self, micro: MicroBatch, old: Tensor | None, last: bool) -> MicroBatchStats:
         """One forward and backward pass, the last one of its mini-batch or not.
@@ -137,11 +127,8 @@ class LearnerRank:
         old: [B, G, T] log-probabilities before the first update; None where it was not yet done.
         """
         micro = micro.to(self._engine.device)
-        new = self._forward(self._engine, micro)
-        reference = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference = self._forward(self._reference, micro)
+        reference = self._reference_logprobs(micro) if self._algorithm.kl > 0 else None
+        new = self._forward(self._policy, micro)
         loss, stats = micro_batch_loss(self._algorithm, micro, new, new.detach() if old is None else old, reference)
         if not math.isfinite(stats["loss"].value):
             loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
@@ -150,30 +137,9 @@ class LearnerRank:
         return stats
 
     def buckets(self, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
-        """What the workers get: the weights, or their running average where there is one, gathered bucket by bucket.
-
-        bucket_bytes: a receiver proves what it holds by buckets of the default size. All ranks must walk through it:
-        under ZeRO-3 each bucket is a collective.
-        """
+        """What the workers get: the weights, or their running average where there is one (TrainedPolicy.buckets)."""
         lora = self._settings.learner.lora
-        merged = lora is None or lora.push == "merged"
-        return self._gathered(make_bucket, pushed(self._engine.network.model, merged, bucket_bytes), average)
-
-    def _gathered(self, take: Callable[[Weights], T], parts: Iterable[list[Pushed]], average: bool) -> Iterator[T]:
-        """What `take` makes of the weights of each part while they are whole. It must copy: nothing that is gathered
-        or merged here outlives its part."""
-        for part in parts:
-            with (
-                self.watchdog.phase(f"gathering weights from {part[0].name} on"),
-                self._engine.whole(chain.from_iterable(each.parameters for each in part)),
-            ):
-                taken = take([(each.name, self._sent(each, average)) for each in part])
-            yield taken
-
-    def _sent(self, weight: Pushed, average: bool) -> Tensor:
-        if average and self._engine.average:
-            return self._engine.average[weight.name].to(weight.parameter.dtype)
-        return weight.value()
+        return self._policy.buckets(lora is None or lora.push == "merged", average, bucket_bytes)
 
     @watched
     def save(self, folder: Path, tag: str) -> None:
@@ -187,21 +153,5 @@ class LearnerRank:
 
     @watched
     def save_policy(self, folder: Path) -> None:
-        """Write the policy (its running average, where there is one; its adapters merged) as a Hugging Face folder.
-
-        Rank 0 writes, all ranks call. Rank 0 needs the host's memory for one copy, no GPU for more than a bucket.
-        """
-        take = _on_host if self._place.rank == 0 else _nothing
-        weights = dict(
-            chain.from_iterable(self._gathered(take, pushed(self._engine.network.model, merged=True), average=True))
-        )
-        if self._place.rank == 0:
-            self._engine.network.save(folder, weights)
-
-
-def _on_host(weights: Weights) -> Weights:
-    return [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in weights]
-
-
-def _nothing(_: Weights) -> Weights:
-    return []
+        """TrainedPolicy.save."""
+        self._policy.save(folder)

@@ -203,8 +203,8 @@ class RankGroup:
         return ChildProcessError(
             f"learner rank {k} ({self._names[k]}, {self._memory_gib[k]:.2f} GiB when it last answered) died in "
             f"`{task}`; the last task that all ranks finished was `{self._last_task}`. What was learned since the last "
-            "checkpoint is lost with it: go on from there by --resume, as demo does by itself; if it dies again, look "
-            f"for lack of memory. Ray says: {reason}"
+            "checkpoint is lost with it: go on from there by --resume (demo, sft and refine do so by themselves); if "
+            f"it dies again, look for lack of memory. Ray says: {reason}"
         )
 
     def _ended(self, error: Exception) -> Exception:

@@ -105,8 +105,7 @@ OBJECTIVES: dict[str, Callable[[Policy], Tensor]] = {
     "grammar": lambda policy: policy(
         policy.rows(ask_all(images(2), PHRASES), tokens_of(policy, GRAMMATICAL)), grammar_tokens=48
     ).sum(),
-    "sft": lambda policy: policy.sft_loss(shared_rows(policy)),
-    "sft with a spread": lambda policy: policy.sft_loss(shared_rows(policy), number_spread=1.5),
+    "numbers with a spread": lambda policy: policy(shared_rows(policy), number_spread=1.5).sum(),
 }
 
 

@@ -87,11 +87,11 @@ def test_the_rate_rises_over_a_twentieth_and_then_falls_along_a_cosine() -> None
     assert 0 < training.lr_at(99) < 3e-4
 
 
-def test_the_engine_gets_the_rate_decay_and_stage_of_the_training() -> None:
-    training = RefinerTraining(lr=0.25, weight_decay=0.5, grad_clip=2.0, average=0.5, zero_stage=1, threads=3)
+def test_the_engine_gets_the_decay_and_stage_of_the_training() -> None:
+    training = RefinerTraining(weight_decay=0.5, grad_clip=2.0, average=0.5, zero_stage=1, threads=3)
     engine = training.engine
-    found = (engine.lr, engine.weight_decay, engine.grad_clip, engine.average, engine.zero_stage, engine.threads)
-    assert found == (0.25, 0.5, 2.0, 0.5, 1, 3)
+    found = (engine.weight_decay, engine.grad_clip, engine.average, engine.zero_stage, engine.threads)
+    assert found == (0.5, 2.0, 0.5, 1, 3)
 
 
 def test_the_shipped_config_is_read_and_what_is_written_of_it_gives_it_again(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def held_at_once(place: RankPlace, checkpoint: Path, lora: LoraSettings | None) 
         return sum(tensor.numel() for _, tensor in weights)
 
     sizes = []
-    for sent in rank._gathered(size, pushed(model, True, 20_000), average=False):
+    for sent in rank._policy._gathered(size, pushed(model, True, 20_000), average=False):
         sizes.append(sent)
         assert whole() == 0
     return held, sizes, whole()

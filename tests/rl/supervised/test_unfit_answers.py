@@ -11,10 +11,13 @@ from envs.codecs import point_text
 from envs.codecs.path_tokens import Codec
 from policies.families.vision_language import Policy
 from rl.config.sft import SftConfig, SftSettings, SftStage
-from rl.sft import answer_text, answer_tokens, refuse_unfit_answers, run_sft
+from rl.sft import run_sft
+from rl.supervised.answers import answer_text, answer_tokens, refuse_unfit_answers
 
-ELLIPSES = {"module": str(Path(__file__).parents[1] / "ellipses.py"), "num": 5}
-SETTINGS = SftSettings([SftStage("outlines", 1)], scenes_per_step=1, max_vertices=9, max_rings=1, evaluate_scenes=3)
+ELLIPSES = {"module": str(Path(__file__).parents[2] / "ellipses.py"), "num": 5}
+SETTINGS = SftSettings(
+    [SftStage("outlines", 1, lr=0.01)], scenes_per_step=1, max_vertices=9, max_rings=1, evaluate_scenes=3
+)
 SPLITS = Env("train", num=5), Env("validation", num=5)
 QUIET = Console(quiet=True)
 
@@ -27,12 +30,12 @@ def test_answers_that_fit_are_let_through_and_one_token_less_is_refused_by_the_l
     processor = Policy.make_processor(tiny_untrained, Codec())
     lengths = [len(processor.answer_tokens(answer_text(SPLITS[1][k], Codec(), SETTINGS))) for k in range(3)]
     assert max(lengths) <= 4 + 2 * 9 + 1
-    refuse_unfit_answers(processor, Codec(), SPLITS, config(max(lengths)))
+    refuse_unfit_answers(processor, SPLITS, config(max(lengths)))
     message = (
         rf"^max_tokens is 5, but the answer to validation \d takes {max(lengths)} tokens, .*max_vertices \(now 9\)"
     )
     with pytest.raises(ValueError, match=message):
-        refuse_unfit_answers(processor, Codec(), SPLITS, config(5))
+        refuse_unfit_answers(processor, SPLITS, config(5))
 
 
 def test_an_answer_beyond_the_limits_of_the_codec_is_named(tiny_untrained: Path) -> None:
@@ -40,7 +43,7 @@ def test_an_answer_beyond_the_limits_of_the_codec_is_named(tiny_untrained: Path)
     with pytest.raises(
         ValueError, match=r"^the answer to train 0 has 1 outlines of up to .* write: 1 rings with \d vert"
     ):
-        refuse_unfit_answers(Policy.make_processor(tiny_untrained, small), small, SPLITS, config(64))
+        refuse_unfit_answers(Policy.make_processor(tiny_untrained, small), SPLITS, config(64))
 
 
 def test_an_answer_with_words_that_the_tokenizer_has_not_is_named(tiny_untrained: Path) -> None:
@@ -68,3 +71,14 @@ def test_a_codec_that_the_checkpoint_cannot_write_stops_a_run_before_its_first_s
         run_sft(wrong, QUIET)
     assert repr(text.split()[0]) in str(e.value) and "answer to train 0" in str(e.value)
     assert not folder.exists()
+
+
+def test_stages_that_a_tokenizer_or_a_codec_cannot_have_are_refused_by_name(tiny_untrained: Path) -> None:
+    words = Policy.make_processor(tiny_untrained, Codec())
+    spread = replace(SETTINGS, stages=[SftStage("soft", 1, lr=0.01, number_spread=1.5)])
+    refuse_unfit_answers(words, SPLITS, replace(config(64), sft=spread))
+    boxes = replace(SETTINGS, stages=[SftStage("boxes", 1, lr=0.01, answer="box")])
+    refuse_unfit_answers(words, SPLITS, replace(config(64), sft=boxes))
+    text = Policy.make_processor(tiny_untrained, point_text.Codec(coordinates="unit"))
+    with pytest.raises(ValueError, match=r"^stage boxes teaches boxes .* do not begin with one; set answer to outline"):
+        refuse_unfit_answers(text, SPLITS, replace(config(64), sft=boxes))

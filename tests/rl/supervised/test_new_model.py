@@ -13,20 +13,29 @@ from envs.datasets import cutout_scenes
 from envs.plugin import Plugin
 from policies.families.vision_language import Policy
 from policies.tiny_model import TinySizes
-from rl.config.sft import SftConfig, SftSettings, SftStage
-from rl.sft import asked_words, run_sft, shown_smaller, write_new_model
+from rl.config.sft import SftConfig, SftLearner, SftSettings, SftStage
+from rl.sft import run_sft
+from rl.supervised.new_model import asked_words, shown_smaller, write_new_model
 
 SMALL = TinySizes(32, 8, 32, 1, 2, 16, 1, 2)
 PATH = Plugin("envs.codecs", "Codec", "path_tokens", {})
+ALONE = SftLearner(threads=1)
 QUIET = Console(quiet=True)
-ELLIPSES = {"module": str(Path(__file__).parents[1] / "ellipses.py")}
+ELLIPSES = {"module": str(Path(__file__).parents[2] / "ellipses.py")}
 
 
 def config(run: Path, **settings: object) -> SftConfig:
-    stages = [SftStage("outlines", 1)]
+    stages = [SftStage("outlines", 1, lr=0.01)]
     sft = SftSettings(stages, scenes_per_step=2, max_vertices=6, max_rings=1, evaluate_scenes=2)
     return SftConfig(
-        **{"run": str(run), "threads": 1, "env": ELLIPSES, "codec": {"name": "path_tokens"}, "tiny": SMALL, "sft": sft}
+        **{
+            "run": str(run),
+            "env": ELLIPSES,
+            "codec": {"name": "path_tokens"},
+            "tiny": SMALL,
+            "sft": sft,
+            "learner": ALONE,
+        }
         | settings
     )
 

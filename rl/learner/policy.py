@@ -1,0 +1,144 @@
+"""A policy in training: built on each rank, in a DeepSpeed engine, and made whole again for workers and for a folder.
+
+Only rank 0 reads the checkpoint; the other ranks build the policy without weights and receive them (one_copy.py).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from envs.plugin import Plugin
+from policies.lora import Pushed, plain_name, pushed
+from policies.weights import BUCKET_BYTES, Bucket, make_bucket
+from rl.config.learner import RankPlace, TrainingSettings
+from rl.learner.engine import TrainingEngine, Watchdog, join
+from rl.learner.one_copy import fill_empty, share_weights
+
+T = TypeVar("T")
+Weights = list[tuple[str, Tensor]]
+
+
+class TrainedPolicy:
+    """A policy in its engine, and the weights of it that are handed out."""
+
+    def __init__(
+        self,
+        recipe: Plugin,
+        settings: TrainingSettings,
+        place: RankPlace,
+        watchdog: Watchdog,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer | None] = lambda _: None,
+    ) -> None:
+        """Build the policy, frozen where the settings say so, and join the other ranks.
+
+        make_optimizer: the optimizer of a network; None for AdamW. Raises ValueError where nothing is trained.
+        """
+        self._settings, self._place, self._watchdog, self._recipe = settings, place, watchdog, recipe
+        policy = self._to_train()
+        with watchdog.phase("joining the other ranks"):
+            join(place)
+        with watchdog.phase("receiving the weights of rank 0"):
+            share_weights(policy, settings)
+        # The average goes by the names of the model alone, by which weights travel to the workers.
+        self.engine = TrainingEngine(policy, policy.model, settings, place, watchdog, make_optimizer(policy))
+        """DeepSpeed around the policy."""
+
+    def _to_train(self) -> Any:
+        recipe = self._recipe if self._settings.lora is None else self._recipe.with_settings(lora=self._settings.lora)
+        policy = (recipe if self._place.rank == 0 else recipe.with_settings(weights=False)).build()
+        policy.train()
+        if self._settings.freeze_vision:
+            policy.vision_tower.requires_grad_(False)
+        if self._settings.gradient_checkpointing:
+            policy.checkpoint_gradients()
+        return policy
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Tensor:
+        """PolicyContract.forward, which the engine's `backward` goes back through."""
+        scored: Tensor = self.engine(*inputs, **settings)
+        return scored
+
+    @property
+    def network(self) -> Any:
+        """The policy itself, for all but forward passes while it learns."""
+        return self.engine.network
+
+    def buckets(self, merged: bool, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
+        """The weights, or their running average where there is one, gathered bucket by bucket.
+
+        merged: whether adapters are put into the weights, else they alone are given. bucket_bytes: a receiver proves
+        what it holds by buckets of the default size. All ranks must walk through it: under ZeRO-3 each bucket is a
+        collective.
+        """
+        return self._gathered(make_bucket, pushed(self.network.model, merged, bucket_bytes), average)
+
+    def _gathered(self, take: Callable[[Weights], T], parts: Iterable[list[Pushed]], average: bool) -> Iterator[T]:
+        """What `take` makes of the weights of each part while they are whole. It must copy: nothing that is gathered
+        or merged here outlives its part."""
+        for part in parts:
+            with (
+                self._watchdog.phase(f"gathering weights from {part[0].name} on"),
+                self.engine.whole(chain.from_iterable(each.parameters for each in part)),
+            ):
+                taken = take([(each.name, self._sent(each, average)) for each in part])
+            yield taken
+
+    def _sent(self, weight: Pushed, average: bool) -> Tensor:
+        if average and self.engine.average:
+            return self.engine.average[weight.name].to(weight.parameter.dtype)
+        return weight.value()
+
+    def save(self, folder: Path) -> None:
+        """Write the policy (its running average, where there is one; its adapters merged) as a Hugging Face folder.
+
+        Rank 0 writes, all ranks call. Rank 0 needs the host's memory for one copy, no GPU for more than a bucket.
+        """
+        take = _on_host if self._place.rank == 0 else _nothing
+        parts = self._gathered(take, pushed(self.network.model, merged=True), average=True)
+        weights = dict(chain.from_iterable(parts))
+        if self._place.rank == 0:
+            self.network.save(folder, weights)
+
+    def whole(self) -> Any:
+        """The policy as it would be handed out, whole on every rank, for answers; it is not trained further.
+
+        It is the trained one where that is whole; else (ZeRO-3, a running average) a second one of the same weights,
+        adapters merged. A collective under ZeRO-3.
+        """
+        if self._settings.zero_stage < 3 and not self.engine.average:
+            return self.network
+        copy: Any = self._recipe.with_settings(weights=False).build()
+        fill_empty(copy, self.engine.device)
+        _copy_buffers(self.network, copy)
+        parameters = dict(copy.model.named_parameters())
+        for _ in self._gathered(
+            lambda weights: _copy(weights, parameters), pushed(self.network.model, merged=True), average=True
+        ):
+            pass
+        return copy.requires_grad_(False).eval()
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    """Found by plain names: an adapted `source` has layers that `target` has not."""
+    buffers = {plain_name(name): buffer for name, buffer in source.named_buffers()}
+    for prefix, module in target.named_modules():
+        for name, _ in list(module.named_buffers(recurse=False)):
+            module._buffers[name] = buffers[f"{prefix}.{name}" if prefix else name].clone()
+
+
+@torch.no_grad()
+def _copy(weights: Weights, parameters: dict[str, nn.Parameter]) -> None:
+    for name, value in weights:
+        parameters[name].copy_(value)
+
+
+def _on_host(weights: Weights) -> Weights:
+    return [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in weights]
+
+
+def _nothing(_: Weights) -> Weights:
+    return []

@@ -1,0 +1,130 @@
+"""What supervised training teaches: outlines as a coarse annotator draws them, in the codec's words.
+
+Whether the answers can be taught at all (limits of the codec, words of the tokenizer, tokens of an answer) is found
+before the first step, from a bounded number of examples; a later one that cannot be stops the training by its name.
+"""
+
+import math
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+
+from envs.codecs.base import AnswerCodec
+from envs.datasets.base import Env
+from envs.example import Example, Question
+from envs.geometry.contours import outline
+from envs.polygons import Ring
+from policies.processor import Processor
+from rl.config.sft import SftConfig, SftSettings, SftStage
+from rl.run.writable import refuse_unwritable
+
+_CHECKED = 64
+"""Training scenes whose answers are looked at before the first step."""
+
+Taught = list[tuple[Question, NDArray[np.int64]]]
+"""Questions about one image, each with the token ids of the answer that is taught."""
+
+
+@runtime_checkable
+class BoxCodec(Protocol):
+    """A codec whose texts begin with the box of their first object."""
+
+    def box_text(self, text: str) -> str:
+        """The beginning of a text that says the box, or all of it where it says none."""
+        ...
+
+
+def annotate(mask: NDArray[np.bool_], settings: SftSettings) -> list[Ring]:
+    """The outline that a coarse annotator would draw around `mask` [H, W], in pixels."""
+    margin = settings.outline_margin * math.sqrt(mask.sum())
+    loose = distance_transform_edt(~mask) <= margin if margin > 0 else mask
+    return outline(loose, settings.max_vertices, settings.max_rings, min_share=0.05)
+
+
+def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> str:
+    """The supervised answer to an example: one instance a true mask; the empty answer where nothing fits.
+
+    Raises ValueError, naming the example, where it exceeds a limit of the codec.
+    """
+    outlines = [annotate(mask, settings) for mask in example.truth.masks]
+    try:
+        return codec.encode(outlines, example.image.height, example.image.width)
+    except ValueError as error:
+        raise ValueError(
+            f"the answer to {example.id} has {len(outlines)} outlines of up to sft.max_rings {settings.max_rings} and "
+            f"sft.max_vertices {settings.max_vertices}, which the codec does not write: {error}"
+        ) from error
+
+
+def answer_tokens(example: Example, processor: Processor, text: str) -> NDArray[np.int64]:
+    """[T] tokens of the answer `text` to an example, end token included.
+
+    Raises ValueError, naming the example, where the policy could not sample them.
+    """
+    refuse_unwritable(processor, text, f"answer to {example.id}")
+    return processor.answer_tokens(text)
+
+
+def taught(examples: list[Example], env: Env, processor: Processor, settings: SftSettings, stage: SftStage) -> Taught:
+    """The examples of one image of `env`, as a stage teaches them; none of those it does not ask about.
+
+    Raises ValueError where an answer cannot be written.
+    """
+    asked = [example for example in examples if stage.with_absent or len(example.truth.masks)]
+    if not asked:
+        return []
+    drawn = settings if stage.outline_margin is None else replace(settings, outline_margin=stage.outline_margin)
+    image, found = env.image(asked[0].image), []
+    for example in asked:
+        text = answer_text(example, processor.codec, drawn)
+        if stage.answer == "box" and isinstance(processor.codec, BoxCodec):
+            # A box is only the beginning of an answer: its end is not to be learned.
+            tokens = answer_tokens(example, processor, processor.codec.box_text(text))[:-1]
+        else:
+            tokens = answer_tokens(example, processor, text)
+        found.append((example.question(image), tokens))
+    return found
+
+
+def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: SftConfig) -> None:
+    """Raise ValueError for the first answer that the codec or the policy cannot write, or that evaluations cut off.
+
+    splits: train, of which the first scenes are looked at, and validation, of which the examples that evaluations ask.
+    """
+    train, validation = splits
+    codec, settings = processor.codec, config.sft
+    _refuse_unfit_stages(processor, settings)
+    for index in range(min(_CHECKED, len(train))):
+        for example in train.scene(index):
+            answer_tokens(example, processor, answer_text(example, codec, settings))
+    longest, its_id = 0, ""
+    for index in range(min(settings.evaluate_scenes, len(validation))):
+        example = validation[index]
+        tokens = len(answer_tokens(example, processor, answer_text(example, codec, settings)))
+        longest, its_id = max((longest, its_id), (tokens, example.id))
+    if longest > config.max_tokens:
+        raise ValueError(
+            f"max_tokens is {config.max_tokens}, but the answer to {its_id} takes {longest} tokens, so evaluations cut "
+            f"it off and count it as wrong; set max_tokens to {longest} or more, or lower sft.max_vertices (now "
+            f"{settings.max_vertices})."
+        )
+
+
+def _refuse_unfit_stages(processor: Processor, settings: SftSettings) -> None:
+    """number_spread is for tokenizers whose numbers are single tokens: elsewhere it would blur digits; box stages are
+    for codecs that begin with a box."""
+    ten = len(processor.answer_tokens("10")) - 1
+    for stage in settings.stages:
+        if stage.number_spread > 0 and ten > 1:
+            raise ValueError(
+                f"number_spread of stage {stage.name} is {stage.number_spread}, but this tokenizer writes 10 as {ten} "
+                "tokens, so that neighbours of a digit would be taught in place of neighbours of a number; set it to 0."
+            )
+        if stage.answer == "box" and not isinstance(processor.codec, BoxCodec):
+            raise ValueError(
+                f"stage {stage.name} teaches boxes (answer: box), but the codec's answers do not begin with one; set "
+                "answer to outline, or choose codec path_tokens."
+            )

@@ -1,0 +1,43 @@
+"""Greedy answers of a policy in this process, scored as `evaluate` scores them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from envs.datasets.base import Env
+from envs.example import Example
+from policies.families.base import PolicyContract
+from rl.config.sft import SftLearner
+from rl.evaluation.scores import SceneScore, score_answer
+from rollout.engines.shared import sample
+from rollout.settings import Sampling
+
+_AT_ONCE = 64
+"""Examples that are answered together where neither learner.token_budget nor learner.micro_scenes says less."""
+
+
+def greedy_sums(
+    policy: PolicyContract, env: Env, examples: Sequence[Example], max_tokens: int, learner: SftLearner
+) -> tuple[float, float]:
+    """(sum of IoU, number of valid answers) of greedy answers to examples of `env`."""
+    scores = list[SceneScore]()
+    for part in _parts(policy, examples, max_tokens, learner):
+        placeholder = [[np.array([policy.processor.end_token])]] * len(part)
+        rows = policy.rows([example.question(env.image(example.image)) for example in part], placeholder)
+        draws = np.zeros((len(part), 1, max_tokens))
+        for example, response in zip(part, sample(policy, rows, Sampling(0.0, max_tokens), draws), strict=True):
+            answer = policy.processor.read(response, example.image.height, example.image.width)
+            scores.append(score_answer(answer, example.truth, example.id))
+    return float(sum(score.iou for score in scores)), float(sum(score.valid for score in scores))
+
+
+def _parts(
+    policy: PolicyContract, examples: Sequence[Example], max_tokens: int, learner: SftLearner
+) -> list[Sequence[Example]]:
+    """The examples in their order, cut into what one batch may hold."""
+    size = learner.micro_scenes or _AT_ONCE
+    if learner.token_budget is not None:
+        image = policy.processor.image_tokens
+        longest = max((image(e.image.height, e.image.width) for e in examples), default=0) + max_tokens
+        size = max(1, learner.token_budget // longest)
+    return [examples[first : first + size] for first in range(0, len(examples), size)]

@@ -1,0 +1,62 @@
+"""A new tiny model for `polytrace sft` without a checkpoint: its words are those of the env's phrases and the codec."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from rich.console import Console
+
+from envs.datasets.base import Env
+from envs.plugin import Plugin
+from policies.question import PHRASE, check_question
+from policies.tiny_model import TinySizes, write_untrained
+from rl.config.sft import SftConfig
+
+
+@runtime_checkable
+class WordCodec(Protocol):
+    """A codec whose texts are words with a space between, as a tokenizer of words writes them."""
+
+    @property
+    def words(self) -> list[str]:
+        """Every word of its texts, numbers first and in order."""
+        ...
+
+
+def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, console: Console) -> None:
+    """Write an untrained model that can be asked every phrase of `env` and can write every answer of `codec`.
+
+    Raises ValueError for a codec whose texts are not words, or a question without a phrase. Says where images will be
+    shown to it smaller than they are.
+    """
+    built = codec.build()
+    if not isinstance(built, WordCodec):
+        raise ValueError(
+            f"codec is {codec.name}, and the new model that is made without policy.checkpoint writes words of a list "
+            "with spaces between, which this codec does not name as `words`; choose codec path_tokens, or give "
+            "policy.checkpoint a model that writes any text."
+        )
+    question = str(config.policy.get("question", PHRASE))
+    check_question(question)
+    words = built.words + sorted(asked_words(question, env.phrase_words()))
+    if smaller := shown_smaller(env, config.tiny):
+        console.print(smaller, markup=False, soft_wrap=True)
+    write_untrained(folder, words, config.tiny, config.seed)
+
+
+def asked_words(question: str, words: Iterable[str]) -> set[str]:
+    """All words of a question about phrases of `words`, those included that touch the question's own text."""
+    # Two words together show what a first and a last one of a phrase touch, one alone what a phrase of one word does.
+    phrases = (phrase for word in words for phrase in (word, f"{word} {word}"))
+    return {word for phrase in phrases for word in question.replace(PHRASE, phrase).split()}
+
+
+def shown_smaller(env: Env, sizes: TinySizes) -> str | None:
+    """What to say where the first image of `env` has more pixels than the new model is shown; None where it has not."""
+    image, side = env[0].image, sizes.image_size
+    if image.height * image.width <= side**2:
+        return None
+    return (
+        f"note: images such as {image.key} have {image.height} x {image.width} pixels, and the new model is shown "
+        f"about {side**2} of them, as many as {side} x {side}; for finer outlines, raise tiny.image_size."
+    )

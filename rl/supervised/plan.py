@@ -1,0 +1,96 @@
+"""Which scenes go through the policy together in supervised training, and what ranks must agree on for it.
+
+Each rank plans its own share; then all make equally many passes, for as many scored tokens at a time as the fullest
+rank has, since under ZeRO-3 every pass and every chunk of logits is a collective.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from policies.processor import Processor
+from rl.config.sft import SftLearner
+from rl.learner.micro_batches import GroupTokens, budgeted_micro_batches
+from rl.supervised.answers import Taught
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of this rank."""
+
+    scenes: tuple[int, ...]
+    """Places in the rank's share."""
+    weighs: bool
+    """False for one that only keeps this rank in step with those that have more to do."""
+    most_scored: int
+    """Most tokens that any rank scores in its pass at this time."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What this rank does for a step or an evaluation."""
+
+    passes: list[Pass]
+    scored: int
+    """Tokens that all ranks score together; those of passes that do not weigh left out."""
+
+
+def scene_tokens(scenes: Sequence[Taught], processor: Processor) -> GroupTokens:
+    """Tokens of the prompt that the questions of each scene share, and of all that follows it."""
+    parts = [[processor.question_lengths(question) for question, _ in scene] for scene in scenes]
+    prompts = [scene[0][0] for scene in parts]
+    rest = [
+        sum(own + len(tokens) for (_, own), (_, tokens) in zip(lengths, scene, strict=True))
+        for lengths, scene in zip(parts, scenes, strict=True)
+    ]
+    return GroupTokens(np.array(prompts, np.int64), np.array(rest, np.int64))
+
+
+def stretches(scenes: Sequence[Taught], processor: Processor, learner: SftLearner) -> list[tuple[int, ...]]:
+    """The scenes of a rank by place, cut into passes within its settings.
+
+    Raises ValueError for a scene that alone is above learner.token_budget.
+    """
+    places = tuple(range(len(scenes)))
+    if not places:
+        return []
+    if learner.token_budget is None:
+        size = learner.micro_scenes or len(places)
+        return [places[first : first + size] for first in range(0, len(places), size)]
+    tokens = scene_tokens(scenes, processor)
+    _refuse_small_budget(learner.token_budget, tokens, scenes)
+    return [one.groups for (one,) in budgeted_micro_batches(places, tokens, learner.token_budget, ranks=1)]
+
+
+def _refuse_small_budget(budget: int, tokens: GroupTokens, scenes: Sequence[Taught]) -> None:
+    worst = int((tokens.prompts + tokens.answers).argmax())
+    prompt, rest = int(tokens.prompts[worst]), int(tokens.answers[worst])
+    if prompt + rest > budget:
+        height, width = scenes[worst][0][0].image.shape[:2]
+        raise ValueError(
+            f"an image of {height} x {width} pixels takes {prompt} tokens and its {len(scenes[worst])} questions and "
+            f"answers {rest}, more than learner.token_budget {budget}, and they are one row; set the budget to "
+            f"{prompt + rest} or more, or lower policy.max_pixels or sft.max_vertices."
+        )
+
+
+def agreed(own: list[tuple[int, ...]], scored: list[int], weighs: bool, device: torch.device) -> Passes:
+    """The passes of this rank once all ranks have told theirs: a collective.
+
+    own: scenes of each of its passes, one at least; scored: tokens that each scores; weighs: False for a rank that has
+    nothing to do, whose pass stands in.
+    """
+    most = torch.tensor([len(own)], device=device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    padded = scored + [scored[-1]] * (int(most) - len(own))
+    fullest = torch.tensor(padded, device=device)
+    torch.distributed.all_reduce(fullest, torch.distributed.ReduceOp.MAX)
+    total = torch.tensor([sum(scored) if weighs else 0], device=device)
+    torch.distributed.all_reduce(total)
+    passes = [
+        Pass(own[min(k, len(own) - 1)], weighs and k < len(own), int(most_scored))
+        for k, most_scored in enumerate(fullest.tolist())
+    ]
+    return Passes(passes, int(total))

@@ -1,0 +1,194 @@
+"""A policy taught stage by stage, by one rank in this process or several as Ray actors, with checkpoints and curves."""
+
+import shutil
+import socket
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from rich.console import Console
+
+from rl.config.learner import RankPlace
+from rl.config.sft import SftConfig
+from rl.learner.ranks import Rank, RankActor, RankGroup, Reply, reply
+from rl.pages.progress import StepProgress
+from rl.run.checkpoints import Checkpoints, Position
+from rl.run.metrics import MetricsWriter
+from rl.supervised.rank import SftRank, SftRankSettings, SftScores
+from rollout import cluster
+from rollout.disk import replace_text
+
+_OBJECT_STORE_BYTES = 256 * 2**20
+"""Memory of Ray's object store where there are several ranks; nothing large travels."""
+CURVE = "curve.tsv"
+POLICY = "policy"
+
+
+class SftActor(RankActor):
+    """An SftRank as Ray calls it."""
+
+    def __init__(self, settings: SftRankSettings, place: RankPlace) -> None:
+        self._sft = SftRank(settings, place)
+        super().__init__(self._sft)
+
+    def steps(self, end: int) -> Reply:
+        """SftRank.steps."""
+        return reply(self._sft.steps(end))
+
+    def evaluate(self) -> Reply:
+        """SftRank.evaluate."""
+        return reply(self._sft.evaluate())
+
+
+class SftGroup:
+    """All ranks together; raises as RankGroup.ask does. Ray must run (rollout/cluster.py)."""
+
+    def __init__(self, settings: SftRankSettings) -> None:
+        self._ranks = RankGroup(SftActor, settings, settings.learner.ranks, settings.learner.gpus_per_rank)
+
+    def steps(self, end: int) -> list[dict[str, float]]:
+        """Train up to step `end`; what to log of each."""
+        logs: list[dict[str, float]] = self._ranks.ask("steps", [r.steps.remote(end) for r in self._ranks.actors])[0]
+        return logs
+
+    def evaluate(self) -> SftScores:
+        """Loss and greedy answers on the split `validation`."""
+        scores: SftScores = self._ranks.ask("evaluate", [r.evaluate.remote() for r in self._ranks.actors])[0]
+        return scores
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write what is needed to go on, below folder/tag."""
+        self._ranks.save(folder, tag)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Go on from `save`."""
+        self._ranks.load(folder, tag)
+
+    def save_policy(self, folder: Path) -> None:
+        """Write the policy."""
+        self._ranks.save_policy(folder, "this policy")
+
+    def close(self) -> None:
+        """End the ranks."""
+        self._ranks.close()
+
+
+class SftRanks(Rank, Protocol):
+    """All ranks together, or the only one."""
+
+    def steps(self, end: int) -> list[dict[str, float]]:
+        """Train up to step `end`; what to log of each."""
+        ...
+
+    def evaluate(self) -> SftScores:
+        """Loss and greedy answers on the split `validation`."""
+        ...
+
+    def close(self) -> None:
+        """End the ranks."""
+        ...
+
+
+@dataclass(frozen=True)
+class SftPoint:
+    """One point of the learning curve."""
+
+    step: int
+    """Steps done."""
+    stage: str
+    """Name of the stage of the last of them."""
+    loss: float
+    """Nats a scored token, mean over the steps since the last point."""
+    validation_loss: float
+    """Nats a token of the answers to validation scenes that would be taught."""
+    greedy_giou: float
+    """Mean IoU of greedy answers on validation scenes, invalid ones counted as 0."""
+    valid: float
+    """Share of valid answers."""
+
+
+def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console) -> None:
+    """Train to the end from the last checkpoint in `folder`, if there is one; each evaluation writes all there is.
+
+    Equal data and settings give equal weights, stopped in between or not, on the same number of ranks.
+    """
+    settings, total = config.sft, config.sft.num_steps
+    checkpoints, metrics = Checkpoints(folder, keep=1), MetricsWriter(folder)
+    done = 0 if checkpoints.last_step is None else checkpoints.load_last(ranks)
+    metrics.drop_after(done)
+    curve = [point for point in read_curve(folder) if point.step <= done]
+    losses: list[float] = []
+    with StepProgress(console, "SFT", total, done) as progress:
+        while done < total:
+            [log] = ranks.steps(done + 1)
+            done += 1
+            losses.append(log["loss"])
+            metrics.scalars(done, {f"sft/{name}": value for name, value in log.items()})
+            stage = settings.stage_at(done - 1)[0].name
+            progress.update(done, f"{stage} loss {losses[-1]:.3f}")
+            if done % settings.evaluate_every == 0 or done == total:
+                scores = ranks.evaluate()
+                point = SftPoint(done, stage, float(np.mean(losses)), scores.loss, scores.greedy_giou, scores.valid)
+                progress.print(_told(point))
+                curve, losses = [*curve, point], []
+                metrics.scalars(done, {f"sft/validation_{k}": value for k, value in asdict(scores).items()})
+                _write_curve(folder, curve)
+                checkpoints.save(ranks, Position(done, done * settings.scenes_per_step, 0, *_shape(config)))
+                _write_policy(ranks, folder)
+    if not (folder / POLICY).is_dir():  # killed between the last checkpoint and this
+        _write_policy(ranks, folder)
+    metrics.close()
+
+
+def _shape(config: SftConfig) -> tuple[int, int]:
+    return config.learner.ranks, config.learner.zero_stage
+
+
+def _told(point: SftPoint) -> str:
+    return (
+        f"step {point.step:>5} {point.stage:>9}  loss {point.loss:.3f}  on validation: loss {point.validation_loss:.3f}"
+        f"  greedy gIoU {point.greedy_giou:.3f}  valid {point.valid:.1%}"
+    )
+
+
+def _write_policy(ranks: SftRanks, folder: Path) -> None:
+    """Write the policy beside the last one, which it replaces once it is whole."""
+    partial, dropped = folder / f"{POLICY}.partial", folder / f"{POLICY}.dropped"
+    for leftover in (partial, dropped):
+        shutil.rmtree(leftover, ignore_errors=True)
+    ranks.save_policy(partial)
+    if (folder / POLICY).exists():
+        (folder / POLICY).rename(dropped)
+    partial.rename(folder / POLICY)
+    shutil.rmtree(dropped, ignore_errors=True)
+
+
+def _write_curve(folder: Path, curve: list[SftPoint]) -> None:
+    names = [field.name for field in fields(SftPoint)]
+    rows = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in asdict(point).values()] for point in curve]
+    replace_text(folder / CURVE, "".join("\t".join(row) + "\n" for row in [names, *rows]))
+
+
+def read_curve(folder: Path) -> list[SftPoint]:
+    """The learning curve of a training so far; empty where there is none."""
+    if not (folder / CURVE).is_file():
+        return []
+    rows = [line.split("\t") for line in (folder / CURVE).read_text(encoding="utf-8").splitlines()[1:]]
+    return [SftPoint(int(step), stage, *map(float, numbers)) for step, stage, *numbers in rows]
+
+
+def sft_ranks(settings: SftRankSettings, config: SftConfig) -> SftRanks:
+    """One rank in this process, or several as actors."""
+    learner = config.learner
+    if learner.ranks == 1 and config.ray.address is None:
+        return SftRank(settings, _alone())
+    store = _OBJECT_STORE_BYTES
+    cluster.start(config.ray.address, learner.ranks, learner.ranks * learner.gpus_per_rank, store)
+    return SftGroup(settings)
+
+
+def _alone() -> RankPlace:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return RankPlace(port=probe.getsockname()[1])

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from policies.settings import LoraSettings
+from rl.config.sft import SftConfig, SftLearner, SftSettings, SftStage
+from rl.sft import run_sft
+
+BOXES = SftStage("boxes", 2, answer="box", lr=0.02, last_lr=0.01)
+OUTLINES = SftStage("outlines", 3, lr=0.003)
+SETTINGS = SftSettings([BOXES, OUTLINES], scenes_per_step=2, warmup_steps=2)
+
+
+def test_stages_follow_each_other_and_the_last_one_goes_on() -> None:
+    names = [SETTINGS.stage_at(step)[0].name for step in (0, 1, 2, 4, 5, 9)]
+    assert names == ["boxes"] * 2 + ["outlines"] * 4
+    assert SETTINGS.num_steps == 5
+
+
+def test_rates_warm_up_and_fall_along_a_cosine_to_a_tenth_unless_said_otherwise() -> None:
+    rates = [SETTINGS.stage_at(step)[1] for step in range(7)]
+    # Half warm; half way between 0.02 and 0.01; then 0.003 to 0.0003 with cosines of 0, 60, 120 and 180 degrees.
+    assert rates == pytest.approx([0.01, 0.015, 0.003, 0.002325, 0.000975, 0.0003, 0.0003])
+
+
+def test_scenes_are_taken_in_turn_and_begin_again() -> None:
+    assert [SETTINGS.scenes_at(step, num=5) for step in range(3)] == [[0, 1], [2, 3], [4, 0]]
+
+
+def test_mistakes_in_the_settings_are_refused_with_their_values(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"sft\.stages has no step"):
+        run_sft(SftConfig(run=str(tmp_path)), Console(quiet=True))
+    with pytest.raises(ValueError, match=r"sft.stages\[0\].answer is 'boxes'; did you mean 'box'"):
+        SftSettings([SftStage("x", 1, lr=1.0, answer="boxes")])
+    with pytest.raises(ValueError, match=r"sft.stages\[0\].lr is 0; set it to more than 0"):
+        SftSettings([SftStage("x", 1, lr=0)])
+    with pytest.raises(ValueError, match=r"sft\.evaluate_every is 0"):
+        SftSettings(evaluate_every=0)
+    with pytest.raises(ValueError, match=r"max_vertices is 12, but max_rings is 5.*15 or more"):
+        SftSettings(max_vertices=12, max_rings=5)
+    for wrong in ({"zero_stage": 1}, {"lora": LoraSettings()}, {"dtype": "bfloat16"}):
+        with pytest.raises(ValueError, match=r"^learner.optimizer is muon with .* set learner.optimizer to adamw"):
+            SftLearner(optimizer="muon", **wrong)
+    with pytest.raises(ValueError, match=r"^sft.scenes_per_step is 1 for learner.ranks 2, which leaves ranks without"):
+        SftConfig(run="x", sft=SftSettings(scenes_per_step=1), learner=SftLearner(ranks=2))
+    with pytest.raises(ValueError, match=r"^policy.dtype is bfloat16 and learner.dtype float32; set both"):
+        policy = {"checkpoint": "tiny", "dtype": "bfloat16"}
+        env, codec = {"name": "cutout_scenes", "num_scenes": 4}, {"name": "path_tokens"}
+        run_sft(SftConfig(str(tmp_path), env=env, codec=codec, policy=policy, sft=SETTINGS), Console(quiet=True))
+    assert not list(tmp_path.iterdir())
