@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Number formats by what safetensors calls them."""
 _MOST_HEADER_BYTES = 100 * 2**20
 """Largest header that the safetensors format allows."""
 _JSON_FILES = (
@@ -158,6 +160,15 @@ class Checkpoint:
             header = _header(self.folder / name)
             shapes |= {key: tuple(value["shape"]) for key, value in header.items() if key != "__metadata__"}
         return shapes
+
+    def stored_dtype(self) -> str | None:
+        """Number format of all stored tensors, such as bfloat16, from the files' headers; None where they differ.
+
+        Raises as `stored_shapes` does.
+        """
+        headers = [_header(self.folder / name) for name in self.shards]
+        kinds = {value["dtype"] for header in headers for key, value in header.items() if key != "__metadata__"}
+        return _DTYPES.get(kinds.pop()) if len(kinds) == 1 else None
 
     def _instead(self) -> str:
         """What the folder is, where it is no model, and what to give."""

@@ -4,6 +4,7 @@ Patches come merge block by merge block; the patches of a block become channels 
 features stand on one grid.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,34 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.vision_utils import get_vision_window_index
 
-from policies.families.base import VisionFeatures
+from envs.plugin import Plugin
+from policies.checkpoint import Checkpoint
+from policies.families.base import PolicyContract, VisionFeatures
+
+
+def policy_with_tower_alone(recipe: Plugin, device: torch.device) -> PolicyContract:
+    """The policy of a recipe for its vision features and their checksum: the tower on a device, nothing else in memory.
+
+    Weights are read in the format that they are stored in, so that those of the language model stay in their file.
+    """
+    dtype = str(recipe.settings.get("dtype", "float32"))
+    stored = Checkpoint(Path(recipe.settings["checkpoint"])).stored_dtype()
+    policy: Any = recipe.with_settings(dtype=stored or dtype).build()
+    policy.eval().requires_grad_(False)
+    tower = policy.vision_tower
+    kept = {id(module) for module in tower.modules()}
+    for module in policy.modules():
+        if id(module) not in kept:
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+    tower.to(device)
+    for parameter in tower.parameters():
+        parameter.data = parameter.data.to(_DTYPES[dtype])
+    held: PolicyContract = policy
+    return held
+
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @torch.no_grad()

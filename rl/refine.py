@@ -11,12 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from envs.plugin import Plugin
-from policies.families.base import VisionFeatures
-from policies.families.vision_language import Policy
+from policies.families.base import PolicyContract, VisionFeatures
 from policies.refiner.mask_refiner import MaskRefiner
+from policies.vision_features import policy_with_tower_alone
 from rl.config.load import load_settings, plugin_from_settings, read_mapping, save_settings
 from rl.config.plugins import EMBEDDED, policy_plugin
 from rl.config.refiner import RefineConfig
@@ -50,7 +51,7 @@ def refine(config: RefineConfig, console: Console) -> MaskRefiner:
     head = head_plugin(config)
     _refuse_other(out, config)
     runs = open_runs([Path(run) for run in config.runs], config.unfinished)
-    policy = policy_of(config)
+    policy = tower_of(config)
     settings = _rank_settings(config, runs, head, policy)
     settings.refuse_wrong_crops()
     _choose(out, config, runs, console)
@@ -69,8 +70,8 @@ def settings_of(config: RunConfig) -> RefineConfig:
     return RefineConfig(**vars(config.refiner), runs=[config.run], out=str(RunFolder(Path(config.run)).refiner))
 
 
-def policy_of(config: RefineConfig) -> Policy:
-    """The policy whose vision tower the refiner sees through."""
+def tower_of(config: RefineConfig) -> PolicyContract:
+    """The policy whose vision tower the refiner sees through, that tower alone, on a GPU where there is one."""
     run = RunFolder(Path(config.runs[0]))
     settings = run.config()
     parts = run_parts(settings)
@@ -84,9 +85,7 @@ def policy_of(config: RefineConfig) -> Policy:
         recipe = policy_plugin(settings.policy | {"checkpoint": config.checkpoint}, parts.codec)
     elif run.has_trained:
         recipe = recipe.with_settings(checkpoint=run.best_policy().folder)
-    policy: Policy = recipe.build()
-    policy.eval()
-    return policy
+    return policy_with_tower_alone(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def head_plugin(config: RefineConfig) -> Plugin:
@@ -161,7 +160,9 @@ def _refuse_none_to_train(chosen: ChosenPairs, config: RefineConfig) -> None:
         )
 
 
-def _rank_settings(config: RefineConfig, runs: Sequence[PairRun], head: Plugin, policy: Policy) -> RefinerRankSettings:
+def _rank_settings(
+    config: RefineConfig, runs: Sequence[PairRun], head: Plugin, policy: PolicyContract
+) -> RefinerRankSettings:
     out = Path(config.out)
     probe = policy.vision_features([np.zeros((64, 64, 3), np.uint8)], config.network.early_block)
     return RefinerRankSettings(
@@ -179,9 +180,10 @@ def _rank_settings(config: RefineConfig, runs: Sequence[PairRun], head: Plugin, 
     )
 
 
-def keep_features(settings: RefinerRankSettings, policy: Policy, console: Console) -> None:
+def keep_features(settings: RefinerRankSettings, policy: PolicyContract, console: Console) -> None:
     """Compute what features are not kept yet, of every image (or crop) of the pairs."""
     pairs, store, network = settings.pairs(), settings.store(), settings.network
+    dtype = next(policy.vision_tower.parameters()).dtype
     wanted = {pairs.feature_path(store, number): number for number in range(len(pairs))}
     missing = [(path, number) for path, number in wanted.items() if not path.is_file()]
     numbers = [number for _, number in missing]
@@ -192,12 +194,12 @@ def keep_features(settings: RefinerRankSettings, policy: Policy, console: Consol
         seen = [pairs.seen_by_tower(number) for _, number in part]
         found = policy.vision_features(seen, network.early_block)
         for k, (path, _) in enumerate(part):
-            store.write(path, VisionFeatures(found.final[k : k + 1], found.early[k : k + 1]), policy.model.dtype)
+            store.write(path, VisionFeatures(found.final[k : k + 1], found.early[k : k + 1]), dtype)
 
 
-def calibrated(settings: RefinerRankSettings, policy: Policy, out: Path) -> MaskRefiner:
+def calibrated(settings: RefinerRankSettings, policy: PolicyContract, out: Path) -> MaskRefiner:
     """The trained refiner in `out`, its predicted IoUs brought to what they turn out to be; saved again."""
-    refiner = MaskRefiner.load(out, settings.tower_checksum)
+    refiner = MaskRefiner.load(out, settings.tower_checksum).to(next(policy.vision_tower.parameters()).device)
     pairs = settings.pairs()
     numbers = shares(pairs.image_hashes(), settings.calibration_share, settings.evaluation_share)["calibration"]
     if len(numbers):

@@ -230,7 +230,8 @@ class Policy(nn.Module):
         whose sides are not multiples of patch times merge size, or whose area is outside its limits.
         """
         pixel_values, grid = self.processor.patches(images)
-        pixel_values, grid = pixel_values.to(self.device, self.model.dtype), grid.to(self.device)
+        held = next(self.vision_tower.parameters())
+        pixel_values, grid = pixel_values.to(held.device, held.dtype), grid.to(held.device)
         return self.processor.family.features(self.model, pixel_values, grid, images[0].shape[:2], early_block)
 
     def vision_checksum(self) -> str:

@@ -24,7 +24,7 @@ from rl.config.refiner import RefineConfig, RefinerTraining
 from rl.evaluation.answers import greedy_units, score_masks
 from rl.evaluation.scores import Interval
 from rl.lab.ablation_scores import t_interval
-from rl.refine import policy_of, refine
+from rl.refine import refine, tower_of
 from rl.refiner.data import RefinerPairs
 from rl.refiner.judge import smoothed_like
 from rl.refiner.scenes import CoarseScenes, refine_scenes
@@ -133,7 +133,7 @@ def greedy_answers(run: Path, num_scenes: int) -> tuple[list[Group], Env]:
 
 def _refined_scores(config: RefineConfig, scenes: CoarseScenes, groups: Sequence[Group]) -> Scores:
     """Train as `config` says, and score what becomes of the answers."""
-    policy = policy_of(config)
+    policy = tower_of(config)
     masks, found = refine_scenes(refine(config, Console(quiet=True)), policy, scenes)
     return _scores(masks, scenes.coarse, groups) | {"passes": float(found.passes[found.drawn].mean())}
 
