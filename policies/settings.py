@@ -105,6 +105,9 @@ class TinySizes:
     vision_width: Annotated[int, at_least(1)] = 96
     vision_layers: Annotated[int, at_least(1)] = 3
     vision_heads: Annotated[int, at_least(1)] = 4
+    begin_from: str | None = None
+    """Hugging Face folder of a model of these sizes, or `tiny`, whose weights the new one begins with, those of the
+    words that both have included; null: random ones."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for sizes of which no model can be made."""

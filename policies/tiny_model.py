@@ -6,11 +6,13 @@ sine positions in
 the vision tower (transformers' default of 0.02 for all barely trains at this width).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -34,17 +36,27 @@ _CHAT_TEMPLATE = (
 )
 
 
-def write_untrained(folder: Path, words: Sequence[str], sizes: TinySizes, seed: int) -> None:
-    """Write a Hugging Face folder with random weights and a tokenizer of `words` (each of them one token).
+def write_untrained(
+    folder: Path,
+    words: Sequence[str],
+    sizes: TinySizes,
+    seed: int,
+    signs: Sequence[str] = (),
+    begin_from: Path | None = None,
+) -> None:
+    """Write a Hugging Face folder with random weights and a tokenizer of `words` and `signs` (see `word_tokenizer`).
 
-    Equal arguments write equal files.
+    begin_from: folder of a model of these sizes whose weights take the place of random ones, those of words that both
+    have included. Equal arguments write equal files. Raises ValueError where that model has other sizes.
     """
-    tokenizer = word_tokenizer(words)
+    tokenizer = word_tokenizer(words, signs)
     config = _config(sizes, tokenizer)
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config)
     with torch.no_grad():
         _initialise(model, sizes)
+        if begin_from is not None:
+            _take_over(model, tokenizer.get_vocab(), begin_from)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pixels = sizes.image_size**2
@@ -56,11 +68,23 @@ def write_untrained(folder: Path, words: Sequence[str], sizes: TinySizes, seed: 
     ).save_pretrained(folder)
 
 
-def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer that splits at spaces; ids are special tokens first, then `words` in their order, repeats once."""
-    vocabulary = {word: k for k, word in enumerate(dict.fromkeys([*_SPECIAL.values(), *words]))}
+def word_tokenizer(words: Sequence[str], signs: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer that splits at spaces; ids are special tokens first, then `words` and `signs` in their order, repeats
+    once.
+
+    signs: pieces of text that are a token wherever they stand, the longest first, spaces in them included. A text of
+    signs alone then comes back as it was written, spaces and all.
+    """
+    vocabulary = {word: k for k, word in enumerate(dict.fromkeys([*_SPECIAL.values(), *words, *signs]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unknown"]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if signs:
+        pieces = "|".join(re.escape(sign) for sign in sorted(signs, key=len, reverse=True))
+        between_words = pre_tokenizers.Split(Regex(r"(?<=\w) +(?=\w)"), "removed")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(pieces), "isolated"), between_words]
+        )
+        tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=_SPECIAL["pad"],
@@ -128,6 +152,24 @@ def _initialise(model: Qwen3VLForConditionalGeneration, sizes: TinySizes) -> Non
     model.model.language_model.embed_tokens.weight.normal_(std=sizes.text_width**-0.5)
     side = sizes.image_size // sizes.patch_size
     model.model.visual.pos_embed.weight.copy_(sine_positions(side, sizes.vision_width))
+
+
+def _take_over(model: nn.Module, vocabulary: Mapping[str, int], folder: Path) -> None:
+    """Copy the weights of another tiny model, the embedding word by word."""
+    known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    held = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    for name, parameter in model.named_parameters():
+        other = held.get(name.removeprefix("model."))
+        if other is None or (other.shape != parameter.shape and "embed_tokens" not in name):
+            raise ValueError(
+                f"tiny.begin_from is {folder}, where {name} has shape {None if other is None else tuple(other.shape)} "
+                f"and in the new model {tuple(parameter.shape)}; give both the same sizes under `tiny`."
+            )
+        if "embed_tokens" in name:
+            shared = [word for word in vocabulary if word in known]
+            parameter[[vocabulary[word] for word in shared]] = other[[known[word] for word in shared]]
+        else:
+            parameter.copy_(other)
 
 
 def sine_positions(side: int, width: int) -> Tensor:

@@ -85,6 +85,12 @@ class Codec:
         kind = "unit" if self.coordinates == "family" else self.coordinates
         return Coordinates(kind, self.decimals, self.shown_size or shown_as_it_is)
 
+    @property
+    def signs(self) -> list[str]:
+        """Pieces that make up every text of `encode` in fractions or whole numbers, digits first."""
+        brackets = ["[[[", "]]]", "], [", "]], [[", "]]]; [[[", EMPTY_TEXT]
+        return [*"0123456789", "0.", ".", ", ", *brackets, "[", "]", ",", ";", "-"]
+
     def grammar(self) -> PointTextGrammar:
         """Automaton of the texts that read as valid within these limits; of the ways to write them, see its file.
 

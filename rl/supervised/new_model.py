@@ -10,6 +10,7 @@ from envs.datasets.base import Env
 from envs.plugin import Plugin
 from policies.question import PHRASE, check_question
 from policies.tiny_model import TinySizes, write_untrained
+from rl.config.plugins import policy_plugin
 from rl.config.sft import SftConfig
 
 
@@ -23,6 +24,16 @@ class WordCodec(Protocol):
         ...
 
 
+@runtime_checkable
+class SignCodec(Protocol):
+    """A codec whose texts are made up of pieces, digits among them, spaces included."""
+
+    @property
+    def signs(self) -> list[str]:
+        """Pieces that make up every text, digits first."""
+        ...
+
+
 def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, console: Console) -> None:
     """Write an untrained model that can be asked every phrase of `env` and can write every answer of `codec`.
 
@@ -30,18 +41,23 @@ def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, co
     shown to it smaller than they are.
     """
     built = codec.build()
-    if not isinstance(built, WordCodec):
+    if not isinstance(built, WordCodec | SignCodec):
         raise ValueError(
             f"codec is {codec.name}, and the new model that is made without policy.checkpoint writes words of a list "
-            "with spaces between, which this codec does not name as `words`; choose codec path_tokens, or give "
-            "policy.checkpoint a model that writes any text."
+            "with spaces between, or pieces of text, and this codec names neither as `words` or `signs`; choose codec "
+            "path_tokens or point_text, or give policy.checkpoint a model that writes any text."
         )
     question = str(config.policy.get("question", PHRASE))
     check_question(question)
-    words = built.words + sorted(asked_words(question, env.phrase_words()))
+    words = (built.words if isinstance(built, WordCodec) else []) + sorted(asked_words(question, env.phrase_words()))
+    signs = built.signs if isinstance(built, SignCodec) else []
     if smaller := shown_smaller(env, config.tiny):
         console.print(smaller, markup=False, soft_wrap=True)
-    write_untrained(folder, words, config.tiny, config.seed)
+    begin = config.tiny.begin_from
+    begin_from = (
+        None if begin is None else Path(str(policy_plugin({"checkpoint": begin}, codec).settings["checkpoint"]))
+    )
+    write_untrained(folder, words, config.tiny, config.seed, signs, begin_from)
 
 
 def asked_words(question: str, words: Iterable[str]) -> set[str]:

@@ -1,16 +1,20 @@
 """A new tiny model for photos of one's own: its words are those that can be asked and answered, or it is not made."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from asking import ask_all
 from ellipses import Env
 from rich.console import Console
 
+from envs.codecs import point_text
 from envs.codecs.path_tokens import Codec
 from envs.datasets import cutout_scenes
 from envs.plugin import Plugin
+from policies.families.base import Response
 from policies.families.vision_language import Policy
 from policies.tiny_model import TinySizes
 from rl.config.sft import SftConfig, SftLearner, SftSettings, SftStage
@@ -64,12 +68,54 @@ def test_every_phrase_in_a_question_of_own_words_is_written_without_an_unknown_w
             assert policy.processor.tokenizer.unk_token_id not in ids, example.prompt.text
 
 
+NAMELESS = """
+from dataclasses import dataclass
+
+from envs.polygons import Answer, AnswerStatus
+
+
+@dataclass(frozen=True)
+class Codec:
+    def encode(self, instances, height, width):
+        return "yes"
+
+    def read(self, text, height, width, truncated=False):
+        return Answer(AnswerStatus.EMPTY)
+"""
+
+
 def test_a_codec_that_names_no_words_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "nameless.py").write_text(NAMELESS)
     with pytest.raises(
-        ValueError, match=r"^codec is point_text, and the new model .* choose codec path_tokens, or give"
+        ValueError, match=r"^codec is nameless, and the new model .* choose codec path_tokens or point_"
     ):
-        run_sft(config(tmp_path / "run", codec={"name": "point_text"}), QUIET)
+        run_sft(config(tmp_path / "run", codec={"module": str(tmp_path / "nameless.py")}), QUIET)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_new_model_writes_points_digit_by_digit_and_begins_from_another_of_its_sizes(tmp_path: Path) -> None:
+    first = run_sft(config(tmp_path / "words"), QUIET)
+    codec = {"name": "point_text", "decimals": 2}
+    begun = replace(SMALL, begin_from=str(first))
+    digits = config(tmp_path / "digits", codec=codec, tiny=begun, max_tokens=64)
+    policy = Policy(run_sft(digits, QUIET), point_text.Codec(decimals=2, coordinates="unit"))
+    old, new = Policy(first, Codec()), Policy(tmp_path / "digits" / "untrained", point_text.Codec())
+    hole = "[[0.1, 0.1], [0.1, 0.2], [0.2, 0.2]]"
+    text = f"[[[0.12, 0.3], [1.0, 0.05], [0.5, 0.77]]]; [[[0.0, 0.0], [0.3, 0.0], [0.3, 0.3]], {hole}]"
+    tokens = policy.processor.answer_tokens(text)
+    assert policy.processor.tokenizer.convert_ids_to_tokens(tokens)[:6] == ["[[[", "0.", "1", "2", ", ", "0."]
+    assert policy.processor.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop")) == text
+    for name, parameter in new.model.named_parameters():
+        if "embed_tokens" not in name:
+            assert torch.equal(parameter, dict(old.model.named_parameters())[name]), name
+    (was, old_rows), (now, new_rows) = (
+        (p.processor.tokenizer.get_vocab(), p.model.get_input_embeddings().weight) for p in (old, new)
+    )
+    assert torch.equal(new_rows[now["ellipse"]], old_rows[was["ellipse"]])
+    assert torch.equal(new_rows[now["7"]], old_rows[was["7"]])
+    other = config(tmp_path / "other", codec=codec, tiny=replace(begun, text_layers=2), max_tokens=64)
+    with pytest.raises(ValueError, match=r"^tiny.begin_from is .*words/policy, where .*layers\.1.* has shape None"):
+        run_sft(other, QUIET)
 
 
 def test_a_question_without_a_phrase_is_refused_before_anything_is_written(tmp_path: Path) -> None:
