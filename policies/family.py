@@ -33,6 +33,9 @@ class Family(Protocol):
     turn_ends: tuple[str, ...]
     """Tokens by which its models end an answer, beside those that tokenizer and generation_config.json name."""
 
+    texts: tuple[str, ...]
+    """model_type of the language models whose layers the policy knows: how they attend, turn and norm."""
+
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
         """The transformers model of a folder; loading: keyword arguments of its from_pretrained."""
         ...

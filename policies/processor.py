@@ -63,6 +63,7 @@ class Processor:
         """What is special about the family of the checkpoint."""
         self.config: Any = _read(checkpoint, "config.json", AutoConfig)
         """Config of the model, as transformers reads it."""
+        _refuse_other_layers(checkpoint, family, self.config)
         self.codec: AnswerCodec = codec
         """Codec that writes and reads the text of answers, in coordinates of the family where it leaves them open."""
         self.tokenizer: Any = _read(checkpoint, "tokenizer_config.json or tokenizer.json", AutoTokenizer)
@@ -78,10 +79,7 @@ class Processor:
         """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
         tokens such as <tool_call>; less those that end an answer."""
         template = self._template_added = _template(checkpoint, self.tokenizer, family, self.image_token)
-        questions = (asking.question,) if asking.questions is None else asking.questions
-        self._template = QuestionTemplate(
-            self.tokenizer, questions, self.image_token, asking.system, template, family.begins
-        )
+        self._template = QuestionTemplate(self.tokenizer, asking, self.image_token, template, family.begins)
         self._grammar: TokenGrammar | None = None
 
     # Questions in.
@@ -282,6 +280,24 @@ def _read(checkpoint: Checkpoint, named: str, of: Any) -> Any:
             f"{checkpoint.folder}: {named} cannot be read ({type(error).__name__}: {reason}); copy it anew from "
             "where the model came from."
         ) from error
+
+
+def _refuse_other_layers(checkpoint: Checkpoint, family: Family, config: Any) -> None:
+    """Raise ValueError for a language model that would be computed otherwise than it was trained."""
+    text = config.get_text_config().to_dict()
+    kind, kinds = text.get("model_type"), set(text.get("layer_types") or ["full_attention"])
+    if kind not in family.texts:
+        raise ValueError(
+            f"the language model of {checkpoint.folder} is a {kind}, and {family.title} is known here over "
+            f"{' or '.join(family.texts)}; give a checkpoint over that."
+        )
+    caps = [name for name in ("attn_logit_softcapping", "final_logit_softcapping") if text.get(name)]
+    other = sorted(kinds - {"full_attention"}) + caps
+    if other:
+        raise ValueError(
+            f"the language model of {checkpoint.folder} has {', '.join(other)} in its config.json, which prompts "
+            "shared by answers are not computed with here; give a checkpoint whose layers all attend to the whole text."
+        )
 
 
 def _end_tokens(checkpoint: Checkpoint, tokenizer: Any, family: Family, size: int) -> list[int]:

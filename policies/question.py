@@ -9,11 +9,12 @@ words, which has control tokens among its words.
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain, pairwise
 from typing import Any
 
 from envs.reading import refuse_no_text
+from policies.settings import Asking
 
 PHRASE = "{phrase}"
 """What stands for the phrase in policy.question; nothing else in it is replaced."""
@@ -56,25 +57,24 @@ class QuestionTemplate:
     def __init__(
         self,
         tokenizer: Any,
-        questions: str | Sequence[str],
+        asking: Asking,
         image_token: int,
-        system: str | None = None,
         template: str | None = None,
         begins: bool = False,
     ) -> None:
-        """questions: the user's texts, `{phrase}` standing for the example's phrase; of several, the phrase decides.
-        image_token: what an image becomes. system: the system message; None for what the template says without one.
-        template: the chat template; None for the tokenizer's own. begins: whether a prompt begins with the tokenizer's
-        own token for that, which is put before it where the template does not.
+        """asking: the user's texts, the system message, and values of the template's variables. image_token: what an
+        image becomes. template: the chat template; None for the tokenizer's own. begins: whether a prompt begins with
+        the tokenizer's own token for that, which is put before it where the template does not.
 
-        Raises ValueError for a question without its phrase, and for a template that does not show image and question
-        once.
+        Raises ValueError for a question without its phrase, for arguments that the template does not name, and for a
+        template that does not show image and question once.
         """
-        self._questions = (questions,) if isinstance(questions, str) else tuple(questions)
+        self._questions = (asking.question,) if asking.questions is None else tuple(asking.questions)
         for question in self._questions:
             check_question(question)
         self._tokenizer, self._image_token = tokenizer, image_token
-        self._system, self._chat_template = system, template
+        self._system, self._chat_template, self._arguments = asking.system, template, asking.template_arguments or {}
+        _refuse_unnamed(self._arguments, template or tokenizer.chat_template)
         self._begin = str(tokenizer.bos_token or "") if begins else ""
         controls = [t.content for t in tokenizer.added_tokens_decoder.values() if is_control(t.content, t.special)]
         longest_first = "|".join(re.escape(content) for content in sorted(controls, key=len, reverse=True))
@@ -118,7 +118,7 @@ class QuestionTemplate:
             )
 
     def _in_template(self, question: str) -> str:
-        text = _in_template(self._tokenizer, self._chat_template, self._system, question)
+        text = _in_template(self._tokenizer, self._chat_template, self._system, question, self._arguments)
         return text if text.startswith(self._begin) else self._begin + text
 
     def _cuts(self, text: str) -> Iterator[int]:
@@ -134,12 +134,29 @@ def is_control(content: str, special: bool) -> bool:
     return len(content) > 1 and (special or (content[0] == "<" and content[-1] == ">"))
 
 
-def _in_template(tokenizer: Any, template: str | None, system: str | None, question: str) -> str:
+def _refuse_unnamed(arguments: Mapping[str, Any], template: Any) -> None:
+    """Raise ValueError for arguments that would change nothing, and for those that the template is given anyway."""
+    for name in arguments:
+        if name in _GIVEN or not re.search(rf"\b{re.escape(name)}\b", str(template)):
+            reason = "is given to it anyway" if name in _GIVEN else "it does not name"
+            raise ValueError(
+                f"policy.template_arguments sets {name}, which {reason}, so that it would change nothing of the chat "
+                "template; see chat_template.jinja (or tokenizer_config.json) of the checkpoint for its variables."
+            )
+
+
+_GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token")
+"""Variables of a chat template that are no settings."""
+
+
+def _in_template(
+    tokenizer: Any, template: str | None, system: str | None, question: str, arguments: Mapping[str, Any] | None = None
+) -> str:
     content = [{"type": "image"}, {"type": "text", "text": question}]
     conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if system is not None:
         conversation.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     rendered = tokenizer.apply_chat_template(
-        conversation, chat_template=template, tokenize=False, add_generation_prompt=True
+        conversation, chat_template=template, tokenize=False, add_generation_prompt=True, **(arguments or {})
     )
     return str(rendered)

@@ -45,6 +45,8 @@ class Asking:
     """Several such texts in place of `question`, of which the words decide; None for the one."""
     system: str | None = None
     """System message; None for what the chat template says without one."""
+    template_arguments: dict[str, Any] | None = None
+    """Values of variables that the chat template knows, such as {enable_thinking: false}; None for none."""
     min_pixels: Annotated[int | None, at_least(1, ", or to null for the checkpoint's own.")] = None
     """Least area of an image as the model sees it, pixels; None for the checkpoint's own."""
     max_pixels: Annotated[int | None, at_least(1, ", or to null for the checkpoint's own.")] = None

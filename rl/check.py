@@ -17,9 +17,10 @@ from envs.plugin import Plugin
 from policies.checkpoint import Checkpoint
 from policies.families.vision_language import refuse_unfilled
 from policies.processor import Processor
-from rl.config.learner import LearnerSettings
+from rl.config.learner import LearnerSettings, TrainingSettings
 from rl.config.load import read_mapping, settings_from
 from rl.config.plugins import codec_plugin, policy_plugin
+from rl.config.sft import SftLearner
 from rl.run.parts import processor_of
 from rl.run.writable import refuse_unwritable_codec
 from rollout.settings import Sampling
@@ -81,10 +82,13 @@ def check(checkpoint: str, config: Path | None) -> Report:
     """
     values = {} if config is None else read_mapping(config)
     codec = codec_plugin(values.get("codec") or {"name": "point_text"})
-    learner = settings_from(LearnerSettings, values.get("learner", {}), "learner")
+    kind: type[TrainingSettings] = SftLearner if "sft" in values else LearnerSettings
+    learner = settings_from(kind, values.get("learner", {}), "learner")
     most = values.get("max_tokens", 512)  # as the config of a supervised training says it
     sampling = settings_from(Sampling, values.get("sampling", {"max_tokens": most}), "sampling")
     entry = dict(values.get("policy") or {}) | {"checkpoint": checkpoint}
+    if "sft" in values:
+        entry.setdefault("dtype", learner.dtype)  # as a supervised training does
     try:
         plugin = policy_plugin(entry, codec)
         held = Checkpoint(Path(plugin.settings["checkpoint"]))
@@ -168,7 +172,7 @@ def _coordinates(processor: Processor) -> str:
     return processor.codec.coordinates if isinstance(processor.codec, point_text.Codec) else "its own"
 
 
-def _memory(parameters: int, dtype: str, learner: LearnerSettings) -> dict[str, float]:
+def _memory(parameters: int, dtype: str, learner: TrainingSettings) -> dict[str, float]:
     """AdamW: two moments in float32, and float32 weights beside bfloat16 ones (ZeRO, arXiv 1910.02054)."""
     width = _WIDTHS.get(dtype, 4)
     masters = 12 if width == 2 else 8

@@ -157,6 +157,7 @@ class Qwen2_5VL(_Qwen):
 
     title = "Qwen2.5-VL"
     coordinates = "resized_px"
+    texts: tuple[str, ...] = ("qwen2_5_vl_text",)
     template = _SYSTEM_LINE + _TURNS
 
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
@@ -169,6 +170,7 @@ class Qwen3VL(_Qwen):
 
     title = "Qwen3-VL"
     coordinates = "thousandths"
+    texts: tuple[str, ...] = ("qwen3_vl_text",)
     template = _TURNS
 
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:

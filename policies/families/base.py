@@ -73,6 +73,21 @@ class PromptRows:
             self.scored_mask[own],
         )
 
+    def chosen(self, places: Sequence[int]) -> "PromptRows":
+        """The rows at `places`, each with its own image, without the padding that all their prompts have."""
+        own = torch.tensor(places, device=self.prompt_mask.device)
+        images = self.pixel_values.split(self.image_grid.prod(-1).tolist())
+        first = self.prompt_mask.shape[1] - int(self.prompt_mask[own].sum(1).max())
+        return PromptRows(
+            self.prompt_tokens[own, first:],
+            self.prompt_mask[own, first:],
+            torch.cat([images[place] for place in places]),
+            self.image_grid[own],
+            self.response_tokens[own],
+            self.response_mask[own],
+            self.scored_mask[own],
+        )
+
 
 @dataclass(frozen=True)
 class VisionFeatures:

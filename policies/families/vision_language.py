@@ -31,7 +31,7 @@ from policies.settings import AS_IT_IS, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.chunks import in_chunks, num_chunks
 from policies.sharing.packing import pack_rows
-from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, next_states
+from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_prompts, next_states, of_like_length
 from policies.weights import held_checksum
 
 FAMILIES: Mapping[str, Family] = {"llava": Llava(), "qwen2_5_vl": Qwen2_5VL(), "qwen3_vl": Qwen3VL()}
@@ -55,17 +55,18 @@ class Policy(nn.Module):
         system: str | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        template_arguments: dict[str, Any] | None = None,
     ) -> None:
         """Load a Hugging Face folder.
 
-        question, questions, system, min_pixels, max_pixels: see `Asking`. dtype: name of a torch dtype. logit_bytes:
-        what the float32 logits that learning holds at once may take; it needs a few times that for a moment. weights:
-        False leaves them out: parameters have names, shapes and dtypes, no values. lora: adapters to put into the
-        model, which then alone require a gradient. Raises as `make_processor` does, FileNotFoundError for a folder that
-        lacks weights, and ValueError where they do not fill the model.
+        question, questions, system, template_arguments, min_pixels, max_pixels: see `Asking`. dtype: name of a torch
+        dtype. logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for
+        a moment. weights: False leaves them out: parameters have names, shapes and dtypes, no values. lora: adapters to
+        put into the model, which then alone require a gradient. Raises as `make_processor` does, FileNotFoundError for
+        a folder that lacks weights, and ValueError where they do not fill the model.
         """
         super().__init__()
-        asking = Asking(question, questions, system, min_pixels, max_pixels)
+        asking = Asking(question, questions, system, template_arguments, min_pixels, max_pixels)
         self.processor = self.make_processor(checkpoint, codec, asking)
         self.model: Any = _loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
         self.processor.family.prepare(self.model)
@@ -196,7 +197,16 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def encode(self, rows: PromptRows) -> EncodedPrompts:
-        """Keys and values of B prompts, all tokens but the last; rows' own responses are not looked at."""
+        """Keys and values of B prompts, all tokens but the last; rows' own responses are not looked at.
+
+        Prompts of very different lengths are encoded apart, so that little is padding.
+        """
+        parts = of_like_length(rows.prompt_mask.sum(1).tolist())
+        if len(parts) == 1:
+            return self._encoded(rows)
+        return joined_prompts([self._encoded(rows.chosen(part)) for part in parts], parts)
+
+    def _encoded(self, rows: PromptRows) -> EncodedPrompts:
         positions, following = self.processor.family.positions(self.model, rows)
         mask = rows.prompt_mask[:, :-1]
         layers = self.model.model(

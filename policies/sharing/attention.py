@@ -102,6 +102,11 @@ def attend(
     layout: of packed rows, L = P + K, which then takes the mask's place; without one this is transformers' own `sdpa`.
     `in_order` among the others: whether each token attends to those before it and itself, whatever the mask.
     """
+    if others.get("softcap") is not None or others.get("sliding_window") is not None:
+        raise ValueError(
+            f"a layer attends with softcap {others.get('softcap')} and sliding_window {others.get('sliding_window')}, "
+            "which shared prompts are not computed with."
+        )
     if others.pop("in_order", False):
         return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **others)
     if layout is None:

@@ -5,17 +5,19 @@ query against the tokens of its own answer; one softmax runs over both. Nothing 
 are allocated once, and a token is written in place.
 
 Letters: R prompts, C answers a prompt, P prompt tokens held, T places for tokens of an answer, L layers, H key heads,
-d head width.
+d head width, e that of values (as d but in a few families).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaModel
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention
+from transformers.models.llama.modeling_llama import LlamaModel, LlamaRMSNorm
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention, Qwen3VLTextRMSNorm
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,56 @@ class EncodedPrompts:
     keys: Tensor
     """[L, R, H, P, d]."""
     values: Tensor
-    """[L, R, H, P, d]."""
+    """[L, R, H, P, e]."""
     mask: Tensor
     """[R, P] bool, True on real tokens."""
     last_tokens: Tensor
     """[R] int64."""
     last_positions: Tensor
     """[R] int64: where the last tokens stand."""
+
+
+_WORTH_APART = 256
+"""Tokens of padding from which a prompt is not encoded together with a longer one."""
+
+
+def of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of prompts in parts, in each of which the longest has less than _WORTH_APART tokens more than any other.
+
+    Places are in order within a part; parts go from the longest prompts to the shortest.
+    """
+    parts: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if not parts or lengths[parts[-1][0]] - lengths[place] >= _WORTH_APART:
+            parts.append([])
+        parts[-1].append(place)
+    return [sorted(part) for part in parts]
+
+
+def joined_prompts(encoded: Sequence[EncodedPrompts], parts: Sequence[Sequence[int]]) -> EncodedPrompts:
+    """Prompts that were encoded apart, those of parts[k] by encoded[k], padded on the left to one length."""
+    longest = max(one.mask.shape[1] for one in encoded)
+    order = torch.tensor([place for part in parts for place in part]).argsort().to(encoded[0].mask.device)
+
+    def padded(tensors: list[Tensor], places: int, tokens: int) -> Tensor:
+        """places, tokens: which axes of the tensors have the prompts and their tokens."""
+        shape = list(tensors[0].shape)
+        shape[places], shape[tokens] = len(order), longest
+        whole = tensors[0].new_zeros(shape)
+        first = 0
+        for tensor in tensors:
+            rows = whole.narrow(places, first, tensor.shape[places])
+            rows.narrow(tokens, longest - tensor.shape[tokens], tensor.shape[tokens]).copy_(tensor)
+            first += tensor.shape[places]
+        return whole.index_select(places, order)
+
+    return EncodedPrompts(
+        keys=padded([one.keys for one in encoded], 1, 3),
+        values=padded([one.values for one in encoded], 1, 3),
+        mask=padded([one.mask for one in encoded], 0, 1),
+        last_tokens=torch.cat([one.last_tokens for one in encoded])[order],
+        last_positions=torch.cat([one.last_positions for one in encoded])[order],
+    )
 
 
 @dataclass(frozen=True)
@@ -41,11 +86,11 @@ class _Layer:
     prompt_keys: Tensor
     """[R * H, d, P]."""
     prompt_values: Tensor
-    """[R * H, P, d]."""
+    """[R * H, P, e]."""
     own_keys: Tensor
     """[R, H, C, T, d]."""
     own_values: Tensor
-    """[R, H, C, T, d]."""
+    """[R, H, C, T, e]."""
 
 
 class PromptCache:
@@ -60,7 +105,8 @@ class PromptCache:
         layers, r, heads, _, width = prompts.keys.shape
         # Zeros: a place that nobody may look at is still multiplied, by 0.
         keys = prompts.keys.new_zeros(layers, r, heads, group_size, max_tokens, width)
-        self._hold(prompts, keys, torch.zeros_like(keys))
+        values = prompts.values.new_zeros(*keys.shape[:-1], prompts.values.shape[-1])
+        self._hold(prompts, keys, values)
         closed = torch.full((r, max_tokens), -torch.inf, device=prompts.mask.device)
         self._bias = torch.cat([_bias(prompts.mask), closed], dim=1)
         self._needs_bias = not bool(prompts.mask.all())
@@ -69,7 +115,7 @@ class PromptCache:
         self._steps, self._capacity = 0, max_tokens
 
     def _hold(self, prompts: EncodedPrompts, keys: Tensor, values: Tensor) -> None:
-        """Let these be the buffers; keys, values: [L, R, H, C, T, d], of the answers."""
+        """Let these be the buffers; keys [L, R, H, C, T, d], values [L, R, H, C, T, e], of the answers."""
         self.prompts, self._keys, self._values = prompts, keys, values
         self._layers = [
             _Layer(prompt_keys.flatten(0, 1).transpose(1, 2), prompt_values.flatten(0, 1), own_keys, own_values)
@@ -125,13 +171,13 @@ class PromptCache:
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of one token of each answer, its own key and value being written first.
 
-        queries: [R * C, H * n, d], scaled, n of them per key head; keys, values: [R * C, H, d].
-        Returns [R * C, H * n * d].
+        queries: [R * C, H * n, d], scaled, n of them per key head; keys: [R * C, H, d]; values: [R * C, H, e].
+        Returns [R * C, H * n * e].
         """
         held = self._layers[layer]
         r, heads, c, _, d = held.own_keys.shape
         held.own_keys.select(3, self._place).copy_(keys.view(r, c, heads, d).transpose(1, 2))
-        held.own_values.select(3, self._place).copy_(values.view(r, c, heads, d).transpose(1, 2))
+        held.own_values.select(3, self._place).copy_(values.view(r, c, heads, -1).transpose(1, 2))
         used = min(self._steps + 1, self._capacity)
         own_keys, own_values = (x.flatten(0, 2)[:, :used] for x in (held.own_keys, held.own_values))
         by_head = queries.view(r, c, heads, -1, d).transpose(1, 2).reshape(r * heads * c, -1, d)
@@ -140,9 +186,9 @@ class PromptCache:
         to_own = torch.bmm(by_head, own_keys.transpose(1, 2)).view(r * heads, c * n, used)
         weights = self._softmax(torch.cat([to_prompt, to_own], dim=2)).to(values.dtype)
         of_prompt, of_own = weights.split([to_prompt.shape[2], used], dim=2)
-        mixed = torch.bmm(of_prompt, held.prompt_values).view(r, heads, c, n, d)
+        mixed = torch.bmm(of_prompt, held.prompt_values).view(r, heads, c, n, -1)
         own = torch.bmm(of_own.unflatten(1, (c, n)).flatten(0, 1), own_values)
-        return (mixed + own.view_as(mixed)).transpose(1, 2).reshape(r * c, heads * n * d)
+        return (mixed + own.view_as(mixed)).transpose(1, 2).reshape(r * c, -1)
 
     def _softmax(self, scores: Tensor) -> Tensor:
         """Over the last axis, float32; scores: [R * H, C * n, P + used]."""
@@ -186,10 +232,14 @@ def next_states(text: Any, cache: PromptCache, tokens: Tensor) -> Tensor:
 
 
 def _normed(norm: Any, hidden: Tensor) -> Tensor:
-    """What a family's RMS norm gives; in float32 by one call. In others its own rounding is kept."""
-    if hidden.dtype == torch.float32:
+    """What a family's RMS norm gives; in float32 by one call, for those that multiply by their weights. In other
+    formats its own rounding is kept."""
+    if hidden.dtype == torch.float32 and isinstance(norm, _NORMS):
         return functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
     return norm(hidden)
+
+
+_NORMS = (LlamaRMSNorm, Qwen2_5_VLRMSNorm, Qwen3VLTextRMSNorm)
 
 
 class _Turn:

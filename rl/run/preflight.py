@@ -1,5 +1,6 @@
 """What must hold before Ray starts, in one call: parts that fit together, and GPUs, memory and disk for them."""
 
+import math
 import re
 import shutil
 from importlib.metadata import version
@@ -117,9 +118,10 @@ def refuse_missing_gpus(config: RunConfig, found: int) -> None:
 
 
 def weight_bytes(parts: RunParts) -> int:
-    """Size of the policy's weights as its checkpoint holds them; raises OSError where its folder cannot be read."""
-    folder = Path(parts.policy.settings["checkpoint"])
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    """Size of the policy's weights in the run's own number format; raises OSError where its folder cannot be read."""
+    shapes = Checkpoint(Path(parts.policy.settings["checkpoint"])).stored_shapes()
+    width = 4 if parts.policy.settings.get("dtype", "float32") == "float32" else 2
+    return width * sum(math.prod(shape) for shape in shapes.values())
 
 
 def object_store_bytes(config: RunConfig, parts: RunParts) -> int:

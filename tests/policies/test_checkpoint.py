@@ -13,6 +13,7 @@ from asking import ask
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_vision_language import WRITTEN
 from tokenizers import AddedToken
 from transformers import (
     AutoTokenizer,
@@ -461,3 +462,26 @@ def test_released_sizes_have_the_parameters_that_are_told_of_them(
         model = network(config)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=0.005)
     assert sum(p.numel() for p in Qwen3VL().tower(model).parameters()) == pytest.approx(tower, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llava", {"model_type": "mistral"}, "is a mistral, and LLaVA-1.5 is known here over llama"),
+        ("llava", {"model_type": "gemma2"}, "is a gemma2, and LLaVA-1.5 is known here over llama"),
+        (
+            "qwen2_5_vl",
+            {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True},
+            "has sliding_attention in its config.json, which prompts shared by answers",
+        ),
+    ],
+)
+def test_layers_that_attend_otherwise_are_refused_by_name(
+    tmp_path: Path, family: str, changes: dict[str, Any], message: str
+) -> None:
+    WRITTEN[family](tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"] |= changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"^the language model of {tmp_path} {message}"):
+        Policy.make_processor(tmp_path, Codec())

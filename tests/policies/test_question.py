@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from policies.question import QuestionTemplate, check_phrase, check_question
+from policies.settings import AS_IT_IS, Asking
 from policies.tiny_model import word_tokenizer
 
 QWEN = Path(os.environ.get("POLYTRACE_QWEN_TOKENIZER", "."))
@@ -82,7 +83,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 def asked(tokenizer: Any, question: str = "{phrase}") -> QuestionTemplate:
-    return QuestionTemplate(tokenizer, question, tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+    return QuestionTemplate(tokenizer, Asking(question), tokenizer.convert_tokens_to_ids("<|image_pad|>"))
 
 
 def at_once(tokenizer: Any, question: str) -> list[int]:
@@ -119,6 +120,7 @@ TRAINED = trained_tokenizer(JOINED)
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_gives_the_tokens_of_the_whole_prompt_and_comes_back_from_them(phrase: str) -> None:
+    assume(not any(token.content in phrase for token in TRAINED.added_tokens_decoder.values()))  # see below for these
     ids = asked(TRAINED, "Outline {phrase}.").tokens(phrase)
     assert ids == at_once(TRAINED, f"Outline {phrase}.")
     assert f"Question: theOutline {phrase}.end." in TRAINED.decode(ids)
@@ -202,3 +204,17 @@ def test_what_is_no_text_is_refused_by_its_first_wrong_character() -> None:
 def test_a_template_that_does_not_show_image_and_question_once_is_refused(template: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         asked(trained_tokenizer(template))
+
+
+THINKS = PLAIN + "{% if enable_thinking is defined and not enable_thinking %}durian{% endif %}"
+
+
+def test_arguments_reach_the_template_and_those_it_does_not_name_are_refused() -> None:
+    tokenizer = trained_tokenizer(THINKS)
+    image, durian = (tokenizer.convert_tokens_to_ids(word) for word in ("<|image_pad|>", "durian"))
+    thinking = QuestionTemplate(tokenizer, AS_IT_IS, image)
+    silent = QuestionTemplate(tokenizer, Asking(template_arguments={"enable_thinking": False}), image)
+    assert silent.tokens("apple") == [*thinking.tokens("apple"), durian]
+    for name, reason in (("enable_thought", "it does not name"), ("messages", "is given to it anyway")):
+        with pytest.raises(ValueError, match=rf"^policy.template_arguments sets {name}, which {reason}, so that"):
+            QuestionTemplate(tokenizer, Asking(template_arguments={name: False}), image)

@@ -8,12 +8,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from commands import SMALL, numbers, polytrace, shards, train
+from safetensors.torch import load_file
 
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
@@ -40,8 +42,11 @@ def test_the_object_store_is_as_large_as_the_weights_ask_or_as_one_says() -> Non
     config = load_settings(RunConfig, Path("demo"), ["run=unused"])
     parts = run_parts(config)
     checkpoint = Path(parts.policy.settings["checkpoint"]) / "model.safetensors"
-    assert weight_bytes(parts) == checkpoint.stat().st_size
-    assert object_store_bytes(config, parts) == 3 * checkpoint.stat().st_size + 256 * 2**20
+    size = 4 * sum(value.numel() for value in load_file(checkpoint).values())
+    assert weight_bytes(parts) == size < checkpoint.stat().st_size
+    half = replace(parts, policy=parts.policy.with_settings(dtype="bfloat16"))
+    assert weight_bytes(half) == size // 2
+    assert object_store_bytes(config, parts) == 3 * size + 256 * 2**20
     assert object_store_bytes(load_settings(RunConfig, Path("demo"), ["ray.object_store_gb=2"]), parts) == 2**31
 
 

@@ -102,6 +102,6 @@ def test_a_disk_too_small_for_the_runs_checkpoints_is_refused_with_the_arithmeti
         refuse_full_disk(config, parts)
         fill(tmp_path / "disk", 16 * size)
         with pytest.raises(
-            OSError, match=r"^5 checkpoints of 0.014 GiB .* need 0.078 GiB, .* are 0.073 GiB free; make"
+            OSError, match=r"^5 checkpoints of 0.014 GiB .* need 0.077 GiB, .* are 0.073 GiB free; make"
         ):
             refuse_full_disk(config, parts)
