@@ -55,6 +55,10 @@ class Family(Protocol):
         """How many tokens stand for a height x width image in the prompt."""
         ...
 
+    def patches_each(self, image_processor: Any) -> int:
+        """Patches that become one token of the prompt."""
+        ...
+
     def handed_over(self, image_processor: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The image [H, W, 3] as its processor can take it: another one only where it could not."""
         ...

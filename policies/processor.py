@@ -112,6 +112,10 @@ class Processor:
         """How many tokens of the prompt stand for a height x width image."""
         return self.family.image_tokens(self.image_processor, height, width)
 
+    def image_patches(self, height: int, width: int) -> int:
+        """How many patches of a height x width image the vision tower sees."""
+        return self.image_tokens(height, width) * self.family.patches_each(self.image_processor)
+
     def shown_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what the model sees of a height x width image, pixels after resizing."""
         return self.family.shown_size(self.image_processor, height, width)

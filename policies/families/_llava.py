@@ -70,6 +70,10 @@ class Llava:
         """Family.image_tokens."""
         return (_side(image_processor) // int(image_processor.patch_size)) ** 2
 
+    def patches_each(self, image_processor: Any) -> int:
+        """Family.patches_each."""
+        return 1
+
     def engine_limits(self, image_processor: Any) -> dict[str, int]:
         """Family.engine_limits: there are none."""
         return {}

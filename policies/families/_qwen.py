@@ -108,6 +108,10 @@ class _Qwen:
         inputs = image_processor(images=shown, return_tensors="pt", input_data_format="channels_last")
         return inputs["pixel_values"], inputs["image_grid_thw"]
 
+    def patches_each(self, image_processor: Any) -> int:
+        """Family.patches_each: a merged square of them."""
+        return int(image_processor.merge_size) ** 2
+
     def engine_limits(self, image_processor: Any) -> dict[str, int]:
         """Family.engine_limits."""
         size = image_processor.size

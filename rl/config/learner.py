@@ -98,6 +98,9 @@ class LearnerSettings(TrainingSettings):
     A pass of B groups runs on B * (longest prompt + most answer tokens of a group) tokens. Groups of like length go
     together, in as few passes as the budget allows; what a mini-batch learns stays the same.
     """
+    patch_budget: Annotated[int | None, at_least(1, ", or to null for as many as learner.token_budget allows.")] = None
+    """Most patches of images in one forward pass, where learner.token_budget is set: the vision tower works on these,
+    four for a token of the prompt in Qwen's families, and keeps as much for the backward pass unless it is frozen."""
     warn_sampler_difference: Annotated[float, above(0, ", such as 0.02, or to .inf for no warning.", infinite=True)] = (
         0.02
     )
@@ -109,8 +112,12 @@ class LearnerSettings(TrainingSettings):
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay as it is when a run is resumed; see TrainingSettings.identity."""
-        free = {"micro_groups", "token_budget", "warn_sampler_difference"}
+        free = {"micro_groups", "token_budget", "patch_budget", "warn_sampler_difference"}
         return {name: value for name, value in super().identity.items() if name not in free}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_patches_alone(self.token_budget, self.patch_budget)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, 0 being the first; a function of settings and step alone."""
@@ -119,6 +126,15 @@ class LearnerSettings(TrainingSettings):
             return self.lr * warm
         progress = min(1.0, step / self.decay_steps)
         return self.lr * warm * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def refuse_patches_alone(token_budget: int | None, patch_budget: int | None) -> None:
+    """Raise ValueError for a budget of patches without one of tokens."""
+    if patch_budget is not None and token_budget is None:
+        raise ValueError(
+            f"learner.patch_budget is {patch_budget} without learner.token_budget, which decides what one pass holds; "
+            "set both, or neither."
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from envs.ranges import above, at_least, check_ranges, one_of
 from policies.settings import TinySizes
-from rl.config.learner import TrainingSettings
+from rl.config.learner import TrainingSettings, refuse_patches_alone
 from rollout.settings import RaySettings
 
 
@@ -57,14 +57,18 @@ class SftLearner(TrainingSettings):
     ] = None
     """Most tokens of one pass, padding included; where set, it takes the place of micro_scenes. A pass of B scenes runs
     on B * (longest prompt + most tokens of the questions and answers about a scene)."""
+    patch_budget: Annotated[int | None, at_least(1, ", or to null for as many as learner.token_budget allows.")] = None
+    """Most patches of images in one forward pass, where learner.token_budget is set; see LearnerSettings."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay as it is when a training goes on; see TrainingSettings.identity."""
-        return {k: value for k, value in super().identity.items() if k not in ("micro_scenes", "token_budget")}
+        free = {"micro_scenes", "token_budget", "patch_budget"}
+        return {k: value for k, value in super().identity.items() if k not in free}
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_patches_alone(self.token_budget, self.patch_budget)
         if self.optimizer == "muon" and (self.zero_stage or self.lora is not None or self.dtype != "float32"):
             raise ValueError(
                 f"learner.optimizer is muon with learner.zero_stage {self.zero_stage}, learner.dtype {self.dtype} and "

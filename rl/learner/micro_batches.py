@@ -44,15 +44,34 @@ class GroupTokens:
     """[B] of its prompt."""
     answers: NDArray[np.int64]
     """[B] of all its answers together."""
+    patches: NDArray[np.int64] | None = None
+    """[B] patches that the vision tower sees of its image; None where nobody counted them."""
 
     def of(self, groups: Sequence[int]) -> "GroupTokens":
         """Tokens of some groups."""
-        return GroupTokens(self.prompts[list(groups)], self.answers[list(groups)])
+        chosen = list(groups)
+        patches = None if self.patches is None else self.patches[chosen]
+        return GroupTokens(self.prompts[chosen], self.answers[chosen], patches)
 
     def padded(self, groups: Sequence[int]) -> int:
         """Tokens that a micro-batch over these groups runs on, padding included."""
         chosen = self.of(groups)
         return len(groups) * int(chosen.prompts.max() + chosen.answers.max())
+
+    def fits(self, groups: Sequence[int], budget: "PassBudget") -> bool:
+        """Whether a micro-batch over these groups is within a budget."""
+        patches = 0 if self.patches is None else int(self.patches[list(groups)].sum())
+        return self.padded(groups) <= budget.tokens and (budget.patches is None or patches <= budget.patches)
+
+
+@dataclass(frozen=True)
+class PassBudget:
+    """Most that one forward pass may go over."""
+
+    tokens: int
+    """Tokens, padding included."""
+    patches: int | None = None
+    """Patches of all its images together; None for as many as the tokens allow."""
 
 
 def even_micro_batches(groups: Sequence[int], size: int, ranks: int) -> list[Round]:
@@ -61,9 +80,8 @@ def even_micro_batches(groups: Sequence[int], size: int, ranks: int) -> list[Rou
     return [tuple(PlannedMicroBatch(tuple(share)) for share in at_once) for at_once in zip(*shares, strict=True)]
 
 
-def budgeted_micro_batches(groups: Sequence[int], tokens: GroupTokens, budget: int, ranks: int) -> list[Round]:
-    """Fewest micro-batches that a budget of padded tokens allows, with as little padding: groups by length, the longest
-    first.
+def budgeted_micro_batches(groups: Sequence[int], tokens: GroupTokens, budget: PassBudget, ranks: int) -> list[Round]:
+    """Fewest micro-batches that a budget allows, with as little padding: groups by length, the longest first.
 
     They are halved until all ranks have equally many; where single groups run out first, repeats without weight fill
     the last round. Raises ValueError for a group that alone is above the budget.
@@ -81,16 +99,15 @@ def budgeted_micro_batches(groups: Sequence[int], tokens: GroupTokens, budget: i
     return [tuple(filled[first : first + ranks]) for first in range(0, len(filled), ranks)]
 
 
-def _stretches(groups: list[int], tokens: GroupTokens, budget: int) -> list[list[int]]:
+def _stretches(groups: list[int], tokens: GroupTokens, budget: PassBudget) -> list[list[int]]:
     """The groups, in their order, cut into the fewest stretches within the budget, the least padded of these cuts."""
     cuts = [(0, 0, 0)]  # of the first n groups: stretches, padded tokens, where the last stretch begins
     for end in range(1, len(groups) + 1):
         found = []
         for first in range(end - 1, -1, -1):
-            padded = tokens.padded(groups[first:end])
-            if padded > budget:
+            if not tokens.fits(groups[first:end], budget):
                 break
-            found.append((cuts[first][0] + 1, cuts[first][1] + padded, first))
+            found.append((cuts[first][0] + 1, cuts[first][1] + tokens.padded(groups[first:end]), first))
         cuts.append(min(found))
     stretches, end = [], len(groups)
     while end:
@@ -100,7 +117,7 @@ def _stretches(groups: list[int], tokens: GroupTokens, budget: int) -> list[list
     return stretches[::-1]
 
 
-def refuse_small_budget(budget: int, tokens: GroupTokens, most_answer_tokens: int = 0) -> None:
+def refuse_small_budget(budget: PassBudget, tokens: GroupTokens, most_answer_tokens: int = 0) -> None:
     """Raise ValueError, with the arithmetic, where a group is above the budget or could be.
 
     most_answer_tokens: of one group; where its answers were short this time, the next ones may not be.
@@ -108,11 +125,17 @@ def refuse_small_budget(budget: int, tokens: GroupTokens, most_answer_tokens: in
     answers = np.maximum(tokens.answers, most_answer_tokens)
     longest = int((tokens.prompts + answers).argmax())
     prompt, most = int(tokens.prompts[longest]), int(answers[longest])
-    if prompt + most > budget:
+    if budget.patches is not None and tokens.patches is not None and tokens.patches.max() > budget.patches:
+        raise ValueError(
+            f"the image of group {int(tokens.patches.argmax())} of the step has {int(tokens.patches.max())} patches, "
+            f"more than learner.patch_budget {budget.patches}; set it to that number or more, or lower "
+            "policy.max_pixels."
+        )
+    if prompt + most > budget.tokens:
         raise ValueError(
             f"group {longest} of the step can take {prompt} prompt + {most} answer tokens = {prompt + most}, more than "
-            f"learner.token_budget {budget}, and a group is one row: set the budget to {prompt + most} or more, or "
-            "lower group_size, sampling.max_tokens or the size of images."
+            f"learner.token_budget {budget.tokens}, and a group is one row: set the budget to {prompt + most} or more, "
+            "or lower group_size, sampling.max_tokens or the size of images."
         )
 
 

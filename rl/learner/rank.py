@@ -25,6 +25,7 @@ from rl.learner.micro_batches import (
     GroupTokens,
     MicroBatch,
     MiniBatch,
+    PassBudget,
     Round,
     budgeted_micro_batches,
     even_micro_batches,
@@ -97,9 +98,11 @@ class LearnerRank:
             return even_micro_batches(groups, learner.micro_groups, world)
         if batch.prompt_lengths is None:
             raise ValueError("learner.token_budget needs a batch that knows its prompt_lengths; make it by pack().")
-        tokens = GroupTokens(np.array(batch.prompt_lengths), batch.answer_tokens())
-        refuse_small_budget(learner.token_budget, tokens, self._settings.most_answer_tokens)
-        return budgeted_micro_batches(groups, tokens, learner.token_budget, world)
+        processor, budget = self._policy.network.processor, PassBudget(learner.token_budget, learner.patch_budget)
+        patches = np.array([processor.image_patches(image.height, image.width) for image in batch.images])
+        tokens = GroupTokens(np.array(batch.prompt_lengths), batch.answer_tokens(), patches)
+        refuse_small_budget(budget, tokens, self._settings.most_answer_tokens)
+        return budgeted_micro_batches(groups, tokens, budget, world)
 
     def _rows(self, part: Batch) -> PromptRows:
         # Photos of a whole mini-batch need not lie on the device at once.

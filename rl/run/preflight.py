@@ -16,6 +16,7 @@ from policies.families.vision_language import refuse_unfilled
 from policies.processor import Processor
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.weights import stored_checksum
+from rl.config.learner import LearnerSettings
 from rl.config.run import RunConfig, most_answer_tokens, num_gpus
 from rl.run.parts import RunParts, processor_of
 from rl.run.writable import refuse_unwritable_codec
@@ -167,7 +168,7 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
     refuse_unfilled(Checkpoint(Path(parts.policy.settings["checkpoint"])), processor.family)
     refuse_unwritable_codec(processor, parts.policy, parts.codec)
     if budget is not None:
-        _refuse_long_prompts(parts.env.build(split="train"), processor, budget, most_answer_tokens(config))
+        _refuse_long_prompts(parts.env.build(split="train"), processor, config.learner, most_answer_tokens(config))
 
 
 def policy_without_weights(config: RunConfig, parts: RunParts) -> PolicyContract | None:
@@ -206,9 +207,16 @@ def refuse_unfit_refiner(config: RunConfig, parts: RunParts, policy: PolicyContr
         raise type(error)(f"refined.refiner is {named}: {error}") from error
 
 
-def _refuse_long_prompts(env: Env, processor: Processor, budget: int, answers: int) -> None:
+def _refuse_long_prompts(env: Env, processor: Processor, learner: LearnerSettings, answers: int) -> None:
+    budget = learner.token_budget or 0
     for k in range(min(_MEASURED, len(env))):
         example = env[k]
+        patches = processor.image_patches(example.image.height, example.image.width)
+        if learner.patch_budget is not None and patches > learner.patch_budget:
+            raise ValueError(
+                f"the image of {example.id} has {patches} patches, more than learner.patch_budget "
+                f"{learner.patch_budget}; set it to that number or more, or lower policy.max_pixels."
+            )
         prompt = len(processor.prompt_tokens(example.question(env.image(example.image))))
         if prompt + answers > budget:
             raise ValueError(

@@ -12,7 +12,7 @@ import torch
 
 from policies.processor import Processor
 from rl.config.sft import SftLearner
-from rl.learner.micro_batches import GroupTokens, budgeted_micro_batches
+from rl.learner.micro_batches import GroupTokens, PassBudget, budgeted_micro_batches
 from rl.supervised.answers import Taught
 
 
@@ -45,7 +45,8 @@ def scene_tokens(scenes: Sequence[Taught], processor: Processor) -> GroupTokens:
         sum(own + len(tokens) for (_, own), (_, tokens) in zip(lengths, scene, strict=True))
         for lengths, scene in zip(parts, scenes, strict=True)
     ]
-    return GroupTokens(np.array(prompts, np.int64), np.array(rest, np.int64))
+    patches = [processor.image_patches(*scene[0][0].image.shape[:2]) for scene in scenes]
+    return GroupTokens(np.array(prompts, np.int64), np.array(rest, np.int64), np.array(patches, np.int64))
 
 
 def stretches(scenes: Sequence[Taught], processor: Processor, learner: SftLearner) -> list[tuple[int, ...]]:
@@ -60,19 +61,25 @@ def stretches(scenes: Sequence[Taught], processor: Processor, learner: SftLearne
         size = learner.micro_scenes or len(places)
         return [places[first : first + size] for first in range(0, len(places), size)]
     tokens = scene_tokens(scenes, processor)
-    _refuse_small_budget(learner.token_budget, tokens, scenes)
-    return [one.groups for (one,) in budgeted_micro_batches(places, tokens, learner.token_budget, ranks=1)]
+    budget = PassBudget(learner.token_budget, learner.patch_budget)
+    _refuse_small_budget(budget, tokens, scenes)
+    return [one.groups for (one,) in budgeted_micro_batches(places, tokens, budget, ranks=1)]
 
 
-def _refuse_small_budget(budget: int, tokens: GroupTokens, scenes: Sequence[Taught]) -> None:
+def _refuse_small_budget(budget: PassBudget, tokens: GroupTokens, scenes: Sequence[Taught]) -> None:
     worst = int((tokens.prompts + tokens.answers).argmax())
     prompt, rest = int(tokens.prompts[worst]), int(tokens.answers[worst])
-    if prompt + rest > budget:
+    if prompt + rest > budget.tokens:
         height, width = scenes[worst][0][0].image.shape[:2]
         raise ValueError(
             f"an image of {height} x {width} pixels takes {prompt} tokens and its {len(scenes[worst])} questions and "
-            f"answers {rest}, more than learner.token_budget {budget}, and they are one row; set the budget to "
+            f"answers {rest}, more than learner.token_budget {budget.tokens}, and they are one row; set the budget to "
             f"{prompt + rest} or more, or lower policy.max_pixels or sft.max_vertices."
+        )
+    if budget.patches is not None and tokens.patches is not None and tokens.patches.max() > budget.patches:
+        raise ValueError(
+            f"an image has {int(tokens.patches.max())} patches, more than learner.patch_budget {budget.patches}; set "
+            "it to that number or more, or lower policy.max_pixels."
         )
 
 

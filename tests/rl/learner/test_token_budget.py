@@ -17,7 +17,7 @@ from policies.families.vision_language import Policy
 from policies.tiny_model import TinySizes, write_untrained
 from rl.config.learner import LearnerSettings, RankPlace
 from rl.learner.batch import Batch
-from rl.learner.micro_batches import GroupTokens, Round, budgeted_micro_batches
+from rl.learner.micro_batches import GroupTokens, PassBudget, Round, budgeted_micro_batches
 
 ONE_UPDATE = 1e-4
 """The rate: AdamW's first steps move most weights by this much."""
@@ -78,7 +78,7 @@ def rounds_of(whole: Batch, budget: int, ranks: int) -> Iterator[list[Round]]:
     assert whole.prompt_lengths is not None
     tokens = GroupTokens(np.array(whole.prompt_lengths), whole.answer_tokens())
     for minibatch in ([0, 1, 2], [3, 4, 5]):
-        yield budgeted_micro_batches(minibatch, tokens, budget, ranks)
+        yield budgeted_micro_batches(minibatch, tokens, PassBudget(budget), ranks)
 
 
 def longest_group(whole: Batch) -> int:
