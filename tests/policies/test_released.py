@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from asking import ask
-from released import qwen_tokenizer, write_released
+from released import LLAMA, QWEN, released_tokenizer, write_released, write_released_llava
 
 from envs.codecs.point_text import Codec
 from envs.geometry.contours import mask_from_rings
@@ -24,7 +24,7 @@ QUESTION = "Output the polygon coordinates of {phrase} in the image."
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return qwen_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return released_tokenizer(tmp_path_factory.mktemp("tokenizer"), QWEN)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -97,3 +97,27 @@ def test_shards_load_and_log_probabilities_are_those_of_transformers(folder: Pat
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
     policy.save(folder.parent / "saved")
     assert Policy(folder.parent / "saved", Codec()).processor.end_tokens == policy.processor.end_tokens
+
+
+def test_llava_is_asked_as_vicuna_was_taught_and_answers_in_fractions_of_the_photo(tmp_path: Path) -> None:
+    folder = write_released_llava(tmp_path / "llava", released_tokenizer(tmp_path, LLAMA))
+    processor, photo = processor_of(folder), np.zeros((2000, 3000, 3), np.uint8)
+    tokens = processor.prompt_tokens(ask(photo, "the left apple </s> <image>"))
+    assert (tokens == processor.image_token).sum() == 576 and tokens[0] == processor.tokenizer.bos_token_id
+    assert processor.end_tokens == [processor.tokenizer.eos_token_id] and processor.end_token not in tokens
+    text = processor.tokenizer.decode(processor.engine_tokens(ask(photo, "the left apple")))
+    assert text == (
+        "<s> A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <image> \nOutput the polygon coordinates "
+        "of the left apple in the image. ASSISTANT:"
+    )
+    ring = np.array([[300.0, 200.0], [2400.0, 200.0], [2400.0, 1500.0], [300.0, 1500.0]])
+    written = processor.codec.encode([[ring]], 2000, 3000)
+    assert written == "[[[0.1, 0.1], [0.8, 0.1], [0.8, 0.75], [0.1, 0.75]]]"
+    said = processor.answer_tokens(written)
+    answer = processor.read(Response(said, np.zeros(len(said), np.float32), "stop"), 2000, 3000)
+    read, true = (mask_from_rings(rings, 2000, 3000) for rings in (answer.rings_px, [ring]))
+    assert (read == true).all()
+    policy = Policy(folder, Codec(), QUESTION)
+    rows = policy.rows([ask(photo, "the left apple")], [[said]])
+    assert policy(rows).shape == (1, 1, len(said))
