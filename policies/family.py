@@ -83,6 +83,10 @@ class Family(Protocol):
         """The part that turns patches into image tokens, what joins it to the language model included."""
         ...
 
+    def projector(self, model: Any) -> Sequence[nn.Module]:
+        """The modules of the tower that join it to the language model."""
+        ...
+
     def prepare(self, model: Any) -> None:
         """Do to a loaded model what cannot be asked for while it is loaded."""
         ...

@@ -107,6 +107,10 @@ class Llava:
         parts = {"vision_tower": model.model.vision_tower, "multi_modal_projector": model.model.multi_modal_projector}
         return nn.ModuleDict(parts)
 
+    def projector(self, model: Any) -> Sequence[nn.Module]:
+        """Family.projector."""
+        return [model.model.multi_modal_projector]
+
     def prepare(self, model: Any) -> None:
         """Family.prepare: nothing."""
 

@@ -130,6 +130,11 @@ class _Qwen:
         tower: nn.Module = model.model.visual
         return tower
 
+    def projector(self, model: Any) -> Sequence[nn.Module]:
+        """Family.projector: the merger, and in Qwen3-VL those of early blocks."""
+        parts = dict(model.model.visual.named_children())
+        return [parts[name] for name in ("merger", "deepstack_merger_list") if name in parts]
+
     def prepare(self, model: Any) -> None:
         """Family.prepare: windows and images go through the tower in few calls."""
         model.model.visual.config._attn_implementation = vision_attention.NAME

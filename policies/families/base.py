@@ -140,6 +140,11 @@ class PolicyContract(Protocol):
         kept frozen."""
         ...
 
+    @property
+    def vision_projector(self) -> Sequence[nn.Module]:
+        """The modules of the tower that join it to the language model."""
+        ...
+
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
         """Rows of B questions with the token ids of up to G responses each, where the parameters are.
 

@@ -95,6 +95,11 @@ class Policy(nn.Module):
         is all of it."""
         return self.processor.family.tower(self.model)
 
+    @property
+    def vision_projector(self) -> Sequence[nn.Module]:
+        """The modules of the tower that join it to the language model."""
+        return self.processor.family.projector(self.model)
+
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
         """Rows of B questions with the token ids of up to G responses each, where the parameters are."""
         return self.processor.rows(questions, responses).to(self.device)

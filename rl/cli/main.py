@@ -28,6 +28,7 @@ from rl.cli.options import (
     run_config,
     run_folder,
     run_settings,
+    without_gpu_warning,
 )
 from rl.cli.rewards import rewards_app
 
@@ -103,6 +104,7 @@ def demo(overrides: Overrides = None) -> None:
     Writes to runs/demo. A demo that was stopped goes on; a finished one is kept as runs/demo.previous*.
     """
     config = run_settings(Path("demo"), overrides)
+    without_gpu_warning()
     from rl.demo import run_job
 
     run_job(config, _make_way(Path(config.run)), console)
@@ -139,6 +141,7 @@ def sft(config: Config, overrides: Overrides = None) -> None:
     from rl.config.sft import SftConfig
 
     settings = load_settings(SftConfig, config, overrides or [])
+    without_gpu_warning()
     from rl.sft import run_sft
 
     run_sft(settings, console)
@@ -161,6 +164,8 @@ def train(
         raise ValueError("train has no config; give a YAML file or the name of a shipped one, such as demo.")
     settings = run_settings(config, overrides)
     from rl.run.folder import RunFolder as FolderOfRun
+
+    without_gpu_warning()
     from rl.train import train as train_run
 
     folder = train_run(settings, resume, console)
@@ -223,6 +228,7 @@ def refine(
         asked = run_config(source, [f"refiner.{each}" for each in changed])
     else:
         asked = load_settings(RefineConfig, source, changed)
+    without_gpu_warning()
     from rl.refine import refine as make_refiner
     from rl.refine import settings_of
 
@@ -235,6 +241,8 @@ def refine(
 def evaluate(run: RunFolder) -> None:
     """Compare SFT, RL and RL + refiner of a run on held-out scenes; trains the refiner where there is none."""
     from rl.evaluate import evaluate as evaluate_run
+
+    without_gpu_warning()
     from rl.refine import refine as make_refiner
     from rl.refine import settings_of
     from rl.run.folder import RunFolder as FolderOfRun

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,14 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder of a run.")]
 RunFolders = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from its last checkpoint.")]
+
+
+def without_gpu_warning() -> None:
+    """Tell DeepSpeed, which transformers imports, where there is no GPU; else it warns of that in every process."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def run_folder(run: Path) -> Path:

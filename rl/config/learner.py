@@ -36,6 +36,9 @@ class TrainingSettings:
     freeze_vision: bool = False
     """Whether the vision tower keeps its weights: patch embedding, blocks and all mergers, so everything that a refiner
     reads its features from. Everything else learns."""
+    freeze_projector: bool | None = None
+    """Whether what joins tower and language model keeps its weights (Qwen's mergers, LLaVA's two layers); null: as
+    freeze_vision says. true with freeze_vision false lets the blocks learn alone, false with true the projector."""
     lora: LoraSettings | None = None
     """Adapters that learn in place of the weights; null: the weights themselves learn."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
@@ -62,6 +65,11 @@ class TrainingSettings:
             raise ValueError(
                 f"learner.average is {self.average} at learner.zero_stage 3, where no rank holds whole weights; set it "
                 "to 0."
+            )
+        if self.lora is not None and self.freeze_projector is not None:
+            raise ValueError(
+                f"learner.freeze_projector is {self.freeze_projector} with learner.lora, whose targets alone learn; "
+                "name layers of the projector there, and set learner.freeze_projector to null."
             )
         if self.lora is not None and self.average > 0:
             raise ValueError(

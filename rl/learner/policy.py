@@ -53,6 +53,9 @@ class TrainedPolicy:
         policy.train()
         if self._settings.freeze_vision:
             policy.vision_tower.requires_grad_(False)
+        if self._settings.freeze_projector is not None:
+            for module in policy.vision_projector:
+                module.requires_grad_(not self._settings.freeze_projector)
         if self._settings.gradient_checkpointing:
             policy.checkpoint_gradients()
         return policy

@@ -95,10 +95,11 @@ def refuse_unfit_rewards(config: RunConfig, parts: RunParts) -> None:
                 "refined.refiner to the folder of a refiner (`polytrace refine` trains one), or leave that reward out."
             )
         return
-    if not config.learner.freeze_vision:
+    if not config.learner.freeze_vision or config.learner.freeze_projector is False:
+        name = "learner.freeze_projector" if config.learner.freeze_vision else "learner.freeze_vision"
         raise ValueError(
-            "refined is set and learner.freeze_vision false, but what the refiner was trained on are the features of "
-            "this very vision tower, and a tower that learns drifts away from them; set learner.freeze_vision to true."
+            f"refined is set and {name} false, but what the refiner was trained on are the features of this very vision "
+            f"tower, and a tower that learns drifts away from them; set {name} to true."
         )
     if parts.engine.name == "vllm":
         raise ValueError(

@@ -123,6 +123,13 @@ def moved(place: RankPlace, each: SftRankSettings) -> dict[str, bool]:
 def test_a_frozen_tower_stays_and_of_an_adapted_policy_the_adapters_alone_move(tiny_untrained: Path) -> None:
     (frozen,) = together(moved, 1, settings(tiny_untrained, replace(LEARNER, freeze_vision=True)))
     assert {name for name, has_moved in frozen.items() if not has_moved} == {n for n in frozen if ".visual." in n}
+    apart_from_projector = replace(LEARNER, freeze_vision=True, freeze_projector=False)
+    (joined,) = together(moved, 1, settings(tiny_untrained, apart_from_projector))
+    assert {n for n, has_moved in joined.items() if not has_moved} == {
+        n for n in joined if ".visual." in n and "merger" not in n
+    }
+    (alone,) = together(moved, 1, settings(tiny_untrained, replace(LEARNER, freeze_projector=True)))
+    assert {n for n, has_moved in alone.items() if not has_moved} == {n for n in alone if "merger" in n}
     (adapted,) = together(moved, 1, settings(tiny_untrained, replace(LEARNER, lora=LoraSettings(rank=2))))
     assert all(has_moved == is_adapter(name) for name, has_moved in adapted.items())
 
