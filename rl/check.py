@@ -4,6 +4,7 @@ All of it is told from the folder's JSON files, the headers of its weights and i
 model of any size.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,15 @@ class Report:
     """What would ruin a run, each with what to do."""
 
 
-def check(checkpoint: str, config: Path | None) -> Report:
+def check(checkpoint: str, config: Path | None, overrides: Sequence[str] = ()) -> Report:
     """Look at a Hugging Face folder, or the embedded one by its name, under a config for `train` or `sft`.
 
-    config: where codec, policy, learner and sampling are read; None for point_text and defaults. Raises ValueError or
-    FileNotFoundError for a config that cannot be read; what is wrong with the checkpoint is reported.
+    config: where codec, policy, learner and sampling are read, with overrides; None for point_text and defaults. Raises
+    ValueError or FileNotFoundError for a config that cannot be read; what is wrong with the checkpoint is reported.
     """
-    values = {} if config is None else read_mapping(config)
+    if config is None and overrides:
+        raise ValueError(f"{overrides[0]} changes a setting of no config; give the config by --config.")
+    values = {} if config is None else read_mapping(config, overrides)
     codec = codec_plugin(values.get("codec") or {"name": "point_text"})
     kind: type[TrainingSettings] = SftLearner if "sft" in values else LearnerSettings
     learner = settings_from(kind, values.get("learner", {}), "learner")
@@ -98,7 +101,7 @@ def check(checkpoint: str, config: Path | None) -> Report:
     problems = _problems(held, processor, plugin, codec)
     parameters = _parameters(held)
     report = _report(held, processor, str(plugin.settings.get("dtype", "float32")), sampling.max_tokens)
-    memory = _memory(parameters.get("all", 0), str(plugin.settings.get("dtype", "float32")), learner)
+    memory = _memory(parameters, str(plugin.settings.get("dtype", "float32")), learner)
     return replace(report, parameters=parameters, memory_gib=memory, problems=problems)
 
 
@@ -172,15 +175,18 @@ def _coordinates(processor: Processor) -> str:
     return processor.codec.coordinates if isinstance(processor.codec, point_text.Codec) else "its own"
 
 
-def _memory(parameters: int, dtype: str, learner: TrainingSettings) -> dict[str, float]:
-    """AdamW: two moments in float32, and float32 weights beside bfloat16 ones (ZeRO, arXiv 1910.02054)."""
+def _memory(parameters: dict[str, int], dtype: str, learner: TrainingSettings) -> dict[str, float]:
+    """AdamW: two moments in float32, and float32 weights beside bfloat16 ones (ZeRO, arXiv 1910.02054). Adapters count
+    for nothing."""
+    held = parameters.get("all", 0)
+    trained = held - parameters.get("vision tower", 0) * learner.freeze_vision if learner.lora is None else 0
     width = _WIDTHS.get(dtype, 4)
     masters = 12 if width == 2 else 8
     shared = {stage: 1 / learner.ranks if learner.zero_stage >= stage else 1.0 for stage in (1, 2, 3)}
     weights, gradients, states = width * shared[3], width * shared[2], masters * shared[1]
     return {
-        "worker": parameters * width / _GIB,
-        "learner rank": parameters * (weights + gradients + states) / _GIB,
+        "worker": held * width / _GIB,
+        "learner rank": (held * weights + trained * (gradients + states)) / _GIB,
     }
 
 

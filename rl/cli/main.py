@@ -113,6 +113,7 @@ def demo(overrides: Overrides = None) -> None:
 @app.command()
 def check(
     checkpoint: Annotated[str, typer.Argument(help="Hugging Face folder of a model, or tiny.")],
+    overrides: Overrides = None,
     config: Annotated[
         Path | None,
         typer.Option(help="YAML with codec, policy, learner and sampling.", show_default="point_text and defaults"),
@@ -125,7 +126,7 @@ def check(
     from rl.check import table_of
     from rl.pages.json_text import json_text
 
-    report = look(checkpoint, config)
+    report = look(checkpoint, config, overrides or [])
     if as_json:
         print(json_text(numbers_of(report), indent=2))
     else:

@@ -64,10 +64,13 @@ def settings_from(schema: type[T], values: Mapping[str, Any], where: str) -> T:
     return cast(T, _checked(schema, _plain(values), where))
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """What a YAML file (see `find_config`) holds, unchecked, its interpolations resolved."""
+def read_mapping(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML file (see `find_config`) holds, overrides applied, unchecked, its interpolations resolved."""
+    config = _read_yaml(path)
+    for override in overrides:
+        _apply(config, override)
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(_read_yaml(path), resolve=True))
+        return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}; correct that value.") from error
 

@@ -98,8 +98,8 @@ def refuse_unfit_rewards(config: RunConfig, parts: RunParts) -> None:
     if not config.learner.freeze_vision or config.learner.freeze_projector is False:
         name = "learner.freeze_projector" if config.learner.freeze_vision else "learner.freeze_vision"
         raise ValueError(
-            f"refined is set and {name} false, but what the refiner was trained on are the features of this very vision "
-            f"tower, and a tower that learns drifts away from them; set {name} to true."
+            f"refined is set and {name} false, but what the refiner was trained on are the features of this very "
+            f"vision tower, and a tower that learns drifts away from them; set {name} to true."
         )
     if parts.engine.name == "vllm":
         raise ValueError(

@@ -76,3 +76,13 @@ def test_weights_elsewhere_and_a_limit_as_sft_has_it_are_reported(tmp_path: Path
     report = check(str(folder), Path("sft_tiny"))
     assert report.parameters == {} and len(report.problems) == 1 and "names ../b.safetensors" in report.problems[0]
     assert report.longest_outline == int(read_mapping(Path("sft_tiny"))["max_tokens"] / report.tokens_per_vertex)
+
+
+def test_overrides_change_the_config_and_need_one() -> None:
+    alone = check("tiny", Path("demo")).memory_gib["learner rank"]
+    shared = check("tiny", Path("demo"), ["learner.zero_stage=3", "learner.ranks=4", "learner.average=0"])
+    assert shared.memory_gib["learner rank"] == pytest.approx(alone / 4)
+    adapted = check("tiny", Path("demo"), ["learner.lora.rank=2", "learner.average=0"]).memory_gib
+    assert adapted["learner rank"] == adapted["worker"] == pytest.approx(alone / 4)  # weights alone
+    with pytest.raises(ValueError, match=r"^learner.ranks=4 changes a setting of no config; give the config by --conf"):
+        check("tiny", None, ["learner.ranks=4"])
