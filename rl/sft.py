@@ -21,6 +21,7 @@ from rl.run.data import RunData
 from rl.run.parts import processor_of
 from rl.supervised.answers import refuse_unfit_answers
 from rl.supervised.new_model import write_new_model
+from rl.supervised.plan import refuse_small_budgets
 from rl.supervised.rank import SftRankSettings
 from rl.supervised.train import CURVE, POLICY, sft_ranks, train_sft
 
@@ -68,8 +69,10 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
             "leave policy.dtype out."
         )
     plugin = policy_plugin(policy, codec)
+    processor = processor_of(plugin)
     try:
-        refuse_unfit_answers(processor_of(plugin), (env, validation), config)
+        refuse_unfit_answers(processor, (env, validation), config)
+        refuse_small_budgets(env, processor, config)
     except ValueError as error:
         raise ValueError(f"codec is {codec.name}, policy.checkpoint {policy['checkpoint']}: {error}") from error
     return plugin

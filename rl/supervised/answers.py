@@ -21,7 +21,7 @@ from policies.processor import Processor
 from rl.config.sft import SftConfig, SftSettings, SftStage
 from rl.run.writable import refuse_unwritable
 
-_CHECKED = 64
+CHECKED = 64
 """Training scenes whose answers are looked at before the first step."""
 
 Taught = list[tuple[Question, NDArray[np.int64]]]
@@ -96,8 +96,11 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
     """
     train, validation = splits
     codec, settings = processor.codec, config.sft
+    for name, split in (("train", train), ("validation", validation)):
+        if not len(split):
+            raise ValueError(f"split {name} of the env has no example; give it data of both train and validation.")
     _refuse_unfit_stages(processor, settings)
-    for index in range(min(_CHECKED, len(train))):
+    for index in range(min(CHECKED, len(train))):
         for example in train.scene(index):
             answer_tokens(example, processor, answer_text(example, codec, settings))
     longest, its_id = 0, ""

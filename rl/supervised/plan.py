@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from envs.datasets.base import Env
 from policies.processor import Processor
-from rl.config.sft import SftLearner
+from rl.config.sft import SftConfig, SftLearner
 from rl.learner.micro_batches import GroupTokens, PassBudget, budgeted_micro_batches
-from rl.supervised.answers import Taught
+from rl.supervised.answers import CHECKED, Taught, answer_text
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,19 @@ def stretches(scenes: Sequence[Taught], processor: Processor, learner: SftLearne
     budget = PassBudget(learner.token_budget, learner.patch_budget)
     _refuse_small_budget(budget, tokens, scenes)
     return [one.groups for (one,) in budgeted_micro_batches(places, tokens, budget, ranks=1)]
+
+
+def refuse_small_budgets(env: Env, processor: Processor, config: SftConfig) -> None:
+    """Raise ValueError where one of the first training scenes alone is above a pass's budgets; no image is read."""
+    if config.learner.token_budget is None:
+        return
+    for index in range(min(CHECKED, len(env))):
+        scene = []
+        for example in env.scene(index):
+            blank = np.broadcast_to(np.zeros(3, np.uint8), (example.image.height, example.image.width, 3))
+            text = answer_text(example, processor.codec, config.sft)
+            scene.append((example.question(blank), processor.answer_tokens(text)))
+        stretches([scene], processor, config.learner)
 
 
 def _refuse_small_budget(budget: PassBudget, tokens: GroupTokens, scenes: Sequence[Taught]) -> None:

@@ -115,7 +115,7 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
     """
     settings, total = config.sft, config.sft.num_steps
     checkpoints, metrics = Checkpoints(folder, keep=1), MetricsWriter(folder)
-    done = 0 if checkpoints.last_step is None else checkpoints.load_last(ranks)
+    done = first = 0 if checkpoints.last_step is None else checkpoints.load_last(ranks)
     metrics.drop_after(done)
     curve = [point for point in read_curve(folder) if point.step <= done]
     losses: list[float] = []
@@ -136,7 +136,7 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
                 _write_curve(folder, curve)
                 checkpoints.save(ranks, Position(done, done * settings.scenes_per_step, 0, *_shape(config)))
                 _write_policy(ranks, folder)
-    if not (folder / POLICY).is_dir():  # killed between the last checkpoint and this
+    if first == total:  # it may have been killed between the last checkpoint and its policy
         _write_policy(ranks, folder)
     metrics.close()
 

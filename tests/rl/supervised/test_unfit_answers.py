@@ -10,9 +10,10 @@ from rich.console import Console
 from envs.codecs import point_text
 from envs.codecs.path_tokens import Codec
 from policies.families.vision_language import Policy
-from rl.config.sft import SftConfig, SftSettings, SftStage
+from rl.config.sft import SftConfig, SftLearner, SftSettings, SftStage
 from rl.sft import run_sft
 from rl.supervised.answers import answer_text, answer_tokens, refuse_unfit_answers
+from rl.supervised.plan import refuse_small_budgets
 
 ELLIPSES = {"module": str(Path(__file__).parents[2] / "ellipses.py"), "num": 5}
 SETTINGS = SftSettings(
@@ -71,6 +72,23 @@ def test_a_codec_that_the_checkpoint_cannot_write_stops_a_run_before_its_first_s
         run_sft(wrong, QUIET)
     assert repr(text.split()[0]) in str(e.value) and "answer to train 0" in str(e.value)
     assert not folder.exists()
+
+
+def test_a_scene_above_a_budget_of_a_pass_is_refused_by_its_numbers(tiny_untrained: Path) -> None:
+    processor = Policy.make_processor(tiny_untrained, Codec())
+    question = SPLITS[0][0].question(SPLITS[0].image(SPLITS[0][0].image))
+    prompt, rest = processor.question_lengths(question)
+    assert (prompt + rest, prompt) == (len(processor.prompt_tokens(question)), 16 + 2)  # its image in a frame
+    longest = max(len(processor.answer_tokens(answer_text(SPLITS[0][k], Codec(), SETTINGS))) for k in range(5))
+    enough = SftLearner(token_budget=prompt + rest + longest, patch_budget=16)
+    refuse_small_budgets(SPLITS[0], processor, replace(config(64), learner=enough))
+    few = replace(enough, token_budget=prompt + rest + longest - 1)
+    with pytest.raises(
+        ValueError, match=rf"^an image of 32 x 32 pixels takes {prompt} tokens and its 1 questions and an"
+    ):
+        refuse_small_budgets(SPLITS[0], processor, replace(config(64), learner=few))
+    with pytest.raises(ValueError, match=r"^an image has 16 patches, more than learner.patch_budget 15; set it to"):
+        refuse_small_budgets(SPLITS[0], processor, replace(config(64), learner=replace(enough, patch_budget=15)))
 
 
 def test_stages_that_a_tokenizer_or_a_codec_cannot_have_are_refused_by_name(tiny_untrained: Path) -> None:
