@@ -152,13 +152,6 @@ class PolicyContract(Protocol):
         """
         ...
 
-    def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
-        """Rows of B images with several (question, answer token ids) each; only answers are scored.
-
-        ValueError for a question that this family cannot be asked.
-        """
-        ...
-
     def checkpoint_gradients(self) -> None:
         """From now on compute layers again in the backward pass instead of keeping what they need for it."""
         ...

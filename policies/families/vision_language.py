@@ -104,11 +104,6 @@ class Policy(nn.Module):
         """Rows of B questions with the token ids of up to G responses each, where the parameters are."""
         return self.processor.rows(questions, responses).to(self.device)
 
-    def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
-        """Rows of B images with several (question, answer token ids) each, where the parameters are; only answers are
-        scored."""
-        return self.processor.supervised_rows(taught).to(self.device)
-
     # Learning.
 
     def checkpoint_gradients(self) -> None:

@@ -49,7 +49,7 @@ class TrainedPolicy:
 
     def _to_train(self) -> Any:
         recipe = self._recipe if self._settings.lora is None else self._recipe.with_settings(lora=self._settings.lora)
-        policy = (recipe if self._place.rank == 0 else recipe.with_settings(weights=False)).build()
+        policy = (recipe if self._place.rank == 0 else _without_weights(recipe)).build()
         policy.train()
         if self._settings.freeze_vision:
             policy.vision_tower.requires_grad_(False)
@@ -114,7 +114,7 @@ class TrainedPolicy:
         """
         if self._settings.zero_stage < 3 and not self.engine.average:
             return self.network
-        copy: Any = self._recipe.with_settings(weights=False).build()
+        copy: Any = _without_weights(self._recipe).build()
         fill_empty(copy, self.engine.device)
         _copy_buffers(self.network, copy)
         parameters = dict(copy.model.named_parameters())
@@ -122,7 +122,12 @@ class TrainedPolicy:
             lambda weights: _copy(weights, parameters), pushed(self.network.model, merged=True), average=True
         ):
             pass
-        return copy.requires_grad_(False).eval()
+        return copy.to(self.engine.device).requires_grad_(False).eval()
+
+
+def _without_weights(recipe: Plugin) -> Plugin:
+    """The recipe of a policy whose parameters have no values, where its class can be built so; else as it is."""
+    return recipe.with_settings(weights=False) if recipe.takes("weights") else recipe
 
 
 def _copy_buffers(source: nn.Module, target: nn.Module) -> None:

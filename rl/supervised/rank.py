@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,9 +130,11 @@ class SftRank:
         for one in planned.passes:
             yield one, self._processor.supervised_rows([scenes[k] for k in one.scenes]).to(self._engine.device)
 
-    def _loss(self, rows: PromptRows, one: Pass, number_spread: float = 0.0) -> Tensor:
-        """Nats of all tokens that a pass scores, a scalar; 0 for one that does not weigh."""
-        scored = self._policy(rows, most_scored=one.most_scored, number_spread=number_spread)
+    def _loss(self, rows: PromptRows, one: Pass, number_spread: float = 0.0, policy: Any = None) -> Tensor:
+        """Nats of all tokens that a pass scores, a scalar; 0 for one that does not weigh. policy: None for the trained
+        one."""
+        scorer = self._policy if policy is None else policy
+        scored: Tensor = scorer(rows, most_scored=one.most_scored, number_spread=number_spread)
         return -scored.sum() * float(one.weighs)
 
     @watched
@@ -144,8 +147,10 @@ class SftRank:
         self._policy.network.eval()
         everything = SftStage("validation", 0, lr=1.0, with_absent=True)
         scenes, planned = self._planned([[example] for example in examples], env, everything)
-        nats = sum(float(self._loss(rows, one)) for one, rows in self._rows(scenes, planned))
-        sums = greedy_sums(self._policy.whole(), env, examples, self._settings.max_tokens, self._settings.learner)
+        handed_out = self._policy.whole()
+        averaged = handed_out if self._engine.average else None  # else the passes of sharded weights are collectives
+        nats = sum(float(self._loss(rows, one, policy=averaged)) for one, rows in self._rows(scenes, planned))
+        sums = greedy_sums(handed_out, env, examples, self._settings.max_tokens, self._settings.learner)
         self._policy.network.train()
         totals = torch.tensor([nats, *sums], dtype=torch.float64, device=self._engine.device)
         torch.distributed.all_reduce(totals)

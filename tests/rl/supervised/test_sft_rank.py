@@ -68,7 +68,7 @@ def by_plain_torch(checkpoint: Path, steps: int = 2) -> tuple[list[float], Weigh
 
     def loss_of(scenes: list[Any], source: Any, stage: SftStage) -> torch.Tensor:
         rows = [taught(scene, source, policy.processor, SETTINGS, stage) for scene in scenes]
-        made = policy.supervised_rows([row for row in rows if row])
+        made = policy.processor.supervised_rows([row for row in rows if row])
         return -policy(made).sum() / made.scored_mask.sum()
 
     for step in range(steps):
@@ -166,6 +166,20 @@ def test_a_rank_whose_scene_shows_nothing_keeps_up_with_the_others_and_counts_fo
     assert [log["tokens"] for log in one[0]] == [log["tokens"] for log in alone[0]]
     assert [log["loss"] for log in one[0]] == pytest.approx([log["loss"] for log in alone[0]], rel=1e-5)
     np.testing.assert_allclose(one[1], alone[1], rtol=0, atol=5e-5)
+
+
+@pytest.mark.slow
+def test_evaluations_and_the_policy_that_is_kept_are_those_of_the_average(tiny_untrained: Path, tmp_path: Path) -> None:
+    each = settings(tiny_untrained, replace(LEARNER, ranks=2, zero_stage=1, average=0.9))
+    (found, _) = together(trained, 2, each, 3, None, None, tmp_path)
+    plain = together(trained, 1, settings(tiny_untrained, LEARNER), 3)[0]
+    assert found[2].loss != pytest.approx(plain[2].loss, abs=1e-4)
+    kept, validation = Policy(tmp_path, Codec()), ENV.build(split="validation")
+    scenes = [[validation[k]] for k in range(3)]
+    everything = replace(STAGE, with_absent=True)
+    rows = kept.processor.supervised_rows([taught(s, validation, kept.processor, SETTINGS, everything) for s in scenes])
+    with torch.no_grad():
+        assert found[2].loss == pytest.approx(float(-kept(rows).sum() / rows.scored_mask.sum()), rel=1e-5)
 
 
 def raised(each: SftRankSettings, spoil: Callable[[Any], None], steps: int) -> tuple[str, int]:
