@@ -91,6 +91,7 @@ def _refuse_other_run(config: SftConfig, data: RunData, folder: Path) -> None:
     kept = {"seed": (config.seed, begun.seed), "env": (config.env, begun.env), "codec": (config.codec, begun.codec)}
     kept |= {"policy": (config.policy, begun.policy), "tiny": (config.tiny, begun.tiny)}
     kept["sft.scenes_per_step"] = config.sft.scenes_per_step, begun.sft.scenes_per_step
+    kept["sft.shuffle"] = config.sft.shuffle, begun.sft.shuffle
     now, before = config.learner.identity, begun.learner.identity
     kept |= {f"learner.{name}": (now[name], before[name]) for name in now}
     for name, (new, old) in kept.items():

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
+
 from envs.ranges import above, at_least, check_ranges, one_of
 from policies.settings import TinySizes
 from rl.config.learner import TrainingSettings, refuse_patches_alone
@@ -84,6 +86,8 @@ class SftSettings:
     stages: list[SftStage] = field(default_factory=list)
     scenes_per_step: Annotated[int, at_least(1)] = 32
     """Scenes per step, each with all its questions."""
+    shuffle: bool = True
+    """Whether scenes come in another order in every pass over the data; else always in that of the env."""
     max_vertices: int = 12
     """Vertices of an annotated outline."""
     max_rings: Annotated[int, at_least(1)] = 3
@@ -111,10 +115,15 @@ class SftSettings:
             step -= stage.steps
         return self.stages[-1], self.stages[-1].lr_at(self.stages[-1].steps) * warm
 
-    def scenes_at(self, step: int, num: int) -> list[int]:
-        """Which of `num` scenes a step takes, one after the other from the first on."""
+    def scenes_at(self, step: int, num: int, seed: int) -> list[int]:
+        """Which of `num` scenes a step takes: all in turn, then again; where shuffled, in an order that follows from
+        seed and pass."""
         first = step * self.scenes_per_step
-        return [(first + k) % num for k in range(self.scenes_per_step)]
+        turns = [divmod(first + k, num) for k in range(self.scenes_per_step)]
+        if not self.shuffle:
+            return [place for _, place in turns]
+        orders = {turn: np.random.default_rng([seed, turn]).permutation(num) for turn in {turn for turn, _ in turns}}
+        return [int(orders[turn][place]) for turn, place in turns]
 
     def __post_init__(self) -> None:
         check_ranges(self, "sft")

@@ -87,7 +87,7 @@ class SftRank:
     def _step(self) -> dict[str, float]:
         settings, step = self._settings.sft, self._engine.steps_done
         stage, lr = settings.stage_at(step)
-        numbers = settings.scenes_at(step, len(self._train))
+        numbers = settings.scenes_at(step, len(self._train), self._settings.seed)
         mine = [self._train.scene(number) for number in numbers[self._place.rank :: self._place.world_size]]
         scenes, planned = self._planned(mine, self._train, stage)
         if not planned.scored:

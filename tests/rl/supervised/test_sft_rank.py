@@ -24,7 +24,9 @@ from rl.supervised.greedy import greedy_sums
 from rl.supervised.rank import SftRankSettings, SftScores
 
 STAGE = SftStage("outlines", 4, lr=1e-3, last_lr=5e-4)
-SETTINGS = SftSettings([STAGE], scenes_per_step=3, max_vertices=9, max_rings=2, warmup_steps=2, evaluate_scenes=3)
+SETTINGS = SftSettings(
+    [STAGE], scenes_per_step=3, shuffle=False, max_vertices=9, max_rings=2, warmup_steps=2, evaluate_scenes=3
+)
 LEARNER = SftLearner(threads=1)
 Weights = NDArray[np.float32]
 Found = tuple[list[dict[str, float]], Weights, SftScores]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,19 @@ def test_rates_warm_up_and_fall_along_a_cosine_to_a_tenth_unless_said_otherwise(
 
 
 def test_scenes_are_taken_in_turn_and_begin_again() -> None:
-    assert [SETTINGS.scenes_at(step, num=5) for step in range(3)] == [[0, 1], [2, 3], [4, 0]]
+    in_order = replace(SETTINGS, shuffle=False)
+    assert [in_order.scenes_at(step, num=5, seed=0) for step in range(3)] == [[0, 1], [2, 3], [4, 0]]
+
+
+def test_shuffled_scenes_come_once_a_pass_in_orders_that_follow_from_seed_and_pass() -> None:
+    taken = [scene for step in range(10) for scene in SETTINGS.scenes_at(step, num=5, seed=3)]
+    passes = [taken[first : first + 5] for first in range(0, 20, 5)]
+    assert all(sorted(each) == list(range(5)) for each in passes)
+    assert len({tuple(each) for each in passes}) > 1
+    assert SETTINGS.scenes_at(7, num=5, seed=3) == taken[14:16]
+    assert [SETTINGS.scenes_at(k, num=500, seed=3) for k in range(3)] != [
+        SETTINGS.scenes_at(k, num=500, seed=4) for k in range(3)
+    ]
 
 
 def test_mistakes_in_the_settings_are_refused_with_their_values(tmp_path: Path) -> None:
