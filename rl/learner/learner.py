@@ -79,7 +79,7 @@ class Learner:
 
     def save_policy(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder."""
-        self._ranks.save_policy(folder, "this policy")
+        self._ranks.save_policy(folder)
 
     def process_ids(self) -> list[int]:
         """Process of each rank, for people and for tests of faults."""

@@ -5,6 +5,7 @@ are asked the same way (rl/refiner/train.py).
 """
 
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,13 @@ class RankActor:
         return reply(None)
 
 
+def alone() -> RankPlace:
+    """The place of a rank that is the only one, in this process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return RankPlace(port=probe.getsockname()[1])
+
+
 _NEIGHBOUR_SECONDS = 10.0
 """How long after an error of one rank another is given to be found dead: its end breaks their collectives first."""
 _REASON_LENGTH = 170
@@ -99,6 +107,9 @@ class RankGroup:
     `ask` raises ChildProcessError where a rank dies in it, and what a rank itself raises of ValueError, OSError and
     FloatingPointError; after either, all ranks have been ended.
     """
+
+    kept = "this policy"
+    """What `save_policy` writes, for an error of the disk."""
 
     def __init__(
         self,
@@ -146,9 +157,9 @@ class RankGroup:
         """Go on from `save`."""
         self.ask("load", [rank.load.remote(folder.absolute(), tag) for rank in self.actors])
 
-    def save_policy(self, folder: Path, what: str) -> None:
-        """Write what is trained into a folder; what: what that is, for an error of the disk."""
-        with writing(what, folder):
+    def save_policy(self, folder: Path) -> None:
+        """Write what is trained into a folder."""
+        with writing(self.kept, folder):
             self.ask("save_policy", [rank.save_policy.remote(folder.absolute()) for rank in self.actors])
 
     def close(self) -> None:

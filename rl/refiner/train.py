@@ -1,6 +1,5 @@
 """A refiner trained: by one rank in this process or several as Ray actors, with checkpoints, curves and previews."""
 
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from envs.geometry.contours import rings_from_mask
 from rl.config.learner import RankPlace
-from rl.learner.ranks import Rank, RankActor, RankGroup, Reply, reply
+from rl.learner.ranks import Rank, RankActor, RankGroup, Reply, alone, reply
 from rl.pages.pictures import COLOURS, overlay
 from rl.pages.progress import StepProgress
 from rl.refiner.rank import Preview, RefinerRank, RefinerRankSettings
@@ -36,39 +35,25 @@ class RefinerActor(RankActor):
         return reply(self._refiner.preview(num))
 
 
-class RefinerGroup:
+class RefinerGroup(RankGroup):
     """All ranks together; raises as RankGroup.ask does. Ray must run (rollout/cluster.py)."""
 
+    kept = "this refiner"
+
     def __init__(self, settings: RefinerRankSettings) -> None:
-        self._ranks = RankGroup(RefinerActor, settings, settings.training.ranks, settings.training.gpus_per_rank)
+        super().__init__(RefinerActor, settings, settings.training.ranks, settings.training.gpus_per_rank)
 
     def steps(self, end: int) -> list[dict[str, float]]:
         """Train up to step `end`; what rank 0 logs of each."""
-        calls = [rank.steps.remote(end) for rank in self._ranks.actors]
-        logs: list[dict[str, float]] = self._ranks.ask("steps", calls)[0]
+        calls = [rank.steps.remote(end) for rank in self.actors]
+        logs: list[dict[str, float]] = self.ask("steps", calls)[0]
         return logs
 
     def preview(self, num: int) -> list[Preview]:
         """The first few held-out pairs, refined as the weights are now."""
-        calls = [rank.preview.remote(num) for rank in self._ranks.actors]
-        previews: list[Preview] = self._ranks.ask("preview", calls)[0]
+        calls = [rank.preview.remote(num) for rank in self.actors]
+        previews: list[Preview] = self.ask("preview", calls)[0]
         return previews
-
-    def save(self, folder: Path, tag: str) -> None:
-        """Write what is needed to go on, below folder/tag."""
-        self._ranks.save(folder, tag)
-
-    def load(self, folder: Path, tag: str) -> None:
-        """Go on from `save`."""
-        self._ranks.load(folder, tag)
-
-    def save_policy(self, folder: Path) -> None:
-        """Write the refiner."""
-        self._ranks.save_policy(folder, "this refiner")
-
-    def close(self) -> None:
-        """End the ranks."""
-        self._ranks.close()
 
 
 _OBJECT_STORE_BYTES = 256 * 2**20
@@ -101,7 +86,7 @@ def train_refiner(settings: RefinerRankSettings, out: Path, console: Console) ->
     """
     training = settings.training
     if training.ranks == 1:
-        ranks: RefinerRanks = RefinerRank(settings, _alone())
+        ranks: RefinerRanks = RefinerRank(settings, alone())
     else:
         cluster.start(None, training.ranks, training.ranks * training.gpus_per_rank, _OBJECT_STORE_BYTES)
         ranks = RefinerGroup(settings)
@@ -136,9 +121,3 @@ def _pictures(previews: Sequence[Preview]) -> dict[str, NDArray[np.uint8]]:
         drawn = [overlay(one.image, rings_from_mask(mask), COLOURS[kind]) for kind, mask in masks.items()]
         shown[f"refiner/{k}_coarse_fine_true"] = np.concatenate(drawn, axis=1)
     return shown
-
-
-def _alone() -> RankPlace:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return RankPlace(port=probe.getsockname()[1])

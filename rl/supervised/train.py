@@ -1,7 +1,6 @@
 """A policy taught stage by stage, by one rank in this process or several as Ray actors, with checkpoints and curves."""
 
 import shutil
-import socket
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from rl.config.learner import RankPlace
 from rl.config.sft import SftConfig
-from rl.learner.ranks import Rank, RankActor, RankGroup, Reply, reply
+from rl.learner.ranks import Rank, RankActor, RankGroup, Reply, alone, reply
 from rl.pages.progress import StepProgress
 from rl.run.checkpoints import Checkpoints, Position
 from rl.run.metrics import MetricsWriter
@@ -41,37 +40,21 @@ class SftActor(RankActor):
         return reply(self._sft.evaluate())
 
 
-class SftGroup:
+class SftGroup(RankGroup):
     """All ranks together; raises as RankGroup.ask does. Ray must run (rollout/cluster.py)."""
 
     def __init__(self, settings: SftRankSettings) -> None:
-        self._ranks = RankGroup(SftActor, settings, settings.learner.ranks, settings.learner.gpus_per_rank)
+        super().__init__(SftActor, settings, settings.learner.ranks, settings.learner.gpus_per_rank)
 
     def steps(self, end: int) -> list[dict[str, float]]:
         """Train up to step `end`; what to log of each."""
-        logs: list[dict[str, float]] = self._ranks.ask("steps", [r.steps.remote(end) for r in self._ranks.actors])[0]
+        logs: list[dict[str, float]] = self.ask("steps", [r.steps.remote(end) for r in self.actors])[0]
         return logs
 
     def evaluate(self) -> SftScores:
         """Loss and greedy answers on the split `validation`."""
-        scores: SftScores = self._ranks.ask("evaluate", [r.evaluate.remote() for r in self._ranks.actors])[0]
+        scores: SftScores = self.ask("evaluate", [r.evaluate.remote() for r in self.actors])[0]
         return scores
-
-    def save(self, folder: Path, tag: str) -> None:
-        """Write what is needed to go on, below folder/tag."""
-        self._ranks.save(folder, tag)
-
-    def load(self, folder: Path, tag: str) -> None:
-        """Go on from `save`."""
-        self._ranks.load(folder, tag)
-
-    def save_policy(self, folder: Path) -> None:
-        """Write the policy."""
-        self._ranks.save_policy(folder, "this policy")
-
-    def close(self) -> None:
-        """End the ranks."""
-        self._ranks.close()
 
 
 class SftRanks(Rank, Protocol):
@@ -182,13 +165,7 @@ def sft_ranks(settings: SftRankSettings, config: SftConfig) -> SftRanks:
     """One rank in this process, or several as actors."""
     learner = config.learner
     if learner.ranks == 1 and config.ray.address is None:
-        return SftRank(settings, _alone())
+        return SftRank(settings, alone())
     store = _OBJECT_STORE_BYTES
     cluster.start(config.ray.address, learner.ranks, learner.ranks * learner.gpus_per_rank, store)
     return SftGroup(settings)
-
-
-def _alone() -> RankPlace:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return RankPlace(port=probe.getsockname()[1])
