@@ -102,6 +102,8 @@ def check(checkpoint: str, config: Path | None, overrides: Sequence[str] = ()) -
     parameters = _parameters(held)
     report = _report(held, processor, str(plugin.settings.get("dtype", "float32")), sampling.max_tokens)
     memory = _memory(parameters, str(plugin.settings.get("dtype", "float32")), learner)
+    if "sft" in values:  # where the setting has another name
+        report = replace(report, notes=[note.replace("sampling.max_tokens", "max_tokens") for note in report.notes])
     return replace(report, parameters=parameters, memory_gib=memory, problems=problems)
 
 
@@ -246,7 +248,7 @@ def table_of(report: Report) -> Table:
             ("answers end at", " ".join(report.end_tokens)),
             ("never sampled", f"{report.never_sampled} tokens"),
             ("places are written as", " / ".join(f"{who}: {kind}" for who, kind in report.coordinates.items())),
-            ("tokens a vertex", f"{report.tokens_per_vertex:.1f}; sampling.max_tokens holds {report.longest_outline}"),
+            ("tokens a vertex", f"{report.tokens_per_vertex:.1f}; max_tokens holds {report.longest_outline}"),
             ("memory", ", ".join(f"{who} {size:.1f} GiB" for who, size in report.memory_gib.items())),
         ]
     rows += [("note", note) for note in report.notes] + [("PROBLEM", problem) for problem in report.problems]

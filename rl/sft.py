@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from envs.plugin import Plugin
-from rl.config.load import load_settings, save_settings
+from policies.settings import TinySizes
+from rl.config.load import load_settings, read_mapping, save_settings
 from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
 from rl.config.sft import SftConfig
 from rl.run.checkpoints import Checkpoints
@@ -32,10 +33,6 @@ def run_sft(config: SftConfig, console: Console) -> Path:
     Raises ValueError or FileNotFoundError for what is wrong with the config before training starts, FloatingPointError
     where loss, gradient or weights are not finite, ChildProcessError where one of several ranks dies.
     """
-    if not config.sft.num_steps:
-        raise ValueError(
-            "sft.stages has no step; give one stage or more, such as {name: outlines, steps: 1000, lr: 1e-5}."
-        )
     folder = Path(config.run)
     recipe = env_plugin(config.env)
     data = RunData.of(recipe, ("train", "validation"))
@@ -60,6 +57,8 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
     """
     env, validation = recipe.build(split="train"), recipe.build(split="validation")
     codec, policy = codec_plugin(config.codec), dict(config.policy)
+    if policy.get("checkpoint") is not None and config.tiny != TinySizes():
+        console.print("note: `tiny` describes a new model, and policy.checkpoint names one, so it is not looked at")
     if policy.get("checkpoint") is None:
         policy["checkpoint"] = str(folder / "untrained")
         write_new_model(folder / "untrained", config, env, codec, console)
@@ -85,13 +84,21 @@ def _refuse_other_run(config: SftConfig, data: RunData, folder: Path) -> None:
             f"{folder} was begun by an older version of Polytrace (state.pt); go on with that version, or give this "
             "training another folder by run=NAME."
         )
-    if Checkpoints(folder, keep=1).last_step is None:
+    if (folder / "config.yaml").is_file() and "sft" not in read_mapping(folder / "config.yaml"):
+        raise ValueError(f"run is {folder}, which holds a run of another kind; give this training a folder of its own.")
+    done = Checkpoints(folder, keep=1).last_step
+    if done is None:
         return
     begun = load_settings(SftConfig, folder / "config.yaml")
     kept = {"seed": (config.seed, begun.seed), "env": (config.env, begun.env), "codec": (config.codec, begun.codec)}
     kept |= {"policy": (config.policy, begun.policy), "tiny": (config.tiny, begun.tiny)}
     kept["sft.scenes_per_step"] = config.sft.scenes_per_step, begun.sft.scenes_per_step
-    kept["sft.shuffle"] = config.sft.shuffle, begun.sft.shuffle
+    kept |= {"sft.shuffle": (config.sft.shuffle, begun.sft.shuffle)}
+    kept |= {"sft.max_vertices": (config.sft.max_vertices, begun.sft.max_vertices)}
+    kept |= {"sft.max_rings": (config.sft.max_rings, begun.sft.max_rings)}
+    kept |= {"sft.outline_margin": (config.sft.outline_margin, begun.sft.outline_margin)}
+    kept |= {"sft.warmup_steps": (config.sft.warmup_steps, begun.sft.warmup_steps)}
+    kept |= {"sft.stages of the steps that are done": (config.sft.done_by(done), begun.sft.done_by(done))}
     now, before = config.learner.identity, begun.learner.identity
     kept |= {f"learner.{name}": (now[name], before[name]) for name in now}
     for name, (new, old) in kept.items():

@@ -1,7 +1,8 @@
 """Settings of supervised fine-tuning; apart from the training, so that a config is checked without loading a model."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class SftStage:
 
     From the start, "nothing" would become the answer to everything.
     """
-    outline_margin: float | None = None
+    outline_margin: Annotated[float | None, at_least(0)] = None
     """Outline margin of this stage; null takes that of all stages."""
 
     def lr_at(self, step: int) -> float:
@@ -92,7 +93,7 @@ class SftSettings:
     """Vertices of an annotated outline."""
     max_rings: Annotated[int, at_least(1)] = 3
     """Rings of an annotated outline."""
-    outline_margin: float = 0.0
+    outline_margin: Annotated[float, at_least(0)] = 0.0
     """How far annotators draw outside the object, as a share of the square root of its area; 0 is an exact outline."""
     warmup_steps: Annotated[int, at_least(0)] = 50
     """Steps over which the rate rises from 0."""
@@ -114,6 +115,15 @@ class SftSettings:
                 return stage, stage.lr_at(step) * warm
             step -= stage.steps
         return self.stages[-1], self.stages[-1].lr_at(self.stages[-1].steps) * warm
+
+    def done_by(self, step: int) -> list[SftStage]:
+        """The stages that the steps before `step` belong to; how long the last of them is, is left open (0)."""
+        begun, first = list[SftStage](), 0
+        for stage in self.stages:
+            if first < step:
+                begun.append(stage)
+            first += stage.steps
+        return [*begun[:-1], replace(begun[-1], steps=0)] if begun else []
 
     def scenes_at(self, step: int, num: int, seed: int) -> list[int]:
         """Which of `num` scenes a step takes: all in turn, then again; where shuffled, in an order that follows from
@@ -157,6 +167,14 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not self.run or any(path.is_file() for path in (Path(self.run), *Path(self.run).parents)):
+            raise ValueError(
+                f"run is {self.run!r}, which cannot be a folder; give the folder of a run, such as runs/sft."
+            )
+        if not self.sft.num_steps:
+            raise ValueError(
+                "sft.stages has no step; give one stage or more, such as {name: outlines, steps: 1000, lr: 1e-5}."
+            )
         if self.sft.scenes_per_step < self.learner.ranks:
             raise ValueError(
                 f"sft.scenes_per_step is {self.sft.scenes_per_step} for learner.ranks {self.learner.ranks}, which "

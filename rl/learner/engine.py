@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -39,6 +40,8 @@ def join(place: RankPlace) -> None:
         "MASTER_PORT": str(place.port),
     }
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_folder()))
+    # Of DeepSpeed's own calls, once a step.
+    warnings.filterwarnings("ignore", r"`?torch\.distributed\..* is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 

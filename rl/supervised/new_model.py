@@ -53,10 +53,13 @@ def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, co
     signs = built.signs if isinstance(built, SignCodec) else []
     if smaller := shown_smaller(env, config.tiny):
         console.print(smaller, markup=False, soft_wrap=True)
-    begin = config.tiny.begin_from
-    begin_from = (
-        None if begin is None else Path(str(policy_plugin({"checkpoint": begin}, codec).settings["checkpoint"]))
-    )
+    begin_from = None
+    if config.tiny.begin_from is not None:
+        try:
+            named = policy_plugin({"checkpoint": config.tiny.begin_from}, codec)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(str(error).replace("policy.checkpoint", "tiny.begin_from")) from None
+        begin_from = Path(str(named.settings["checkpoint"]))
     write_untrained(folder, words, config.tiny, config.seed, signs, begin_from)
 
 

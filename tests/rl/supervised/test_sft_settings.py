@@ -30,6 +30,13 @@ def test_scenes_are_taken_in_turn_and_begin_again() -> None:
     assert [in_order.scenes_at(step, num=5, seed=0) for step in range(3)] == [[0, 1], [2, 3], [4, 0]]
 
 
+def test_of_the_steps_that_are_done_the_stages_are_told_and_the_length_of_the_last_is_open() -> None:
+    assert SETTINGS.done_by(0) == []
+    assert SETTINGS.done_by(1) == [replace(BOXES, steps=0)]
+    assert SETTINGS.done_by(2) == [replace(BOXES, steps=0)]
+    assert SETTINGS.done_by(4) == SETTINGS.done_by(9) == [BOXES, replace(OUTLINES, steps=0)]
+
+
 def test_shuffled_scenes_come_once_a_pass_in_orders_that_follow_from_seed_and_pass() -> None:
     taken = [scene for step in range(10) for scene in SETTINGS.scenes_at(step, num=5, seed=3)]
     passes = [taken[first : first + 5] for first in range(0, 20, 5)]
@@ -56,7 +63,13 @@ def test_mistakes_in_the_settings_are_refused_with_their_values(tmp_path: Path) 
         with pytest.raises(ValueError, match=r"^learner.optimizer is muon with .* set learner.optimizer to adamw"):
             SftLearner(optimizer="muon", **wrong)
     with pytest.raises(ValueError, match=r"^sft.scenes_per_step is 1 for learner.ranks 2, which leaves ranks without"):
-        SftConfig(run="x", sft=SftSettings(scenes_per_step=1), learner=SftLearner(ranks=2))
+        SftConfig(run="x", sft=SftSettings([BOXES], scenes_per_step=1), learner=SftLearner(ranks=2))
+    with pytest.raises(ValueError, match=r"^sft.outline_margin is -5; set it to 0 or more"):
+        SftSettings(outline_margin=-5)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"^run is '.*file/run', which cannot be a folder; give the folder of a run"):
+        SftConfig(run=str(tmp_path / "file" / "run"), sft=SETTINGS)
+    (tmp_path / "file").unlink()
     with pytest.raises(ValueError, match=r"^policy.dtype is bfloat16 and learner.dtype float32; set both"):
         policy = {"checkpoint": "tiny", "dtype": "bfloat16"}
         env, codec = {"name": "cutout_scenes", "num_scenes": 4}, {"name": "path_tokens"}

@@ -94,6 +94,17 @@ def test_a_run_is_not_gone_on_with_under_other_settings_or_with_other_data(tmp_p
         ValueError, match=r"^codec is .*'max_rings': 3.*, but .* began with .*'max_rings': 4.* run=NAME"
     ):
         run_sft(replace(config, codec={**config.codec, "max_rings": 3}), QUIET)
+    told = lines_of(config)
+    assert told[-2] == "nothing is left to train: 5 of 5 steps are done"
+    faster = replace(config, sft=replace(config.sft, stages=[replace(BOXES, lr=0.03), OUTLINES]))
+    with pytest.raises(ValueError, match=r"^sft.stages of the steps that are done is .*lr=0.03.* began with .*lr=0.02"):
+        run_sft(faster, QUIET)
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl" / "config.yaml").write_text("steps: 3\n")
+    with pytest.raises(
+        ValueError, match=r"^run is .*rl, which holds a run of another kind; give this training a folder"
+    ):
+        run_sft(replace(config, run=str(tmp_path / "rl")), QUIET)
     with pytest.raises(ValueError, match=r"^learner.optimizer is adamw, but .* began with muon"):
         run_sft(replace(config, learner=SftLearner(threads=1)), QUIET)
     data = tmp_path / "data.json"
