@@ -23,8 +23,9 @@ def policy_with_tower_alone(recipe: Plugin, device: torch.device) -> PolicyContr
     Weights are read in the format that they are stored in, so that those of the language model stay in their file.
     """
     dtype = str(recipe.settings.get("dtype", "float32"))
-    stored = Checkpoint(Path(recipe.settings["checkpoint"])).stored_dtype()
-    policy: Any = recipe.with_settings(dtype=stored or dtype).build()
+    if recipe.takes("dtype") and (stored := Checkpoint(Path(recipe.settings["checkpoint"])).stored_dtype()):
+        recipe = recipe.with_settings(dtype=stored)
+    policy: Any = recipe.build()
     policy.eval().requires_grad_(False)
     tower = policy.vision_tower
     kept = {id(module) for module in tower.modules()}

@@ -102,11 +102,7 @@ def attend(
     layout: of packed rows, L = P + K, which then takes the mask's place; without one this is transformers' own `sdpa`.
     `in_order` among the others: whether each token attends to those before it and itself, whatever the mask.
     """
-    if others.get("softcap") is not None or others.get("sliding_window") is not None:
-        raise ValueError(
-            f"a layer attends with softcap {others.get('softcap')} and sliding_window {others.get('sliding_window')}, "
-            "which shared prompts are not computed with."
-        )
+    _refuse_otherwise(others)
     if others.pop("in_order", False):
         return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **others)
     if layout is None:
@@ -131,6 +127,15 @@ def attend(
     )
     of_answers = of_answers.unflatten(2, (n, -1)).flatten(1, 2)
     return torch.cat([of_prompts.transpose(1, 2), _packed(of_answers, layout)], dim=1), None
+
+
+def _refuse_otherwise(others: dict[str, Any]) -> None:
+    """Raise ValueError for a layer that would be computed otherwise than it was trained; of known families none is."""
+    if others.get("softcap") is not None or others.get("sliding_window") is not None:
+        raise ValueError(
+            f"a layer attends with softcap {others.get('softcap')} and sliding_window {others.get('sliding_window')}, "
+            "which shared prompts are not computed with."
+        )
 
 
 def _apart(packed: Tensor, layout: SharedLayout) -> Tensor:

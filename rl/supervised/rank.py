@@ -167,7 +167,9 @@ class SftRank:
         self._engine.save(folder, tag)
 
     def _refuse_not_finite(self) -> None:
-        wrong = [name for name, value in self._policy.network.named_parameters() if not value.isfinite().all()]
+        # Under ZeRO-3 a parameter is empty, and ds_tensor is this rank's share of it.
+        held = {name: vars(value).get("ds_tensor", value) for name, value in self._policy.network.named_parameters()}
+        wrong = [name for name, value in held.items() if not value.isfinite().all()]
         if wrong:
             step = self._engine.steps_done
             raise FloatingPointError(

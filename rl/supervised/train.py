@@ -119,8 +119,8 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
                 _write_curve(folder, curve)
                 checkpoints.save(ranks, Position(done, done * settings.scenes_per_step, 0, *_shape(config)))
                 _write_policy(ranks, folder)
-    if first == total:
-        console.print(f"nothing is left to train: {total} of {total} steps are done")
+    if first >= total:
+        console.print(f"nothing is left to train: {first} of {total} steps are done")
         # It may have been killed between the last checkpoint and its policy.
         _write_policy(ranks, folder)
     metrics.close()

@@ -113,3 +113,10 @@ def test_prompts_of_one_length_are_attended_in_order_without_any_mask(
     dense = causal(packed.prompt_mask)[:, None]
     expected = scaled_dot_product_attention(query, *repeated, attn_mask=dense, scale=0.3).transpose(1, 2)
     torch.testing.assert_close(found[packed.prompt_mask], expected[packed.prompt_mask], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"softcap": 30.0}, {"sliding_window": 4}])
+def test_a_layer_that_caps_its_logits_or_sees_a_window_is_refused_by_its_values(wrong: dict[str, float]) -> None:
+    (name, value), nothing = wrong.copy().popitem(), torch.zeros(1, 1, 2, 4)
+    with pytest.raises(ValueError, match=rf"^a layer attends with .*{name} {value}"):
+        attend(None, nothing, nothing, nothing, None, **wrong)

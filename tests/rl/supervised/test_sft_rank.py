@@ -219,6 +219,28 @@ def test_a_step_that_is_not_finite_or_teaches_nothing_stops_and_says_which(tiny_
     )
 
 
+def refused_to_save(each: SftRankSettings, folder: Path) -> tuple[str, list[str]]:
+    """What `save` raises where a weight is infinite, and the names of what it has written by then."""
+    from rl.supervised.rank import SftRank
+
+    rank = SftRank(each, RankPlace())
+    name, parameter = next(iter(rank._policy.network.named_parameters()))
+    vars(parameter).get("ds_tensor", parameter).data.fill_(torch.inf)
+    try:
+        rank.save(folder, "learner")
+    except FloatingPointError as error:
+        return str(error).replace(name, "NAME"), [path.name for path in folder.iterdir()]
+    return "", []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_weights_that_are_not_finite_are_not_saved(tiny_untrained: Path, tmp_path: Path, stage: int) -> None:
+    message, written = apart(refused_to_save, settings(tiny_untrained, replace(LEARNER, zero_stage=stage)), tmp_path)
+    assert message.startswith("after step 0 of SFT 1 weights are not finite, NAME among them, so they are not saved")
+    assert written == []
+
+
 def losses_of(each: SftRankSettings, steps: int) -> list[float]:
     from rl.supervised.rank import SftRank
 
