@@ -68,6 +68,8 @@ class Answer:
 
     status: AnswerStatus
     instances: tuple[Instance, ...] = ()
+    bare: bool = True
+    """False where lenient reading took something off that strict reading does not take: a sentence, a fence."""
 
     @property
     def rings_px(self) -> list[Ring]:

@@ -151,7 +151,13 @@ class Codec:
             return Answer(AnswerStatus.TRUNCATED)
         if len(text) > self.max_characters:
             return Answer(AnswerStatus.OUT_OF_RANGE)
-        text = (bare_answer(text) if self.reading == "lenient" else text).strip(_SPACE)
+        if self.reading == "strict":
+            return self._read_bare(text.strip(_SPACE), height, width)
+        inner = bare_answer(text)
+        answer = self._read_bare(inner.strip(_SPACE), height, width)
+        return answer if inner == text else replace(answer, bare=_keeps_to_grammar(text.strip(_SPACE)))
+
+    def _read_bare(self, text: str, height: int, width: int) -> Answer:
         if _EMPTY.fullmatch(text):
             return Answer(AnswerStatus.EMPTY)
         draft = _scan(text)
@@ -180,6 +186,10 @@ class _Draft:
     """0, then the number of points up to the end of each ring."""
     instance_ends: list[int]
     """0, then the number of rings up to the end of each instance."""
+
+
+def _keeps_to_grammar(text: str) -> bool:
+    return _EMPTY.fullmatch(text) is not None or isinstance(_scan(text), _Draft)
 
 
 def _scan(text: str) -> _Draft | AnswerStatus:

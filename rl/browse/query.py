@@ -103,8 +103,9 @@ def _union(runs: Sequence[Path], view: str) -> str:
             parts.append(f"SELECT {_literal(f'{run}')} AS run_folder, * FROM {read}")
     if not parts:
         raise FileNotFoundError(f"{' and '.join(map(str, runs))} hold no archived {view}; give a run that made a step.")
-    if view == "rollouts":  # what rows of schema 1 do not have is null there, and can be asked for
-        parts.append("SELECT NULL::INTEGER AS max_tokens, NULL::BOOLEAN AS grammar WHERE false")
+    if view == "rollouts":  # what rows of earlier schemas do not have is null there, and can be asked for
+        later = "NULL::INTEGER AS max_tokens, NULL::BOOLEAN AS grammar, NULL::BOOLEAN AS bare"
+        parts.append(f"SELECT {later} WHERE false")
     return " UNION ALL BY NAME ".join(parts)
 
 

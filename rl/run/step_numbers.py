@@ -107,7 +107,8 @@ def _term_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def _answer_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """answer/valid and answer/status_NAME (shares), answer/tokens, answer/cut_short (share that met the length limit).
+    """answer/valid and answer/status_NAME (shares), answer/wrapped (share that only lenient reading takes),
+    answer/tokens, answer/cut_short (share that met the length limit).
 
     Means over the answers that drew, 0 where none did: answer/vertices, answer/self_crossings.
     """
@@ -123,6 +124,7 @@ def _answer_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
             "answer/vertices": float(np.mean([answer.num_vertices for answer in drawn])) if drawn else 0.0,
             "answer/self_crossings": float(np.mean(self_crossings(*flat, answer_offsets))) if drawn else 0.0,
             "answer/tokens": share * sum(len(rollout.response.tokens) for rollout in rollouts),
+            "answer/wrapped": share * sum(not rollout.answer.bare for rollout in rollouts),
             "answer/cut_short": share * sum(rollout.response.finish == "length" for rollout in rollouts),
         }
     )

@@ -35,6 +35,7 @@ _ROLLOUT_COLUMNS = {
     "max_tokens": pa.int32(),
     "grammar": pa.bool_(),
     "status": pa.string(),
+    "bare": pa.bool_(),
     "vertices_px": _FLOATS,
     "ring_offsets": _INTS,
     "instance_offsets": _INTS,
@@ -46,9 +47,9 @@ _ROLLOUT_COLUMNS = {
     "iou": pa.float64(),
     "total": pa.float64(),
 }
-_NULLABLE = {"boxes_px", "labels", "scores", "ignore", "max_tokens", "grammar"}
+_NULLABLE = {"boxes_px", "labels", "scores", "ignore", "max_tokens", "grammar", "bare"}
 
-ANSWER_COLUMNS = ("status", "vertices_px", "ring_offsets", "instance_offsets", "boxes_px", "labels", "scores")
+ANSWER_COLUMNS = ("status", "bare", "vertices_px", "ring_offsets", "instance_offsets", "boxes_px", "labels", "scores")
 """The columns that `answer_from_row` needs."""
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -138,6 +139,7 @@ def _answer_columns(answer: Answer) -> dict[str, object]:
     boxes = [instance.box_px or (None,) * 4 for instance in answer.instances]
     return {
         "status": answer.status.value,
+        "bare": answer.bare,
         "vertices_px": vertices.ravel(),
         "ring_offsets": ring_offsets.astype(np.int32),
         "instance_offsets": np.cumsum([0, *num_rings], dtype=np.int32),
@@ -169,7 +171,10 @@ def _example_row(example: Example) -> dict[str, object]:
 
 
 def answer_from_row(row: Mapping[str, Any]) -> Answer:
-    """The Answer of a row of the rollouts table, exactly as archived; the row has at least ANSWER_COLUMNS."""
+    """The Answer of a row of the rollouts table, exactly as archived; the row has at least ANSWER_COLUMNS.
+
+    Rows from before schema 3 do not say whether anything stood around the answer, and count as bare.
+    """
     vertices_px = np.asarray(row["vertices_px"], np.float64).reshape(-1, 2)
     ring_offsets = np.asarray(row["ring_offsets"], np.int64)
     num_instances = len(row["instance_offsets"]) - 1
@@ -182,7 +187,7 @@ def answer_from_row(row: Mapping[str, Any]) -> Answer:
         vertices = vertices_px[offsets[0] : offsets[-1]]
         box = None if boxes[4 * k] is None else tuple(boxes[4 * k : 4 * k + 4])
         instances.append(Instance(vertices, offsets - offsets[0], box, labels[k], scores[k]))
-    return Answer(AnswerStatus(row["status"]), tuple(instances))
+    return Answer(AnswerStatus(row["status"]), tuple(instances), bare=row["bare"] is not False)
 
 
 def truth_from_row(row: Mapping[str, Any]) -> Truth:

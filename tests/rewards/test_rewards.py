@@ -183,6 +183,16 @@ def test_format_pays_for_the_two_valid_statuses_only() -> None:
     assert paid == {AnswerStatus.OK, AnswerStatus.EMPTY}
 
 
+def test_format_pays_what_it_is_told_for_a_valid_answer_with_something_around_it() -> None:
+    earned = {
+        (status, bare): format_reward.Reward(wrapped=0.25)(compared(Answer(status, bare=bare), box(0, 0, 4, 4)))
+        for status in (AnswerStatus.EMPTY, AnswerStatus.UNPARSABLE)
+        for bare in (True, False)
+    }
+    assert list(earned.values()) == [1.0, 0.25, 0.0, 0.0]
+    assert format_reward.Reward()(compared(Answer(AnswerStatus.EMPTY, bare=False))) == 1.0
+
+
 def test_boundary_iou_in_a_small_image_compares_frames_one_pixel_wide() -> None:
     # Frames of 5 x 6 and 6 x 6 boxes that share three sides: 18 and 20 px, 14 of them common.
     comparison = compared(answer_from_rings([box(2, 2, 8, 7)]), box(2, 2, 8, 8))

@@ -40,7 +40,7 @@ def test_rows_hold_what_was_appended(tmp_path: Path) -> None:
     assert (row["run"], row["example_id"], row["prompt"]) == ("run", "asked at 0", "the square")
     assert (row["tokens"], row["logprobs"], row["text"], row["finish"]) == ([0, 1, 2], [-1, -0.5, 0], "text 1", "stop")
     assert (row["policy_version"], row["policy_checksum"], row["seed"]) == (3, "cd" * 32, 2**64 - 1)
-    assert (row["max_tokens"], row["grammar"]) == (64, True)
+    assert (row["max_tokens"], row["grammar"], row["bare"]) == (64, True, True)
     assert (row["temperature"], row["total"], row["reward_mask_iou"], row["reward_format"]) == (0.5, 0.75, 0.5, None)
     assert (row["intersection_px"], row["answer_area_px"], row["iou"]) == (9, 12, 0.5)
     assert row["vertices_px"][:2] == [2.125, 2.125]
@@ -71,6 +71,7 @@ def test_equal_runs_are_equal_files_and_a_resumed_run_too(tmp_path: Path) -> Non
     "answer",
     [
         Answer(AnswerStatus.EMPTY),
+        Answer(AnswerStatus.EMPTY, bare=False),
         Answer(AnswerStatus.TRUNCATED),
         Answer(AnswerStatus.OK, (instance_from_rings([SQUARE, SQUARE[::-1] / 3]), instance_from_rings([SQUARE + 0.1]))),
         Answer(
@@ -88,7 +89,7 @@ def test_an_answer_comes_back_exactly(tmp_path: Path, answer: Answer) -> None:
     archive.append(0, [one])
     (row,) = next(archive.rollouts(ANSWER_COLUMNS)).to_pylist()
     back = answer_from_row(row)
-    assert back.status is answer.status
+    assert (back.status, back.bare) == (answer.status, answer.bare)
     assert len(back.instances) == len(answer.instances)
     for ours, theirs in zip(back.instances, answer.instances, strict=True):
         np.testing.assert_array_equal(ours.vertices_px, theirs.vertices_px, strict=True)
@@ -130,7 +131,7 @@ def test_a_shard_names_its_versions_and_its_checksum_can_be_made_again(tmp_path:
     write_steps(tmp_path, range(1))
     with pq.ParquetFile(tmp_path / "rollouts" / "step-00000000.parquet") as file:
         notes, table = file.metadata.metadata, file.read()
-    assert notes[b"polytrace.schema_version"] == b"2"
+    assert notes[b"polytrace.schema_version"] == b"3"
     assert notes[b"polytrace.version"] == version("polytrace").encode()
     assert notes[b"polytrace.row_group_steps"] == b"0"
     assert notes[b"polytrace.raster_version"] == f"{RASTER_VERSION}".encode()
@@ -236,7 +237,7 @@ def test_another_schema_version_is_refused_with_the_version_that_wrote_it(
 ) -> None:
     archive = write_steps(tmp_path, range(1))
     monkeypatch.setattr("rollout.archive.shards.READABLE_VERSIONS", (7,))
-    told = f"has archive schema version 2, this Polytrace .* reads 7; read it with Polytrace {version('polytrace')}"
+    told = f"has archive schema version 3, this Polytrace .* reads 7; read it with Polytrace {version('polytrace')}"
     assert re.search(told, archive.verify()[0].problem)
     with pytest.raises(ValueError, match=told):
         rows_of(archive)
@@ -247,7 +248,7 @@ def test_an_archive_of_schema_1_is_read_as_if_it_were_of_today_and_a_run_goes_on
     shutil.copytree(Path(__file__).parents[1] / "archive_v1", tmp_path / "old")
     old, new = RolloutArchive(tmp_path / "old"), write_steps(tmp_path / "new", range(2))
     assert old.verify() == []
-    unknown = {"max_tokens": None, "grammar": None}
+    unknown = {"max_tokens": None, "grammar": None, "bare": None}
     assert rows_of(old) == [row | unknown for row in rows_of(new)]
     assert next(old.rollouts(["grammar", "step"])).to_pydict() == {"grammar": [None] * 4, "step": [0] * 4}
     assert next(old.rollouts(["grammar"])).to_pydict() == {"grammar": [None] * 4}

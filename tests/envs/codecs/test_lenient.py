@@ -35,6 +35,7 @@ def test_one_list_with_a_sentence_about_it_reads_as_the_list_alone(around: str, 
     assert found.status is AnswerStatus.OK
     assert [ring.tolist() for ring in found.rings_px] == [ring.tolist() for ring in bare.rings_px]
     assert (STRICT.read(text, 480, 640).status is AnswerStatus.OK) is (text.strip() == answer)
+    assert (bare.bare, found.bare) == (True, text.strip() == answer)
 
 
 def test_a_list_of_two_levels_is_one_polygon_and_one_of_boxes_or_numbers_is_none() -> None:
@@ -74,8 +75,11 @@ def test_two_answers_stray_brackets_and_long_prose_are_not_read(text: str) -> No
 @given(st.text(alphabet="[]{};,. 0123456789eE+-`</s>ab\n", max_size=80))
 def test_any_text_has_a_status_and_what_strict_reads_lenient_reads_alike(text: str) -> None:
     strict, lenient = STRICT.read(text, 100, 200), LENIENT.read(text, 100, 200)
+    assert strict.bare
     if strict.status.valid:
-        assert lenient.status is strict.status
+        assert (lenient.status, lenient.bare) == (strict.status, True)
+    elif lenient.status.valid:
+        assert not lenient.bare
         assert [ring.tolist() for ring in lenient.rings_px] == [ring.tolist() for ring in strict.rings_px]
 
 

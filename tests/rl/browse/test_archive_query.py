@@ -242,7 +242,7 @@ def test_a_list_of_runs_says_what_is_in_them(runs: list[Path], tmp_path: Path) -
         (f"{runs[1]}", 3, 12, 4),
     ]
     assert [(one.mean_iou, one.valid_share, one.schema, one.being_written) for one in found] == [
-        (0.5, 1, "2", False)
+        (0.5, 1, "3", False)
     ] * 2
     assert [one.size_bytes for one in found] == [sum(map(len, shard_bytes(run).values())) for run in runs]
 
