@@ -123,3 +123,21 @@ def refuse_no_text(text: str, what: str) -> None:
             f"{what} is {text!r}, which is no text in UTF-8: character {wrong.start() + 1} is {wrong[0]!r}, "
             "half of a surrogate pair or a single byte; write it anew."
         )
+
+
+def plain_text(value: Any) -> str:
+    """Text about a photo that nothing depends on; "" for what is none, "?" for half a character."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
+
+
+def licence_names(data: Any) -> dict[str, str]:
+    """Names of licences by the text of their id; what is not in the usual form has no name, and harms nothing."""
+    listed = data.get("licenses") if isinstance(data, dict) else None
+    given = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return {str(entry.get("id")): _licence(entry) for entry in given}
+
+
+def _licence(entry: dict[str, Any]) -> str:
+    """SPDX name of a Creative Commons licence, found by its address; else the name in the file."""
+    match = re.search(r"creativecommons\.org/licenses/([a-z-]+)/([0-9.]+)", str(entry.get("url")))
+    return f"CC-{match[1].upper()}-{match[2]}" if match else plain_text(entry.get("name")) or "unknown"

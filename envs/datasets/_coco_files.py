@@ -3,7 +3,6 @@
 What cannot be used is a mistake that names file, entry and value; what has no pixel to ask for is left out and noted.
 """
 
-import re
 import reprlib
 import unicodedata
 from collections.abc import Mapping
@@ -12,8 +11,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.datasets._coco_shapes import Shape, polygon_parts, shape_of
-from envs.reading import Reading, entries, field, refuse_no_text
+from envs.reading import Reading, entries, field, licence_names, plain_text, refuse_no_text
+from envs.shapes import Shape, polygon_parts, shape_of
 
 NO_MASK = "annotations without a mask (box alone), left out"
 NO_PIXEL = "annotations without a pixel (no pixel's centre is inside), left out"
@@ -94,7 +93,7 @@ def photo_entries(data: Any, path: str, folder: Path, reading: Reading) -> dict[
 
     They lie below `folder` and are not opened.
     """
-    licences = _licences(data)
+    licences = licence_names(data)
     return {
         photo_id: reading.tried(_photo, photo_id, where, entry, (path, folder), licences)
         for photo_id, where, entry in entries(data, "images", path, reading)
@@ -110,7 +109,7 @@ def _photo(
     if min(sides) < 0:
         raise ValueError(f"{where}: height {sides[0]} and width {sides[1]} should be pixels; correct them.")
     height, width = sides if all(sides) else (0, 0)
-    address = _plain(entry.get("flickr_url")) or _plain(entry.get("coco_url")) or file_name
+    address = plain_text(entry.get("flickr_url")) or plain_text(entry.get("coco_url")) or file_name
     source = f"{address} (annotated in {Path(path).name})"
     licence = licences.get(str(entry.get("license")), "unknown")
     return Photo(photo_id, str(_file_below(folder, file_name, where)), height, width, source, licence)
@@ -123,24 +122,6 @@ def _file_below(folder: Path, file_name: str, where: str) -> Path:
         return folder / file_name.replace("\\", "/") if "\\" in file_name and not path.is_file() else path
     except OSError as error:
         raise ValueError(f"{where}: file_name {reprlib.repr(file_name)}: {error.strerror}; correct it.") from error
-
-
-def _plain(value: Any) -> str:
-    """Text about a photo that nothing depends on; "" for what is none, "?" for half a character."""
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else ""
-
-
-def _licences(data: Any) -> dict[str, str]:
-    """Names of licences by the text of their id; what is not in the usual form has no name, and harms nothing."""
-    listed = data.get("licenses") if isinstance(data, dict) else None
-    given = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return {str(entry.get("id")): _licence(entry) for entry in given}
-
-
-def _licence(entry: dict[str, Any]) -> str:
-    """SPDX name of a Creative Commons licence, found by its address; else the name in the file."""
-    match = re.search(r"creativecommons\.org/licenses/([a-z-]+)/([0-9.]+)", str(entry.get("url")))
-    return f"CC-{match[1].upper()}-{match[2]}" if match else _plain(entry.get("name")) or "unknown"
 
 
 class RegionReader:
