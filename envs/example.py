@@ -143,15 +143,17 @@ class Example:
     prompt: Prompt
     truth: Truth
     split: str
-    """One of SPLITS."""
+    """As the data set calls it; composed scenes have those of SPLITS."""
     source: str
     """Where image and annotation came from, for people."""
     licence: str
     """Licence of the image, as a short name (SPDX where there is one)."""
+    candidates: NDArray[np.bool_] | None = None
+    """[N, H, W] masks to choose from; None for a data set without."""
 
     def question(self, image: NDArray[np.uint8]) -> Question:
         """What a policy is shown of it; image: its pixels [H, W, 3]."""
-        return Question(image, self.prompt)
+        return Question(image, self.prompt, self.candidates)
 
 
 def image_sha256(image: NDArray[np.uint8]) -> str:

@@ -194,6 +194,15 @@ class View:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         return self.padded(np.array(image, np.uint8), PADDING_GREY)
 
+    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The view [h, w] of a mask [H, W] of the image: what is under the centre of each pixel, nothing in padding."""
+        height, width = self.size(*mask.shape)
+        if (height, width) != mask.shape:
+            rows = ((np.arange(height) + 0.5) * (mask.shape[0] / height)).astype(np.int64)
+            columns = ((np.arange(width) + 0.5) * (mask.shape[1] / width)).astype(np.int64)
+            mask = mask[rows[:, None], columns]
+        return self.padded(mask, 0)
+
     def padded(self, pixels: NDArray[Any], value: int) -> NDArray[Any]:
         """Pixels [H, W, ...] with `value` on the right or below where the view is square; else as they are."""
         if not self.square:

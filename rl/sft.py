@@ -35,7 +35,7 @@ def run_sft(config: SftConfig, console: Console) -> Path:
     """
     folder = Path(config.run)
     recipe = env_plugin(config.env)
-    data = RunData.of(recipe, ("train", "validation"))
+    data = RunData.of(recipe, ("train", "validation"), config.max_left_out)
     _refuse_other_run(config, data, folder)
     policy = _checked_policy(config, recipe, folder, console)
     settings = SftRankSettings(config.learner, config.sft, policy, recipe, config.max_tokens, config.seed)

@@ -31,7 +31,7 @@ BUILT_ON = ("rewards.terms.base", "policies.families.base")  # what a plugin mus
 ROOMS = (  # of rl, from below: a room imports only from lines below its own, and verbs import each other
     ("rl.config", "rl.algorithms", "rl.pages"),
     ("rl.run",),
-    ("rl.learner", "rl.evaluation", "rl.pairs", "rl.browse"),
+    ("rl.learner", "rl.evaluation", "rl.pairs", "rl.browse", "rl.sources"),
     ("rl.refiner", "rl.lab", "rl.supervised"),
     ("rl",),
     ("rl.bench",),

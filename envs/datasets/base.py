@@ -66,6 +66,16 @@ class NamesSplits(Protocol):
 
 
 @runtime_checkable
+class TellsLost(Protocol):
+    """An Env of a data set some of whose questions cannot be asked."""
+
+    @property
+    def num_lost(self) -> int:
+        """Questions of the split that its files have and that could not be used."""
+        ...
+
+
+@runtime_checkable
 class FromFiles(Protocol):
     """An Env whose images are files, so that prepared shards may name the files and not hold their pixels."""
 

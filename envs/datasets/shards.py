@@ -6,7 +6,7 @@ gave: its masks, its image as it was shown, its place in the order; so a run on 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,19 @@ class Env:
     """
 
     split: str
-    """Any split that was prepared, under the name that it had in the original env."""
+    """Any split that was prepared, under the name that it had there or that `names` gives it."""
     folder: str
     """Folder that `polytrace data prepare CONFIG --out FOLDER` wrote."""
     images: str | None = None
     """Folder of the image files where it has moved since; null where they are where they were, or are embedded."""
+    names: dict[str, str] = field(default_factory=dict)
+    """What is prepared under another name than the config asks for, such as {validation: val, test: testA}."""
 
     def __post_init__(self) -> None:
         """Read the card and the order of the examples."""
-        self._place = Path(self.folder) / self.split
-        self._card = read_card(Path(self.folder), self.split)
+        prepared = self.names.get(self.split, self.split)
+        self._place = Path(self.folder) / prepared
+        self._card = read_card(Path(self.folder), prepared)
         self._moved = None
         if self.images is not None:
             if not Path(self.images).is_dir():
@@ -53,10 +56,11 @@ class Env:
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings alone: what is read is read again where it arrives."""
-        return {"split": self.split, "folder": self.folder, "images": self.images}
+        return {"split": self.split, "folder": self.folder, "images": self.images, "names": self.names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.split, self.folder, self.images = state["split"], state["folder"], state["images"]
+        self.names = state["names"]
         self.__post_init__()
 
     @property
@@ -69,6 +73,11 @@ class Env:
         """What the original env left out or decided."""
         return {what: list(which) for what, which in self._about["notes"].items()}
 
+    @property
+    def num_lost(self) -> int:
+        """Questions that the data set has and that could not be asked."""
+        return self._card.num_lost
+
     def phrase_words(self) -> set[str]:
         """Words of every phrase that any split of the original env can ask."""
         return set(self._about["phrase_words"])
@@ -78,8 +87,10 @@ class Env:
         return dict(json.loads((self._place / ABOUT).read_text(encoding="utf-8")))
 
     def splits(self) -> tuple[str, ...]:
-        """The splits that are prepared, as those of the original env were called."""
-        return tuple(sorted(path.parent.name for path in Path(self.folder).glob("*/split.json")))
+        """The splits that are prepared, as the config calls them."""
+        called = {prepared: asked for asked, prepared in self.names.items()}
+        found = sorted(path.parent.name for path in Path(self.folder).glob("*/split.json"))
+        return tuple(called.get(name, name) for name in found)
 
     def __len__(self) -> int:
         """Number of examples of the split."""
@@ -87,12 +98,16 @@ class Env:
 
     def __getitem__(self, index: int) -> Example:
         """The example at `index`, as the original env gave it."""
-        return example_of(self._row(index))
+        return self._called(example_of(self._row(index)))
+
+    def _called(self, example: Example) -> Example:
+        return example if example.split == self.split else replace(example, split=self.split)
 
     def scene(self, index: int) -> list[Example]:
         """Every example of the image of example `index`, in the order of the original env."""
         row = self._row(index)
-        return [example_of(each) for each in self._shards.rows(row["scene_row"], row["scene_size"], EXAMPLE_COLUMNS)]
+        found = self._shards.rows(row["scene_row"], row["scene_size"], EXAMPLE_COLUMNS)
+        return [self._called(example_of(each)) for each in found]
 
     def _row(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):

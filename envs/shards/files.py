@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from envs.plugin import did_you_mean
-from envs.shards.rows import SCHEMA_VERSION
+from envs.shards.rows import READABLE_VERSIONS, SCHEMA_VERSION
 
 CARD, ABOUT, ORDER, IMAGES = "split.json", "about.json", "order.parquet", "images.parquet"
 _OPEN_FILES, _KEPT_GROUPS = 32, 16
@@ -61,6 +61,8 @@ class Card:
     """Folder that all image files lay in; None where images are embedded."""
     provenance: dict[str, Any]
     """Name and settings of the original env, and the version of Polytrace that wrote it."""
+    num_lost: int = 0
+    """Questions that the data set has and that could not be asked; `about.json` says why."""
 
     def text(self) -> str:
         """The card as JSON."""
@@ -78,18 +80,20 @@ def read_card(folder: Path, split: str) -> Card:
     path = folder / split / CARD
     if not path.is_file():
         prepared = sorted(found.parent.name for found in folder.glob(f"*/{CARD}"))
+        other = f", or env.names={{{split}: {prepared[0]}}} asks for one that is there" if prepared else ""
         begun = (folder / split).is_dir()
         what = "was not finished; the command that began it goes on with it" if begun else "is not there"
         raise ValueError(
             f"{folder}: the split {split!r} {what}{did_you_mean(split, prepared)} Prepared: "
-            f"{', '.join(prepared) or 'none'}. `polytrace data prepare CONFIG --split {split} --out {folder}` adds it."
+            f"{', '.join(prepared) or 'none'}. `polytrace data prepare CONFIG --split {split} --out {folder}` adds it"
+            f"{other}."
         )
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         version = held["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); prepare the split anew in another folder.") from error
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise ValueError(
             f"{path}: the shards have schema version {version}, and this Polytrace reads {SCHEMA_VERSION}; prepare "
             "them anew in another folder, or read them with the version that wrote them, which `provenance` names."
@@ -182,8 +186,9 @@ class ShardRows:
         place = row - (self._ends[shard] - self._shards[shard].rows)
         file, ends = self._files.got(shard, lambda: _whole(path, lambda: _opened(path)))
         group = bisect_right(ends, place)
+        there = [name for name in columns if name in file.schema_arrow.names]  # earlier schemas have fewer
         table = self._groups.got(
-            (shard, group, columns), lambda: _whole(path, lambda: file.read_row_group(group, list(columns)))
+            (shard, group, columns), lambda: _whole(path, lambda: file.read_row_group(group, there))
         )
         return table, place - (ends[group] - table.num_rows)
 

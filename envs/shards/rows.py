@@ -4,7 +4,7 @@ Masks are COCO's run lengths in the frame of the image as it is shown, `height` 
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from envs.example import BoxPart, Example, ImageRef, MaskPart, Part, PointPart, 
 from envs.geometry.rle import mask_from_rle, rle_from_mask
 from envs.images import ShownFile, View
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a column or its meaning changes."""
+READABLE_VERSIONS = (1, 2)
+"""Versions that are read; 1 has no candidates."""
 
 _FLOATS = pa.list_(pa.float64())
 _PART = pa.struct(
@@ -31,7 +33,7 @@ _PART = pa.struct(
         pa.field("mask", pa.string()),
     ]
 )
-_NULLABLE = {"ignore", "image_file", "image_upright", "image_side", "image_square", "image_png"}
+_NULLABLE = {"ignore", "candidates", "image_file", "image_upright", "image_side", "image_square", "image_png"}
 
 SCHEMA = pa.schema(
     [
@@ -45,6 +47,7 @@ SCHEMA = pa.schema(
             "asked": pa.string(),
             "masks": pa.list_(pa.string()),
             "ignore": pa.string(),
+            "candidates": pa.list_(pa.string()),
             "image_key": pa.string(),
             "image_sha256": pa.string(),
             "height": pa.int32(),
@@ -91,6 +94,7 @@ def example_row(example: Example, scene: Scene, file: ShownFile | None, png: byt
         "asked": example.prompt.asked,
         "masks": [rle_from_mask(mask) for mask in truth.masks],
         "ignore": None if truth.ignore is None else rle_from_mask(truth.ignore),
+        "candidates": None if example.candidates is None else [rle_from_mask(mask) for mask in example.candidates],
         "image_key": example.image.key,
         "image_sha256": example.image.sha256,
         "height": example.image.height,
@@ -108,13 +112,21 @@ def example_row(example: Example, scene: Scene, file: ShownFile | None, png: byt
 def example_of(row: Mapping[str, Any]) -> Example:
     """The example of a row, which has at least EXAMPLE_COLUMNS; raises ValueError for a mask of another size."""
     height, width = row["height"], row["width"]
-    masks = np.zeros((len(row["masks"]), height, width), np.bool_)
-    for mask, counts in zip(masks, row["masks"], strict=True):
-        mask[:] = mask_from_rle(counts, height, width)
+    masks, listed = _masks(row["masks"], height, width), row.get("candidates")
+    candidates = None if listed is None else _masks(listed, height, width)
     ignore = None if row["ignore"] is None else mask_from_rle(row["ignore"], height, width)
     image = ImageRef(row["image_key"], row["image_sha256"], height, width)
     prompt = Prompt(tuple(_part_of(part, height, width) for part in row["prompt"]), row["asked"])
-    return Example(row["example_id"], image, prompt, Truth(masks, ignore), row["split"], row["source"], row["licence"])
+    truth = Truth(masks, ignore)
+    return Example(row["example_id"], image, prompt, truth, row["split"], row["source"], row["licence"], candidates)
+
+
+def _masks(runs: Sequence[str], height: int, width: int) -> NDArray[np.bool_]:
+    """[N, height, width] masks of run lengths."""
+    masks = np.zeros((len(runs), height, width), np.bool_)
+    for mask, counts in zip(masks, runs, strict=True):
+        mask[:] = mask_from_rle(counts, height, width)
+    return masks
 
 
 def _part_row(part: Part) -> dict[str, Any]:

@@ -17,29 +17,121 @@ Splits = Annotated[
 ]
 
 
+Format = Annotated[str | None, typer.Option("--format", help="Reader of the files.", show_default="found by the files")]
+Images = Annotated[str | None, typer.Option(help="Folder of the photos.", show_default="where the format has them")]
+Against = Annotated[
+    list[Path] | None,
+    typer.Option(help="Data set, as files or prepared, whose held-out photos no train split may have; several times."),
+]
+Processes = Annotated[int, typer.Option(min=1, help="Processes that open photos and fill masks.")]
+
+
 @data_app.command()
 def prepare(
-    config: Config,
+    source: Annotated[Path, typer.Argument(help="Folder or file of a data set; or a config, for the env it names.")],
     out: Annotated[Path, typer.Option(help="Folder for the shards; one that was stopped goes on there.")],
     overrides: Overrides = None,
     split: Splits = None,
     embed: Annotated[
         bool, typer.Option("--embed", help="Write images into the shards, not only where their files are.")
     ] = False,
+    format: Format = None,
+    images: Images = None,
+    name: Annotated[str | None, typer.Option(help="First part of ids.", show_default="the folder's name")] = None,
+    image_side: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of the longer side.", show_default="as photos are")
+    ] = None,
+    square: Annotated[bool, typer.Option("--square", help="Pad photos with grey to squares.")] = False,
+    against: Against = None,
+    processes: Processes = 2,
 ) -> None:
-    """Write the examples of a config's env once, as Parquet that opens at once: `env: {name: shards, folder: OUT}`.
+    """Write examples once, as Parquet that opens at once: `env: {name: shards, folder: OUT}`.
 
-    Images are referred to by file and hash; those that an env composes are always embedded (docs/data.md).
+    They come from the files of a data set, whose format is found by itself (docs/readers.md), or from a config's env.
+    Overrides are settings of the reader, or of the config. Images are referred to by file and hash; those that an env
+    composes are always embedded (docs/data.md).
     """
-    from rl.data import all_splits, data_config, prepared_table
-    from rl.data import prepare as write
+    from envs.images import View
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}, which is a file; give a folder, one that is new or that this command began.")
-    data = data_config(config, overrides or [])
+    if format is None and not _is_data(source):
+        if images or name or image_side or square or against:
+            raise ValueError(f"{source} is a config, whose env says how images are shown; set that there.")
+        _prepare_config(source, out, overrides or [], split, embed)
+        return
+    from rl.sources.leaks import HeldOut
+    from rl.sources.prepare import Preparation, chosen_splits, first_reasons, prepare_source, prepared_splits
+    from rl.sources.source import source_of
+
+    if square and image_side is None:
+        raise ValueError("--square without --image-side would leave images of different sizes; give both.")
+    found = source_of(source, format, images, overrides or [])
+    console.print(f"{found.format}: {found.what}", markup=False, highlight=False, soft_wrap=True)
+    splits, how = chosen_splits(found, split or []), Preparation(out, View(image_side, square), embed, processes, name)
+    made = prepare_source(found, splits, how, HeldOut.of(against or []), console)
+    console.print(prepared_splits(made))
+    for each, (_, findings) in made.items():
+        if reasons := first_reasons(findings):
+            console.print(f"{each}: lost {reasons}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"all of it: polytrace data check {source}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"prepared: {out}   in a config: env: {{name: shards, folder: {out}}}", markup=False, soft_wrap=True)
+
+
+def _is_data(source: Path) -> bool:
+    """Whether a path is the files of a data set, and no config."""
+    is_config = source.suffix in (".yaml", ".yml") or (source / "config.yaml").is_file()
+    return source.exists() and not is_config
+
+
+def _prepare_config(source: Path, out: Path, overrides: list[str], split: list[str] | None, embed: bool) -> None:
+    from rl.data import all_splits, data_config, prepared_table
+    from rl.data import prepare as write
+
+    config = source
+    data = data_config(config, overrides)
     cards = write(data, split or all_splits(data), out, embed, console)
     console.print(prepared_table(cards))
     console.print(f"prepared: {out}   in a config: env: {{name: shards, folder: {out}}}", markup=False, soft_wrap=True)
+
+
+@data_app.command()
+def check(
+    paths: Annotated[list[Path], typer.Argument(help="Folders or files of data sets.")],
+    split: Splits = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting of the reader, as key=value; several times.")
+    ] = None,
+    format: Format = None,
+    images: Images = None,
+    against: Against = None,
+    processes: Processes = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Read annotations only; open no photo, fill no mask.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit status 2 where anything is left out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What files of a data set are, how much they hold, and what of it cannot be used, before anything is trained.
+
+    Exit status 0: clean, 1: something was left out, 2: unusable.
+    """
+    from rl.pages.json_text import json_text
+    from rl.sources.check import check_source, report_tables
+    from rl.sources.leaks import HeldOut
+    from rl.sources.prepare import chosen_splits
+    from rl.sources.source import source_of
+
+    held_out, status, reports = HeldOut.of(against or []), 0, []
+    quiet = Console(stderr=True) if as_json else console
+    for path in paths:
+        source = source_of(path, format, images, setting or [])
+        report = check_source(source, chosen_splits(source, split or []), held_out, processes, quick, quiet)
+        status = max(status, 2 if strict and report.exit_status else report.exit_status)
+        reports.append(report.as_json())
+        for table in () if as_json else report_tables(report):
+            console.print(table)
+    if as_json:
+        print(json_text(reports, indent=2))
+    raise typer.Exit(status)
 
 
 @data_app.command()

@@ -54,6 +54,14 @@ def load_settings(schema: type[T], path: Path, overrides: Sequence[str] = ()) ->
     return cast(T, _checked(schema, cast(dict[str, Any], OmegaConf.to_container(config, resolve=False)), ""))
 
 
+def overrides_mapping(overrides: Sequence[str]) -> dict[str, Any]:
+    """What "dotted.key=value" overrides say, as a mapping of their own; raises ValueError for one of another form."""
+    config = OmegaConf.create({})
+    for override in overrides:
+        _apply(config, override)
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
 def override_of(key: str, value: Any) -> str:
     """The override that sets `key` to `value` as it is, such as a path that YAML would read as a number."""
     return f"{key}={yaml_line(_plain(value))}"

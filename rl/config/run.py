@@ -47,6 +47,8 @@ class RunConfig:
     """Checkpoints that are kept, the best policy aside."""
     refills: Annotated[int, at_least(0)] = 0
     """Most rounds in which a step asks other examples in place of groups without signal; 0 learns from fewer groups."""
+    max_left_out: Annotated[float, between(0, 1)] = 0.05
+    """Largest share of a split's questions that its data set may have lost (`polytrace data check` says why)."""
     env: dict[str, Any] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from envs.ranges import above, at_least, check_ranges, one_of
+from envs.ranges import above, at_least, between, check_ranges, one_of
 from policies.settings import TinySizes
 from rl.config.learner import TrainingSettings, refuse_patches_alone
 from rollout.settings import RaySettings
@@ -154,6 +154,8 @@ class SftConfig:
     """Key of every random number of the run."""
     max_tokens: Annotated[int, at_least(1)] = 64
     """Longest answer in evaluations, tokens."""
+    max_left_out: Annotated[float, between(0, 1)] = 0.05
+    """Largest share of a split's questions that its data set may have lost (`polytrace data check` says why)."""
     env: dict[str, Any] = field(default_factory=dict)
     codec: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)

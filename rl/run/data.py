@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from envs.datasets.base import Env
+from envs.datasets.base import Env, TellsLost
 from envs.plugin import Plugin
 from envs.reading import told
 from rollout.disk import replace_text
@@ -25,10 +25,10 @@ class RunData:
     """What was left out or taken as it need not be meant, and of each which entries, over all splits."""
 
     @classmethod
-    def of(cls, env: Plugin, splits: Iterable[str]) -> "RunData":
+    def of(cls, env: Plugin, splits: Iterable[str], max_left_out: float = 1.0) -> "RunData":
         """The data of these splits; raises what the env raises for settings and files that cannot be used.
 
-        ValueError, too, where a split has no example.
+        ValueError, too, where a split has no example, or has lost more than this share of its questions.
         """
         fingerprints: dict[str, str] = {}
         notes: dict[str, dict[str, None]] = {}  # entries of a note in order, each once
@@ -44,6 +44,8 @@ class RunData:
                 raise ValueError(
                     f"env has no example in the split {split}; change the env's settings or evaluation.final_split."
                 )
+            if isinstance(built, TellsLost):
+                _refuse_thinned(split, built.num_lost, len(built), max_left_out)
             fingerprints[split] = built.fingerprint
             for what, which in built.notes.items():
                 notes.setdefault(what, {}).update(dict.fromkeys(which))
@@ -75,3 +77,13 @@ class RunData:
                 "changed since, and answers that are archived were judged by the old ones. Restore the files of that "
                 "time, or begin anew in another folder."
             )
+
+
+def _refuse_thinned(split: str, num_lost: int, num_left: int, max_left_out: float) -> None:
+    share = num_lost / (num_lost + num_left)
+    if share > max_left_out:
+        raise ValueError(
+            f"env: {num_lost:,} of the {num_lost + num_left:,} questions of split {split} ({share:.1%}) could not be "
+            f"used when the data was prepared, and max_left_out is {max_left_out:g}; `polytrace data check` says why. "
+            f"Mend the files and prepare them anew, or set max_left_out to {share:.3f} or more."
+        )

@@ -43,8 +43,9 @@ def run_parts(config: RunConfig) -> RunParts:
     rewards = reward_parts(config.rewards, config.shaping)
     algorithm = algorithm_plugin(config.algorithm)
     policy = policy_plugin(config.policy, codec)
+    splits = ("train", "validation", config.evaluation.final_split)
     engine = engine_plugin(config)
-    data = RunData.of(env, ("train", "validation", config.evaluation.final_split))  # last, since it may take minutes
+    data = RunData.of(env, splits, config.max_left_out)  # last, since it may take minutes
     return RunParts(env, codec, policy, rewards, algorithm, engine, data, _absolute(config.refined))
 
 

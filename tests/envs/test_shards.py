@@ -106,7 +106,7 @@ def test_rows_are_read_by_anybody(scenes):
     (path,) = (scenes / "train").glob("examples-*")
     file = pq.ParquetFile(path)
     notes = file.schema_arrow.metadata
-    assert notes[b"polytrace.schema_version"] == b"1"
+    assert notes[b"polytrace.schema_version"] == b"2"
     assert json.loads(notes[b"polytrace.provenance"])["env"]["num_scenes"] == 60
     row = file.read_row_group(0).to_pylist()[0]
     assert row["prompt"][0]["kind"] == "text" and row["asked"] == "mask" and row["image_png"][:4] == b"\x89PNG"
@@ -139,7 +139,7 @@ class StopsAt:
 
 
 def test_a_preparation_that_was_stopped_goes_on_and_writes_the_same_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("rollout.example_shards._SHARD_ROWS", 20)
+    monkeypatch.setattr("rollout.shard_writer.SHARD_ROWS", 20)
     env = cutout_scenes.Env("train", num_scenes=40, absent_share=0.3)
 
     def write(folder, env, first=None):
@@ -209,8 +209,8 @@ def test_what_is_not_whole_is_refused_by_its_name(tmp_path, scenes):
     with pytest.raises(ValueError, match=r"examples-00000\.parquet is torn"):
         [shards.Env("train", str(tmp_path / "altered"))[index] for index in range(60)]
     card = copied("newer") / "train/split.json"
-    card.write_text(card.read_text().replace('"schema_version": 1', '"schema_version": 7'))
-    with pytest.raises(ValueError, match=r"version 7.*reads 1"):
+    card.write_text(card.read_text().replace('"schema_version": 2', '"schema_version": 7'))
+    with pytest.raises(ValueError, match=r"version 7.*reads 2"):
         shards.Env("train", str(tmp_path / "newer"))
 
 

@@ -1,0 +1,109 @@
+"""The files of a data set written once as example shards, split by split, and what was found wrong on the way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from envs.images import View
+from envs.plugin import did_you_mean
+from envs.readers.base import Finding, Findings
+from envs.shards.files import Card, read_card
+from envs.shards.from_photos import Shown
+from rl.pages.progress import StepProgress
+from rl.sources.leaks import HeldOut, is_held_out
+from rl.sources.source import Source
+from rollout.archive.shards import polytrace_version
+from rollout.photo_shards import PhotoWriter
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a data set is prepared."""
+
+    out: Path
+    """Folder for the shards, one folder a split."""
+    view: View
+    """How photos are shown."""
+    embed: bool = False
+    """Whether pixels are written into the shards."""
+    processes: int = 1
+    """Processes that open photos and fill masks."""
+    data_set: str | None = None
+    """First part of the examples' ids; None takes the name of the source's folder or file."""
+
+    def name_of(self, source: Source) -> str:
+        """First part of the ids of a source's examples."""
+        return self.data_set or (source.path.resolve().name if source.path.is_dir() else source.path.stem)
+
+
+def chosen_splits(source: Source, asked: Sequence[str]) -> tuple[str, ...]:
+    """The splits that were asked for, all where none was; raises ValueError for one that is not there."""
+    there = source.reader().splits()
+    for split in asked:
+        if split not in there:
+            raise ValueError(
+                f"{source.path} has no split {split!r}{did_you_mean(split, there)} There are: {', '.join(there)}."
+            )
+    return tuple(asked) or there
+
+
+def prepare_source(
+    source: Source, splits: Sequence[str], preparation: Preparation, held_out: HeldOut, console: Console
+) -> Mapping[str, tuple[Card, Findings]]:
+    """Write the splits of a source as shards; one that was stopped goes on, one that is whole is left as it is.
+
+    held_out: photos that no train split may have. Returns the card of each split and what was found wrong; a split that
+    was whole before has told that when it was made. Raises ValueError where the folder holds other data, or where a
+    split has no example that can be used.
+    """
+    made: dict[str, tuple[Card, Findings]] = {}
+    reader = source.reader()
+    provenance = {"reader": source.format, "settings": dict(source.settings), "polytrace": polytrace_version()}
+    for split in splits:
+        shown = Shown(preparation.view, preparation.name_of(source), split)
+        writer = PhotoWriter(preparation.out / split, shown, provenance, preparation.embed)
+        findings = Findings()
+        if not writer.is_whole:
+            photos = reader.photos(split, findings)
+            if not is_held_out(split):
+                photos = held_out.without(photos, findings)
+            with StepProgress(console, f"preparing {split}", None, writer.num_photos) as progress:
+                for done in writer.write(photos, findings, preparation.processes):
+                    progress.update(done)
+        card = read_card(preparation.out, split)
+        if not card.num_examples:
+            raise ValueError(f"{source.path}: split {split} has no example that can be used. {first_reasons(findings)}")
+        made[split] = card, findings
+    return made
+
+
+def share_lost(num_lost: int, num_kept: int) -> float:
+    """Share of a data set's questions that cannot be asked; 0 for one without a question."""
+    return num_lost / max(1, num_lost + num_kept)
+
+
+def by_count(found: Mapping[str, Finding]) -> list[tuple[str, Finding]]:
+    """Findings by reason, the most frequent first."""
+    return sorted(found.items(), key=lambda each: -each[1].count)
+
+
+def first_reasons(findings: Findings, most: int = 3) -> str:
+    """The most frequent reasons for which questions were lost, as a sentence; "" where none was."""
+    told = [f"{one.count:,} {reason}: {', '.join(one.which[:3])}" for reason, one in by_count(findings.lost)[:most]]
+    return "; ".join(told)
+
+
+def prepared_splits(made: Mapping[str, tuple[Card, Findings]]) -> Table:
+    """What was written of each split, and the share that was lost."""
+    table = Table("split", "examples", "lost", "shards", "MB", "images", title="Prepared examples")
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for split, (card, _) in made.items():
+        size = sum(file.num_bytes for file in (*card.shards, *card.others)) / 1e6
+        lost = f"{card.num_lost:,} ({share_lost(card.num_lost, card.num_examples):.1%})"
+        images = card.image_folder or "embedded"
+        table.add_row(split, f"{card.num_examples:,}", lost, f"{len(card.shards):,}", f"{size:,.1f}", images)
+    return table
