@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+PART_END = "::"
+"""Ends the name of a part at the beginning of an example's id, where an env asks several data sets or tasks."""
 SPLITS = ("train", "validation", "test", "held_out_names")
 ASKED = ("mask", "box", "point")
 

@@ -20,7 +20,10 @@ from rl.evaluation.scores import (
     Interval,
     SceneScore,
     StageScores,
+    by_part,
     paired_difference,
+    parts_dict,
+    parts_table,
     stage_table,
     summarise,
     summary_dict,
@@ -82,12 +85,19 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     seconds, peak_gib, num_scenes = usage.seconds, usage.peak_gib, len(answered)
     summary = summary_dict(scores, paired, num_scenes, seconds, peak_gib, _extras(config, best))
     summary["refiner"] = refiner.as_dict()
+    of_parts = {
+        name: {part: summarise(of) for part, of in by_part(stage.scores).items()} for name, stage in stages.items()
+    }
+    if of_parts["rl"]:
+        summary["parts"] = parts_dict(of_parts)
     (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n")
     facts = [("seconds", f"{seconds:.0f}"), ("peak memory", f"{peak_gib:.2f} GiB"), ("polytrace", version("polytrace"))]
     facts.append(("config", (folder / "config.yaml").read_text()))
     write_report(folder / "report.html", _report(config, parts, stages, scores, paired, facts))
     refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(run.refiner), facts)
     console.print(stage_table(scores))
+    if of_parts["rl"]:
+        console.print(parts_table(of_parts))
     for name, interval in paired.items():
         console.print(f"{PAIR_TITLES[name]}: gIoU {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
     split = config.evaluation.final_split

@@ -21,6 +21,11 @@ def env_plugin(env: Mapping[str, Any], where: str = "env") -> Plugin:
 
     where: the entry's dotted path, for errors.
     """
+    if env.get("name") == "mixture":
+        for place, part in enumerate(env.get("parts") or ()):
+            entry = {key: value for key, value in part.items() if key not in ("share", "called")}
+            if "name" in entry or "module" in entry:
+                env_plugin(entry, f"{where}.parts[{place}]")
     return plugin_from_settings("envs.datasets", "Env", env, where, ["split"])
 
 

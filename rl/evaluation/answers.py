@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from envs.datasets.base import Env
 from rl.config.run import RunConfig
-from rl.evaluation.scores import SceneScore, score_answer, score_mask
+from rl.evaluation.scores import SceneScore, by_part, score_answer, score_mask
 from rl.pages.pictures import COLOURS, overlay
 from rl.run.metrics import MetricsWriter
 from rollout.pool.pool import WorkerPool
@@ -62,7 +62,8 @@ def record_evaluation(
             "greedy/giou": giou,
             "greedy/boundary_iou": float(np.mean([score.boundary_iou for score in scores])),
             "greedy/valid": float(np.mean([score.valid for score in scores])),
-        },
+        }
+        | {f"greedy/giou_{part}": float(np.mean([one.iou for one in of])) for part, of in by_part(scores).items()},
     )
     pictures = {
         f"greedy/{k}_{group.example.prompt.text.replace(' ', '_')}": overlay(

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from envs.example import Truth
+from envs.example import PART_END, Truth
 from envs.geometry.contours import rings_from_mask
 from envs.polygons import Answer, AnswerStatus, instance_from_rings
 from rewards.score import Target, compare
@@ -168,6 +168,32 @@ def summarise(scenes: Sequence[SceneScore], seed: int = 0) -> StageScores:
         boundary_iou=_mean_interval(np.array([scene.boundary_iou for scene in scenes]), indices),
         valid=_mean_interval(np.array([float(scene.valid) for scene in scenes]), indices),
     )
+
+
+def by_part(scenes: Sequence[SceneScore]) -> dict[str, list[SceneScore]]:
+    """Scenes by the part of the env that asked them, as their ids begin; empty for an env that has no parts."""
+    parts: dict[str, list[SceneScore]] = {}
+    for scene in scenes:
+        part, end, _ = scene.example_id.rpartition(PART_END)
+        if end:
+            parts.setdefault(part, []).append(scene)
+    return dict(sorted(parts.items()))
+
+
+def parts_table(stages: Mapping[str, Mapping[str, StageScores]]) -> Table:
+    """gIoU of each part in each stage, each cell "value [low, high]"; stages: by name, the scores by part."""
+    table = Table(title="gIoU by part of the data", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("part")
+    for stage in stages:
+        table.add_column(STAGE_TITLES.get(stage, stage), justify="right", no_wrap=True)
+    for part in next(iter(stages.values()), {}):
+        table.add_row(part, *(Text(str(scores[part].giou)) for scores in stages.values()))
+    return table
+
+
+def parts_dict(stages: Mapping[str, Mapping[str, StageScores]]) -> dict[str, object]:
+    """Scores by stage and part, JSON-ready."""
+    return {stage: {part: _stage_dict(scores) for part, scores in parts.items()} for stage, parts in stages.items()}
 
 
 def paired_difference(a: Sequence[SceneScore], b: Sequence[SceneScore], seed: int = 0) -> Interval:

@@ -22,6 +22,7 @@ from rl.evaluation.scores import (
     NUM_RESAMPLES,
     Interval,
     SceneScore,
+    by_part,
     paired_difference,
     resample_indices,
     score_answer,
@@ -310,3 +311,9 @@ def test_summary_json_has_the_promised_keys_and_plain_numbers():
 def test_summary_extras_cannot_overwrite_a_promised_key():
     with pytest.raises(ValueError, match="seconds"):
         summary_dict({}, {}, 0, 0.0, 0.0, {"seconds": 1})
+
+
+def test_scores_of_a_mixture_are_told_by_part_and_those_of_one_data_set_have_none() -> None:
+    scenes = [scene("many::a", 2, 2), scene("few::b", 1, 2), scene("many::c", 0, 2)]
+    assert {part: [one.iou for one in of] for part, of in by_part(scenes).items()} == {"few": [0.5], "many": [1.0, 0.0]}
+    assert by_part([scene("alone/1", 2, 2)]) == {}
