@@ -24,7 +24,7 @@ class Family(Protocol):
     title: str
     """Name for people, such as Qwen2.5-VL."""
     coordinates: str
-    """Numbers in which its released models write places: one of COORDINATES of envs/codecs/point_text.py."""
+    """Numbers in which its released models write places: one of COORDINATES of envs/codecs/_coordinates.py."""
     template: str
     """Chat template (Jinja) for a folder that has none, or one that shows no image: a system line where it has one, and
     one question about one image."""
@@ -33,6 +33,8 @@ class Family(Protocol):
     turn_ends: tuple[str, ...]
     """Tokens by which its models end an answer, beside those that tokenizer and generation_config.json name."""
 
+    thinking_marks: tuple[str, str]
+    """What opens and what closes the reasoning that its models may write before an answer."""
     texts: tuple[str, ...]
     """model_type of the language models whose layers the policy knows: how they attend, turn and norm."""
 

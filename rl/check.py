@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from envs.codecs import point_text
+from envs.codecs._point_codec import PointCodec
 from envs.example import Prompt, Question
 from envs.plugin import Plugin
 from policies.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from rl.config.load import read_mapping, settings_from
 from rl.config.plugins import codec_plugin, policy_plugin
 from rl.config.sft import SftLearner
 from rl.run.parts import processor_of
+from rl.run.thinking import refuse_unfit_thinking, refuse_untaught_thinking, thinking_notes
 from rl.run.writable import refuse_unwritable_codec
 from rollout.settings import Sampling
 
@@ -98,7 +99,7 @@ def check(checkpoint: str, config: Path | None, overrides: Sequence[str] = ()) -
         processor = processor_of(plugin)
     except (ValueError, FileNotFoundError) as error:
         return _unusable(checkpoint, str(error))
-    problems = _problems(held, processor, plugin, codec)
+    problems = _problems(held, processor, plugin, codec, None if "sft" in values else sampling)
     parameters = _parameters(held)
     report = _report(held, processor, str(plugin.settings.get("dtype", "float32")), sampling.max_tokens)
     memory = _memory(parameters, str(plugin.settings.get("dtype", "float32")), learner)
@@ -107,11 +108,15 @@ def check(checkpoint: str, config: Path | None, overrides: Sequence[str] = ()) -
     return replace(report, parameters=parameters, memory_gib=memory, problems=problems)
 
 
-def _problems(held: Checkpoint, processor: Processor, plugin: Plugin, codec: Plugin) -> list[str]:
+def _problems(
+    held: Checkpoint, processor: Processor, plugin: Plugin, codec: Plugin, sampling: Sampling | None
+) -> list[str]:
+    """sampling: None for a supervised training, which does not sample."""
     found = []
     for look in (
         lambda: refuse_unfilled(held, processor.family),
         lambda: refuse_unwritable_codec(processor, plugin, codec),
+        lambda: refuse_untaught_thinking(processor) if sampling is None else refuse_unfit_thinking(processor, sampling),
     ):
         try:
             look()
@@ -156,7 +161,11 @@ def _report(held: Checkpoint, processor: Processor, dtype: str, max_tokens: int)
         longest_outline=longest,
         memory_gib={},
         engine_class=str((held.config.get("architectures") or ["unnamed"])[0]),
-        notes=notes_of(processor, held.dtype, dtype) + _length_notes(longest, max_tokens),
+        notes=[
+            *notes_of(processor, held.dtype, dtype),
+            *_length_notes(longest, max_tokens),
+            *thinking_notes(processor, round(per_vertex * _VERTICES), max_tokens),
+        ],
     )
 
 
@@ -174,7 +183,7 @@ def _tokens_per_vertex(processor: Processor) -> float:
 
 def _coordinates(processor: Processor) -> str:
     """Coordinates of the processor's codec; "its own" for a codec that has none of COORDINATES."""
-    return processor.codec.coordinates if isinstance(processor.codec, point_text.Codec) else "its own"
+    return processor.codec.coordinates if isinstance(processor.codec, PointCodec) else "its own"
 
 
 def _memory(parameters: dict[str, int], dtype: str, learner: TrainingSettings) -> dict[str, float]:

@@ -155,6 +155,28 @@ class AnswerCodec(Protocol):
 
 
 @runtime_checkable
+class PlaceCodec(Protocol):
+    """A codec that writes and reads boxes and points too, as answers and as parts of questions.
+
+    A place is a point [1, 2] or the corners [2, 2] of a box, upper left and lower right, (x, y) in pixels.
+    """
+
+    def encode_places(self, places: Sequence[Ring], height: int, width: int) -> str:
+        """Text of places, all points or all boxes; none is the empty answer, one may stand in a question.
+
+        ValueError beyond the codec's limits.
+        """
+        ...
+
+    def read_places(self, text: str, asked: str, height: int, width: int, truncated: bool = False) -> Answer:
+        """The answer that `text` gives where boxes (asked: "box") or points ("point") were asked for.
+
+        A status for any str, never an exception; instances as envs/codecs/_places.py says.
+        """
+        ...
+
+
+@runtime_checkable
 class SeenCodec(Protocol):
     """A codec whose numbers may depend on the policy: on what its family was trained on, and on the size it sees."""
 

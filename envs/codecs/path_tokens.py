@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 
 from envs.codecs._path_tokens_grammar import EMPTY_WORD, INSTANCE_WORD, RING_WORD, PathTokensGrammar
+from envs.codecs._places import CORNERS, answer_of_places, grid_places, places_of
 from envs.geometry import grid_rings
 from envs.polygons import Answer, AnswerStatus, Box, Instance, Ring, instance_from_rings, px_from_grid, signed_area_px
 from envs.ranges import at_least, between, check_ranges
@@ -119,6 +120,32 @@ class Codec:
         if num_rings > self.max_rings or num_vertices > self.max_vertices:
             return Answer(AnswerStatus.OUT_OF_RANGE)
         return Answer(AnswerStatus.OK, tuple(instances))
+
+    def encode_places(self, places: Sequence[Ring], height: int, width: int) -> str:
+        """Text of places px on the grid of boxes: "x y" for a point, "x0 y0 x1 y1" for a box, " ; " between them.
+
+        Raises ValueError for more than max_rings.
+        """
+        if len(places) > self.max_rings:
+            raise ValueError(f"{len(places)} places exceed the codec's max_rings {self.max_rings}; raise it.")
+        written = grid_places(places, np.full(2, self.box_bins), (height, width))
+        return f" {INSTANCE_WORD} ".join(" ".join(map(str, place.ravel().tolist())) for place in written) or EMPTY_WORD
+
+    def read_places(self, text: str, asked: str, height: int, width: int, truncated: bool = False) -> Answer:
+        """The boxes or points that `text` says; any str reads as some status, none raises."""
+        if truncated:
+            return Answer(AnswerStatus.TRUNCATED)
+        words = text.split()
+        if words == [EMPTY_WORD]:
+            return Answer(AnswerStatus.EMPTY)
+        parts, corners = [_numbers(part) for part in _split(words, INSTANCE_WORD)], CORNERS[asked]
+        if any(part is None or len(part) != 2 * corners for part in parts):
+            return Answer(AnswerStatus.UNPARSABLE)
+        numbers = np.array(parts, np.int64).reshape(-1, 2)
+        if numbers.max() > self.box_bins or len(parts) > self.max_rings:
+            return Answer(AnswerStatus.OUT_OF_RANGE)
+        extent_px = (0.0, 0.0, float(width), float(height))
+        return answer_of_places(places_of(px_from_grid(numbers, self.box_bins, extent_px), corners))
 
     def _read_instance(self, words: list[str], height: int, width: int) -> Instance | AnswerStatus:
         ring_words = _split(words[4:], RING_WORD)

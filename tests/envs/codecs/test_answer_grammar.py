@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.codecs import path_tokens, point_text
+from envs.codecs import json_objects, path_tokens, point_text
 from envs.codecs._numerals import Bounds, UnitNumerals, WholeNumerals
 from envs.codecs._open_ring import OpenRing
 from envs.codecs.base import AnswerGrammar, State
@@ -24,6 +24,11 @@ CODECS = {
     "point text, 4 vertices": point_text.Codec(decimals=1, max_vertices=4),
     "point text of thousandths": point_text.Codec(coordinates="thousandths", max_rings=3, max_vertices=9),
     "point text of 90 characters": point_text.Codec(decimals=2, max_characters=90),
+    "json objects": json_objects.Codec(),
+    "json objects of tenths with boxes": json_objects.Codec(decimals=1, max_rings=2, max_vertices=7, boxes=True),
+    "json objects, 4 vertices": json_objects.Codec(decimals=1, max_vertices=4, outline_key="2.0"),
+    "json objects of thousandths": json_objects.Codec(coordinates="thousandths", max_rings=3, max_vertices=9),
+    "json objects of 120 characters": json_objects.Codec(decimals=2, max_characters=120, boxes=True),
 }
 
 
