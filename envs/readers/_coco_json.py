@@ -28,8 +28,19 @@ NOT_READ = "annotations that cannot be read"
 NO_PHOTO = "annotations of an image that is not in the file"
 REPEATED = "entries whose id was there before"
 SHORT_PART = "annotations with polygon parts of fewer than three points, those parts left out"
+_REASONS = {
+    "RLE size": f"{NOT_READ}: run lengths of another size than the image",
+    "polygon part": f"{NOT_READ}: polygon parts that are no x, y, x, y, ... in pixels",
+    "RLE counts": f"{NOT_READ}: run lengths that are none",
+    "neither polygons nor RLE": f"{NOT_READ}: neither polygons nor run lengths",
+}
+"""By what an error of `shape_of` says, the reason for which an annotation is left out."""
 _BIG = 256 << 20
 """Bytes from which on a file that is not strict JSON is refused: Python's own reader would take all memory."""
+
+
+_LONGEST = 1 << 20
+"""Pixels of a side from which on it is a mistake."""
 
 
 class _File(msgspec.Struct):
@@ -89,9 +100,16 @@ def file_bytes(path: Path) -> Any:
         if not head:
             return b""
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
-            return path.read_bytes().decode(json.detect_encoding(head)).lstrip("\ufeff").encode()
+            return _as_utf8(path, json.detect_encoding(head))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return memoryview(mapped)[3:] if head.startswith(codecs.BOM_UTF8) else mapped
+
+
+def _as_utf8(path: Path, encoding: str) -> bytes:
+    try:
+        return path.read_bytes().decode(encoding).lstrip("\ufeff").encode()
+    except UnicodeError as error:
+        raise ValueError(f"{path} is cut off or no text in {encoding} ({error}); export it again.") from error
 
 
 class CocoJson:
@@ -111,7 +129,7 @@ class CocoJson:
         self.images: dict[str, Mapping[str, Any]] = {}
         """Entries of `images` by id, in the order of the file."""
         for raw in data.images:
-            entry = _parsed(raw)
+            entry = _parsed_or_none(raw)
             image_id = id_text(entry.get("id")) if isinstance(entry, dict) else ""
             if image_id and image_id not in self.images:
                 self.images[image_id] = entry
@@ -127,7 +145,7 @@ class CocoJson:
         for place, raw in enumerate(self._annotations):
             try:
                 head = _HEAD.decode(raw) if isinstance(raw, msgspec.Raw) else msgspec.convert(raw, _Head)
-            except msgspec.ValidationError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 head = _Head()
             ann_id, image_id = id_text(head.id), id_text(head.image_id)
             self._ids.append(ann_id)
@@ -156,13 +174,15 @@ class CocoJson:
         return ann_id in self._places
 
     def entry(self, ann_id: str) -> Mapping[str, Any]:
-        """All that the file says of an annotation that is there."""
-        found: Mapping[str, Any] = _parsed(self._annotations[self._places[ann_id]])
-        return found
+        """All that the file says of an annotation that is there; {} where it cannot be read."""
+        found = _parsed_or_none(self._annotations[self._places[ann_id]])
+        return found if isinstance(found, dict) else {}
 
     def annotation(self, ann_id: str) -> CocoAnnotation | str:
         """An annotation that is there; or, where it cannot be used, why, in words to count by."""
-        entry = self.entry(ann_id)
+        entry = _parsed_or_none(self._annotations[self._places[ann_id]])
+        if not isinstance(entry, dict):
+            return NOT_READ
         image_id = id_text(entry.get("image_id"))
         height, width = sides(self.images[image_id])
         segmentation = entry.get("segmentation")
@@ -173,7 +193,7 @@ class CocoJson:
         try:
             shape = shape_of(segmentation, height, width, f"{self.path}: annotation {ann_id}")
         except ValueError as error:
-            return f"{NOT_READ} ({_without_place(error)})"
+            return _reason(error)
         if any(len(part) < 3 if _has_points(part) else len(part) < 6 for part in _lists(segmentation)):
             self._findings.note(SHORT_PART, ann_id)
         if not shape.holds_a_pixel(height, width):
@@ -212,7 +232,8 @@ class CocoJson:
 def sides(entry: Mapping[str, Any]) -> tuple[int, int]:
     """(height, width) that an image was annotated at; (0, 0) where the entry does not say."""
     found = [entry.get(side) for side in ("height", "width")]
-    whole = [int(side) for side in found if isinstance(side, int | float) and not isinstance(side, bool) and side >= 1]
+    numbers = [side for side in found if isinstance(side, int | float) and not isinstance(side, bool)]
+    whole = [int(side) for side in numbers if 1 <= side < _LONGEST]
     return (whole[0], whole[1]) if len(whole) == 2 else (0, 0)
 
 
@@ -243,11 +264,21 @@ def _parsed(raw: Any) -> Any:
     return msgspec.json.decode(raw) if isinstance(raw, msgspec.Raw) else raw
 
 
-def _without_place(error: ValueError) -> str:
-    """What is wrong, of an error that names the place first; long values are cut."""
-    said = str(error).split(": ", 2)[-1]
-    kind = said.split(" is ", 1)[-1] if said.startswith(("polygon part", "RLE")) else said
-    return kind.split("; ", 1)[0][:120]
+def _parsed_or_none(raw: Any) -> Any:
+    """An entry; None for one with bytes or numbers that JSON does not have."""
+    try:
+        return _parsed(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _reason(error: ValueError) -> str:
+    """What is wrong with a segmentation, in words to count by, of an error of `shape_of`."""
+    said = str(error)
+    for kind, reason in _REASONS.items():
+        if kind in said:
+            return reason
+    return NOT_READ
 
 
 def _lists(segmentation: Any) -> list[list[Any]]:

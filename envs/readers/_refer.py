@@ -1,16 +1,15 @@
 """References to annotations, as the RefCOCO family has them: pickles read without running anything, and their joins."""
 
-import pickle
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from envs.readers._coco_json import CocoAnnotation, CocoJson, file_bytes, id_text
+from envs.readers._coco_json import CocoAnnotation, CocoJson, id_text
 from envs.readers._image_files import ImageFiles
+from envs.readers._loose_json import json_of
+from envs.readers._plain_pickle import plain_pickle
 from envs.readers.base import AnnotatedPhoto, Findings, Reference
 from envs.reading import plain_text
 
@@ -19,13 +18,9 @@ NO_ANNOTATION = "questions about an annotation that is not in the file"
 UNUSABLE = "questions about an annotation that cannot be used"
 CROWD_TARGET = "questions about a crowd region, kept with its mask"
 OTHER_IMAGE = "questions about an annotation of another image"
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Lists, mappings, text and numbers; a pickle that asks for any class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise ValueError(f"it asks for {module}.{name}, and only lists, mappings, text and numbers are read")
+NO_TARGET_NAMED = "references that name no annotation and do not say that nothing is meant"
+CONTRADICTION = "references that say that nothing is meant and name annotations"
+REPEATED_REFERENCE = "references whose id was there before, told apart by their place in the file"
 
 
 def read_references(path: Path) -> list[Mapping[str, Any]]:
@@ -34,30 +29,10 @@ def read_references(path: Path) -> list[Mapping[str, Any]]:
     A pickle is read without running anything of it. Raises FileNotFoundError where there is no file, ValueError where
     it asks for a class, or holds something else.
     """
-    if path.suffix == ".json":
-        data = file_bytes(path)
-        try:
-            found = msgspec.json.decode(data)
-        except msgspec.DecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}); export it again.") from error
-    else:
-        found = _unpickled(path)
+    found = json_of(path) if path.suffix == ".json" else plain_pickle(path)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{path} holds no list of references, but {reprlib.repr(found)}; give a refs(*) file.")
     return found
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return _PlainUnpickler(file).load()
-    except FileNotFoundError:
-        raise
-    except (pickle.UnpicklingError, ValueError, EOFError, IndexError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
-            f"{path} is refused ({error}): a pickle can run anything, so this one is not trusted. Convert it to JSON "
-            "where you trust it."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -77,29 +52,44 @@ class Referred:
     ann_ids: tuple[str, ...]
     """() where nothing in the image is meant."""
     sentences: tuple[Sentence, ...]
+    place: int
+    """Where it stands among the entries."""
 
     def question_ids(self) -> list[str]:
         """Ids of its questions, one a sentence."""
         return [f"{self.id}/{sentence.id}" for sentence in self.sentences]
 
 
-def referred(entries: Iterable[Mapping[str, Any]], text_key: str, findings: Findings) -> Iterator[Referred]:
-    """References of entries in the form of `refs(*).p` or `grefs(*).json`; those without a sentence are told.
+def referred(
+    entries: Iterable[Mapping[str, Any]],
+    text_key: str,
+    findings: Findings,
+    asked: Callable[[Mapping[str, Any]], bool] = lambda entry: True,
+) -> Iterator[Referred]:
+    """References of entries in the form of `refs(*).p` or `grefs(*).json`; those that cannot be asked are told.
 
-    text_key: "sent" (cleaned, lower case) or "raw" (as it was typed); the other one where it is missing.
+    text_key: "sent" (cleaned, lower case) or "raw" (as it was typed); the other one where it is missing. asked: which
+    entries to give; ids depend on the file alone.
     """
+    seen = set()
     for place, entry in enumerate(entries):
         ref_id = id_text(entry.get("ref_id")) or f"entry {place}"
+        again = ref_id in seen
+        seen.add(ref_id)
+        if not asked(entry):
+            continue
+        if again:
+            findings.note(REPEATED_REFERENCE, ref_id)
+            ref_id = f"{ref_id} at {place}"
         sentences = tuple(_sentences(entry, ref_id, text_key))
+        ann_ids = _ann_ids(entry)
         if not sentences:
             findings.lose(NO_SENTENCE, ref_id)
-            continue
-        yield Referred(
-            ref_id,
-            id_text(entry.get("image_id")),
-            _ann_ids(entry),
-            sentences,
-        )
+        elif isinstance(ann_ids, str):
+            for sentence in sentences:
+                findings.lose(ann_ids, f"{ref_id}/{sentence.id}")
+        else:
+            yield Referred(ref_id, id_text(entry.get("image_id")), ann_ids, sentences, place)
 
 
 def split_of(entry: Mapping[str, Any]) -> str:
@@ -107,21 +97,33 @@ def split_of(entry: Mapping[str, Any]) -> str:
     return plain_text(entry.get("split")) or "train"
 
 
-def _ann_ids(entry: Mapping[str, Any]) -> tuple[str, ...]:
+def _ann_ids(entry: Mapping[str, Any]) -> tuple[str, ...] | str:
+    """Ids of the annotations that are meant, () for none; or why they are not known."""
     named = entry.get("ann_id", entry.get("ann_ids"))
     listed: Sequence[Any] = named if isinstance(named, list) else [named]
     ids = tuple(id_text(value) for value in listed if value is not None)
-    return () if entry.get("no_target") is True or ids in (("-1",), ()) else ids
+    names_none = ids == ("-1",) or named == []
+    if entry.get("no_target") in (True, 1):
+        return () if names_none or not ids else CONTRADICTION
+    return () if names_none else ids or NO_TARGET_NAMED
 
 
 def _sentences(entry: Mapping[str, Any], ref_id: str, text_key: str) -> Iterator[Sentence]:
     listed = entry.get("sentences")
+    sent_ids = entry.get("sent_ids")
+    seen = set()
     for place, sentence in enumerate(listed if isinstance(listed, list) else []):
         said = sentence if isinstance(sentence, dict) else {"sent": sentence}
         other = "raw" if text_key == "sent" else "sent"
         text = plain_text(said.get(text_key)).strip() or plain_text(said.get(other)).strip()
+        sent_id = id_text(said.get("sent_id")) or _at(sent_ids, place) or f"{place}"
         if text:
-            yield Sentence(id_text(said.get("sent_id")) or f"{place}", text)
+            yield Sentence(f"{sent_id} at {place}" if sent_id in seen else sent_id, text)
+        seen.add(sent_id)
+
+
+def _at(ids: Any, place: int) -> str:
+    return id_text(ids[place]) if isinstance(ids, list) and place < len(ids) else ""
 
 
 def in_split(split: str, asked: str) -> bool:
