@@ -23,7 +23,7 @@ class SplitWriter:
         """
         self._env = env
         self._files = env if isinstance(env, FromFiles) and not embed else None
-        embedded = embed or not isinstance(env, FromFiles)
+        embedded = embed or not _has_files(env)
         self._shards = ShardWriter(folder, {**provenance, "embedded": embedded}, env.fingerprint)
 
     @property
@@ -49,7 +49,7 @@ class SplitWriter:
 
     def _add_scene(self, scene: list[Example], asked: Example) -> None:
         place = Scene(self._shards.num_rows, len(scene))
-        png = None if self._files else png_of(self._env.image(asked.image))
+        png = None if self._file_of(asked.image) else png_of(self._env.image(asked.image))
         for example in scene or [asked]:
             self._add_row(example, place, png)
             png = None
@@ -64,3 +64,8 @@ class SplitWriter:
         """Write what is left and, last, the card; every example must have been added."""
         env = self._env
         return self._shards.finish(About(env.fingerprint, env.notes, env.phrase_words()))
+
+
+def _has_files(env: Env) -> bool:
+    """Whether the first image of an Env is a file."""
+    return isinstance(env, FromFiles) and len(env) > 0 and env.image_file(env[0].image) is not None

@@ -76,9 +76,22 @@ class TellsLost(Protocol):
 
 
 @runtime_checkable
+class AsksForms(Protocol):
+    """An Env that may ask for boxes or points, and says so; any other asks for masks alone."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What may be asked for, of ASKED of envs/example.py."""
+        ...
+
+
+@runtime_checkable
 class FromFiles(Protocol):
     """An Env whose images are files, so that prepared shards may name the files and not hold their pixels."""
 
-    def image_file(self, ref: ImageRef) -> ShownFile:
-        """The file behind an image of this Env, and how it is shown; ValueError for an image that it does not have."""
+    def image_file(self, ref: ImageRef) -> ShownFile | None:
+        """The file behind an image of this Env, and how it is shown; None for one whose pixels it holds or composes.
+
+        Raises ValueError for an image that it does not have.
+        """
         ...

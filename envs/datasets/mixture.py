@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.datasets.base import AsksForms, FromFiles, NamesSplits, TellsLost
 from envs.datasets.base import Env as AnyEnv
-from envs.datasets.base import FromFiles, NamesSplits, TellsLost
 from envs.example import PART_END, Example, ImageRef
 from envs.images import ShownFile
 from envs.plugin import Plugin
@@ -85,6 +85,12 @@ class Env:
         """Name of the part that the example at `index` comes from."""
         return self.part_names[self._part_at[index]]
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What any part may ask for."""
+        forms = [env.asked if isinstance(env, AsksForms) else ("mask",) for env in self._envs]
+        return tuple(dict.fromkeys(form for of in forms for form in of))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the parts' fingerprints, names and shares."""
@@ -137,12 +143,10 @@ class Env:
         env, own = self._own(ref)
         return env.image(own)
 
-    def image_file(self, ref: ImageRef) -> ShownFile:
-        """The file behind an image; ValueError where its part composes images."""
+    def image_file(self, ref: ImageRef) -> ShownFile | None:
+        """The file behind an image; None where its part holds or composes its images."""
         env, own = self._own(ref)
-        if not isinstance(env, FromFiles):
-            raise ValueError(f"{ref.key} is no file: the part composes its images; prepare with --embed.")
-        return env.image_file(own)
+        return env.image_file(own) if isinstance(env, FromFiles) else None
 
     def _named(self, part: int, example: Example) -> Example:
         name = self.part_names[part]

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.example import Example, ImageRef, image_sha256
+from envs.images import ShownFile
 from envs.shards.files import ABOUT, IMAGES, ORDER, ShardRows, key_hashes, read_card, read_columns
-from envs.shards.rows import EXAMPLE_COLUMNS, IMAGE_COLUMNS, example_of, pixels_of
+from envs.shards.rows import EXAMPLE_COLUMNS, IMAGE_COLUMNS, example_of, file_of, pixels_of
 
 
 @dataclass
@@ -134,6 +135,13 @@ class Env:
                 f"prepared with {ref.sha256[:12]}...; restore the file, or prepare the data anew in another folder."
             )
         return pixels
+
+    def image_file(self, ref: ImageRef) -> ShownFile | None:
+        """The file behind an image, where it is now; None where its pixels are embedded.
+
+        Raises ValueError where no example is about it.
+        """
+        return file_of(self._image_row(ref.key), self._moved)
 
     def _image_row(self, key: str) -> dict[str, Any]:
         hashes, rows = self._images

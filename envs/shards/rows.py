@@ -90,7 +90,7 @@ def example_row(example: Example, scene: Scene, file: ShownFile | None, png: byt
         "split": example.split,
         "source": example.source,
         "licence": example.licence,
-        "prompt": [_part_row(part) for part in example.prompt.parts],
+        "prompt": prompt_rows(example.prompt),
         "asked": example.prompt.asked,
         "masks": [rle_from_mask(mask) for mask in truth.masks],
         "ignore": None if truth.ignore is None else rle_from_mask(truth.ignore),
@@ -116,7 +116,7 @@ def example_of(row: Mapping[str, Any]) -> Example:
     candidates = None if listed is None else _masks(listed, height, width)
     ignore = None if row["ignore"] is None else mask_from_rle(row["ignore"], height, width)
     image = ImageRef(row["image_key"], row["image_sha256"], height, width)
-    prompt = Prompt(tuple(_part_of(part, height, width) for part in row["prompt"]), row["asked"])
+    prompt = prompt_of(row["prompt"], row["asked"], height, width)
     truth = Truth(masks, ignore)
     return Example(row["example_id"], image, prompt, truth, row["split"], row["source"], row["licence"], candidates)
 
@@ -127,6 +127,16 @@ def _masks(runs: Sequence[str], height: int, width: int) -> NDArray[np.bool_]:
     for mask, counts in zip(masks, runs, strict=True):
         mask[:] = mask_from_rle(counts, height, width)
     return masks
+
+
+def prompt_rows(prompt: Prompt) -> list[dict[str, Any]]:
+    """The parts of a prompt in order, in terms of JSON."""
+    return [_part_row(part) for part in prompt.parts]
+
+
+def prompt_of(rows: Sequence[Mapping[str, Any]], asked: str, height: int, width: int) -> Prompt:
+    """The prompt of such parts about a height x width image; ValueError for a part of an unknown kind."""
+    return Prompt(tuple(_part_of(row, height, width) for row in rows), asked)
 
 
 def _part_row(part: Part) -> dict[str, Any]:
@@ -166,9 +176,15 @@ def pixels_of(row: Mapping[str, Any], moved: tuple[str, str] | None) -> NDArray[
 
     moved: folder that the files lay in, and the one that they lie in now. Raises as `read_image`.
     """
+    file = file_of(row, moved)
+    return np.array(Image.open(io.BytesIO(row["image_png"])), np.uint8) if file is None else file.pixels()
+
+
+def file_of(row: Mapping[str, Any], moved: tuple[str, str] | None) -> ShownFile | None:
+    """The file of a row's image, and how it is shown; None where its pixels are embedded. Arguments: see pixels_of."""
     if row["image_file"] is None:
-        return np.array(Image.open(io.BytesIO(row["image_png"])), np.uint8)
+        return None
     path = Path(row["image_file"])
     if moved is not None:
         path = Path(moved[1]) / path.relative_to(moved[0])
-    return ShownFile(path, row["image_upright"], View(row["image_side"], row["image_square"])).pixels()
+    return ShownFile(path, row["image_upright"], View(row["image_side"], row["image_square"]))

@@ -1,12 +1,16 @@
 """`polytrace data`: look at the data of a config, and prepare it once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from rl.cli.options import AsJson, Config, Overrides
+from rl.cli.options import AsJson, Config, Overrides, RunFolders
+
+if TYPE_CHECKING:
+    from rl.sources.difficulty import Choice, Thresholds
+    from rl.sources.select import RunEnv
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at the data of a config, and prepare it once.")
 console = Console(emoji=False)
@@ -53,8 +57,7 @@ def prepare(
     """
     from envs.images import View
 
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out is {out}, which is a file; give a folder, one that is new or that this command began.")
+    _refuse_file(out)
     if format is None and not _is_data(source):
         if images or name or image_side or square or against:
             raise ValueError(f"{source} is a config, whose env says how images are shown; set that there.")
@@ -134,6 +137,105 @@ def check(
     raise typer.Exit(status)
 
 
+Unreadable = Annotated[
+    float | None, typer.Option(help="Largest share of unreadable answers, 0 to 1.", show_default="any")
+]
+Limit = Annotated[int | None, typer.Option(help="Most examples, those of the widest spread.", show_default="all")]
+Seed = Annotated[int | None, typer.Option(help="Draw those of --limit by it.", show_default="the widest spread")]
+Steps = Annotated[str | None, typer.Option(help="Answers of these steps: 10..20, 10.. or ..20.", show_default="all")]
+EverySplit = Annotated[bool, typer.Option("--all-splits", help="Write the env's other splits too, as they are.")]
+
+
+@data_app.command()
+def select(
+    runs: RunFolders,
+    out: Annotated[Path, typer.Option(help="Folder for the shards; one that was stopped goes on there.")],
+    by: Annotated[str, typer.Option(help="Number of an answer: iou, total, or reward_NAME.")] = "iou",
+    min_mean: Annotated[float, typer.Option(help="Least mean over the answers; below it is too hard.")] = 0.1,
+    max_mean: Annotated[float, typer.Option(help="Largest mean; above it is too easy.")] = 0.9,
+    min_spread: Annotated[float, typer.Option(help="Least standard deviation over the answers.")] = 0.02,
+    min_best: Annotated[float | None, typer.Option(help="Least of the best answer.", show_default="any")] = None,
+    max_unreadable: Unreadable = None,
+    min_answers: Annotated[int, typer.Option(help="Fewest answers.")] = 2,
+    limit: Limit = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    embed: Annotated[bool, typer.Option("--embed", help="Write images into the shards.")] = False,
+    every_split: EverySplit = False,
+    page: Annotated[Path | None, typer.Option(help="Page (.html) of what is kept and dropped.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the examples that sampled answers say can teach: neither always right nor never, and not all alike.
+
+    Reads the archives of one or several runs of the same data (`polytrace sample` fills one without learning) and
+    writes the kept examples as the split train of shards: `env: {name: shards, folder: OUT}` (docs/data.md).
+    """
+    from rl.sources.difficulty import Thresholds
+
+    asked = Thresholds(by, min_mean, max_mean, min_spread, min_best, max_unreadable, min_answers, limit, seed)
+    _refuse_file(out)
+    _refuse_no_page(page, "--page")
+    from rl.pages.json_text import json_text
+    from rl.run.folder import archived_runs
+    from rl.sources.select import chosen_env, funnel_table, provenance, write_selection
+
+    found, quiet = archived_runs(runs), Console(stderr=True) if as_json else console
+    data, choice = _choice(found, asked, steps, page, quiet)
+    if not as_json:
+        console.print(funnel_table(choice))
+    come_from = provenance(data, choice, found, steps)
+    card = write_selection(chosen_env(data, choice, found, quiet), out, come_from, embed, quiet)
+    if every_split:
+        _prepare_other_splits(found[0], out, embed, quiet)
+    if as_json:
+        told = {**come_from, "quantiles": choice.quantiles(), "kept": card.num_examples, "out": f"{out}"}
+        print(json_text(told, indent=2))
+    quiet.print(f"selected: {out}   in a config: env: {{name: shards, folder: {out}}}", markup=False, soft_wrap=True)
+
+
+def _choice(
+    runs: list[Path], asked: "Thresholds", steps: str | None, page: Path | None, quiet: Console
+) -> "tuple[RunEnv, Choice]":
+    """The data that runs have asked, and which of it is kept; the page of it where one is asked for."""
+    from rl.sources.difficulty import choose, difficulties, steps_range
+    from rl.sources.select import run_env
+    from rl.sources.select_page import write_selection_page
+
+    wanted = None if steps is None else steps_range(steps)
+    data = run_env(runs)
+    choice = choose(difficulties(runs, asked.by, wanted, quiet), asked)
+    if page is not None:
+        write_selection_page(page, choice, data.env, runs, wanted, quiet)
+        quiet.print(f"page: {page}", markup=False, soft_wrap=True)
+    return data, choice
+
+
+def _refuse_file(out: Path) -> None:
+    """Raise ValueError where the folder that shards go to is a file."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, which is a file; give a folder, one that is new or that this command began.")
+
+
+def _prepare_other_splits(run: Path, out: Path, embed: bool, quiet: Console) -> None:
+    """Write every split of a run's env but train, as it is."""
+    from rl.data import all_splits, data_config, prepared_table
+    from rl.data import prepare as write
+
+    data = data_config(run / "config.yaml", [])
+    others = [split for split in all_splits(data) if split != "train"]
+    quiet.print(prepared_table(write(data, others, out, embed, quiet)))
+
+
+def _refuse_no_page(page: Path | None, option: str) -> None:
+    """Raise ValueError for what is no name of a page, or cannot be written."""
+    from rollout.disk import refuse_unwritable
+
+    if page is not None and page.suffix != ".html":
+        raise ValueError(f"{page} does not end in .html; give {option} the name of a page.")
+    if page is not None:
+        refuse_unwritable(page)
+
+
 @data_app.command()
 def show(
     config: Config,
@@ -155,14 +257,10 @@ def show(
     from rl.data import as_json as numbers_of
     from rl.data import data_config, look_at, summary_of, summary_table, write_data_page
     from rl.pages.json_text import json_text
-    from rollout.disk import refuse_unwritable
 
     if limit < 1 or pictures < 0 or seed < 0:
         raise ValueError(f"limit is {limit}, pictures {pictures}, seed {seed}; set limit to 1 or more, others to 0.")
-    if out is not None and out.suffix != ".html":
-        raise ValueError(f"{out} does not end in .html; give --out the name of a page.")
-    if out is not None:
-        refuse_unwritable(out)
+    _refuse_no_page(out, "--out")
     data = data_config(config, overrides or [])
     quiet = Console(stderr=True) if as_json else console
     found = {name: look_at(data, name, limit, seed, quiet) for name in split or data.splits}

@@ -1,4 +1,4 @@
-"""Line charts of what was logged: curves placed in SVG units, which rl/pages/templates/page_parts.j2 draws."""
+"""Charts placed in SVG units, curves of what was logged and dots; rl/pages/templates/page_parts.j2 draws them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -85,11 +85,10 @@ def line_chart(
         )
         for name, curve in drawn.items()
     )
-    digits = max(0, -math.floor(math.log10(y_ticks[1] - y_ticks[0]) + 1e-9))
     return LineChart(
         *(width, height, left, right, top, bottom),
         x_ticks=tuple(Tick(place_x(x), f"{x:.0f}") for x in x_ticks),
-        y_ticks=tuple(Tick(place_y(y), f"{y:.{digits}f}") for y in y_ticks),
+        y_ticks=tuple(Tick(place_y(y), f"{y:.{_digits(y_ticks)}f}") for y in y_ticks),
         curves=curves,
     )
 
@@ -117,3 +116,64 @@ def chart(
     names: name in the legend -> name in the file. Curves that the run did not write are left out.
     """
     return Chart(title, y_label, {shown: curves[name] for shown, name in names.items() if name in curves})
+
+
+@dataclass(frozen=True)
+class PlacedDots:
+    """Named dots, and lines across the plot area, in the frame of a chart."""
+
+    frame: LineChart
+    """Axes and dots; a curve of it is the dots of one name, and its last value their number."""
+    x_lines: tuple[float, ...]
+    """Places of the upright lines."""
+    y_lines: tuple[float, ...]
+    """Places of the level lines."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Dots by two numbers; both axes hold 0, and that of x at least 0 to 1."""
+
+    title: str
+    x_label: str
+    y_label: str
+    dots: Mapping[str, Sequence[tuple[float, float, str]]]
+    """By name in the legend: x, y, and what the dot says; drawn in this order."""
+    x_lines: tuple[float, ...] = ()
+    """Values of x that lines mark; those outside of the axis are left out."""
+    y_lines: tuple[float, ...] = ()
+    """Values of y that lines mark."""
+
+    def placed(self, width: float = 760, height: float = 380) -> PlacedDots:
+        """The dots in a frame of width x height SVG units."""
+        all_dots = [dot for dots in self.dots.values() for dot in dots]
+        xs = nice_ticks(min([0.0, *(x for x, _, _ in all_dots)]), max([1.0, *(x for x, _, _ in all_dots)]), 6)
+        ys = nice_ticks(min([0.0, *(y for _, y, _ in all_dots)]), max([0.05, *(y for _, y, _ in all_dots)]))
+        left, right, top, bottom, inset = 56.0, width - 14, 12.0, height - 38, 12.0
+
+        def place_x(value: float) -> float:
+            return left + inset + (value - xs[0]) / (xs[-1] - xs[0]) * (right - left - 2 * inset)
+
+        def place_y(value: float) -> float:
+            return bottom - (value - ys[0]) / (ys[-1] - ys[0]) * (bottom - top)
+
+        curves = tuple(
+            PlacedCurve(name, tuple((place_x(x), place_y(y), said) for x, y, said in dots), f"{len(dots):,}")
+            for name, dots in self.dots.items()
+        )
+        frame = LineChart(
+            *(width, height, left, right, top, bottom),
+            x_ticks=tuple(Tick(place_x(x), f"{x:.{_digits(xs)}f}") for x in xs),
+            y_ticks=tuple(Tick(place_y(y), f"{y:.{_digits(ys)}f}") for y in ys),
+            curves=curves,
+        )
+        return PlacedDots(
+            frame,
+            tuple(place_x(x) for x in self.x_lines if xs[0] <= x <= xs[-1]),
+            tuple(place_y(y) for y in self.y_lines if ys[0] <= y <= ys[-1]),
+        )
+
+
+def _digits(ticks: Sequence[float]) -> int:
+    """Digits after the point that tell ticks apart."""
+    return max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
