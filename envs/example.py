@@ -89,6 +89,11 @@ class Prompt:
         return " ".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property
+    def told(self) -> str:
+        """The prompt for people: words as they are, points and boxes in whole pixels, a mask by that name."""
+        return " ".join(map(_told, self.parts))
+
+    @property
     def text_alone(self) -> str:
         """`text`, for a family that reads nothing else and answers with masks.
 
@@ -106,6 +111,18 @@ class Prompt:
                 "ask for a mask."
             )
         return self.text
+
+
+def _told(part: Part) -> str:
+    match part:
+        case TextPart(text):
+            return text
+        case PointPart(point_px):
+            return f"<point {', '.join(f'{number:.0f}' for number in point_px)}>"
+        case BoxPart(box_px):
+            return f"<box {', '.join(f'{number:.0f}' for number in box_px)}>"
+        case MaskPart():
+            return "<mask>"
 
 
 @dataclass(frozen=True)

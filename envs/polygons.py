@@ -70,6 +70,8 @@ class Answer:
     instances: tuple[Instance, ...] = ()
     bare: bool = True
     """False where lenient reading took something off that strict reading does not take: a sentence, a fence."""
+    thinking: str | None = None
+    """The reasoning that stood before it, white space at its ends aside; None where there was none, or none was asked."""
 
     @property
     def rings_px(self) -> list[Ring]:

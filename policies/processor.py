@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from envs.codecs.base import AnswerCodec, SeenCodec
-from envs.example import Question
+from envs.codecs.base import AnswerCodec, PlaceCodec, SeenCodec
+from envs.example import BoxPart, Example, MaskPart, Part, PointPart, Question, TextPart
+from envs.geometry.contours import outline
 from envs.polygons import Answer
 from policies.checkpoint import Checkpoint
 from policies.families.base import PromptRows, Response
@@ -28,6 +29,7 @@ from policies.grammar import TokenGrammar, token_pieces
 from policies.question import QuestionTemplate, is_control, shows_question
 from policies.settings import Asking
 from policies.sharing.packing import pad_left, pad_responses
+from policies.thinking import Thinking, asking_for_thinking, block_marks, mark_tokens
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +77,17 @@ class Processor:
         """Tokens that end an answer; the first is the one that an answer is taught to end with."""
         self.end_token = self.end_tokens[0]
         """Token that an answer is taught to end with."""
-        self.unsampled_tokens = _unsampled_tokens(self.tokenizer, self.vocabulary_size, self.end_tokens)
+        marks = block_marks(asking, family.thinking_marks)
+        written = [*self.end_tokens, *mark_tokens(asking, marks, self.tokenizer.get_vocab())]
+        self.unsampled_tokens = _unsampled_tokens(self.tokenizer, self.vocabulary_size, written)
         """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
-        tokens such as <tool_call>; less those that end an answer."""
+        tokens such as <tool_call>; less those that end an answer or mark its reasoning."""
+        self._part_vertices = asking.part_vertices
         template = self._template_added = _template(checkpoint, self.tokenizer, family, self.image_token)
-        self._template = QuestionTemplate(self.tokenizer, asking, self.image_token, template, family.begins)
+        asked = asking_for_thinking(asking, marks)
+        self._template = QuestionTemplate(self.tokenizer, asked, self.image_token, template, family.begins)
+        self.thinking = Thinking.behind(self._template.ending, asking, marks)
+        """Whether reasoning stands before an answer, and how it is marked."""
         self._grammar: TokenGrammar | None = None
 
     # Questions in.
@@ -171,20 +179,43 @@ class Processor:
         """Prompt token ids, cut behind the image: what all questions about one image share, and the rest."""
         if question.candidates is not None:
             raise ValueError(
-                f"the question {question.prompt.text!r} comes with {len(question.candidates)} masks to choose from, "
+                f"the question {question.prompt.told!r} comes with {len(question.candidates)} masks to choose from, "
                 "and this model family draws outlines; leave the candidates out."
             )
-        ids = self._template.tokens(question.prompt.text_alone)
+        ids = self._template.tokens(self._words(question), question.prompt.asked)
         image, closing = ids.index(self.image_token), self.family.image_end(self.config)
         ids = ids[:image] + [self.image_token] * image_tokens + ids[image + 1 :]
         end = (image + image_tokens - 1 if closing is None else ids.index(closing)) + 1
         most = self.config.get_text_config().max_position_embeddings
         if len(ids) > most:
             raise ValueError(
-                f"the question {reprlib.repr(question.prompt.text)} takes {len(ids)} tokens, {image_tokens} of them of "
+                f"the question {reprlib.repr(question.prompt.told)} takes {len(ids)} tokens, {image_tokens} of them of "
                 f"its image, and the model goes as far as {most}; ask in fewer words, or lower policy.max_pixels."
             )
         return ids[:end], ids[end:]
+
+    def _words(self, question: Question) -> str:
+        """The prompt's parts as text, points, boxes and regions in the codec's words."""
+        height, width = question.image.shape[:2]
+        return " ".join(self._part_text(part, height, width) for part in question.prompt.parts)
+
+    def _part_text(self, part: Part, height: int, width: int) -> str:
+        match part:
+            case TextPart(text):
+                return text
+            case MaskPart(mask):
+                return self.codec.encode([outline(mask, self._part_vertices, 1)], height, width)
+            case PointPart(place) | BoxPart(place):
+                corners = np.array(place, np.float64).reshape(-1, 2)
+                return self._places("point or a box in a question").encode_places([corners], height, width)
+
+    def _places(self, what: object) -> PlaceCodec:
+        if isinstance(self.codec, PlaceCodec):
+            return self.codec
+        raise ValueError(
+            f"the data has a {what}, which the codec cannot write; choose codec path_tokens, point_text or "
+            "json_objects."
+        )
 
     @property
     def image_token(self) -> int:
@@ -210,7 +241,17 @@ class Processor:
 
     def read(self, response: Response, height: int, width: int) -> Answer:
         """The response as polygons in pixels of a height x width image; never raises on model output."""
-        return self.codec.read(self.text(response), height, width, truncated=response.finish == "length")
+        text, cut = self.text(response), response.finish == "length"
+        return self.thinking.read(lambda rest: self.codec.read(rest, height, width, truncated=cut), text, cut)
+
+    def read_answer(self, response: Response, example: Example) -> Answer:
+        """The response to an example, read as what was asked for; never raises on model output."""
+        height, width, asked = example.image.height, example.image.width, example.prompt.asked
+        if asked == "mask":
+            return self.read(response, height, width)
+        text, cut = self.text(response), response.finish == "length"
+        codec = self._places(f"question about a {asked}")
+        return self.thinking.read(lambda rest: codec.read_places(rest, asked, height, width, cut), text, cut)
 
     @property
     def vocabulary_size(self) -> int:

@@ -22,14 +22,14 @@ _ANY_TEXT = "\N{OBJECT REPLACEMENT CHARACTER}"
 """A question by which to find the place of the user's text in a chat template; no template writes it itself."""
 
 
-def check_question(question: str) -> None:
-    """Raise ValueError for a question that leaves the phrase out, or that is no text."""
+def check_question(question: str, setting: str = "policy.question") -> None:
+    """Raise ValueError for a question that leaves the phrase out, or that is no text; setting: its dotted path."""
     if PHRASE not in question:
         raise ValueError(
-            f"policy.question is {question!r}, which never asks the phrase; write {PHRASE} where it belongs, such "
+            f"{setting} is {question!r}, which never asks the phrase; write {PHRASE} where it belongs, such "
             f"as 'Outline {PHRASE}.'"
         )
-    refuse_no_text(question, "policy.question")
+    refuse_no_text(question, setting)
 
 
 def check_phrase(phrase: str) -> None:
@@ -72,6 +72,10 @@ class QuestionTemplate:
         self._questions = (asking.question,) if asking.questions is None else tuple(asking.questions)
         for question in self._questions:
             check_question(question)
+        self._of_places = {"box": asking.box_question, "point": asking.point_question}
+        for asked, text in self._of_places.items():
+            if text is not None:
+                check_question(text, f"policy.{asked}_question")
         self._tokenizer, self._image_token = tokenizer, image_token
         self._system, self._chat_template, self._arguments = asking.system, template, asking.template_arguments or {}
         _refuse_unnamed(self._arguments, template or tokenizer.chat_template)
@@ -87,17 +91,30 @@ class QuestionTemplate:
                 "phrase must be asked once; give a checkpoint whose template shows an image and a text."
             )
         self._before, self._behind = map(len, parts)
+        self.ending: str = parts[1]
+        """What the template writes behind the user's text: what an answer follows."""
         self._check_image(self._ids(text), "a question")
 
-    def tokens(self, phrase: str) -> list[int]:
-        """Ids of the whole prompt, one image token in it; ValueError for a phrase that is no text."""
+    def tokens(self, phrase: str, asked: str = "mask") -> list[int]:
+        """Ids of the whole prompt, one image token in it; ValueError for a phrase that is no text.
+
+        asked: "mask", "box" or "point"; ValueError where there is no question that asks for it.
+        """
         refuse_no_text(phrase, "the phrase")
-        ids = self._ids(self._in_template(self._question(phrase).replace(PHRASE, phrase)))
+        ids = self._ids(self._in_template(self._question(phrase, asked).replace(PHRASE, phrase)))
         self._check_image(ids, f"the question about {phrase!r}")
         return ids
 
-    def _question(self, phrase: str) -> str:
+    def _question(self, phrase: str, asked: str) -> str:
         """The question that a phrase is asked by: of several always the same one, in any process."""
+        if asked in self._of_places:
+            question = self._of_places[asked]
+            if question is None:
+                raise ValueError(
+                    f"the data asks for a {asked}, and policy.{asked}_question is not set; set it to a text with "
+                    f"{PHRASE} in it, which no question about masks is, such as '{asked} of {PHRASE}'."
+                )
+            return question
         if len(self._questions) == 1:
             return self._questions[0]
         digest = hashlib.sha256(phrase.encode()).digest()

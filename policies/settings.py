@@ -6,6 +6,10 @@ from typing import Annotated, Any
 from envs.ranges import above, at_least, between, check_ranges, one_of
 
 ALL_LINEAR = "all-linear"
+THINKING_QUESTION = (
+    "First reason about what is meant and where it is, between {open} and {close}; behind that, write the answer alone."
+)
+"""How a block of reasoning is asked for, where nothing else is said."""
 
 
 @dataclass
@@ -43,6 +47,12 @@ class Asking:
     """The user's text, `{phrase}` standing for the words of the prompt; other braces are text."""
     questions: list[str] | None = None
     """Several such texts in place of `question`, of which the words decide; None for the one."""
+    box_question: str | None = None
+    """The user's text where a box is asked for, such as "Box {phrase}"; None where none is ever asked for."""
+    point_question: str | None = None
+    """The user's text where a point is asked for, such as "Point to {phrase}"; None where none is ever asked for."""
+    part_vertices: Annotated[int, at_least(3)] = 12
+    """Most vertices of a region that a question points at, which is written as its outline."""
     system: str | None = None
     """System message; None for what the chat template says without one."""
     template_arguments: dict[str, Any] | None = None
@@ -51,11 +61,31 @@ class Asking:
     """Least area of an image as the model sees it, pixels; None for the checkpoint's own."""
     max_pixels: Annotated[int | None, at_least(1, ", or to null for the checkpoint's own.")] = None
     """Largest area of an image as the model sees it, pixels; None for the checkpoint's own."""
+    thinking: Annotated[str, one_of("none", "optional", "required")] = "none"
+    """Whether a block of reasoning stands before the answer: `none`, it is part of the answer's text; `optional`, it
+    may; `required`, an answer without one is unparsable."""
+    thinking_marks: list[str] | None = None
+    """What opens and what closes the block; None for those of the family, <think> and </think>."""
+    thinking_question: str | None = THINKING_QUESTION
+    """What is added to each question where a block may stand, {open} and {close} standing for its marks; None for
+    nothing, such as for a model whose chat template asks by itself."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "policy")
         if self.questions is not None and not self.questions:
             raise ValueError("policy.questions is []; give at least one question with {phrase} in it, or null.")
+        if self.thinking_marks is not None:
+            _refuse_wrong_marks(self.thinking_marks)
+
+
+def _refuse_wrong_marks(marks: list[str]) -> None:
+    """Raise ValueError for marks by which no block could be told from what stands around it."""
+    told = len(marks) == 2 and all(mark and mark == mark.strip() for mark in marks)
+    if not told or marks[0] in marks[1] or marks[1] in marks[0]:
+        raise ValueError(
+            f"policy.thinking_marks is {marks}; give two marks, what opens and what closes the block, without white "
+            "space at their ends and neither of them within the other, such as ['<think>', '</think>']."
+        )
 
 
 AS_IT_IS = Asking()

@@ -4,7 +4,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from reprlib import repr as short_repr
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,11 +23,20 @@ class CheckedReward:
     """A reward that raises ValueError, saying what it did, for all but a number in [0, 1] or None."""
 
     reward: "Reward"
+    only: str | None = None
+    """The one form of answers that the reward is to apply to; None for all that it can."""
 
     @property
     def weight(self) -> float:
         """Share of the reward in the weighted mean."""
         return self.reward.weight
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """Forms of answers that the reward applies to: its class attribute `asks`, else masks alone; less by `only`."""
+        found: Any = self.reward
+        asks = tuple(found.asks) if "asks" in dir(found) else ("mask",)
+        return tuple(form for form in asks if self.only in (None, form))
 
     def __call__(self, comparison: "Comparison") -> float | None:
         """The term for one answer, as a float in [0, 1]; None where it does not apply."""

@@ -15,6 +15,7 @@ from envs.geometry.spans import Spans, spans_from_rings
 from envs.polygons import Answer, AnswerStatus, Box, FlatAnswers, Ring, flat_answers, split_rings
 from rewards.kernels import overlap as kernels
 from rewards.kernels.bands import shared_pixels, span_sums, without
+from rewards.places import place_score
 from rewards.target import Target
 
 
@@ -75,11 +76,16 @@ class Comparisons(Sequence["Comparison"]):
     answer_area_px: list[int]
     """[A] pixels of the answer; 0 where its status is not valid."""
     iou: list[float]
-    """[A] intersection over union. With an empty target: 1 for the status `empty`, 0 for any other answer."""
+    """[A] intersection over union; of boxes and points that were asked for, what rewards/places.py says.
+
+    With an empty target: 1 for the status `empty`, 0 for any other answer.
+    """
     centroids_px: list[list[float]]
     """[A][2] mean (x, y) of the answer's pixel centres; NaN without a pixel."""
     refined: FlatAnswers | None = None
     """[A] what a refiner made of each answer, as exact pixel-edge rings; none for an invalid one. None: no refiner."""
+    asked: str = "mask"
+    """What was asked for: "mask", "box" or "point"."""
 
     def __len__(self) -> int:
         return len(self.iou)
@@ -95,7 +101,7 @@ class Comparisons(Sequence["Comparison"]):
     def only(self, k: int) -> "Comparisons":
         """The comparison of answer k alone, small enough to travel."""
         refined = None if self.refined is None else self.refined.part(k, k + 1)
-        return compare([self.answers.whole[k]], self.target, self.example_id, self.phrase, refined)
+        return compare([self.answers.whole[k]], self.target, self.example_id, self.phrase, refined, self.asked)
 
     @cached_property
     def boundary_iou(self) -> list[float]:
@@ -173,6 +179,11 @@ class Comparison:
         return self._all.intersection_px[self._k]
 
     @property
+    def asked(self) -> str:
+        """What was asked for: "mask", "box" or "point"."""
+        return self._all.asked
+
+    @property
     def answer_area_px(self) -> int:
         """Pixels of the answer; 0 where its status is not valid."""
         return self._all.answer_area_px[self._k]
@@ -243,10 +254,12 @@ def compare(
     example_id: str = "",
     phrase: str = "",
     refined: FlatAnswers | None = None,
+    asked: str = "mask",
 ) -> Comparisons:
     """A answers of a group against one target, in one kernel call. What an invalid answer drew counts nowhere.
 
-    refined: what a refiner made of each, in order. Raises ValueError where that is not one for each answer.
+    asked: form of the answer, one of ASKED of envs/example.py. refined: what a refiner made of each, in order. Raises
+    ValueError where that is not one for each answer.
     """
     if not isinstance(answers, Answers):
         answers = Answers.of(answers)
@@ -260,10 +273,18 @@ def compare(
         phrase,
         overlap.intersection.tolist(),
         overlap.area.tolist(),
-        _said_empty(answers, target) or overlap.iou.tolist(),
+        _said_empty(answers, target) or _agreement(answers, target, overlap.iou, asked),
         overlap.centroid.tolist(),
         refined,
+        asked,
     )
+
+
+def _agreement(answers: Answers, target: Target, iou: NDArray[np.float64], asked: str) -> list[float]:
+    """[A] the IoU of masks, or what places that were asked for are worth."""
+    if asked == "mask":
+        return iou.tolist()
+    return [place_score(answer, target, asked) for answer in answers.whole]
 
 
 def _said_empty(answers: Answers, target: Target) -> list[float] | None:

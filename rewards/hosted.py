@@ -38,9 +38,9 @@ Reply = float | str | None
 class HostedReward:
     """A reward that answers from `processes` processes, within `seconds` an answer (None: whenever it will)."""
 
-    def __init__(self, plugin: Plugin, processes: int, seconds: float | None) -> None:
+    def __init__(self, plugin: Plugin, processes: int, seconds: float | None, only: str | None = None) -> None:
         self._jobs: SimpleQueue[tuple[Future[float | None], Comparisons] | None] = SimpleQueue()
-        self._children = [_Child(plugin, seconds) for _ in range(processes)]
+        self._children = [_Child(plugin, seconds, only) for _ in range(processes)]
         for child in self._children:
             # Daemons, so that a reward that hangs without a limit does not keep the program from ending.
             Thread(target=self._work, args=(child,), daemon=True).start()
@@ -77,8 +77,8 @@ class _Child:
 
     _pipe: Connection
 
-    def __init__(self, plugin: Plugin, seconds: float | None) -> None:
-        self._plugin, self._seconds = plugin, seconds
+    def __init__(self, plugin: Plugin, seconds: float | None, only: str | None) -> None:
+        self._plugin, self._seconds, self._only = plugin, seconds, only
         self._lock = Lock()
         """Holds together what `close` reads: the process, and whether another may be started."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -105,7 +105,7 @@ class _Child:
         theirs.close()
         self._ready = False
         with suppress(ConnectionError):  # a process that is gone already shows when its reply is waited for
-            self._pipe.send(self._plugin)
+            self._pipe.send((self._plugin, self._only))
 
     def ask(self, one: Comparisons) -> float | None:
         """The term for one answer; raises as `HostedReward.submit` says."""
@@ -203,9 +203,10 @@ def serve(descriptor: int, parent: int) -> None:
 
 
 def _built(pipe: Connection) -> CheckedReward:
-    plugin: Plugin = pipe.recv()
+    plugin: Plugin
+    plugin, only = pipe.recv()
     try:
-        reward = CheckedReward(plugin.build())
+        reward = CheckedReward(plugin.build(), only)
     except BaseException as error:
         pipe.send(told_error(error, plugin.module))
         raise

@@ -23,12 +23,14 @@ class Scorer:
     def __init__(self, recipes: Mapping[str, RewardRecipe]) -> None:
         self._recipes = dict(recipes)
         self._hosted = {
-            name: HostedReward(recipe.plugin, recipe.processes, recipe.seconds)
+            name: HostedReward(recipe.plugin, recipe.processes, recipe.seconds, recipe.only)
             for name, recipe in recipes.items()
             if recipe.processes
         }
         self._own = {
-            name: CheckedReward(recipe.plugin.build()) for name, recipe in recipes.items() if not recipe.processes
+            name: CheckedReward(recipe.plugin.build(), recipe.only)
+            for name, recipe in recipes.items()
+            if not recipe.processes
         }
         # A reward in this process need not be fit for threads; nor is Counter.
         self._one_at_a_time, self._counting = Lock(), Lock()

@@ -42,6 +42,9 @@ class RewardRecipe:
     on_error: Annotated[str, one_of("stop", "skip")] = "stop"
     """stop: an answer that breaks the reward ends the run; skip: it is left out of this term, counted and reported."""
 
+    only: Annotated[str | None, one_of("mask", "box", "point", None)] = None
+    """The one form of answers that the reward is to apply to, where the env asks for several; None for all it can."""
+
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.seconds is not None and not self.processes:
@@ -55,3 +58,16 @@ class RewardRecipe:
         """Whether the reward says, by a class attribute `needs_refined`, that it is measured on the refined mask."""
         found: Any = self.plugin.load()
         return "needs_refined" in dir(found) and bool(found.needs_refined)
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """Forms of answers that the reward applies to: its class attribute `asks`, else masks alone; less by `only`."""
+        found: Any = self.plugin.load()
+        asks = tuple(found.asks) if "asks" in dir(found) else ("mask",)
+        return tuple(form for form in asks if self.only in (None, form))
+
+    @property
+    def needs_thinking(self) -> bool:
+        """Whether the reward says, by a class attribute `needs_thinking`, that it pays for reasoning before answers."""
+        found: Any = self.plugin.load()
+        return "needs_thinking" in dir(found) and bool(found.needs_thinking)

@@ -43,6 +43,13 @@ class Overlap:
     """[A, 2] mean (x, y) px of the answer's pixel centres, NaN where it has no pixel."""
 
 
+def span_box(spans: Spans) -> Box:
+    """(x0, y0, x1, y1) tightly around the pixels of spans, of which there is one or more."""
+    rows = np.flatnonzero(np.diff(spans.starts))
+    bounds = spans.bounds
+    return float(bounds[::2].min()), float(rows[0]), float(bounds[1::2].max()), float(rows[-1] + 1)
+
+
 @dataclass(frozen=True)
 class Target:
     """A true mask ready to be scored against; made once a prompt, by a `from_` method. Up to 32,767 pixels a side."""
@@ -128,8 +135,7 @@ class Target:
         """(x0, y0, x1, y1) tightly around the true pixels; None without any."""
         if not self.area_px:
             return None
-        rows, bounds = np.flatnonzero(np.diff(self.spans.starts)), self.spans.bounds
-        return float(bounds[::2].min()), float(rows[0]), float(bounds[1::2].max()), float(rows[-1] + 1)
+        return span_box(self.spans)
 
     @cached_property
     def table(self) -> SpanTable:

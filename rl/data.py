@@ -331,5 +331,5 @@ def write_data_page(
 
 def _svg(one: Seen) -> Markup:
     truth = [ring for mask in one.example.truth.masks for ring in rings_from_mask(mask)]
-    title = f"“{one.example.prompt.text}”, IoU of the codec {one.iou:.3f}"
+    title = f"“{one.example.prompt.told}”, IoU of the codec {one.iou:.3f}"
     return Markup(svg_overlay(one.image, truth, COLOURS["truth"], title, outline=one.reached))

@@ -172,7 +172,7 @@ def _report(
         example = stages["rl"].groups[k].example
         truth_rings = [ring for mask in example.truth.masks for ring in rings_from_mask(mask)]
         drawn = {name: stage.drawn(k) for name, stage in stages.items()}
-        rows.append(SceneRow(example.id, example.prompt.text, choice, env.image(example.image), truth_rings, drawn))
+        rows.append(SceneRow(example.id, example.prompt.told, choice, env.image(example.image), truth_rings, drawn))
     return Report(
         title=f"Polytrace: {Path(config.run).name}",
         stages=scores,

@@ -20,6 +20,7 @@ from rl.config.sft import SftConfig
 from rl.run.checkpoints import Checkpoints
 from rl.run.data import RunData
 from rl.run.parts import processor_of
+from rl.run.thinking import refuse_untaught_thinking
 from rl.supervised.answers import refuse_unfit_answers
 from rl.supervised.new_model import write_new_model
 from rl.supervised.plan import refuse_small_budgets
@@ -69,6 +70,7 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
         )
     plugin = policy_plugin(policy, codec)
     processor = processor_of(plugin)
+    refuse_untaught_thinking(processor)
     try:
         refuse_unfit_answers(processor, (env, validation), config)
         refuse_small_budgets(env, processor, config)

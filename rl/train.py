@@ -146,7 +146,8 @@ class Run:
 
     def record(self, scored: ScoredStep, batch: Batch, stats: dict[str, float]) -> dict[str, float]:
         """Log the step, and keep its batch where an update was dropped; returns its numbers."""
-        numbers = step_numbers(scored, self.shaper, stats, self.config.refills)
+        thinks = self.config.policy.get("thinking", "none") != "none"
+        numbers = step_numbers(scored, self.shaper, stats, self.config.refills, thinks)
         self.metrics.scalars(scored.step, numbers.scalars)
         self.metrics.histograms(scored.step, numbers.histograms)
         self.dropped.record(scored.step, batch, stats["updates_dropped"])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from envs.datasets.base import Env
 from envs.example import Example, Question
 from envs.plugin import Plugin
-from envs.polygons import FlatAnswers
+from envs.polygons import Answer, FlatAnswers
 from policies.families.base import Response
 from policies.weights import Bucket
 from rewards.kernels import overlap as kernels
@@ -178,15 +178,14 @@ class RolloutWorker:
         """The responses to each example read, refined where the run asks for it, and compared with what is true."""
         policy = self._sampler.policy
         answers = [
-            [policy.processor.read(response, example.image.height, example.image.width) for response in group]
+            [policy.processor.read_answer(response, example) for response in group]
             for group, example in zip(responses, examples, strict=True)
         ]
         refined: Sequence[FlatAnswers | None] = [None] * len(answers)
         if self._refiner is not None:
             refined = self._refiner.refine(policy, images, answers)
         return [
-            compare(group, Target.from_truth(example.truth), example.id, example.prompt.text, masks)
-            for group, example, masks in zip(answers, examples, refined, strict=True)
+            _compared(group, example, masks) for group, example, masks in zip(answers, examples, refined, strict=True)
         ]
 
     def _env(self, split: str) -> Env:
@@ -208,6 +207,12 @@ class RolloutWorker:
             max_tokens=unit.sampling.max_tokens,
             grammar=unit.sampling.grammar,
         )
+
+
+def _compared(answers: Sequence[Answer], example: Example, refined: FlatAnswers | None) -> Comparisons:
+    """Answers to an example compared with what is true; only masks are refined."""
+    asked, target = example.prompt.asked, Target.from_truth(example.truth)
+    return compare(answers, target, example.id, example.prompt.told, refined if asked == "mask" else None, asked)
 
 
 def _scored(sampled: _Sampled, columns: Columns) -> Group:

@@ -41,6 +41,7 @@ class Llava:
     )
     begins = True
     turn_ends: tuple[str, ...] = ()
+    thinking_marks = ("<think>", "</think>")
     texts: tuple[str, ...] = ("llama",)
 
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:

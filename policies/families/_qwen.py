@@ -45,6 +45,7 @@ class _Qwen:
     """What the two have in common."""
 
     turn_ends: tuple[str, ...] = ("<|im_end|>",)
+    thinking_marks = ("<think>", "</think>")
     begins = False
 
     def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:

@@ -27,7 +27,7 @@ from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Family
 from policies.lora import add_adapters
 from policies.processor import Processor
-from policies.settings import AS_IT_IS, Asking, LoraSettings
+from policies.settings import AS_IT_IS, THINKING_QUESTION, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.chunks import in_chunks, num_chunks
 from policies.sharing.packing import pack_rows
@@ -56,17 +56,36 @@ class Policy(nn.Module):
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         template_arguments: dict[str, Any] | None = None,
+        box_question: str | None = None,
+        point_question: str | None = None,
+        part_vertices: int = 12,
+        thinking: str = "none",
+        thinking_marks: list[str] | None = None,
+        thinking_question: str | None = THINKING_QUESTION,
     ) -> None:
         """Load a Hugging Face folder.
 
-        question, questions, system, template_arguments, min_pixels, max_pixels: see `Asking`. dtype: name of a torch
-        dtype. logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for
-        a moment. weights: False leaves them out: parameters have names, shapes and dtypes, no values. lora: adapters to
+        question to max_pixels, template_arguments to thinking_question: see `Asking`. dtype: name of a torch dtype.
+        logit_bytes: what the float32 logits that learning holds at once may take; it needs a few times that for a
+        moment. weights: False leaves them out: parameters have names, shapes and dtypes, no values. lora: adapters to
         put into the model, which then alone require a gradient. Raises as `make_processor` does, FileNotFoundError for
         a folder that lacks weights, and ValueError where they do not fill the model.
         """
         super().__init__()
-        asking = Asking(question, questions, system, template_arguments, min_pixels, max_pixels)
+        asking = Asking(
+            question=question,
+            questions=questions,
+            box_question=box_question,
+            point_question=point_question,
+            part_vertices=part_vertices,
+            system=system,
+            template_arguments=template_arguments,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            thinking=thinking,
+            thinking_marks=thinking_marks,
+            thinking_question=thinking_question,
+        )
         self.processor = self.make_processor(checkpoint, codec, asking)
         self.model: Any = _loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
         self.processor.family.prepare(self.model)

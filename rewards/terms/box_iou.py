@@ -5,7 +5,7 @@ nothing. Boxes are blind to shape: a filled box earns full marks. Give it a shar
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from envs.polygons import Answer, Box
 from envs.ranges import at_least
@@ -14,8 +14,12 @@ from rewards.score import Comparison
 
 @dataclass(frozen=True)
 class Reward:
-    """IoU of the answer's tight box with the truth's; an empty truth pays 1 for the answer `empty`, 0 for any other."""
+    """IoU of the answer's tight box with the truth's; an empty truth pays 1 for the answer `empty`, 0 for any other.
 
+    Where boxes are asked for, these are scored, each with the object that it is matched to (rewards/places.py).
+    """
+
+    asks: ClassVar[tuple[str, ...]] = ("mask", "box")
     weight: Annotated[float, at_least(0)] = 0.2
     """Share of this term in the weighted mean."""
     said: bool = False
@@ -23,6 +27,8 @@ class Reward:
 
     def __call__(self, comparison: Comparison) -> float | None:
         """A number in [0, 1]; with `said`, None for an answer of instances of which none has a box."""
+        if comparison.asked == "box":
+            return comparison.iou
         truth = comparison.target.box_px
         if truth is None:
             return comparison.iou

@@ -1,7 +1,7 @@
 """Whether the answer could be read at all, and whether it stands alone."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from envs.ranges import at_least, between
 from rewards.score import Comparison
@@ -14,6 +14,7 @@ class Reward:
     What it pays for where only lenient reading takes the answer, in a sentence or a fence, says `wrapped`.
     """
 
+    asks: ClassVar[tuple[str, ...]] = ("mask", "box", "point")
     weight: Annotated[float, at_least(0)] = 0.1
     """Share of this term in the weighted mean."""
     wrapped: Annotated[float, between(0, 1, advice=" (below 1, the bare answer pays more).")] = 1.0

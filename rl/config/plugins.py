@@ -21,6 +21,8 @@ def env_plugin(env: Mapping[str, Any], where: str = "env") -> Plugin:
 
     where: the entry's dotted path, for errors.
     """
+    if env.get("name") == "tasks" and isinstance(env.get("of"), Mapping):
+        env_plugin(env["of"], f"{where}.of")
     if env.get("name") == "mixture":
         for place, part in enumerate(env.get("parts") or ()):
             entry = {key: value for key, value in part.items() if key not in ("share", "called")}

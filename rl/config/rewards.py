@@ -31,6 +31,11 @@ class RewardParts:
         """Names of the rewards that are measured on the refined mask."""
         return [name for name, recipe in self.recipes.items() if recipe.needs_refined]
 
+    @property
+    def on_thinking(self) -> list[str]:
+        """Names of the rewards that pay for reasoning before an answer."""
+        return [name for name, recipe in self.recipes.items() if recipe.needs_thinking]
+
 
 @dataclass
 class _RewardFile:
@@ -121,7 +126,7 @@ def _recipe(name: str, entry: Any) -> RewardRecipe:
     except Exception as error:  # whatever the user's own file does while it is imported
         told = told_error(error, str(settings.get("module", "")))
         raise ValueError(f"{where}: importing {settings.get('module', name)} {told}; correct that file.") from error
-    hosting = {key: settings[key] for key in ("processes", "seconds", "on_error") if key in settings}
+    hosting = {key: settings[key] for key in ("processes", "seconds", "on_error", "only") if key in settings}
     try:
         return RewardRecipe(plugin, **hosting)
     except ValueError as error:

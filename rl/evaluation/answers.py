@@ -36,7 +36,10 @@ def greedy_groups(pool: WorkerPool, config: RunConfig, split: str, num_scenes: i
 
 def score_groups(groups: Sequence[Group]) -> list[SceneScore]:
     """A score for the first answer of each group: what its rewards were told of it."""
-    return [score_answer(group.rollouts[0].answer, group.example.truth, group.example.id) for group in groups]
+    return [
+        score_answer(group.rollouts[0].answer, group.example.truth, group.example.id, group.example.prompt.asked)
+        for group in groups
+    ]
 
 
 def score_masks(masks: Sequence[NDArray[np.bool_]], groups: Sequence[Group]) -> list[SceneScore]:
@@ -66,7 +69,7 @@ def record_evaluation(
         | {f"greedy/giou_{part}": float(np.mean([one.iou for one in of])) for part, of in by_part(scores).items()},
     )
     pictures = {
-        f"greedy/{k}_{group.example.prompt.text.replace(' ', '_')}": overlay(
+        f"greedy/{k}_{group.example.prompt.told.replace(' ', '_')}": overlay(
             env.image(group.example.image), group.rollouts[0].answer.rings_px, COLOURS["rl"]
         )
         for k, group in enumerate(groups[:8])

@@ -92,14 +92,18 @@ class StageScores:
         }
 
 
-def score_answer(answer: Answer, truth: Truth, example_id: str) -> SceneScore:
+def score_answer(answer: Answer, truth: Truth, example_id: str, asked: str = "mask") -> SceneScore:
     """Score an answer; pixels in `truth.ignore` count nowhere, and an invalid answer scores 0 whatever is true.
+
+    Boxes and points that were asked for have as IoU what rewards/places.py says, and no pixels in a cIoU.
 
     Where no true pixel counts, since nothing fits or since all of it is ignored, only the answer `empty` is right: an
     outline too thin to hold a pixel scores 0, as it earns 0.
     """
     target = Target.from_truth(truth)
-    [found] = compare([answer], target, example_id)
+    [found] = compare([answer], target, example_id, asked=asked)
+    if asked != "mask":
+        return SceneScore(example_id, found.iou, 0, 0, found.iou, answer.status.valid, answer.status)
     union_px = found.answer_area_px + target.area_px - found.intersection_px
     status = answer.status
     return SceneScore(example_id, found.iou, found.intersection_px, union_px, found.boundary_iou, status.valid, status)

@@ -6,6 +6,7 @@ RUN/dropped/step-000012.npz   plain arrays, nothing pickled; images by reference
 and says which of log-probabilities, loss and gradients is not finite.
 """
 
+import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from envs.datasets.base import Env
 from envs.example import ImageRef, Prompt
+from envs.shards.rows import prompt_of, prompt_rows
 from policies.families.base import PolicyContract
 from policies.weights import load_bucket
 from rl.algorithms.base import PolicyGradient
@@ -76,7 +78,7 @@ def write_batch(batch: Batch, path: Path) -> None:
         "image_keys": np.array([image.key for image in batch.images], np.str_),
         "image_sha256": np.array([image.sha256 for image in batch.images], np.str_),
         "image_sizes": np.array([(image.height, image.width) for image in batch.images], np.int64).reshape(-1, 2),
-        "phrases": np.array([prompt.text_alone for prompt in batch.prompts], np.str_),
+        "prompts": np.array([_prompt_text(prompt) for prompt in batch.prompts], np.str_),
         "lengths": np.array([[len(tokens) for tokens in row] for row in batch.tokens], np.int64),
         "tokens": _joined(batch.tokens),
         "sampler_logprobs": _joined(batch.sampler_logprobs),
@@ -100,7 +102,7 @@ def read_batch(path: Path) -> Batch:
             found = {name: arrays[name] for name in arrays.files}
     except (EOFError, ValueError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no batch of a dropped step; give a file of RUN/dropped/.") from error
-    missing = {"image_keys", "lengths", "tokens", "sampler_logprobs", "advantages", "counts"} - set(found)
+    missing = {"image_keys", "prompts", "lengths", "tokens", "sampler_logprobs", "advantages", "counts"} - set(found)
     if missing:
         raise ValueError(f"{path} holds no {', '.join(sorted(missing))}; give a file of RUN/dropped/.")
     rows = zip(found["image_keys"], found["image_sha256"], found["image_sizes"], strict=True)
@@ -108,7 +110,7 @@ def read_batch(path: Path) -> Batch:
     token_advantages, prompt_lengths = found.get("token_advantages"), found.get("prompt_lengths")
     return Batch(
         images=tuple(ImageRef(str(key), str(sha256), int(h), int(w)) for key, sha256, (h, w) in rows),
-        prompts=tuple(Prompt.of_text(str(phrase)) for phrase in found["phrases"]),
+        prompts=tuple(map(_prompt_of, found["prompts"], found["image_sizes"])),
         tokens=_split(found["tokens"], lengths),
         sampler_logprobs=_split(found["sampler_logprobs"], lengths),
         advantages=found["advantages"],
@@ -116,6 +118,15 @@ def read_batch(path: Path) -> Batch:
         token_advantages=None if token_advantages is None else _split(token_advantages, lengths),
         prompt_lengths=None if prompt_lengths is None else tuple(prompt_lengths.tolist()),
     )
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    return json.dumps({"asked": prompt.asked, "parts": prompt_rows(prompt)})
+
+
+def _prompt_of(text: str, size: NDArray[np.int64]) -> Prompt:
+    held, (height, width) = json.loads(text), size.tolist()
+    return prompt_of(held["parts"], held["asked"], height, width)
 
 
 def _joined(rows: Sequence[Sequence[NDArray]]) -> NDArray:
@@ -164,7 +175,7 @@ def group_losses(
             "gradients": gradients,
         }
         yield GroupLoss(
-            phrase=part.prompts[0].text,
+            phrase=part.prompts[0].told,
             counts=bool(part.counts[0]),
             loss=float(-objective.detach().mean()),
             gradient_norm=float(torch.nn.utils.get_total_norm(gradients)),

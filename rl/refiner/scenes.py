@@ -59,7 +59,7 @@ class CoarseScenes:
             coarse,
             [group.example.truth for group in groups],
             [answer.status for answer in answers],
-            [group.example.prompt.text for group in groups],
+            [group.example.prompt.told for group in groups],
             [group.example.id for group in groups],
         )
 
@@ -92,7 +92,7 @@ class CoarseScenes:
             coarse,
             [example.truth for example in chosen],
             [AnswerStatus.OK] * len(chosen),
-            [example.prompt.text for example in chosen],
+            [example.prompt.told for example in chosen],
             [example.id for example in chosen],
         )
 

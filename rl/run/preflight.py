@@ -19,6 +19,8 @@ from policies.weights import stored_checksum
 from rl.config.learner import LearnerSettings
 from rl.config.run import RunConfig, most_answer_tokens, num_gpus
 from rl.run.parts import RunParts, processor_of
+from rl.run.tasks import refuse_unfit_tasks
+from rl.run.thinking import block_tokens, refuse_unfit_thinking
 from rl.run.writable import refuse_unwritable_codec
 from rollout.settings import LEAST_OBJECT_STORE_GB
 
@@ -166,6 +168,8 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
     processor: of the run's policy.
     """
     budget = config.learner.token_budget
+    refuse_unfit_tasks(config, parts, processor)
+    refuse_unfit_thinking(processor, config.sampling, parts.rewards.on_thinking)
     refuse_unfilled(Checkpoint(Path(parts.policy.settings["checkpoint"])), processor.family)
     refuse_unwritable_codec(processor, parts.policy, parts.codec)
     if budget is not None:
@@ -235,7 +239,7 @@ def short_answers_note(env: Env, processor: Processor, max_tokens: int) -> str |
     """What to say where answers are cut before they could be good; None where they are not.
 
     env: training examples, of which the first are outlined with as few vertices as an IoU of 0.9 takes. What the codec
-    cannot write within its own limits is left out.
+    cannot write within its own limits is left out. Of reasoning before an answer only the marks are counted.
     """
     lengths = []
     for k in range(min(_MEASURED, len(env))):
@@ -245,7 +249,7 @@ def short_answers_note(env: Env, processor: Processor, max_tokens: int) -> str |
             text = processor.codec.encode(outlines, example.image.height, example.image.width)
         except ValueError:
             continue
-        lengths.append(len(processor.answer_tokens(text)))
+        lengths.append(len(processor.answer_tokens(text)) + block_tokens(processor))
     longer = sum(length > max_tokens for length in lengths)
     if not longer:
         return None

@@ -30,15 +30,18 @@ class StepNumbers:
     histograms: dict[str, NDArray[np.float64]]
 
 
-def step_numbers(scored: ScoredStep, shaper: Shaper, stats: Mapping[str, float], refills: int) -> StepNumbers:
+def step_numbers(
+    scored: ScoredStep, shaper: Shaper, stats: Mapping[str, float], refills: int, thinks: bool = False
+) -> StepNumbers:
     """Numbers and histograms of a step, by name.
 
     shaper: what has shaped its terms; stats: what the learner tells of it, logged as learner/NAME; refills: most rounds
-    of them, 0 for a run without.
+    of them, 0 for a run without; thinks: whether reasoning may stand before the answers.
     """
     numbers = group_metrics(scored.groups, scored.signal) | staleness_metrics(scored.groups)
     numbers |= shaping_metrics(shaper, scored.step, scored.terms, scored.shaped)
     numbers |= refill_metrics(scored.chosen, scored.num_asked_again) if refills else {}
+    numbers |= thinking_metrics(scored.groups) if thinks else {}
     numbers |= {f"learner/{name}": value for name, value in stats.items()}
     return StepNumbers(numbers, group_histograms(scored.groups))
 
@@ -85,6 +88,16 @@ def refill_metrics(chosen: Sequence[int], asked: int) -> dict[str, float]:
     chosen: places of the groups in the batch, as by `learned`; asked: groups that refills have asked.
     """
     return {"refill/groups": float(sum(k >= len(chosen) for k in chosen)), "refill/asked": float(asked)}
+
+
+def thinking_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """answer/thinking (share with a well-formed block of reasoning), answer/thinking_words (mean over these, or 0)."""
+    answers = [rollout.answer for group in groups for rollout in group.rollouts]
+    words = [len(answer.thinking.split()) for answer in answers if answer.thinking is not None]
+    return {
+        "answer/thinking": len(words) / len(answers),
+        "answer/thinking_words": float(np.mean(words)) if words else 0.0,
+    }
 
 
 def _term_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

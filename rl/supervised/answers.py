@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from envs.codecs.base import AnswerCodec
+from envs.codecs.base import AnswerCodec, PlaceCodec
 from envs.datasets.base import Env
+from envs.datasets.tasks import box_px, inner_point_px
 from envs.example import Example, Question
 from envs.geometry.contours import outline
 from envs.polygons import Ring
 from policies.processor import Processor
 from rl.config.sft import SftConfig, SftSettings, SftStage
+from rl.run.tasks import forms_asked, refuse_unasked_forms
 from rl.run.writable import refuse_unwritable
 
 CHECKED = 64
@@ -45,10 +47,14 @@ def annotate(mask: NDArray[np.bool_], settings: SftSettings) -> list[Ring]:
 
 
 def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> str:
-    """The supervised answer to an example: one instance a true mask; the empty answer where nothing fits.
+    """The supervised answer to an example: an outline, a box or a point for each true mask, whichever is asked for.
+
+    The box is the tight one, the point the pixel deepest inside; where nothing fits it is the empty answer.
 
     Raises ValueError, naming the example, where it exceeds a limit of the codec.
     """
+    if example.prompt.asked != "mask":
+        return _place_text(example, codec)
     outlines = [annotate(mask, settings) for mask in example.truth.masks]
     try:
         return codec.encode(outlines, example.image.height, example.image.width)
@@ -57,6 +63,14 @@ def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> 
             f"the answer to {example.id} has {len(outlines)} outlines of up to sft.max_rings {settings.max_rings} and "
             f"sft.max_vertices {settings.max_vertices}, which the codec does not write: {error}"
         ) from error
+
+
+def _place_text(example: Example, codec: AnswerCodec) -> str:
+    asked, masks = example.prompt.asked, [mask for mask in example.truth.masks if mask.any()]
+    if not isinstance(codec, PlaceCodec):
+        raise ValueError(f"{example.id} asks for a {asked}, which the codec does not write; choose codec path_tokens.")
+    places = [np.array(box_px(mask) if asked == "box" else inner_point_px(mask)).reshape(-1, 2) for mask in masks]
+    return codec.encode_places(places, example.image.height, example.image.width)
 
 
 def answer_tokens(example: Example, processor: Processor, text: str) -> NDArray[np.int64]:
@@ -80,7 +94,7 @@ def taught(examples: list[Example], env: Env, processor: Processor, settings: Sf
     image, found = env.image(asked[0].image), []
     for example in asked:
         text = answer_text(example, processor.codec, drawn)
-        if stage.answer == "box" and isinstance(processor.codec, BoxCodec):
+        if stage.answer == "box" and example.prompt.asked == "mask" and isinstance(processor.codec, BoxCodec):
             # A box is only the beginning of an answer: its end is not to be learned.
             tokens = answer_tokens(example, processor, processor.codec.box_text(text))[:-1]
         else:
@@ -100,6 +114,8 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
         if not len(split):
             raise ValueError(f"split {name} of the env has no example; give it data of both train and validation.")
     _refuse_unfit_stages(processor, settings)
+    if set(forms_asked(train)) - {"mask"}:
+        refuse_unasked_forms(train, processor)
     for index in range(min(CHECKED, len(train))):
         for example in train.scene(index):
             answer_tokens(example, processor, answer_text(example, codec, settings))

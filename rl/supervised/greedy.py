@@ -26,8 +26,8 @@ def greedy_sums(
         rows = policy.rows([example.question(env.image(example.image)) for example in part], placeholder)
         draws = np.zeros((len(part), 1, max_tokens))
         for example, response in zip(part, sample(policy, rows, Sampling(0.0, max_tokens), draws), strict=True):
-            answer = policy.processor.read(response, example.image.height, example.image.width)
-            scores.append(score_answer(answer, example.truth, example.id))
+            answer = policy.processor.read_answer(response, example)
+            scores.append(score_answer(answer, example.truth, example.id, example.prompt.asked))
     return float(sum(score.iou for score in scores)), float(sum(score.valid for score in scores))
 
 

@@ -47,9 +47,15 @@ def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, co
             "with spaces between, or pieces of text, and this codec names neither as `words` or `signs`; choose codec "
             "path_tokens or point_text, or give policy.checkpoint a model that writes any text."
         )
-    question = str(config.policy.get("question", PHRASE))
-    check_question(question)
-    words = (built.words if isinstance(built, WordCodec) else []) + sorted(asked_words(question, env.phrase_words()))
+    if config.policy.get("thinking", "none") != "none":
+        raise ValueError(
+            f"policy.thinking is {config.policy['thinking']}, but the new model that is made without policy.checkpoint "
+            "knows the words of phrases alone, with which nothing is reasoned; set policy.thinking to none, or give "
+            "policy.checkpoint a model that writes any text."
+        )
+    phrases = env.phrase_words()
+    asked = set[str]().union(*(asked_words(question, phrases) for question in _questions(config)))
+    words = (built.words if isinstance(built, WordCodec) else []) + sorted(asked)
     signs = built.signs if isinstance(built, SignCodec) else []
     if smaller := shown_smaller(env, config.tiny):
         console.print(smaller, markup=False, soft_wrap=True)
@@ -61,6 +67,15 @@ def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, co
             raise type(error)(str(error).replace("policy.checkpoint", "tiny.begin_from")) from None
         begin_from = Path(str(named.settings["checkpoint"]))
     write_untrained(folder, words, config.tiny, config.seed, signs, begin_from)
+
+
+def _questions(config: SftConfig) -> list[str]:
+    """The texts that masks, boxes and points are asked by; raises ValueError for one without a phrase."""
+    questions = [str(config.policy.get("question", PHRASE))]
+    questions += [str(config.policy[key]) for key in ("box_question", "point_question") if config.policy.get(key)]
+    for question in questions:
+        check_question(question)
+    return questions
 
 
 def asked_words(question: str, words: Iterable[str]) -> set[str]:

@@ -65,11 +65,11 @@ class _Targets:
     """Targets by example id, from the examples table, which is read as far as the steps have come."""
 
     def __init__(self, archive: RolloutArchive) -> None:
-        self._batches = archive.examples(["example_id", "height", "width", "masks", "ignore"])
+        self._batches = archive.examples(["example_id", "height", "width", "masks", "ignore", "asked"])
         self._rows: dict[str, tuple[pa.RecordBatch, int]] = {}
 
-    def of(self, example_id: str) -> Target:
-        """The target of an example. Raises ValueError where the archive does not hold it."""
+    def of(self, example_id: str) -> tuple[Target, str]:
+        """The target of an example, and what was asked for. Raises ValueError where the archive does not hold it."""
         while example_id not in self._rows:
             batch = next(self._batches, None)
             if batch is None:
@@ -81,7 +81,8 @@ class _Targets:
         batch, row = self._rows[example_id]
         height, width, masks, ignore = (batch[name][row].as_py() for name in ("height", "width", "masks", "ignore"))
         instances = [spans_from_rle(counts, height, width) for counts in masks]
-        return Target.from_spans(instances, ignore and spans_from_rle(ignore, height, width), height, width)
+        target = Target.from_spans(instances, ignore and spans_from_rle(ignore, height, width), height, width)
+        return target, batch["asked"][row].as_py() or "mask"
 
 
 @dataclass(frozen=True)
@@ -154,11 +155,12 @@ def _steps(archive: RolloutArchive, columns: Sequence[str], steps: Container[int
 
 
 def _comparisons(rows: _StepRows, targets: _Targets) -> list[Comparisons]:
-    ids, phrases = rows.rows["example_id"], rows.rows["prompt"]
-    return [
-        compare(rows.answers(first, end), targets.of(name := ids[first].as_py()), name, phrases[first].as_py())
-        for first, end in rows.groups
-    ]
+    ids, phrases, found = rows.rows["example_id"], rows.rows["prompt"], []
+    for first, end in rows.groups:
+        name = ids[first].as_py()
+        target, asked = targets.of(name)
+        found.append(compare(rows.answers(first, end), target, name, phrases[first].as_py(), asked=asked))
+    return found
 
 
 def rescore(run: Path, scorer: Scorer, shaper: Shaper, steps: Container[int] | None = None) -> Iterator[RescoredStep]:

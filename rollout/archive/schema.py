@@ -36,6 +36,7 @@ _ROLLOUT_COLUMNS = {
     "grammar": pa.bool_(),
     "status": pa.string(),
     "bare": pa.bool_(),
+    "thinking": pa.string(),
     "vertices_px": _FLOATS,
     "ring_offsets": _INTS,
     "instance_offsets": _INTS,
@@ -47,9 +48,10 @@ _ROLLOUT_COLUMNS = {
     "iou": pa.float64(),
     "total": pa.float64(),
 }
-_NULLABLE = {"boxes_px", "labels", "scores", "ignore", "max_tokens", "grammar", "bare"}
+_NULLABLE = {"asked", "boxes_px", "labels", "scores", "ignore", "max_tokens", "grammar", "bare", "thinking"}
 
-ANSWER_COLUMNS = ("status", "bare", "vertices_px", "ring_offsets", "instance_offsets", "boxes_px", "labels", "scores")
+_OUTLINE_COLUMNS = ("vertices_px", "ring_offsets", "instance_offsets", "boxes_px", "labels", "scores")
+ANSWER_COLUMNS = ("status", "bare", "thinking", *_OUTLINE_COLUMNS)
 """The columns that `answer_from_row` needs."""
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -67,6 +69,7 @@ EXAMPLE_SCHEMA = pa.schema(
             "width": pa.int32(),
             "masks": pa.list_(pa.string()),
             "ignore": pa.string(),
+            "asked": pa.string(),
         }.items()
     ]
 )
@@ -112,10 +115,9 @@ def _rollout_row(group: Group, rollout: Rollout, total: float) -> dict[str, obje
         "position": group.position,
         "index": rollout.index,
         "example_id": group.example.id,
-        "prompt": group.example.prompt.text,
+        "prompt": group.example.prompt.told,
         "tokens": rollout.response.tokens.astype(np.int32),
-        # A lone surrogate is legal in a str but not in UTF-8, and model output must never be an error.
-        "text": rollout.text.encode("utf-8", "replace").decode("utf-8"),
+        "text": _as_utf8(rollout.text),
         "logprobs": rollout.response.logprobs.astype(np.float32),
         "finish": rollout.response.finish,
         "policy_version": rollout.policy_version,
@@ -140,6 +142,7 @@ def _answer_columns(answer: Answer) -> dict[str, object]:
     return {
         "status": answer.status.value,
         "bare": answer.bare,
+        "thinking": None if answer.thinking is None else _as_utf8(answer.thinking),
         "vertices_px": vertices.ravel(),
         "ring_offsets": ring_offsets.astype(np.int32),
         "instance_offsets": np.cumsum([0, *num_rings], dtype=np.int32),
@@ -147,6 +150,11 @@ def _answer_columns(answer: Answer) -> dict[str, object]:
         "labels": _null_if_none([instance.label for instance in answer.instances]),
         "scores": _null_if_none([instance.score for instance in answer.instances]),
     }
+
+
+def _as_utf8(text: str) -> str:
+    # A lone surrogate is legal in a str but not in UTF-8, and model output must never be an error.
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _null_if_none(values: Sequence[object]) -> Sequence[object] | None:
@@ -160,20 +168,21 @@ def _example_row(example: Example) -> dict[str, object]:
         "split": example.split,
         "source": example.source,
         "licence": example.licence,
-        "prompt": example.prompt.text,
+        "prompt": example.prompt.told,
         "image_key": example.image.key,
         "image_sha256": example.image.sha256,
         "height": example.image.height,
         "width": example.image.width,
         "masks": [rle_from_mask(mask) for mask in example.truth.masks],
         "ignore": None if ignore is None else rle_from_mask(ignore),
+        "asked": example.prompt.asked,
     }
 
 
 def answer_from_row(row: Mapping[str, Any]) -> Answer:
     """The Answer of a row of the rollouts table, exactly as archived; the row has at least ANSWER_COLUMNS.
 
-    Rows from before schema 3 do not say whether anything stood around the answer, and count as bare.
+    Rows from before schema 3 do not say whether anything stood around the answer, and count as bare, without reasoning.
     """
     vertices_px = np.asarray(row["vertices_px"], np.float64).reshape(-1, 2)
     ring_offsets = np.asarray(row["ring_offsets"], np.int64)
@@ -187,7 +196,7 @@ def answer_from_row(row: Mapping[str, Any]) -> Answer:
         vertices = vertices_px[offsets[0] : offsets[-1]]
         box = None if boxes[4 * k] is None else tuple(boxes[4 * k : 4 * k + 4])
         instances.append(Instance(vertices, offsets - offsets[0], box, labels[k], scores[k]))
-    return Answer(AnswerStatus(row["status"]), tuple(instances), bare=row["bare"] is not False)
+    return Answer(AnswerStatus(row["status"]), tuple(instances), row["bare"] is not False, row["thinking"])
 
 
 def truth_from_row(row: Mapping[str, Any]) -> Truth:

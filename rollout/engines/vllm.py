@@ -167,7 +167,7 @@ class VllmSampler:
         for output, question in zip(outputs, questions, strict=True):
             if list(output.prompt_token_ids) != processor.prompt_tokens(question).tolist():
                 raise RuntimeError(
-                    f"vLLM made {len(output.prompt_token_ids)} tokens of the question {question.prompt.text!r}, the "
+                    f"vLLM made {len(output.prompt_token_ids)} tokens of the question {question.prompt.told!r}, the "
                     "policy other ones; look for an image processor whose settings differ from the checkpoint's."
                 )
         return [[self._response(each) for each in sorted(o.outputs, key=lambda each: each.index)] for o in outputs]

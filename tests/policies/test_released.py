@@ -61,6 +61,21 @@ def test_a_photo_of_3000x2000_is_asked_as_the_family_was_taught(folder: Path) ->
     )
 
 
+def test_reasoning_between_qwens_own_marks_is_sampled_and_read_apart_where_it_is_asked_for(folder: Path) -> None:
+    processor = processor_of(folder, thinking="required")
+    marks = [processor.tokenizer.convert_tokens_to_ids(mark) for mark in ("<think>", "</think>")]
+    assert set(processor_of(folder).unsampled_tokens) - set(processor.unsampled_tokens) == set(marks)
+    tokens = processor.answer_tokens("<think>\nIt is red.\n</think>\n\n[[[1, 2], [300, 2], [300, 400]]]")
+    assert [int((tokens == mark).sum()) for mark in marks] == [1, 1]
+    answer = processor.read(Response(tokens, np.zeros(len(tokens), np.float32), "stop"), 1000, 1000)
+    assert (answer.status, answer.thinking, answer.bare) == (AnswerStatus.OK, "It is red.", True)
+    cut = Response(tokens[:4], np.zeros(4, np.float32), "length")
+    assert processor.read(cut, 1000, 1000).status is AnswerStatus.TRUNCATED
+    prompt = processor.prompt_tokens(ask(np.zeros((64, 64, 3), np.uint8), "the left apple"))
+    assert not set(marks) & set(prompt.tolist())  # the question names the marks, and is text
+    assert "between <think> and </think>; behind that" in processor.tokenizer.decode(prompt)
+
+
 def test_an_outline_is_written_in_the_familys_numbers_and_read_back_in_pixels_of_the_photo(folder: Path) -> None:
     processor, (height, width) = processor_of(folder, max_pixels=1_003_520), (2000, 3000)
     angles = np.linspace(0, 2 * np.pi, 30, endpoint=False)

@@ -23,6 +23,8 @@ from rewards.terms import (
     mask_iou,
     matched_iou,
     point_in_mask,
+    thinking_format,
+    thinking_length,
     vertex_economy,
 )
 from rewards.terms import format as format_reward
@@ -136,6 +138,8 @@ def test_an_invalid_answer_earns_0_from_every_reward(name: str, status: AnswerSt
         (matched_iou.Reward, {"weight": -1.0}, "weight is -1.0"),
         (length_penalty.Reward, {"free_vertices": -1}, "free_vertices is -1; set it to 0 or more"),
         (length_penalty.Reward, {"max_vertices": 16}, "max_vertices is 16, free_vertices 16; set max_vertices above"),
+        (thinking_length.Reward, {"least": 9, "most": 8}, "most is 8, least 9; set most to 9 or more"),
+        (thinking_length.Reward, {"unit": "tokens"}, "unit is 'tokens'; set it to words or characters"),
         (vertex_economy.Reward, {"free_vertices": 2}, "free_vertices is 2; set it to 3 or more, as a ring needs"),
         (vertex_economy.Reward, {"min_iou": 1.01}, "min_iou is 1.01; set it to 0..1, 0 not included"),
     ],
@@ -191,6 +195,41 @@ def test_format_pays_what_it_is_told_for_a_valid_answer_with_something_around_it
     }
     assert list(earned.values()) == [1.0, 0.25, 0.0, 0.0]
     assert format_reward.Reward()(compared(Answer(AnswerStatus.EMPTY, bare=False))) == 1.0
+
+
+def reasoned(thinking: str | None, status: AnswerStatus = AnswerStatus.EMPTY) -> Comparison:
+    """An answer behind some reasoning to a question about nothing."""
+    return compared(Answer(status, thinking=thinking))
+
+
+def test_thinking_format_pays_for_a_block_costs_an_unreadable_answer_and_leaves_one_without_to_other_terms() -> None:
+    reward = thinking_format.Reward()
+    assert [reward(reasoned(thinking)) for thinking in ("so", "", None)] == [1.0, 1.0, None]
+    invalid = [status for status in AnswerStatus if not status.valid]
+    assert {reward(reasoned(thinking, status)) for thinking in ("so", None) for status in invalid} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("num", "earned"), [(0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (10, 1.0), (15, 0.5), (19, 0.1), (20, 0.0), (99, 0.0)]
+)
+def test_thinking_length_rises_to_4_stays_to_10_and_falls_to_20(num: int, earned: float) -> None:
+    words, characters = (thinking_length.Reward(least=4, most=10, unit=unit) for unit in ("words", "characters"))
+    assert words(reasoned("again  " * num)) == pytest.approx(earned)
+    assert characters(reasoned("a" * num)) == pytest.approx(earned)
+    assert (words(reasoned(None)), words(reasoned("a b c d", AnswerStatus.DEGENERATE))) == (None, 0.0)
+    assert thinking_length.Reward(least=0)(reasoned("")) == 1.0
+
+
+def test_reasoning_in_its_form_does_not_make_up_for_an_outline() -> None:
+    shapes = {1.0: box(2, 2, 8, 8), 0.25: box(0, 0, 12, 12)}
+    totals = {}
+    for iou, ring in shapes.items():
+        answer = dataclasses.replace(answer_from_rings([ring]), thinking="word " * 20)
+        comparison = compared(answer, box(2, 2, 8, 8))
+        rewards = [reward_of(name) for name in ("mask_iou", "thinking_format", "thinking_length")]
+        weights = [reward.weight for reward in rewards]
+        totals[iou] = np.average([term(reward, comparison) for reward in rewards], weights=weights)
+    assert totals == {1.0: pytest.approx(1.0), 0.25: pytest.approx((0.25 + 0.15) / 1.15)}
 
 
 def test_boundary_iou_in_a_small_image_compares_frames_one_pixel_wide() -> None:

@@ -72,6 +72,8 @@ def test_equal_runs_are_equal_files_and_a_resumed_run_too(tmp_path: Path) -> Non
     [
         Answer(AnswerStatus.EMPTY),
         Answer(AnswerStatus.EMPTY, bare=False),
+        Answer(AnswerStatus.EMPTY, thinking=""),
+        Answer(AnswerStatus.UNPARSABLE, thinking="the left\none, ärgerlich"),
         Answer(AnswerStatus.TRUNCATED),
         Answer(AnswerStatus.OK, (instance_from_rings([SQUARE, SQUARE[::-1] / 3]), instance_from_rings([SQUARE + 0.1]))),
         Answer(
@@ -89,7 +91,7 @@ def test_an_answer_comes_back_exactly(tmp_path: Path, answer: Answer) -> None:
     archive.append(0, [one])
     (row,) = next(archive.rollouts(ANSWER_COLUMNS)).to_pylist()
     back = answer_from_row(row)
-    assert (back.status, back.bare) == (answer.status, answer.bare)
+    assert (back.status, back.bare, back.thinking) == (answer.status, answer.bare, answer.thinking)
     assert len(back.instances) == len(answer.instances)
     for ours, theirs in zip(back.instances, answer.instances, strict=True):
         np.testing.assert_array_equal(ours.vertices_px, theirs.vertices_px, strict=True)
@@ -248,13 +250,24 @@ def test_an_archive_of_schema_1_is_read_as_if_it_were_of_today_and_a_run_goes_on
     shutil.copytree(Path(__file__).parents[1] / "archive_v1", tmp_path / "old")
     old, new = RolloutArchive(tmp_path / "old"), write_steps(tmp_path / "new", range(2))
     assert old.verify() == []
-    unknown = {"max_tokens": None, "grammar": None, "bare": None}
+    unknown = {"max_tokens": None, "grammar": None, "bare": None, "thinking": None}
     assert rows_of(old) == [row | unknown for row in rows_of(new)]
     assert next(old.rollouts(["grammar", "step"])).to_pydict() == {"grammar": [None] * 4, "step": [0] * 4}
     assert next(old.rollouts(["grammar"])).to_pydict() == {"grammar": [None] * 4}
-    assert list(old.examples()) == list(new.examples())
+    of_old, of_new = ([row for batch in each.examples() for row in batch.to_pylist()] for each in (old, new))
+    assert of_old == [row | {"asked": None} for row in of_new]
+    assert {row["asked"] for row in of_new} == {"mask"}
     old.append(2, [group(2, 0, "asked at 0")])
     assert (old.verify(), rows_of(old)[-1]["grammar"]) == ([], True)
+
+
+def test_reasoning_that_is_no_utf_8_is_kept_as_far_as_it_is(tmp_path: Path) -> None:
+    archive = RolloutArchive(tmp_path)
+    one = replace(
+        group(0, 0, "a"), rollouts=(rollout(0, Answer(AnswerStatus.EMPTY, thinking="so\ud800")),), totals=(0.5,)
+    )
+    archive.append(0, [one])
+    assert (archive.verify(), rows_of(archive)[0]["thinking"]) == ([], "so?")
 
 
 def test_later_steps_are_set_aside_and_doing_so_twice_clashes_with_nothing(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def random_answer(rng: np.random.Generator) -> Answer:
         return Answer(AnswerStatus(status), bare=bool(rng.random() < 0.5))
     rings = [rng.uniform(-2, 20, (rng.integers(3, 9), 2)) for _ in range(3)]
     instances = (instance_from_rings(rings[:2], (1.0, 2.0, 9.0, 8.0)), instance_from_rings(rings[2:]))
-    return Answer(AnswerStatus.OK, instances[: rng.integers(1, 3)], bool(rng.random() < 0.5))
+    thinking = "word " * rng.integers(0, 9) if rng.random() < 0.5 else None
+    return Answer(AnswerStatus.OK, instances[: rng.integers(1, 3)], bool(rng.random() < 0.5), thinking)
 
 
 def archived(folder: Path, parts: RewardParts, num_steps: int = 3) -> Path:
@@ -82,10 +83,11 @@ def test_all_built_in_rewards_and_every_kind_of_shaping_come_out_to_the_last_bit
         "matched_iou": {"kind": "threshold"},
         "total": {"kind": "rank"},
     }
-    parts = reward_parts(dict.fromkeys(NAMES) | {"format": {"wrapped": 0.5}}, shaping)
+    more = {"format": {"wrapped": 0.5}, "thinking_format": None, "thinking_length": {"least": 3, "most": 5}}
+    parts = reward_parts(dict.fromkeys(NAMES) | more, shaping)
     run = archived(tmp_path, parts)
     for step in rescore(run, Scorer(parts.recipes), parts.shaper()):
-        assert set(step.terms) == {*NAMES, "format"} == set(step.archived_terms)
+        assert set(step.terms) == {*NAMES, *more} == set(step.archived_terms)
         for name, values in step.terms.items():
             assert np.array_equal(values, step.archived_terms[name], equal_nan=True), name
         assert np.array_equal(step.totals, step.archived_totals)

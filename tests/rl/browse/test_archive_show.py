@@ -103,6 +103,17 @@ def test_the_picture_has_the_answer_filled_over_its_image_at_its_place(run: Path
     assert (outside == image[200:, 200:]).mean() > 0.9
 
 
+def test_a_page_shows_the_reasoning_apart_where_there_is_some(run: Path, tmp_path: Path) -> None:
+    assert "reasoning" not in render(choose(run, Wanted()))
+    archive, answer = RolloutArchive(tmp_path / "archive"), Answer(AnswerStatus.EMPTY, thinking="<i>the left</i> one")
+    rollouts = (replace(rollout(0, answer), text="<think>the left</think>[]"),)
+    archive.append(0, [Group("run", 0, 0, Env("train")[0], np.arange(4), "cd" * 32, 1.0, rollouts, (0.5,))])
+    (tmp_path / "config.yaml").write_text("env: {name: cutout_scenes}\n")
+    page = render(choose(tmp_path, Wanted()))
+    assert "<pre>&lt;i&gt;the left&lt;/i&gt; one</pre>" in page
+    assert "<pre>&lt;think&gt;the left&lt;/think&gt;[]</pre>" in page
+
+
 @pytest.mark.parametrize(
     ("sha256", "config", "says"),
     [

@@ -14,7 +14,7 @@ from rl.config.pairs import PairExport
 from rl.config.refiner import RefineConfig
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
-named = {"pairs": PairExport, "sft_tiny": SftConfig, "sft_tiny_text": SftConfig}
+named = {"pairs": PairExport, "sft_tiny": SftConfig, "sft_tiny_text": SftConfig, "sft_tasks": SftConfig}
 for name in shipped_configs():
     load_settings(named.get(name, RefineConfig if name.startswith("refiner") else RunConfig), Path(name))
 packages = ("envs", "rewards", "policies", "rollout", "rl")

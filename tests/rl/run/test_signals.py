@@ -17,6 +17,7 @@ from rl.run.step_numbers import (
     shaping_metrics,
     staleness_metrics,
     step_numbers,
+    thinking_metrics,
 )
 from rl.run.steps import scored_step
 from rollout.records import Group, Rollout
@@ -142,6 +143,20 @@ def test_a_group_is_without_signal_by_the_settings_of_the_algorithm(min_std: flo
     assert numbers["learner/loss"] == 0.25 and numbers["rollout/staleness"] == 0.0
     assert scored.advantages.counts.tolist() == [share < 1, False]
     assert not [name for name in numbers if name.startswith(("refill/", "shaped/", "schedule/"))]
+
+
+def test_reasoning_is_counted_over_the_answers_that_have_a_block_and_only_where_a_run_asks_for_it() -> None:
+    said = [replace(TRIANGLE, thinking="the left one"), replace(CUT, thinking="so"), replace(TRIANGLE, thinking="")]
+    groups = [group(0, EIGHT, [rollout(k, one, 0.5, None) for k, one in enumerate([*said, TRIANGLE])], [0.0] * 4)]
+    assert thinking_metrics(groups) == {"answer/thinking": 0.75, "answer/thinking_words": pytest.approx(4 / 3)}
+    assert thinking_metrics(two_groups()) == {"answer/thinking": 0.0, "answer/thinking_words": 0.0}
+    shaper, terms = Shaper({"mask_iou": 1.0}), {"mask_iou": np.zeros((1, 4))}
+    scored = scored_step(1, groups, terms, shaper.shape(1, terms), Algorithm(), num=1)
+    logged = [step_numbers(scored, shaper, {}, 0, thinks).scalars for thinks in (False, True)]
+    assert [sorted(name for name in numbers if "thinking" in name) for numbers in logged] == [
+        [],
+        ["answer/thinking", "answer/thinking_words"],
+    ]
 
 
 def test_shaping_shows_the_reward_before_it_and_where_its_schedules_stand() -> None:

@@ -1,0 +1,86 @@
+"""Reasoning before an answer (policy.thinking): what does not go with it is refused before anything starts.
+
+What a block takes of the limit on tokens cannot be known beforehand; how much is left for it is told.
+"""
+
+from collections.abc import Sequence
+
+from policies.processor import Processor
+from rl.run.writable import unwritable_words
+from rollout.settings import Sampling
+
+
+def refuse_unfit_thinking(processor: Processor, sampling: Sampling, rewards: Sequence[str] = ()) -> None:
+    """Raise ValueError where reasoning is wanted that cannot be written, or paid for that is not wanted.
+
+    rewards: names of those that pay for reasoning.
+    """
+    thinking = processor.thinking
+    if not thinking.wanted:
+        if rewards:
+            raise ValueError(
+                f"rewards.{rewards[0]} pays for reasoning before an answer, but policy.thinking is none; set that to "
+                "required or optional, or leave the reward out."
+            )
+        return
+    if sampling.grammar:
+        raise ValueError(
+            f"sampling.grammar is true and policy.thinking is {thinking.mode}, but the codec's grammar knows the "
+            "answer alone and would let no block of reasoning be written; set sampling.grammar to false, or "
+            "policy.thinking to none."
+        )
+    _refuse_taken_marks(processor)
+    missing = unwritable_words(processor, " ".join(thinking.written))
+    if missing:
+        raise ValueError(
+            f"policy.thinking is {thinking.mode}, but the policy's tokenizer cannot write {', '.join(missing)}, which "
+            "marks the block of reasoning; set policy.thinking_marks to what the checkpoint was trained with."
+        )
+
+
+def _refuse_taken_marks(processor: Processor) -> None:
+    """Raise ValueError for a mark that is a token with another meaning, which must not, or will not, be in a text."""
+    vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
+    for mark in processor.thinking.marks:
+        if vocabulary.get(mark) in (processor.image_token, *processor.end_tokens):
+            raise ValueError(
+                f"policy.thinking_marks names {mark}, which stands for a place of an image or ends an answer; name "
+                "what the checkpoint was trained with, such as ['<think>', '</think>']."
+            )
+
+
+def refuse_untaught_thinking(processor: Processor) -> None:
+    """Raise ValueError where supervised answers would be unparsable for want of the reasoning that is required."""
+    if processor.thinking.mode == "required":
+        raise ValueError(
+            "policy.thinking is required, but supervised answers are outlines and hold no reasoning, so the policy "
+            "would be taught answers that read as unparsable; set policy.thinking to optional, or to none."
+        )
+
+
+def block_tokens(processor: Processor) -> int:
+    """Tokens that an empty block of reasoning takes of an answer; 0 where none is required."""
+    if processor.thinking.mode != "required":
+        return 0
+    return sum(len(processor.answer_tokens(mark)) - 1 for mark in processor.thinking.written)
+
+
+def thinking_notes(processor: Processor, outline_tokens: int, max_tokens: int) -> list[str]:
+    """What to look at where a block of reasoning and the answer share a limit, or a template's block is not read.
+
+    outline_tokens: of an ordinary outline; max_tokens: sampling.max_tokens.
+    """
+    thinking = processor.thinking
+    if thinking.wanted:
+        return [
+            f"policy.thinking is {thinking.mode}, and the reasoning takes its tokens of sampling.max_tokens "
+            f"{max_tokens} too: an ordinary outline of {outline_tokens} tokens leaves "
+            f"{max(0, max_tokens - outline_tokens)} for it. What the limit cuts earns nothing."
+        ]
+    if thinking.begun:
+        return [
+            f"the chat template opens a block of reasoning ({thinking.marks[0]}), and policy.thinking is none, so that "
+            "reasoning would make every answer unparsable; set policy.thinking to required, or change that by "
+            "policy.template_arguments."
+        ]
+    return []
