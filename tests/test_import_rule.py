@@ -33,6 +33,7 @@ ROOMS = (  # of rl, from below: a room imports only from lines below its own, an
     ("rl.run",),
     ("rl.learner", "rl.evaluation", "rl.pairs", "rl.browse", "rl.sources"),
     ("rl.refiner", "rl.lab", "rl.supervised", "rl.evaluation.protocols"),
+    ("rl.benchmarks",),
     ("rl",),
     ("rl.bench",),
     ("rl.cli",),

@@ -30,7 +30,7 @@ def _pack_runs(runs: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _unpack_runs(text: Any) -> Any:
+def unpack_runs(text: Any) -> Any:
     runs = np.empty(len(text), np.int64)
     num, k = 0, 0
     while k < len(text):
@@ -117,7 +117,7 @@ def runs_from_rle(counts: str | list[int], height: int, width: int) -> NDArray[n
     Raises ValueError where the runs do not add up to height * width pixels.
     """
     if isinstance(counts, str):
-        runs: NDArray[np.int64] = _unpack_runs(np.frombuffer(counts.encode("ascii"), np.uint8))
+        runs: NDArray[np.int64] = unpack_runs(np.frombuffer(counts.encode("ascii"), np.uint8))
     else:
         runs = np.asarray(counts, np.int64)
     num_pixels = height * width

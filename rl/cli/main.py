@@ -111,6 +111,47 @@ def demo(overrides: Overrides = None) -> None:
 
 
 @app.command()
+def benchmark(
+    checkpoints: Annotated[
+        list[str], typer.Argument(help="Runs, Hugging Face folders or tiny, each as PATH or NAME=PATH.")
+    ],
+    data: Annotated[
+        list[str], typer.Option(help="NAME=PATH or NAME=PATH:SPLIT, prepared or files of a data set; several times.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for answers and tables; one that was stopped goes on there.")],
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(help="Protocol or variant, such as res/lavt; several times.", show_default="the data set's"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML by which checkpoints that are no runs are asked.", show_default="demo"),
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of photos of data sets that are not prepared.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Outlines alone, without the refiners of runs.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most examples of a data set.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Rollout workers.", show_default="the config's")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.", show_default="the config's")] = None,
+) -> None:
+    """Greedy answers of checkpoints to data sets, scored by the papers' protocols, in tables beside published numbers.
+
+    Answers are kept: the same command goes on, and another protocol asks nothing again (docs/benchmark.md).
+    """
+    without_gpu_warning()
+    from rl.benchmark import Benchmark
+    from rl.benchmark import benchmark as run_benchmark
+    from rl.benchmarks.models import benchmark_model
+    from rl.benchmarks.sets import benchmark_sets
+
+    models = [benchmark_model(each, config, raw, workers, max_tokens) for each in checkpoints]
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the checkpoints are called {', '.join(names)}; give NAME=PATH for those of one name.")
+    sets = benchmark_sets(data, images, out, console)
+    run_benchmark(Benchmark(out, models, sets, protocol or (), limit), console)
+
+
+@app.command()
 def check(
     checkpoint: Annotated[str, typer.Argument(help="Hugging Face folder of a model, or tiny.")],
     overrides: Overrides = None,

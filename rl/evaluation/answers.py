@@ -20,10 +20,10 @@ _GROUPS_PER_UNIT = 64
 """Scenes answered in one batch."""
 
 
-def greedy_units(config: RunConfig, split: str, num_scenes: int) -> Iterator[Unit]:
-    """The first `num_scenes` examples of a split, one greedy answer each."""
+def greedy_units(config: RunConfig, split: str, num_scenes: int, begin: int = 0) -> Iterator[Unit]:
+    """The first `num_scenes` examples of a split from number `begin` on, one greedy answer each."""
     sampling = replace(config.sampling, temperature=0.0)
-    for first in range(0, num_scenes, _GROUPS_PER_UNIT):
+    for first in range(begin, num_scenes, _GROUPS_PER_UNIT):
         places = tuple(range(first, min(first + _GROUPS_PER_UNIT, num_scenes)))
         yield Unit(split, step=0, positions=places, indices=places, group_size=1, sampling=sampling)
 

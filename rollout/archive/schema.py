@@ -126,7 +126,7 @@ def _rollout_row(group: Group, rollout: Rollout, total: float) -> dict[str, obje
         "temperature": group.temperature,
         "max_tokens": group.max_tokens,
         "grammar": group.grammar,
-        **_answer_columns(rollout.answer),
+        **answer_columns(rollout.answer),
         "intersection_px": rollout.intersection_px,
         "answer_area_px": rollout.answer_area_px,
         "iou": rollout.iou,
@@ -135,7 +135,13 @@ def _rollout_row(group: Group, rollout: Rollout, total: float) -> dict[str, obje
     }
 
 
-def _answer_columns(answer: Answer) -> dict[str, object]:
+def answer_schema() -> list[pa.Field]:
+    """The fields of ANSWER_COLUMNS, in that order."""
+    return [pa.field(name, _ROLLOUT_COLUMNS[name], nullable=name in _NULLABLE) for name in ANSWER_COLUMNS]
+
+
+def answer_columns(answer: Answer) -> dict[str, object]:
+    """ANSWER_COLUMNS of an answer, which `answer_from_row` reads."""
     vertices, ring_offsets = flatten_rings(answer.rings_px)
     num_rings = [len(instance.ring_offsets) - 1 for instance in answer.instances]
     boxes = [instance.box_px or (None,) * 4 for instance in answer.instances]

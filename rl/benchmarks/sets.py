@@ -1,0 +1,95 @@
+"""A data set to be benchmarked on: prepared shards, or files that are prepared first, and what it is scored by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from envs.datasets.shards import Env
+from envs.images import View
+from envs.shards.files import CARD, read_card
+from rl.sources.leaks import HeldOut
+from rl.sources.prepare import Preparation, chosen_splits, prepare_source
+from rl.sources.source import source_of
+
+PROTOCOLS = {
+    "refcoco": "res",
+    "refcoco_m": "res",
+    "refcoco_rows": "res",
+    "seqtr": "res",
+    "cris": "res",
+    "grefcoco": "gres",
+    "reasonseg": "reasonseg",
+    "maskgroups": "ores",
+    "lvis": "lvis_mask",
+}
+"""By reader, the protocol that its data set is for; of any other `gres`, which knows that nothing may fit."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """One split of a data set."""
+
+    name: str
+    """As it stands in tables, and as configs/benchmarks calls it where papers have numbers of it."""
+    folder: Path
+    """Prepared shards."""
+    split: str
+    protocol: str
+    """The protocol that the data set is for."""
+
+    def env(self) -> Env:
+        """The examples."""
+        return Env(self.split, str(self.folder))
+
+    @property
+    def shown_side(self) -> int | None:
+        """Pixels that the longer side of photos was resized to when they were prepared; None: as photos are."""
+        side = read_card(self.folder, self.split).provenance.get("side")
+        return int(side) if side is not None else None
+
+
+def benchmark_sets(given: Sequence[str], images: str | None, out: Path, console: Console) -> list[BenchmarkSet]:
+    """The data sets of "NAME=PATH" or "NAME=PATH:SPLIT"; without a split, all but train ones, each by NAME_SPLIT.
+
+    Files are prepared into OUT/prepared first. Raises ValueError or FileNotFoundError for what cannot be read.
+    """
+    found: list[BenchmarkSet] = []
+    for entry in given:
+        name, equals, rest = entry.partition("=")
+        if not equals or not name or not rest:
+            raise ValueError(f"--data is {entry!r}; write NAME=FOLDER, or NAME=FOLDER:SPLIT.")
+        path, split = _path_and_split(rest)
+        folder = (
+            path if any(path.glob(f"*/{CARD}")) else _prepared(path, split, images, out / "prepared" / name, console)
+        )
+        there = sorted(card.parent.name for card in folder.glob(f"*/{CARD}"))
+        asked = [split] if split else [each for each in there if not each.startswith("train")]
+        if not asked:
+            raise ValueError(
+                f"{path} has train splits alone ({', '.join(there)}); name one by --data {name}={path}:SPLIT."
+            )
+        for each in asked:
+            reader = str(read_card(folder, each).provenance.get("reader", ""))
+            called = name if split else f"{name}_{each}"
+            found.append(BenchmarkSet(called, folder, each, PROTOCOLS.get(reader, "gres")))
+    names = [one.name for one in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--data names {', '.join(names)}; give every data set and split a name of its own.")
+    return found
+
+
+def _path_and_split(text: str) -> tuple[Path, str | None]:
+    if Path(text).exists():
+        return Path(text), None
+    path, colon, split = text.rpartition(":")
+    return (Path(path), split) if colon else (Path(text), None)
+
+
+def _prepared(path: Path, split: str | None, images: str | None, out: Path, console: Console) -> Path:
+    source = source_of(path, None, images)
+    splits = [each for each in chosen_splits(source, []) if not each.startswith("train")]
+    preparation = Preparation(out, View())
+    prepare_source(source, chosen_splits(source, [split] if split else splits), preparation, HeldOut(), console)
+    return out

@@ -1,0 +1,136 @@
+"""Scores of a benchmark as tables: in the terminal, as Markdown and as LaTeX, published rows beside measured ones."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from rl.benchmarks.judge import SetScores
+from rl.benchmarks.published import published_rows
+from rl.evaluation.scores import Interval
+
+_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table."""
+
+    name: str
+    cells: Sequence[str]
+    """Percent, a cell for each score; "" where there is none."""
+    source: str
+    """Who measured it."""
+    measured: bool
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """All that is known of one data set under one protocol."""
+
+    data: str
+    protocol: str
+    titles: Sequence[str]
+    """Of the scores, in the order of the protocol."""
+    rows: Sequence[Row]
+    count: int
+    """Examples behind each measured row."""
+
+
+def score_tables(found: Sequence[SetScores]) -> list[ScoreTable]:
+    """A table for each data set and protocol, measured rows first, then published ones."""
+    together: dict[tuple[str, str], list[SetScores]] = {}
+    for one in found:
+        together.setdefault((one.data, one.protocol), []).append(one)
+    return [_table(data, protocol, of) for (data, protocol), of in together.items()]
+
+
+def _table(data: str, protocol: str, of: Sequence[SetScores]) -> ScoreTable:
+    titles = list(of[0].scores)
+    measured = [Row(one.model, [percent(one.scores[title]) for title in titles], "here", True) for one in of]
+    printed = [
+        Row(name, [f"{100 * scores[title]:.1f}" if title in scores else "" for title in titles], source, False)
+        for name, source, scores in published_rows(data, protocol)
+    ]
+    return ScoreTable(data, protocol, titles, [*measured, *printed], len(of[0].judged))
+
+
+def percent(interval: Interval) -> str:
+    """A score in percent with its interval, such as "62.4 [61.0, 63.8]"."""
+    value, low, high = (100 * number for number in interval.numbers)
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def terminal(table: ScoreTable) -> Iterator[Table]:
+    """The table for a terminal: a line for each score, a column for each measured model; then what is published."""
+    measured = [row for row in table.rows if row.measured]
+    made = Table(title=f"{table.data} under {table.protocol}, {table.count:,} examples, percent", box=SIMPLE_HEAD)
+    made.add_column("score")
+    for row in measured:
+        made.add_column(row.name, justify="right", no_wrap=True)
+    for place, title in enumerate(table.titles):
+        made.add_row(title, *(row.cells[place] for row in measured))
+    yield made
+    printed = [row for row in table.rows if not row.measured]
+    if printed:
+        titles = [title for place, title in enumerate(table.titles) if any(row.cells[place] for row in printed)]
+        beside = Table(title=f"published on {table.data}, percent", box=SIMPLE_HEAD)
+        for title in ("model", *titles, "source"):
+            beside.add_column(title)
+        for row in printed:
+            cells = dict(zip(table.titles, row.cells, strict=True))
+            beside.add_row(row.name, *(cells[title] for title in titles), row.source)
+        yield beside
+
+
+def markdown(tables: Sequence[ScoreTable]) -> str:
+    """All tables as Markdown, with the source of every published row."""
+    return "\n".join(line for table in tables for line in (*_markdown_lines(table), ""))
+
+
+def _markdown_lines(table: ScoreTable) -> Iterator[str]:
+    yield f"**{table.data}** under `{table.protocol}`, {table.count:,} examples, percent with 95 % intervals"
+    yield ""
+    yield f"| model | {' | '.join(table.titles)} | source |"
+    yield f"| --- |{' ---: |' * len(table.titles)} --- |"
+    for row in table.rows:
+        yield f"| {row.name} | {' | '.join(row.cells)} | {row.source} |"
+
+
+def latex(tables: Sequence[ScoreTable]) -> str:
+    """All tables as LaTeX (booktabs), values alone; published rows below a rule."""
+    return "\n".join(line for table in tables for line in (*_latex_lines(table), ""))
+
+
+def _latex_lines(table: ScoreTable) -> Iterator[str]:
+    yield f"% {table.data} under {table.protocol}, {table.count} examples, percent"
+    yield rf"\begin{{tabular}}{{l{'r' * len(table.titles)}}}"
+    yield r"\toprule"
+    yield f"model & {' & '.join(map(escaped, table.titles))} \\\\"
+    yield r"\midrule"
+    printed = False
+    for row in table.rows:
+        if not row.measured and not printed:
+            printed = True
+            yield r"\midrule"
+        cells = (cell.partition(" ")[0] for cell in row.cells)
+        yield f"{escaped(row.name)} & {' & '.join(cells)} \\\\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+
+
+def escaped(text: str) -> str:
+    """Text with the signs that LaTeX reads as commands escaped."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def difference_table(differences: Mapping[str, Mapping[str, Interval]], data: str, protocol: str) -> Table:
+    """Paired differences by name of the pair, in points of percent; a line for each score."""
+    table = Table(title=f"{data} under {protocol}: paired differences, points", box=SIMPLE_HEAD)
+    table.add_column("score")
+    for pair in differences:
+        table.add_column(pair, justify="right", no_wrap=True)
+    for title in next(iter(differences.values())):
+        table.add_row(title, *(percent(of[title]) for of in differences.values()))
+    return table
