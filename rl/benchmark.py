@@ -97,7 +97,7 @@ def answer_all(asked: Benchmark, model: BenchmarkModel, data: BenchmarkSet, cons
     env, files = data.env(), files_of(asked, model, data)
     total = len(env) if asked.limit is None else min(asked.limit, len(env))
     files.begin(_how(model, data, env))
-    done = files.num_whole * CHUNK
+    done = files.num_kept(total)
     if done >= total:
         return
     config = model.asked_about(data)
@@ -110,7 +110,7 @@ def answer_all(asked: Benchmark, model: BenchmarkModel, data: BenchmarkSet, cons
     refining = _Refining.of(model, parts)
     with StepProgress(console, f"{model.name} on {data.name}", total, done) as progress:
         for groups in _chunks(pool, config, done, total):
-            files.add(refining.rows(env, groups))
+            files.add(refining.rows(env, groups), done)
             done += len(groups)
             progress.update(done, f"mean IoU {np.mean([group.rollouts[0].iou for group in groups]):.3f}")
     pool.close()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from envs.readers.base import AnnotatedPhoto, Finding, Findings
+from envs.readers.base import AnnotatedPhoto, Finding, Findings, Reference
 from envs.shards.from_photos import Shown, shown_photo
 from envs.shards.rows import Scene, example_row, png_of
 from rollout.disk import replace_text
@@ -45,7 +45,7 @@ class _Progress:
     photos: int = 0
     """Photos that were read and drawn."""
     digest: str = ""
-    """SHA-256 over the ids of their questions, by which it shows that the files are still the same."""
+    """SHA-256 over their questions, in words and numbers of masks, by which it shows that the files are the same."""
     fingerprint: str = ""
     """SHA-256 over the rows."""
     lost: dict[str, Any] = field(default_factory=dict)
@@ -136,6 +136,8 @@ class PhotoWriter:
         for photo, made in drawn_in_order(photos, self._shown, self._embed, processes):
             self._add(photo, made)
             yield self._progress.photos
+        if self._shards.has_gathered or not self._shards.num_shards:
+            self._end_shard()
         findings.add(self._findings)
         notes = {reason: one.which for kind in (findings.lost, findings.left_out) for reason, one in kind.items()}
         notes |= {reason: one.which for reason, one in findings.noted.items()}
@@ -166,10 +168,14 @@ class PhotoWriter:
         self._findings.add(made.findings)
         progress.photos, progress.digest = progress.photos + 1, _next_digest(progress.digest, photo)
         if self._shards.is_full:
-            progress.lost = self._findings.as_json()
-            path = self._shards.folder / _PROGRESS.format(self._shards.num_shards)
-            replace_text(path, json.dumps(asdict(progress)))
-            self._shards.write_shard()
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        """Write how far the split is, then the shard; the last one too, since the card comes after it."""
+        self._progress.lost = self._findings.as_json()
+        path = self._shards.folder / _PROGRESS.format(self._shards.num_shards)
+        replace_text(path, json.dumps(asdict(self._progress)))
+        self._shards.write_shard()
 
 
 def findings_of(kept: Mapping[str, Any]) -> Findings:
@@ -188,9 +194,15 @@ def _next_fingerprint(fingerprint: str, row: Mapping[str, Any]) -> str:
 
 
 def _next_digest(digest: str, photo: AnnotatedPhoto) -> str:
-    asked = "\n".join([digest, str(photo.photo.path), *(one.id for one in photo.references)])
-    return hashlib.sha256(asked.encode("utf-8", "surrogateescape")).hexdigest()
+    told = [f"{photo.photo.path}", *map(_told, photo.references)]
+    return hashlib.sha256(f"{digest}{told!r}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _told(one: Reference) -> tuple[object, ...]:
+    """What a question says before any mask of it is filled."""
+    words = [part if isinstance(part, str) else None for part in one.parts]
+    return one.id, words, len(one.masks), len(one.ignore), len(one.candidates)
 
 
 def _words(parts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    return (word for part in parts for word in (part["text"] or "").split() if part["kind"] == "text")
+    return (word for part in parts if part["kind"] == "text" for word in part["text"].split())

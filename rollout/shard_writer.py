@@ -80,6 +80,11 @@ class ShardWriter:
         return len(self._shards)
 
     @property
+    def has_gathered(self) -> bool:
+        """Whether rows are gathered that are not written yet."""
+        return bool(self._rows)
+
+    @property
     def is_full(self) -> bool:
         """Whether the rows that are gathered make a shard."""
         return len(self._rows) >= SHARD_ROWS or self._image_bytes >= SHARD_BYTES

@@ -1,9 +1,16 @@
-"""`polytrace` in a process of its own, a small training by it, and what that leaves."""
+"""`polytrace` in a process of its own or in this one, a small training by it, and what that leaves."""
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rl.cli.main import main
 
 SMALL = [
     "groups_per_step=4",
@@ -22,6 +29,23 @@ SMALL = [
 def polytrace(*arguments: str) -> list[str]:
     """The command line of this Python for it."""
     return [sys.executable, "-c", "from rl.cli.main import main; main()", *arguments]
+
+
+class Told(NamedTuple):
+    """What a command said, and its exit status."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def here(*arguments: object) -> Told:
+    """The command in this process: one of its own needs seconds to import what it imports."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "argv", ["polytrace", *map(str, arguments)])
+        with redirect_stderr(io.StringIO()) as error, pytest.raises(SystemExit) as end:
+            main()
+    return Told(int(end.value.code or 0), out.getvalue(), error.getvalue())
 
 
 def train(folder: Path, *arguments: str) -> None:

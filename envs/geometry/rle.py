@@ -31,6 +31,7 @@ def _pack_runs(runs: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def unpack_runs(text: Any) -> Any:
+    """[N] int64 run lengths of COCO's compressed text, given as its bytes [T] uint8."""
     runs = np.empty(len(text), np.int64)
     num, k = 0, 0
     while k < len(text):

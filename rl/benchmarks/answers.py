@@ -62,16 +62,24 @@ class AnswerFiles:
 
     folder: Path
 
-    @property
-    def num_whole(self) -> int:
-        """Files that are whole, from the first on."""
-        count = 0
-        while self._path(count).is_file():
-            count += 1
-        return count
+    def num_kept(self, total: int) -> int:
+        """Examples from the first on, of `total`, whose answers are kept.
+
+        A file of fewer than CHUNK, as a smaller limit leaves it, counts where it goes as far as `total`; else what it
+        holds is asked again.
+        """
+        kept = sum(self._counts())
+        return kept if kept >= total else kept - kept % CHUNK
 
     def _path(self, place: int) -> Path:
         return self.folder / f"answers-{place:05d}.parquet"
+
+    def _counts(self) -> list[int]:
+        """Rows of the files, up to the first that is not there or not full."""
+        counts: list[int] = []
+        while (not counts or counts[-1] == CHUNK) and self._path(len(counts)).is_file():
+            counts.append(pq.read_metadata(self._path(len(counts))).num_rows)
+        return counts
 
     def begin(self, asked: Mapping[str, Any]) -> None:
         """Begin, or go on with the answers that are there; raises ValueError where they were asked otherwise."""
@@ -86,15 +94,15 @@ class AnswerFiles:
             return
         replace_text(path, json.dumps(now, indent=1) + "\n")
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the next file."""
-        path = self._path(self.num_whole)
+    def add(self, rows: Sequence[Mapping[str, Any]], first: int) -> None:
+        """Write the file whose first answer is to example `first`, a multiple of CHUNK."""
+        path = self._path(first // CHUNK)
         with writing(path.name, path), whole_file(path) as partial:
             pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), partial, compression="zstd")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows, in the order of the data set."""
-        for place in range(self.num_whole):
+        for place in range(len(self._counts())):
             yield from pq.read_table(self._path(place)).to_pylist()
 
 

@@ -63,9 +63,9 @@ def judge_rows(
         judged = protocol.judge_masks(masks, statuses, truths)
     else:
         judged = protocol.judge([answer_from_row(row) for row in rows], truths)
-    unreadable = sum(not status.valid for status in statuses)
+    scores, unreadable = protocol.resampled(judged), sum(not status.valid for status in statuses)
     errors = None if judged[0].box_iou is not None else _errors(protocol, rows, statuses, truths)
-    return SetScores(model, data, name, judged, protocol.resampled(judged), unreadable, _kinds(rows, judged), errors)
+    return SetScores(model, data, name, judged, scores, unreadable, _kinds(rows, judged), errors)
 
 
 def _kinds(rows: Sequence[Mapping[str, Any]], judged: Sequence[Judged]) -> list[KindScore]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rl.benchmarks.sets import BenchmarkSet
+from rl.benchmarks.sets import BenchmarkSet, refuse_no_name
 from rl.config.load import load_settings, override_of
 from rl.config.plugins import EMBEDDED
 from rl.config.run import RunConfig
@@ -39,9 +39,7 @@ def benchmark_model(
     config: how any other checkpoint is asked (a YAML file of a run, or a preset); raw: without a refiner. workers,
     max_tokens: in place of the config's. Raises FileNotFoundError or ValueError for what cannot be used.
     """
-    name, equals, rest = given.partition("=")
-    path = Path(rest if equals else given)
-    called = name if equals else path.name
+    called, path = _name_and_path(given)
     overrides = ["rewards={mask_iou: {weight: 1.0}}", "shaping={}", "max_left_out=1.0", "run=benchmark"]
     overrides += [] if workers is None else [override_of("pool.workers", workers)]
     overrides += [] if max_tokens is None else [override_of("sampling.max_tokens", max_tokens)]
@@ -65,6 +63,15 @@ def benchmark_model(
     return BenchmarkModel(
         called, str(path if str(path) == EMBEDDED else path.resolve()), _without_learner(settings), None
     )
+
+
+def _name_and_path(given: str) -> tuple[str, Path]:
+    """The name that answers are kept under, and the checkpoint; a path that is there may have "=" in it."""
+    name, equals, rest = given.partition("=")
+    if Path(given).exists() or not equals:
+        return Path(given).resolve().name, Path(given)
+    refuse_no_name(name, given)
+    return name, Path(rest)
 
 
 def _without_learner(config: RunConfig) -> RunConfig:

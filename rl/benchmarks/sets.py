@@ -8,8 +8,8 @@ from rich.console import Console
 
 from envs.datasets.shards import Env
 from envs.images import View
-from envs.shards.files import CARD, read_card
-from rl.sources.leaks import HeldOut
+from envs.shards.files import CARD, Card, read_card
+from rl.sources.leaks import HeldOut, is_held_out
 from rl.sources.prepare import Preparation, chosen_splits, prepare_source
 from rl.sources.source import source_of
 
@@ -60,24 +60,41 @@ def benchmark_sets(given: Sequence[str], images: str | None, out: Path, console:
         name, equals, rest = entry.partition("=")
         if not equals or not name or not rest:
             raise ValueError(f"--data is {entry!r}; write NAME=FOLDER, or NAME=FOLDER:SPLIT.")
+        refuse_no_name(name, entry)
         path, split = _path_and_split(rest)
         folder = (
             path if any(path.glob(f"*/{CARD}")) else _prepared(path, split, images, out / "prepared" / name, console)
         )
         there = sorted(card.parent.name for card in folder.glob(f"*/{CARD}"))
-        asked = [split] if split else [each for each in there if not each.startswith("train")]
-        if not asked:
-            raise ValueError(
-                f"{path} has train splits alone ({', '.join(there)}); name one by --data {name}={path}:SPLIT."
-            )
-        for each in asked:
-            reader = str(read_card(folder, each).provenance.get("reader", ""))
+        for each in [split] if split else _held_out(path, there):
             called = name if split else f"{name}_{each}"
-            found.append(BenchmarkSet(called, folder, each, PROTOCOLS.get(reader, "gres")))
+            found.append(BenchmarkSet(called, folder, each, _protocol_of(read_card(folder, each))))
     names = [one.name for one in found]
     if len(set(names)) < len(names):
         raise ValueError(f"--data names {', '.join(names)}; give every data set and split a name of its own.")
     return found
+
+
+def refuse_no_name(name: str, given: str) -> None:
+    """Raise ValueError for a name that cannot be that of a file."""
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError(f"{given!r} is called {name!r}, and files are named by it; give a name without a slash.")
+
+
+def _held_out(path: Path, there: Sequence[str]) -> list[str]:
+    """The splits that are no train ones; ValueError where there are none."""
+    found = [each for each in there if is_held_out(each)]
+    if not found:
+        raise ValueError(f"{path} has train splits alone ({', '.join(there)}); name one by --data NAME={path}:SPLIT.")
+    return found
+
+
+def _protocol_of(card: Card) -> str:
+    """The protocol of a data set, by its reader or by the env that it was prepared from."""
+    env = card.provenance.get("env")
+    if isinstance(env, dict) and env.get("name") in ("tasks", "mixture"):
+        return "tasks"
+    return PROTOCOLS.get(str(card.provenance.get("reader", "")), "gres")
 
 
 def _path_and_split(text: str) -> tuple[Path, str | None]:
@@ -89,7 +106,7 @@ def _path_and_split(text: str) -> tuple[Path, str | None]:
 
 def _prepared(path: Path, split: str | None, images: str | None, out: Path, console: Console) -> Path:
     source = source_of(path, None, images)
-    splits = [each for each in chosen_splits(source, []) if not each.startswith("train")]
+    splits = chosen_splits(source, [split] if split else [])
     preparation = Preparation(out, View())
-    prepare_source(source, chosen_splits(source, [split] if split else splits), preparation, HeldOut(), console)
+    prepare_source(source, splits if split else _held_out(path, splits), preparation, HeldOut(), console)
     return out

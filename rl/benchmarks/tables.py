@@ -10,7 +10,11 @@ from rl.benchmarks.judge import SetScores
 from rl.benchmarks.published import published_rows
 from rl.evaluation.scores import Interval
 
-_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$"}
+_LATEX = {sign: f"\\{sign}" for sign in "&%_#${}"} | {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+}
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,15 @@ def _table(data: str, protocol: str, of: Sequence[SetScores]) -> ScoreTable:
     titles = list(of[0].scores)
     measured = [Row(one.model, [percent(one.scores[title]) for title in titles], "here", True) for one in of]
     printed = [
-        Row(name, [f"{100 * scores[title]:.1f}" if title in scores else "" for title in titles], source, False)
+        Row(name, [as_printed(scores[title]) if title in scores else "" for title in titles], source, False)
         for name, source, scores in published_rows(data, protocol)
     ]
     return ScoreTable(data, protocol, titles, [*measured, *printed], len(of[0].judged))
+
+
+def as_printed(fraction: float) -> str:
+    """A published score in percent, to the digit that its paper has, one at least."""
+    return f"{round(100 * fraction, 4)}"
 
 
 def percent(interval: Interval) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
 
 from rich.console import Console
@@ -85,5 +86,5 @@ def _refuse_thinned(split: str, num_lost: int, num_left: int, max_left_out: floa
         raise ValueError(
             f"env: {num_lost:,} of the {num_lost + num_left:,} questions of split {split} ({share:.1%}) could not be "
             f"used when the data was prepared, and max_left_out is {max_left_out:g}; `polytrace data check` says why. "
-            f"Mend the files and prepare them anew, or set max_left_out to {share:.3f} or more."
+            f"Mend the files and prepare them anew, or set max_left_out to {ceil(1000 * share) / 1000:g} or more."
         )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from envs.images import View
@@ -143,7 +144,7 @@ def _note_outlines(photo: AnnotatedPhoto, findings: Findings) -> None:
         return
     drawn = {id(shape): (one.id, shape) for one in photo.references for shape in one.masks}
     for question, shape in drawn.values():
-        if not isinstance(shape, PolygonShape):
+        if not isinstance(shape, PolygonShape) or not len(shape.vertices):
             continue
         for found in crossings(shape, height, width):
             findings.note(CROSSES, f"{question} ({found.told})")
@@ -164,14 +165,14 @@ def _note_repeated(photo: AnnotatedPhoto, findings: Findings) -> None:
 
 def report_tables(report: Report) -> Iterator[Table]:
     """Counts by split, then what was found, the most frequent first."""
-    title = f"{report.format}: {report.what}"
+    title = escape(f"{report.format}: {report.what}")
     counts = Table("split", "photos", "questions", "nothing true", "masks", "lost", title=title)
     for column in counts.columns[1:]:
         column.justify = "right"
     for name, split in report.splits.items():
         share = f"{split.lost:,} ({share_lost(split.lost, split.questions):.1%})"
         cells = (f"{number:,}" for number in (split.photos, split.questions, split.nothing, split.masks))
-        counts.add_row(name, *cells, share)
+        counts.add_row(escape(name), *cells, share)
     yield counts
     found = report.findings
     for title, kind in (
@@ -191,5 +192,5 @@ def _findings_table(title: str, found: Mapping[str, Finding]) -> Table:
     table.columns[0].justify = "right"
     for reason, one in by_count(found)[:_MOST_SHOWN]:
         more = f" and {one.count - _FEW:,} more" if one.count > _FEW else ""
-        table.add_row(f"{one.count:,}", reason, ", ".join(one.which[:_FEW]) + more)
+        table.add_row(f"{one.count:,}", escape(reason), escape(", ".join(one.which[:_FEW])) + more)
     return table

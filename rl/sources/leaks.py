@@ -37,11 +37,17 @@ class HeldOut:
     def of(cls, against: Sequence[Path]) -> "HeldOut":
         """Photos of all held-out splits of data sets, each prepared shards or the files of a data set.
 
-        Raises FileNotFoundError or ValueError for what is neither.
+        Raises FileNotFoundError or ValueError for what is neither, and for one without a held-out photo that is there.
         """
         held = cls()
         for path in against:
-            for split, photo in _held_out_photos(path):
+            found = list(_held_out_photos(path))
+            if not found:
+                raise ValueError(
+                    f"--against {path} has no held-out photo: its splits are for training alone, or their photos are "
+                    "not where the format has them; give another data set, or prepare this one and give that."
+                )
+            for split, photo in found:
                 held.add(photo, f"{path}, split {split}")
         return held
 

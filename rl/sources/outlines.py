@@ -7,7 +7,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from envs.geometry.raster import fill
+from envs.geometry.raster import fill, fill_parts
 from envs.polygons import Ring, flatten_rings, split_rings
 from envs.shapes import PolygonShape
 
@@ -19,9 +19,9 @@ class Crossing:
     why: str
     """What shapely says of it, with the place in pixels."""
     differs_px: int
-    """Pixels in which the mask by the format's rule (even-odd) differs from the ring filled by non-zero winding."""
+    """Pixels in which the ring filled even-odd, as formats mean it, differs from it filled by non-zero winding."""
     mended_px: int
-    """Pixels in which it differs from the ring once `make_valid` has mended it."""
+    """Pixels in which it differs from the ring once `make_valid` has mended it; all three by pixel centres."""
 
     @property
     def told(self) -> str:
@@ -41,7 +41,7 @@ def crossings(shape: PolygonShape, height: int, width: int) -> list[Crossing]:
 
 def _crossing(ring: Ring, polygon: shapely.Polygon, height: int, width: int) -> Crossing:
     vertices, offsets = flatten_rings([ring])
-    as_read = PolygonShape(vertices, offsets).mask(height, width)
+    as_read = fill_parts(vertices, offsets, height, width)
     winding = fill(vertices, offsets, height, width)
     mended = filled_polygons(shapely.make_valid(polygon), height, width)
     differs, mends = np.count_nonzero(as_read != winding), np.count_nonzero(as_read != mended)

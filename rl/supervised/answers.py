@@ -4,6 +4,7 @@ Whether the answers can be taught at all (limits of the codec, words of the toke
 before the first step, from a bounded number of examples; a later one that cannot be stops the training by its name.
 """
 
+import hashlib
 import math
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
@@ -16,7 +17,15 @@ from envs.codecs.base import AnswerCodec, PlaceCodec
 from envs.datasets.base import Env
 from envs.datasets.tasks import box_px, inner_point_px
 from envs.example import Example, Question
-from envs.geometry.contours import outline
+from envs.geometry.contours import (
+    largest_rings,
+    mask_from_rings,
+    outline,
+    outline_to_iou,
+    rings_from_mask,
+    simplify,
+)
+from envs.geometry.peucker import douglas_peucker
 from envs.polygons import Ring
 from policies.processor import Processor
 from rl.config.sft import SftConfig, SftSettings, SftStage
@@ -25,6 +34,9 @@ from rl.run.writable import refuse_unwritable
 
 CHECKED = 64
 """Training scenes whose answers are looked at before the first step."""
+
+_LEAST_SHARE = 0.05
+"""Rings of less than this share of the largest one are not drawn."""
 
 Taught = list[tuple[Question, NDArray[np.int64]]]
 """Questions about one image, each with the token ids of the answer that is taught."""
@@ -43,7 +55,15 @@ def annotate(mask: NDArray[np.bool_], settings: SftSettings) -> list[Ring]:
     """The outline that a coarse annotator would draw around `mask` [H, W], in pixels."""
     margin = settings.outline_margin * math.sqrt(mask.sum())
     loose = distance_transform_edt(~mask) <= margin if margin > 0 else mask
-    return outline(loose, settings.max_vertices, settings.max_rings, min_share=0.05)
+    if settings.simplify == "budget":
+        return outline(loose, settings.max_vertices, settings.max_rings, min_share=_LEAST_SHARE)
+    rings = largest_rings(rings_from_mask(loose), settings.max_rings, _LEAST_SHARE)
+    if settings.simplify == "douglas_peucker":
+        rings = [douglas_peucker(ring, settings.peucker_share) for ring in rings]
+    elif rings:
+        rings = outline_to_iou(mask_from_rings(rings, *mask.shape), settings.min_iou, settings.max_vertices)
+        rings = largest_rings(rings, settings.max_rings, 0.0)
+    return rings if sum(map(len, rings)) <= settings.max_vertices else simplify(rings, settings.max_vertices)
 
 
 def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> str:
@@ -53,6 +73,18 @@ def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> 
 
     Raises ValueError, naming the example, where it exceeds a limit of the codec.
     """
+    return _in_sentence(_bare_text(example, codec, settings), example.id, settings)
+
+
+def _in_sentence(text: str, example_id: str, settings: SftSettings) -> str:
+    """The answer in the sentence that its example has, the same in any process."""
+    if settings.answers is None:
+        return text
+    digest = hashlib.sha256(example_id.encode()).digest()
+    return settings.answers[int.from_bytes(digest[:8], "big") % len(settings.answers)].replace("{answer}", text)
+
+
+def _bare_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> str:
     if example.prompt.asked != "mask":
         return _place_text(example, codec)
     outlines = [annotate(mask, settings) for mask in example.truth.masks]
@@ -118,7 +150,10 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
         refuse_unasked_forms(train, processor)
     for index in range(min(CHECKED, len(train))):
         for example in train.scene(index):
-            answer_tokens(example, processor, answer_text(example, codec, settings))
+            text = answer_text(example, codec, settings)
+            answer_tokens(example, processor, text)
+            if settings.answers is not None:
+                _refuse_unread(example, codec, text)
     longest, its_id = 0, ""
     for index in range(min(settings.evaluate_scenes, len(validation))):
         example = validation[index]
@@ -129,6 +164,20 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
             f"max_tokens is {config.max_tokens}, but the answer to {its_id} takes {longest} tokens, so evaluations cut "
             f"it off and count it as wrong; set max_tokens to {longest} or more, or lower sft.max_vertices (now "
             f"{settings.max_vertices})."
+        )
+
+
+def _refuse_unread(example: Example, codec: AnswerCodec, text: str) -> None:
+    """Raise ValueError for an answer in a sentence that its own codec does not read."""
+    height, width, asked = example.image.height, example.image.width, example.prompt.asked
+    if asked == "mask":
+        answer = codec.read(text, height, width)
+    elif isinstance(codec, PlaceCodec):
+        answer = codec.read_places(text, asked, height, width)
+    if not answer.status.valid:
+        raise ValueError(
+            f"the answer to {example.id} would be taught as {text[:60]!r}..., which the codec reads as "
+            f"{answer.status}; set codec.reading to lenient, or leave sft.answers out."
         )
 
 

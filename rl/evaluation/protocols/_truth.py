@@ -32,6 +32,8 @@ class CodedTruth:
     """(x0, y0, x1, y1) of the object as the data set says it; None: the tight box of its mask."""
     tags: tuple[str, ...] = ()
     """What scores are split by, such as MASK_REFERENCE."""
+    asked: str = "mask"
+    """What was asked for, of ASKED of envs/example.py."""
 
     @classmethod
     def of(cls, example: Example) -> "CodedTruth":
@@ -41,14 +43,15 @@ class CodedTruth:
         instances = tuple(rle_from_mask(mask) for mask in truth.masks)
         ignore = None if truth.ignore is None else rle_from_mask(truth.ignore)
         tags = (MASK_REFERENCE,) if any(isinstance(part, MaskPart) for part in example.prompt.parts) else ()
-        return cls(example.id, height, width, instances, ignore, tags=tags)
+        return cls(example.id, height, width, instances, ignore, tags=tags, asked=example.prompt.asked)
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> "CodedTruth":
-        """From a row with example_id, height, width, masks, ignore and points_at_a_mask, as a benchmark keeps them."""
+        """From a row of a benchmark: example_id, height, width, masks, ignore, asked and points_at_a_mask."""
         tags = (MASK_REFERENCE,) if row["points_at_a_mask"] else ()
         masks = tuple(row["masks"])
-        return cls(row["example_id"], row["height"], row["width"], masks, row["ignore"], tags=tags)
+        size = row["height"], row["width"]
+        return cls(row["example_id"], *size, masks, row["ignore"], tags=tags, asked=row["asked"])
 
     @property
     def is_none(self) -> bool:
