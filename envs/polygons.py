@@ -71,7 +71,7 @@ class Answer:
     bare: bool = True
     """False where lenient reading took something off that strict reading does not take: a sentence, a fence."""
     thinking: str | None = None
-    """The reasoning that stood before it, white space at its ends aside; None where there was none, or none was asked."""
+    """The reasoning that stood before it, white space at its ends aside; None without, or where none was asked for."""
 
     @property
     def rings_px(self) -> list[Ring]:

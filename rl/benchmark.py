@@ -125,8 +125,16 @@ def _how(model: BenchmarkModel, data: BenchmarkSet, env: Env) -> dict[str, Any]:
         "codec": model.config.codec,
         "policy": {key: value for key, value in model.config.policy.items() if key != "checkpoint"},
         "max_tokens": model.config.sampling.max_tokens,
+        "grammar": model.config.sampling.grammar,
+        "weights": _weight_files(model.checkpoint),
         "data": env.fingerprint,
     }
+
+
+def _weight_files(checkpoint: str) -> dict[str, list[int]]:
+    """Size and time of change of a checkpoint's weight files, by which other weights in its place show."""
+    files = sorted(Path(checkpoint).glob("*.safetensors")) + sorted(Path(checkpoint).glob("*.bin"))
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def _chunks(pool: WorkerPool, config: RunConfig, first: int, total: int) -> Iterator[list[Group]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from envs.datasets.base import Env
-from envs.geometry.contours import rings_from_mask
+from envs.geometry.contours import mask_from_rings, rings_from_mask
 from policies.families.vision_language import Policy
 from policies.refiner.mask_refiner import MaskRefiner
 from rl.config.run import RunConfig, num_gpus
@@ -75,8 +75,9 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     stages = evaluate_stages(config, parts, best, console)
     cluster.stop()
     answered = stages["rl"].groups
-    refiner = evaluate_refiner(config, parts, answered, console)
-    stages["refined"] = StageAnswers(answered, score_masks(refiner.masks, answered), refiner.masks)
+    masked = [group for group in answered if group.example.prompt.asked == "mask"]
+    refiner = evaluate_refiner(config, parts, masked, console)
+    stages["refined"] = _refined_stage(stages["rl"], masked, refiner.masks)
     scores = {name: summarise(stage.scores) for name, stage in stages.items()}
     paired = {
         "rl_minus_sft": paired_difference(stages["sft"].scores, stages["rl"].scores),
@@ -107,6 +108,23 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     for name in ("report.html", "refiner.html", "summary.json", "archive"):
         console.print(f"wrote {folder / name}", markup=False)
     return folder
+
+
+def _refined_stage(drawn: StageAnswers, masked: Sequence[Group], masks: Sequence[NDArray[np.bool_]]) -> StageAnswers:
+    """The answers with refined masks [H, W], those groups that were asked for masks; boxes and points as they are."""
+    ids, scores = [group.example.id for group in masked], score_masks(masks, masked)
+    refined = {name: (score, mask) for name, score, mask in zip(ids, scores, masks, strict=True)}
+    of_all = [
+        refined.get(group.example.id, (score, mask_of(group)))
+        for group, score in zip(drawn.groups, drawn.scores, strict=True)
+    ]
+    return StageAnswers(drawn.groups, [score for score, _ in of_all], [mask for _, mask in of_all])
+
+
+def mask_of(group: Group) -> NDArray[np.bool_]:
+    """The mask [H, W] that the first answer of a group draws."""
+    image = group.example.image
+    return mask_from_rings(group.rollouts[0].answer.rings_px, image.height, image.width)
 
 
 def _warn_of_changed_data(parts: RunParts, folder: Path, console: Console) -> None:

@@ -23,7 +23,7 @@ _GROUP_ROWS, _GROUP_BYTES = 64, 4 << 20
 """Most rows of a row group, and bytes of images after which it ends: what one example costs to read."""
 SHARD_ROWS, SHARD_BYTES = 4096, 64 << 20
 """Rows, or bytes of images, after which a shard ends."""
-_TAKEN = ("example_id", "image_key", "scene_row", "scene_size", "image_file")
+_TAKEN = ("asked", "example_id", "image_key", "scene_row", "scene_size", "image_file")
 _ONE_ROW = pa.schema([pa.field("row", pa.int64(), nullable=False)])
 
 
@@ -65,6 +65,7 @@ class ShardWriter:
         self.scenes: dict[str, Scene] = {}
         """By key of an image, the rows about it."""
         self._image_folders: set[str] = set()
+        self._asked: set[str] = set()
         self._refuse_other(fingerprint)
         if not self.is_whole:
             self._go_on()
@@ -124,6 +125,7 @@ class ShardWriter:
     def _take(self, row: Mapping[str, Any]) -> None:
         self.row_of[row["example_id"]] = self.num_rows
         self.scenes.setdefault(row["image_key"], Scene(row["scene_row"], row["scene_size"]))
+        self._asked.add(row["asked"])
         if row["image_file"] is not None:
             self._image_folders.add(os.path.dirname(row["image_file"]))
         self.num_rows += 1
@@ -170,6 +172,7 @@ class ShardWriter:
             fingerprint=about.fingerprint,
             image_folder=os.path.commonpath(self._image_folders) if self._image_folders else None,
             provenance=self._provenance,
+            asked=tuple(sorted(self._asked)) or ("mask",),
             num_lost=about.num_lost,
         )
         replace_text(self.folder / CARD, card.text())

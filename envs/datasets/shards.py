@@ -36,6 +36,8 @@ class Env:
     """Folder of the image files where it has moved since; null where they are where they were, or are embedded."""
     names: dict[str, str] = field(default_factory=dict)
     """What is prepared under another name than the config asks for, such as {validation: val, test: testA}."""
+    candidates: bool = True
+    """Whether masks to choose from are shown, where the data has them; false for a policy that draws outlines."""
 
     def __post_init__(self) -> None:
         """Read the card and the order of the examples."""
@@ -57,11 +59,12 @@ class Env:
 
     def __getstate__(self) -> dict[str, Any]:
         """Settings alone: what is read is read again where it arrives."""
-        return {"split": self.split, "folder": self.folder, "images": self.images, "names": self.names}
+        settings = ("split", "folder", "images", "names", "candidates")
+        return {name: value for name, value in vars(self).items() if name in settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.split, self.folder, self.images = state["split"], state["folder"], state["images"]
-        self.names = state["names"]
+        self.names, self.candidates = state["names"], state["candidates"]
         self.__post_init__()
 
     @property
@@ -73,6 +76,11 @@ class Env:
     def notes(self) -> Mapping[str, Sequence[str]]:
         """What the original env left out or decided."""
         return {what: list(which) for what, which in self._about["notes"].items()}
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What may be asked for: "mask", "box", "point"."""
+        return tuple(self._card.asked)
 
     @property
     def num_lost(self) -> int:
@@ -89,9 +97,9 @@ class Env:
 
     def splits(self) -> tuple[str, ...]:
         """The splits that are prepared, as the config calls them."""
-        called = {prepared: asked for asked, prepared in self.names.items()}
         found = sorted(path.parent.name for path in Path(self.folder).glob("*/split.json"))
-        return tuple(called.get(name, name) for name in found)
+        called = [asked for asked, prepared in self.names.items() if prepared in found]
+        return (*(name for name in found if name not in self.names.values()), *called)
 
     def __len__(self) -> int:
         """Number of examples of the split."""
@@ -102,7 +110,8 @@ class Env:
         return self._called(example_of(self._row(index)))
 
     def _called(self, example: Example) -> Example:
-        return example if example.split == self.split else replace(example, split=self.split)
+        example = example if example.split == self.split else replace(example, split=self.split)
+        return example if self.candidates or example.candidates is None else replace(example, candidates=None)
 
     def scene(self, index: int) -> list[Example]:
         """Every example of the image of example `index`, in the order of the original env."""

@@ -61,6 +61,8 @@ class Card:
     """Folder that all image files lay in; None where images are embedded."""
     provenance: dict[str, Any]
     """Name and settings of the original env, and the version of Polytrace that wrote it."""
+    asked: tuple[str, ...] = ("mask",)
+    """What its questions ask for: "mask", "box", "point"."""
     num_lost: int = 0
     """Questions that the data set has and that could not be asked; `about.json` says why."""
 
@@ -85,7 +87,7 @@ def read_card(folder: Path, split: str) -> Card:
         what = "was not finished; the command that began it goes on with it" if begun else "is not there"
         raise ValueError(
             f"{folder}: the split {split!r} {what}{did_you_mean(split, prepared)} Prepared: "
-            f"{', '.join(prepared) or 'none'}. `polytrace data prepare CONFIG --split {split} --out {folder}` adds it"
+            f"{', '.join(prepared) or 'none'}. `polytrace data prepare SOURCE --split {split} --out {folder}` adds it"
             f"{other}."
         )
     try:
@@ -98,6 +100,7 @@ def read_card(folder: Path, split: str) -> Card:
             f"{path}: the shards have schema version {version}, and this Polytrace reads {SCHEMA_VERSION}; prepare "
             "them anew in another folder, or read them with the version that wrote them, which `provenance` names."
         )
+    held["asked"] = tuple(held.get("asked", ("mask",)))
     card = Card(**(held | {key: tuple(ShardFile(**file) for file in held[key]) for key in ("shards", "others")}))
     _refuse_torn(path.parent, (*card.shards, *card.others))
     return card

@@ -27,7 +27,8 @@ class BenchmarkModel:
     def asked_about(self, data: BenchmarkSet) -> RunConfig:
         """The config of a run whose every split is that of the data set."""
         names = dict.fromkeys(("train", "validation", "test"), data.split)
-        env: dict[str, Any] = {"name": "shards", "folder": str(data.folder.resolve()), "names": names}
+        folder = str(data.folder.resolve())
+        env: dict[str, Any] = {"name": "shards", "folder": folder, "names": names, "candidates": False}
         return replace(self.config, env=env, policy=self.config.policy | {"checkpoint": self.checkpoint})
 
 

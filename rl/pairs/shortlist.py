@@ -20,7 +20,7 @@ from envs.polygons import AnswerStatus
 from rl.config.pairs import PairRule
 from rollout.archive.archive import RolloutArchive
 
-USABLE, MISSING, NOT_TRAINING, HELD_OUT_ID, HELD_OUT_IMAGE = range(5)
+USABLE, MISSING, NOT_TRAINING, HELD_OUT_ID, HELD_OUT_IMAGE, NO_MASK_ASKED = range(6)
 """Verdicts on an example: its answers may become pairs, or why they may not."""
 
 
@@ -69,16 +69,16 @@ def index_examples(archives: Sequence[RolloutArchive], rule: PairRule, held_out:
     Raises ValueError where two archives have an example of the same id over different images.
     """
     batches = [part for archive in archives for part in _parts(archive, rule)]
-    keys, images, training = (np.concatenate(columns) for columns in zip(*batches, strict=True))
+    keys, images, training, of_masks = (np.concatenate(columns) for columns in zip(*batches, strict=True))
     order = np.argsort(keys, kind="stable")
-    keys, images, training = keys[order], images[order], training[order]
+    keys, images, training, of_masks = keys[order], images[order], training[order], of_masks[order]
     same = keys[1:] == keys[:-1]
     if (different := np.flatnonzero(same & (images[1:] != images[:-1]))).size:
         raise ValueError(_conflict(archives, rule, keys[different[0]]))
     barred_ids = np.array([rule.key(name) for name in held_out.ids], np.uint64)
     barred_ids = np.concatenate([barred_ids, keys[~training]])
     barred_images = np.concatenate([_leading_bits(sorted(held_out.images)), images[~training]])
-    verdicts = np.full(len(keys), USABLE, np.int8)
+    verdicts = np.where(of_masks, USABLE, NO_MASK_ASKED).astype(np.int8)
     verdicts[np.isin(images, barred_images)] = HELD_OUT_IMAGE
     verdicts[np.isin(keys, barred_ids)] = HELD_OUT_ID
     verdicts[~training] = NOT_TRAINING
@@ -86,13 +86,17 @@ def index_examples(archives: Sequence[RolloutArchive], rule: PairRule, held_out:
     return ExampleIndex(keys[first], verdicts[first])
 
 
-def _parts(archive: RolloutArchive, rule: PairRule) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-    """(keys, 64 bits of the image's hash, whether it is of the training split) of examples, a batch at a time."""
-    empty = np.zeros(0, np.uint64)
-    yield empty, empty, np.zeros(0, np.bool_)
-    for batch in archive.examples(["example_id", "split", "image_sha256"]):
+def _parts(archive: RolloutArchive, rule: PairRule) -> Iterator[tuple[NDArray, NDArray, NDArray, NDArray]]:
+    """(keys, 64 bits of the image's hash, whether it is of the training split, whether it asks for a mask) of examples.
+
+    A batch at a time.
+    """
+    empty, neither = np.zeros(0, np.uint64), np.zeros(0, np.bool_)
+    yield empty, empty, neither, neither
+    for batch in archive.examples(["example_id", "split", "image_sha256", "asked"]):
         training = pc.equal(batch["split"], "train").to_numpy(zero_copy_only=False)
-        yield _keys(batch["example_id"], rule), _leading_bits(batch["image_sha256"].to_pylist()), training
+        of_masks = np.array([asked in (None, "mask") for asked in batch["asked"].to_pylist()], np.bool_)
+        yield _keys(batch["example_id"], rule), _leading_bits(batch["image_sha256"].to_pylist()), training, of_masks
 
 
 def _keys(ids: pa.Array, rule: PairRule) -> NDArray[np.uint64]:
@@ -138,6 +142,7 @@ LEFT_OUT = {
     "not_training": "its example is not of the training split",
     "example_held_out": "its example is also in another split",
     "image_held_out": "its image is also in an example of another split",
+    "no_mask_asked": "its question asks for a box or a point",
     "unparsable": "the answer could not be read",
     "no_outline": "the answer was that nothing fits",
     "wrong_object": "its IoU is below min_iou: another object than the phrase means",
@@ -154,6 +159,7 @@ _VERDICT_REASONS = {
     NOT_TRAINING: "not_training",
     HELD_OUT_ID: "example_held_out",
     HELD_OUT_IMAGE: "image_held_out",
+    NO_MASK_ASKED: "no_mask_asked",
 }
 PLACE_COLUMNS = ("step", "position", "index")
 """Columns that find an answer in the archive of its run."""

@@ -66,10 +66,11 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """0 for a clean data set, 1 where something was left out, 2 where nothing can be used."""
+        """0 for a clean data set, 1 where something was left out or is held out and trained on, 2 where nothing can be
+        used."""
         if not self.questions:
             return 2
-        return 1 if self.findings.lost or self.findings.left_out else 0
+        return 1 if self.findings.lost or self.findings.left_out or self.shared else 0
 
     def as_json(self) -> dict[str, Any]:
         """The report in terms of JSON."""
@@ -165,7 +166,8 @@ def _note_repeated(photo: AnnotatedPhoto, findings: Findings) -> None:
 
 def report_tables(report: Report) -> Iterator[Table]:
     """Counts by split, then what was found, the most frequent first."""
-    title = escape(f"{report.format}: {report.what}")
+    named = report.what.casefold().startswith(report.format)
+    title = escape(report.what if named else f"{report.format}: {report.what}")
     counts = Table("split", "photos", "questions", "nothing true", "masks", "lost", title=title)
     for column in counts.columns[1:]:
         column.justify = "right"

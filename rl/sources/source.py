@@ -69,6 +69,11 @@ def source_of(path: Path, name: str | None = None, images: str | None = None, ov
 
 
 def _only(path: Path, found: Sequence[tuple[str, Found]]) -> tuple[str, str]:
+    if not found and any(path.glob("*/split.json")):
+        raise ValueError(
+            f"{path} holds prepared examples and no files of a data set; look at them by `polytrace data show CONFIG "
+            f"env={{name: shards, folder: {path}}}`."
+        )
     if not found:
         held = sorted(each.name for each in path.iterdir()) if path.is_dir() else [path.name]
         more = f" and {len(held) - _MOST_NAMED:,} more" if len(held) > _MOST_NAMED else ""
