@@ -220,7 +220,8 @@ def write_files(asked: Benchmark, found: Sequence[SetScores], console: Console) 
     for one in found:
         if one.unreadable:
             told = f"{one.unreadable:,} of {len(one.judged):,} answers could not be read and count as empty masks"
-            console.print(f"{one.model} on {one.data} ({one.protocol}): {told}", highlight=False, soft_wrap=True)
+            line = f"{one.model} on {one.data} ({one.protocol}): {told}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     out = asked.out
     replace_text(out / "tables.md", markdown(tables))
     replace_text(out / "tables.tex", latex(tables))

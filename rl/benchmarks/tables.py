@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from rl.benchmarks.judge import SetScores
@@ -74,22 +75,23 @@ def percent(interval: Interval) -> str:
 def terminal(table: ScoreTable) -> Iterator[Table]:
     """The table for a terminal: a line for each score, a column for each measured model; then what is published."""
     measured = [row for row in table.rows if row.measured]
-    made = Table(title=f"{table.data} under {table.protocol}, {table.count:,} examples, percent", box=SIMPLE_HEAD)
+    title = escape(f"{table.data} under {table.protocol}, {table.count:,} examples, percent")
+    made = Table(title=title, box=SIMPLE_HEAD)
     made.add_column("score")
     for row in measured:
-        made.add_column(row.name, justify="right", no_wrap=True)
+        made.add_column(escape(row.name), justify="right", no_wrap=True)
     for place, title in enumerate(table.titles):
         made.add_row(title, *(row.cells[place] for row in measured))
     yield made
     printed = [row for row in table.rows if not row.measured]
     if printed:
         titles = [title for place, title in enumerate(table.titles) if any(row.cells[place] for row in printed)]
-        beside = Table(title=f"published on {table.data}, percent", box=SIMPLE_HEAD)
+        beside = Table(title=escape(f"published on {table.data}, percent"), box=SIMPLE_HEAD)
         for title in ("model", *titles, "source"):
             beside.add_column(title)
         for row in printed:
             cells = dict(zip(table.titles, row.cells, strict=True))
-            beside.add_row(row.name, *(cells[title] for title in titles), row.source)
+            beside.add_row(escape(row.name), *(cells[title] for title in titles), escape(row.source))
         yield beside
 
 
@@ -104,7 +106,12 @@ def _markdown_lines(table: ScoreTable) -> Iterator[str]:
     yield f"| model | {' | '.join(table.titles)} | source |"
     yield f"| --- |{' ---: |' * len(table.titles)} --- |"
     for row in table.rows:
-        yield f"| {row.name} | {' | '.join(row.cells)} | {row.source} |"
+        yield f"| {_in_cell(row.name)} | {' | '.join(row.cells)} | {_in_cell(row.source)} |"
+
+
+def _in_cell(text: str) -> str:
+    """Text that ends no cell of a Markdown table."""
+    return text.replace("|", r"\|")
 
 
 def latex(tables: Sequence[ScoreTable]) -> str:
@@ -136,10 +143,10 @@ def escaped(text: str) -> str:
 
 def difference_table(differences: Mapping[str, Mapping[str, Interval]], data: str, protocol: str) -> Table:
     """Paired differences by name of the pair, in points of percent; a line for each score."""
-    table = Table(title=f"{data} under {protocol}: paired differences, points", box=SIMPLE_HEAD)
+    table = Table(title=escape(f"{data} under {protocol}: paired differences, points"), box=SIMPLE_HEAD)
     table.add_column("score")
     for pair in differences:
-        table.add_column(pair, justify="right", no_wrap=True)
+        table.add_column(escape(pair), justify="right", no_wrap=True)
     for title in next(iter(differences.values())):
         table.add_row(title, *(percent(of[title]) for of in differences.values()))
     return table

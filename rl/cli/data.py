@@ -27,6 +27,7 @@ Against = Annotated[
     list[Path] | None,
     typer.Option(help="Data set, as files or prepared, whose held-out photos no train split may have; several times."),
 ]
+Setting = Annotated[list[str] | None, typer.Option("--set", help="Setting of the reader, as key=value; several times.")]
 Processes = Annotated[int, typer.Option(min=1, help="Processes that open photos and fill masks.")]
 
 
@@ -48,6 +49,7 @@ def prepare(
     square: Annotated[bool, typer.Option("--square", help="Pad photos with grey to squares.")] = False,
     against: Against = None,
     processes: Processes = 2,
+    setting: Setting = None,
 ) -> None:
     """Write examples once, as Parquet that opens at once: `env: {name: shards, folder: OUT}`.
 
@@ -64,12 +66,20 @@ def prepare(
         _prepare_config(source, out, overrides or [], split, embed)
         return
     from rl.sources.leaks import HeldOut
-    from rl.sources.prepare import Preparation, chosen_splits, first_reasons, prepare_source, prepared_splits
+    from rl.sources.prepare import (
+        Preparation,
+        chosen_splits,
+        env_entry,
+        first_reasons,
+        prepare_source,
+        prepared_splits,
+        thinned,
+    )
     from rl.sources.source import source_of
 
     if square and image_side is None:
         raise ValueError("--square without --image-side would leave images of different sizes; give both.")
-    found = source_of(source, format, images, overrides or [])
+    found = source_of(source, format, images, [*(overrides or []), *(setting or [])])
     console.print(f"{found.format}: {found.what}", markup=False, highlight=False, soft_wrap=True)
     splits, how = chosen_splits(found, split or []), Preparation(out, View(image_side, square), embed, processes, name)
     made = prepare_source(found, splits, how, HeldOut.of(against or []), console)
@@ -78,7 +88,9 @@ def prepare(
         if reasons := first_reasons(findings):
             console.print(f"{each}: lost {reasons}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"all of it: polytrace data check {source}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"prepared: {out}   in a config: env: {{name: shards, folder: {out}}}", markup=False, soft_wrap=True)
+    for line in thinned(made):
+        console.print(f"[yellow]warning:[/yellow] {line}", soft_wrap=True)
+    console.print(f"prepared: {out}   in a config: env: {env_entry(out)}", markup=False, soft_wrap=True)
 
 
 def _is_data(source: Path) -> bool:
@@ -102,9 +114,7 @@ def _prepare_config(source: Path, out: Path, overrides: list[str], split: list[s
 def check(
     paths: Annotated[list[Path], typer.Argument(help="Folders or files of data sets.")],
     split: Splits = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Setting of the reader, as key=value; several times.")
-    ] = None,
+    setting: Setting = None,
     format: Format = None,
     images: Images = None,
     against: Against = None,

@@ -10,13 +10,17 @@ from rich.table import Table
 from envs.images import View
 from envs.plugin import did_you_mean
 from envs.readers.base import Finding, Findings
-from envs.shards.files import Card, read_card
+from envs.shards.files import CARD, Card, read_card
 from envs.shards.from_photos import Shown
 from rl.pages.progress import StepProgress
 from rl.sources.leaks import HeldOut, is_held_out
 from rl.sources.source import Source
 from rollout.archive.shards import polytrace_version
 from rollout.photo_shards import PhotoWriter
+
+MOST_LEFT_OUT = 0.05
+"""Share of lost questions above which a training refuses, unless its max_left_out says otherwise."""
+_ASKED_BY_RUNS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,23 @@ def prepared_splits(made: Mapping[str, tuple[Card, Findings]]) -> Table:
         images = card.image_folder or "embedded"
         table.add_row(split, f"{card.num_examples:,}", lost, f"{len(card.shards):,}", f"{size:,.1f}", images)
     return table
+
+
+def thinned(made: Mapping[str, tuple[Card, Findings]]) -> list[str]:
+    """A sentence for each split that has lost more than a training takes without being told to."""
+    shares = {split: share_lost(card.num_lost, card.num_examples) for split, (card, _) in made.items()}
+    return [
+        f"split {split} has lost {share:.1%} of its questions; a training refuses that unless max_left_out is "
+        f"{share:.3f} or more."
+        for split, share in shares.items()
+        if share > MOST_LEFT_OUT
+    ]
+
+
+def env_entry(out: Path) -> str:
+    """The entry of a config that opens what is prepared in `out`, with names for the splits that a run asks for."""
+    there = sorted(card.parent.name for card in out.glob(f"*/{CARD}"))
+    near = {asked: next((name for name in there if name.startswith(asked[:3])), "") for asked in _ASKED_BY_RUNS}
+    names = {asked: name for asked, name in near.items() if asked not in there and name}
+    beside = f", names: {{{', '.join(f'{asked}: {name}' for asked, name in names.items())}}}" if names else ""
+    return f"{{name: shards, folder: {out}{beside}}}"

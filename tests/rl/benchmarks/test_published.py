@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from envs.geometry.rle import rle_from_mask
@@ -17,8 +18,6 @@ DOCS = Path(__file__).parents[3] / "docs/benchmark.md"
 
 def titles(protocol: str) -> set[str]:
     """Titles of a protocol's scores."""
-    import numpy as np
-
     mask = rle_from_mask(np.ones((4, 4), np.bool_))
     made = protocol_named(protocol)
     return set(made.scores(made.judge_masks([mask], [AnswerStatus.OK], [CodedTruth("one", 4, 4, (mask,))])))
@@ -51,7 +50,9 @@ def test_no_model_stands_twice_and_every_data_set_is_told_to_users(name: str) ->
     models = [model.name for model in file.models]
     assert len(set(models)) == len(models)
     told = DOCS.read_text(encoding="utf-8")
-    missing = {data for _, data, _, _ in numbers(file)} - set(told.replace("`", " ").replace(",", " ").split())
+    words = set(told.replace("`", " ").replace(",", " ").split())
+    # All splits of a set may be named together, such as `refcocoplus_...`.
+    missing = {data for _, data, _, _ in numbers(file) if not {data, f"{data.split('_')[0]}_..."} & words}
     assert not missing, f"docs/benchmark.md does not name {sorted(missing)}"
 
 
