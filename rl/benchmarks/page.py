@@ -14,6 +14,7 @@ from envs.geometry.rle import mask_from_rle
 from rl.benchmarks.answers import AnswerFiles
 from rl.benchmarks.judge import SetScores
 from rl.benchmarks.tables import ScoreTable, percent
+from rl.evaluation.scores import Interval
 from rl.pages.page import render_page, write_page
 from rl.pages.pictures import COLOURS, svg_overlay
 
@@ -33,6 +34,46 @@ class Shot:
     svg: Markup
 
 
+@dataclass(frozen=True)
+class Section:
+    """One data set under one protocol, a column for each model."""
+
+    table: ScoreTable
+    models: Sequence[str]
+    kinds: Sequence[tuple[str, str, int, Sequence[str]]]
+    """(what is told apart, kind, examples, mean IoU by model)."""
+    errors: Sequence[tuple[str, Sequence[str]]]
+    """(what is taken away, mean IoU by model)."""
+    unreadable: Sequence[str]
+    """A sentence for each model of which answers could not be read."""
+
+    @property
+    def scores(self) -> list[tuple[str, list[str]]]:
+        """(title, cells by model)."""
+        measured = [row for row in self.table.rows if row.measured]
+        return [(title, [row.cells[k] for row in measured]) for k, title in enumerate(self.table.titles)]
+
+
+def _section(table: ScoreTable, found: Sequence[SetScores]) -> Section:
+    of = [one for one in found if (one.data, one.protocol) == (table.data, table.protocol)]
+    kinds = [
+        (kind.title, kind.name, kind.count, [percent(one.kinds[k].iou) for one in of])
+        for k, kind in enumerate(of[0].kinds)
+    ]
+    words = list(dict.fromkeys(each for one in of for each in one.errors or {}))
+    errors = [(each, [_cell((one.errors or {}).get(each)) for one in of]) for each in words]
+    unreadable = [
+        f"{one.unreadable:,} of {len(one.judged):,} answers of {one.model} could not be read and count as empty."
+        for one in of
+        if one.unreadable
+    ]
+    return Section(table, [one.model for one in of], kinds, errors, unreadable)
+
+
+def _cell(interval: Interval | None) -> str:
+    return "" if interval is None else percent(interval)
+
+
 def write_benchmark_page(
     out: Path,
     found: Sequence[SetScores],
@@ -48,7 +89,8 @@ def write_benchmark_page(
     for model, files in answers.items():
         scores = next(one for one in found if one.model == model)
         shots[model] = _shots(env, list(files.rows()), scores)
-    page = render_page("benchmark.html.j2", found=found, tables=tables, shots=shots, percent=percent, colours=COLOURS)
+    sections = [_section(table, found) for table in tables]
+    page = render_page("benchmark.html.j2", sections=sections, shots=shots, colours=COLOURS)
     write_page(out, page)
 
 

@@ -1,7 +1,7 @@
 """Scores of a benchmark as tables: in the terminal, as Markdown and as LaTeX, published rows beside measured ones."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -41,6 +41,13 @@ class ScoreTable:
     rows: Sequence[Row]
     count: int
     """Examples behind each measured row."""
+
+    @property
+    def published(self) -> tuple[list[str], list[Row]]:
+        """Titles that papers give anything of, and their rows with cells of these alone."""
+        rows = [row for row in self.rows if not row.measured]
+        places = [k for k in range(len(self.titles)) if any(row.cells[k] for row in rows)]
+        return [self.titles[k] for k in places], [replace(row, cells=[row.cells[k] for k in places]) for row in rows]
 
 
 def score_tables(found: Sequence[SetScores]) -> list[ScoreTable]:
@@ -83,15 +90,13 @@ def terminal(table: ScoreTable) -> Iterator[Table]:
     for place, title in enumerate(table.titles):
         made.add_row(title, *(row.cells[place] for row in measured))
     yield made
-    printed = [row for row in table.rows if not row.measured]
+    titles, printed = table.published
     if printed:
-        titles = [title for place, title in enumerate(table.titles) if any(row.cells[place] for row in printed)]
         beside = Table(title=escape(f"published on {table.data}, percent"), box=SIMPLE_HEAD)
         for title in ("model", *titles, "source"):
             beside.add_column(title)
         for row in printed:
-            cells = dict(zip(table.titles, row.cells, strict=True))
-            beside.add_row(escape(row.name), *(cells[title] for title in titles), escape(row.source))
+            beside.add_row(escape(row.name), *row.cells, escape(row.source))
         yield beside
 
 

@@ -80,11 +80,16 @@ class RunData:
             )
 
 
+def least_allowance(share: float) -> float:
+    """The least max_left_out of three digits that allows a share."""
+    return ceil(1000 * share) / 1000
+
+
 def _refuse_thinned(split: str, num_lost: int, num_left: int, max_left_out: float) -> None:
     share = num_lost / (num_lost + num_left)
     if share > max_left_out:
         raise ValueError(
             f"env: {num_lost:,} of the {num_lost + num_left:,} questions of split {split} ({share:.1%}) could not be "
             f"used when the data was prepared, and max_left_out is {max_left_out:g}; `polytrace data check` says why. "
-            f"Mend the files and prepare them anew, or set max_left_out to {ceil(1000 * share) / 1000:g} or more."
+            f"Mend the files and prepare them anew, or set max_left_out to {least_allowance(share):g} or more."
         )

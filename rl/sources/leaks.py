@@ -29,6 +29,8 @@ class HeldOut:
     """Photos that must not be trained on, by number and by content."""
 
     def __init__(self) -> None:
+        self.sources: list[str] = []
+        """The data sets that they are of."""
         self._by_number: dict[str, str] = {}
         self._by_size: dict[int, list[tuple[Path, str]]] = {}
         self._sha256: dict[Path, bytes] = {}
@@ -49,6 +51,7 @@ class HeldOut:
                 )
             for split, photo in found:
                 held.add(photo, f"{path}, split {split}")
+            held.sources.append(f"{path}")
         return held
 
     def add(self, photo: Path, where: str) -> None:

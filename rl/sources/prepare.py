@@ -1,10 +1,12 @@
 """The files of a data set written once as example shards, split by split, and what was found wrong on the way."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from envs.images import View
@@ -13,6 +15,7 @@ from envs.readers.base import Finding, Findings
 from envs.shards.files import CARD, Card, read_card
 from envs.shards.from_photos import Shown
 from rl.pages.progress import StepProgress
+from rl.run.data import least_allowance
 from rl.sources.leaks import HeldOut, is_held_out
 from rl.sources.source import Source
 from rollout.archive.shards import polytrace_version
@@ -68,7 +71,8 @@ def prepare_source(
     provenance = {"reader": source.format, "settings": dict(source.settings), "polytrace": polytrace_version()}
     for split in splits:
         shown = Shown(preparation.view, preparation.name_of(source), split)
-        writer = PhotoWriter(preparation.out / split, shown, provenance, preparation.embed)
+        thinned_by = {} if is_held_out(split) or not held_out.sources else {"against": held_out.sources}
+        writer = PhotoWriter(preparation.out / split, shown, provenance | thinned_by, preparation.embed)
         findings = Findings()
         if not writer.is_whole:
             photos = reader.photos(split, findings)
@@ -79,6 +83,7 @@ def prepare_source(
                     progress.update(done)
         card = read_card(preparation.out, split)
         if not card.num_examples:
+            shutil.rmtree(preparation.out / split)  # so that mended files can be prepared here
             raise ValueError(f"{source.path}: split {split} has no example that can be used. {first_reasons(findings)}")
         made[split] = card, findings
     return made
@@ -109,7 +114,8 @@ def prepared_splits(made: Mapping[str, tuple[Card, Findings]]) -> Table:
         size = sum(file.num_bytes for file in (*card.shards, *card.others)) / 1e6
         lost = f"{card.num_lost:,} ({share_lost(card.num_lost, card.num_examples):.1%})"
         images = card.image_folder or "embedded"
-        table.add_row(split, f"{card.num_examples:,}", lost, f"{len(card.shards):,}", f"{size:,.1f}", images)
+        cells = (f"{card.num_examples:,}", lost, f"{len(card.shards):,}", f"{size:,.1f}")
+        table.add_row(escape(split), *cells, escape(images))
     return table
 
 
@@ -118,7 +124,7 @@ def thinned(made: Mapping[str, tuple[Card, Findings]]) -> list[str]:
     shares = {split: share_lost(card.num_lost, card.num_examples) for split, (card, _) in made.items()}
     return [
         f"split {split} has lost {share:.1%} of its questions; a training refuses that unless max_left_out is "
-        f"{share:.3f} or more."
+        f"{least_allowance(share):g} or more."
         for split, share in shares.items()
         if share > MOST_LEFT_OUT
     ]

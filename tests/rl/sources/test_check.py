@@ -55,7 +55,7 @@ def noted(path: Path) -> dict[str, list[str]]:
 
 def test_a_clean_data_set_is_named_counted_and_its_status_is_0(tmp_path: Path) -> None:
     told = check(coco(tmp_path))
-    assert told.status == 0 and "coco: COCO instances: instances_train2017.json" in told.stdout
+    assert told.status == 0 and "COCO instances: instances_train2017.json" in told.stdout
     cells = [cell.strip() for cell in next(line for line in told.stdout.splitlines() if "│ train" in line).split("│")]
     assert cells[1:-1] == ["train", "2", "3", "0", "4", "0 (0.0%)"]
 

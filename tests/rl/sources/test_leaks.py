@@ -107,6 +107,16 @@ def test_train_splits_alone_are_thinned_and_a_leak_is_no_lost_question(tmp_path:
     assert (train.num_examples, val.num_examples, train.num_lost) == (1, 2, 0)
 
 
+def test_shards_that_were_not_thinned_are_not_taken_for_thinned_ones(tmp_path: Path) -> None:
+    a, b = two_photos()
+    against = write_val(tmp_path / "val", (a,))
+    write_labelme(tmp_path / "mine", (a, b))
+    prepare = ["data", "prepare", tmp_path / "mine", "--out", tmp_path / "out", "--processes", "1"]
+    assert here(*prepare).status == 0
+    told = here(*prepare, "--against", against)
+    assert told.status == 2 and f"against there is None, here ['{against}']; give another folder" in told.stderr
+
+
 def test_what_can_hold_nothing_out_is_refused_by_its_name(tmp_path: Path) -> None:
     write_coco(tmp_path / "train", two_photos())
     with pytest.raises(ValueError, match=r"--against .*train has no held-out photo"):

@@ -37,7 +37,8 @@ def broken(path: Path) -> None:
 def test_every_split_is_written_under_its_own_name_or_those_that_are_asked_for(tmp_path: Path) -> None:
     status, said, _ = prepare(refcoco(tmp_path / "refcoco"), tmp_path / "out")
     assert status == 0 and said.startswith("refcoco: RefCOCO family: refs(unc).p beside instances.json")
-    assert f"in a config: env: {{name: shards, folder: {tmp_path / 'out'}}}" in said
+    entry = f"{{name: shards, folder: {tmp_path / 'out'}, names: {{validation: val, test: testA}}}}"
+    assert f"in a config: env: {entry}" in said
     lengths = {split: len(Env(split, str(tmp_path / "out"))) for split in ("train", "val", "testA", "testB")}
     assert lengths == {"train": 3, "val": 1, "testA": 1, "testB": 2}
     assert prepare(tmp_path / "refcoco", tmp_path / "few", "--split", "val", "--split", "testA")[0] == 0
@@ -105,6 +106,8 @@ def test_what_is_lost_is_told_and_a_split_without_a_usable_example_is_refused(tm
     status, _, error = prepare(tmp_path / "set", tmp_path / "none")
     assert status == 2 and "split train has no example that can be used." in error
     assert f"2 questions about {OTHER_SIZE}:" in error
+    file.write_text(file.read_text().replace('"height": 9', '"height": 8'))
+    assert prepare(tmp_path / "set", tmp_path / "none")[0] == 0  # once the file is mended
 
 
 def test_the_format_may_be_told(tmp_path: Path) -> None:
