@@ -162,7 +162,7 @@ class Example:
     prompt: Prompt
     truth: Truth
     split: str
-    """As the data set calls it; composed scenes have those of SPLITS."""
+    """Split, as the data set calls it; composed scenes have those of SPLITS."""
     source: str
     """Where image and annotation came from, for people."""
     licence: str

@@ -34,7 +34,7 @@ class Drawn:
     """What one photo became."""
 
     rows: list[dict[str, Any]]
-    """Its examples, their place in the split still open."""
+    """Rows of the photo's examples, their place in the split still open."""
     findings: Findings
 
 

@@ -29,9 +29,9 @@ class Part:
     """One data set of a mixture."""
 
     called: str
-    """Its name in ids and tables."""
+    """Name of the part in ids and tables."""
     share: float
-    """Its share of the questions, before all shares are scaled to sum to 1."""
+    """Share of the questions that the part gives, before all shares are scaled to sum to 1."""
     plugin: Plugin
     """The env of this data set."""
 

@@ -17,7 +17,7 @@ class ClassedObject:
     """One object that an annotation draws."""
 
     id: str
-    """Its id in the data set."""
+    """Id of the object in the data set."""
     name: str
     """Name of its class, as it is asked; "" where it has none."""
     shape: Shape | None

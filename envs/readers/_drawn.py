@@ -27,7 +27,7 @@ class DrawnShape:
     offsets: NDArray[np.int64]
     """[R + 1]; shape r is corners[offsets[r] : offsets[r + 1]]."""
     kinds: tuple[int, ...]
-    """Of each shape, TARGET or IGNORED."""
+    """TARGET or IGNORED, for each shape."""
     shown: int
     """The kind that the mask is of."""
 

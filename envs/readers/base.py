@@ -33,7 +33,7 @@ class PhotoFile:
     """One photo of a data set, by reference."""
 
     id: str
-    """Its id in the data set."""
+    """Id of the photo in the data set."""
     path: Path
     """The file."""
     height: int = 0

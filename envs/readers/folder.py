@@ -41,7 +41,7 @@ class Row:
     masks: tuple[str, ...]
     """() where nothing fits."""
     values: tuple[str, ...]
-    """As they are written; () for whatever is not 0."""
+    """Mask values as they are written; () for whatever is not 0."""
     phrase: str
     split: str
 

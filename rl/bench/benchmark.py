@@ -58,7 +58,7 @@ class Timed:
     script_seconds: tuple[float, ...]
     """The script's, by round."""
     processor_seconds: tuple[float, ...]
-    """Those of all our threads together, by round."""
+    """Processor seconds of all our threads together, by round."""
     script_processor_seconds: tuple[float, ...]
     """The script's, by round."""
     difference: float

@@ -16,7 +16,7 @@ class BenchmarkModel:
     """One checkpoint, with or without a refiner."""
 
     name: str
-    """As it stands in tables and file names."""
+    """Name in tables and of files."""
     checkpoint: str
     """A Hugging Face folder, or the name of the embedded one."""
     config: RunConfig

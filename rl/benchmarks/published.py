@@ -13,7 +13,7 @@ class PublishedModel:
     """One row of a paper."""
 
     name: str
-    """As the paper calls it."""
+    """Name of the model, as the paper calls it."""
     source: str
     """Paper or page that prints the numbers, with its address."""
     scores: dict[str, dict[str, float]] = field(default_factory=dict)

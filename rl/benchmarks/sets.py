@@ -32,7 +32,7 @@ class BenchmarkSet:
     """One split of a data set."""
 
     name: str
-    """As it stands in tables, and as configs/benchmarks calls it where papers have numbers of it."""
+    """Name in tables, and the one by which configs/benchmarks calls it where papers have numbers of it."""
     folder: Path
     """Prepared shards."""
     split: str

@@ -37,7 +37,7 @@ class ScoreTable:
     data: str
     protocol: str
     titles: Sequence[str]
-    """Of the scores, in the order of the protocol."""
+    """Titles of the scores, in the order of the protocol."""
     rows: Sequence[Row]
     count: int
     """Examples behind each measured row."""

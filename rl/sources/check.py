@@ -39,7 +39,7 @@ class SplitCount:
     questions: int = 0
     """Questions that can be asked."""
     nothing: int = 0
-    """Of these, how many mean nothing in the photo."""
+    """Questions among these that mean nothing in the photo."""
     masks: int = 0
     """Masks of all questions; one that several questions mean counts for each."""
     lost: int = 0

@@ -27,7 +27,7 @@ class CodedTruth:
     instances: tuple[str, ...]
     """[K] COCO run-length text of each true mask; none: nothing fits the phrase."""
     ignore: str | None = None
-    """The same of the pixels that count neither way; None where there are none."""
+    """COCO run-length text of the pixels that count neither way; None where there are none."""
     box_px: Box | None = None
     """(x0, y0, x1, y1) of the object as the data set says it; None: the tight box of its mask."""
     tags: tuple[str, ...] = ()

@@ -37,7 +37,7 @@ class Protocol(MaskProtocol):
     """An answer's box: the one that it says (`said`), the tight box of its mask (`mask`), or of its mask where it says
     none (`either`)."""
     several: Annotated[str, one_of("around", "any")] = "around"
-    """Of several boxes in one answer: the box `around` them all counts, or the best of them (`any`)."""
+    """Where an answer has several boxes, the one `around` them all counts, or the best of them (`any`)."""
     far_edge: bool = True
     """Whether the tight box of an answer's mask reaches the far edges of its last column and row; else their near
     ones, as where the indices of pixels are taken for corners."""
