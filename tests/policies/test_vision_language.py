@@ -21,7 +21,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from envs.codecs.path_tokens import Codec
-from envs.example import PointPart, Prompt, Question, TextPart
+from envs.example import BoxPart, PointPart, Prompt, Question, TextPart
 from envs.polygons import AnswerStatus
 from policies.families.base import PromptRows, Response
 from policies.families.vision_language import Policy
@@ -265,11 +265,19 @@ def test_a_policy_without_weights_asks_and_reads_like_one_with_them(policy: Poli
         assert each.read(response, 32, 32).status is AnswerStatus.EMPTY
 
 
+def test_a_place_in_a_question_is_asked_in_the_words_of_the_codec(policy: Policy) -> None:
+    image = images(1)[0]
+    pointed = Prompt((TextPart("the cup left of"), PointPart((3.0, 4.0)), BoxPart((0.0, 0.0, 16.0, 32.0))))
+    words = policy.processor.codec.encode_places([np.array([(3.0, 4.0)])], 32, 32)
+    corners = policy.processor.codec.encode_places([np.array([(0.0, 0.0), (16.0, 32.0)])], 32, 32)
+    said = policy.processor.prompt_tokens(ask(image, f"the cup left of {words} {corners}"))
+    assert policy.processor.prompt_tokens(Question(image, pointed)).tolist() == said.tolist()
+
+
 def test_a_question_that_the_family_cannot_be_asked_is_refused_by_what_it_has(policy: Policy) -> None:
     image, masks = images(1)[0], np.zeros((3, 32, 32), np.bool_)
-    pointed = Prompt((TextPart("the cup left of"), PointPart((3.0, 4.0))))
     for wrong, message in (
-        (Question(image, Prompt((TextPart("dog"),), asked="box")), "asks for a box, and policy.box_question is not set"),
+        (Question(image, Prompt((TextPart("dog"),), asked="box")), "asks for a box, and policy.box_question is not"),
         (Question(image, Prompt.of_text("dog"), masks), "'dog' comes with 3 masks"),
     ):
         with pytest.raises(ValueError, match=message):
