@@ -75,7 +75,7 @@ def test_every_example_is_asked_and_no_part_is_ever_a_question_and_a_half_ahead(
         ([SCENES | {"share": 0}], r"share is 0; give a number above 0"),
         ([{"share": 1}], r"env\.parts\[0\] has no name"),
         ([SCENES | {"share": 1}, SCENES | {"share": 1}], "give those that share a name another by `called`"),
-        ([SCENES | {"share": 1, "imagesize": 3}], r"env\.parts\[0\]\.imagesize is not a setting; did you mean .*image_size"),
+        ([SCENES | {"share": 1, "imagesize": 3}], r"parts\[0\]\.imagesize is not a setting; did you mean .*image_size"),
         ([{"name": "cutout_scene", "share": 1}], r"env\.parts\[0\]: no Env .*did you mean 'cutout_scenes'"),
     ],
 )
