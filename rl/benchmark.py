@@ -80,6 +80,8 @@ def benchmark(asked: Benchmark, console: Console) -> list[SetScores]:
                 soft_wrap=True,
             )
     for model in asked.models:
+        refined = "" if model.refiner is None else f", refined by {model.refiner}"
+        console.print(f"{model.name}: {model.checkpoint}{refined}", markup=False, highlight=False, soft_wrap=True)
         for data in asked.sets:
             answer_all(asked, model, data, console)
     found = judged(asked)

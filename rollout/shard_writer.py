@@ -96,11 +96,12 @@ class ShardWriter:
         for name in (CARD, _BEGUN):
             if (path := self.folder / name).is_file():
                 held = json.loads(path.read_text(encoding="utf-8"))
-                before = {**held["provenance"], "fingerprint": held["fingerprint"]}
-                for key in (key for key in now if before.get(key) != now[key]):
+                told = held["provenance"]
+                before = {**told, "fingerprint": held["fingerprint"]}
+                for key in (key for key in {**now, **told} if before.get(key) != now.get(key)):
                     raise ValueError(
                         f"{self.folder} holds examples of other data or settings: {key} there is {before.get(key)}, "
-                        f"here {now[key]}; give another folder by --out, or delete this one."
+                        f"here {now.get(key)}; give another folder by --out, or delete this one."
                     )
                 return
         if self.folder.is_dir() and any(self.folder.iterdir()):

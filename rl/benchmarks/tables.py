@@ -60,7 +60,7 @@ def score_tables(found: Sequence[SetScores]) -> list[ScoreTable]:
 
 def _table(data: str, protocol: str, of: Sequence[SetScores]) -> ScoreTable:
     titles = list(of[0].scores)
-    measured = [Row(one.model, [percent(one.scores[title]) for title in titles], "here", True) for one in of]
+    measured = [Row(one.model, [_measured(one, title) for title in titles], "here", True) for one in of]
     printed = [
         Row(name, [as_printed(scores[title]) if title in scores else "" for title in titles], source, False)
         for name, source, scores in published_rows(data, protocol)
@@ -71,6 +71,14 @@ def _table(data: str, protocol: str, of: Sequence[SetScores]) -> ScoreTable:
 def as_printed(fraction: float) -> str:
     """A published score in percent, to the digit that its paper has, one at least."""
     return f"{round(100 * fraction, 4)}"
+
+
+def _measured(one: SetScores, title: str) -> str:
+    """A score; "-" for the share of a kind of example that there is none of."""
+    of_none = {"N-acc": True, "T-acc": False}.get(title)
+    if of_none is not None and not any(row.is_none is of_none for row in one.judged):
+        return "-"
+    return percent(one.scores[title])
 
 
 def percent(interval: Interval) -> str:

@@ -1,5 +1,6 @@
 """`polytrace data`: look at the data of a config, and prepare it once."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,13 @@ from rich.console import Console
 from rl.cli.options import AsJson, Config, Overrides, RunFolders
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from envs.readers.base import Findings
+    from envs.shards.files import Card
     from rl.sources.difficulty import Choice, Thresholds
     from rl.sources.select import RunEnv
+    from rl.sources.source import Source
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at the data of a config, and prepare it once.")
 console = Console(emoji=False)
@@ -66,31 +72,51 @@ def prepare(
         _prepare_config(source, out, overrides or [], split, embed)
         return
     from rl.sources.leaks import HeldOut
-    from rl.sources.prepare import (
-        Preparation,
-        chosen_splits,
-        env_entry,
-        first_reasons,
-        prepare_source,
-        prepared_splits,
-        thinned,
-    )
+    from rl.sources.prepare import Preparation, chosen_splits, prepare_source
     from rl.sources.source import source_of
 
     if square and image_side is None:
         raise ValueError("--square without --image-side would leave images of different sizes; give both.")
     found = source_of(source, format, images, [*(overrides or []), *(setting or [])])
-    console.print(f"{found.format}: {found.what}", markup=False, highlight=False, soft_wrap=True)
+    _tell_format(found)
     splits, how = chosen_splits(found, split or []), Preparation(out, View(image_side, square), embed, processes, name)
     made = prepare_source(found, splits, how, HeldOut.of(against or []), console)
+    again = _check_command(source, format, images, against, [*(overrides or []), *(setting or [])])
+    _tell_prepared(made, out, again)
+
+
+def _tell_prepared(made: "Mapping[str, tuple[Card, Findings]]", out: Path, again: str) -> None:
+    """Print what was written and what was not, and how a config opens it; again: the command that says all of it."""
+    from rl.sources.prepare import env_entry, first_reasons, prepared_splits, thinned
+
     console.print(prepared_splits(made))
     for each, (_, findings) in made.items():
-        if reasons := first_reasons(findings):
-            console.print(f"{each}: lost {reasons}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"all of it: polytrace data check {source}", markup=False, highlight=False, soft_wrap=True)
+        for word, kind in (("lost", findings.lost), ("left out", findings.left_out)):
+            if reasons := first_reasons(kind):
+                console.print(f"{each}: {word} {reasons}", markup=False, highlight=False, soft_wrap=True)
+    if any(findings.lost or findings.left_out for _, findings in made.values()):
+        console.print(f"all of it: {again}", markup=False, highlight=False, soft_wrap=True)
     for line in thinned(made):
         console.print(f"[yellow]warning:[/yellow] {line}", soft_wrap=True)
     console.print(f"prepared: {out}   in a config: env: {env_entry(out)}", markup=False, soft_wrap=True)
+
+
+def _tell_format(found: "Source") -> None:
+    console.print(f"{found.format}: {found.what}", markup=False, highlight=False, soft_wrap=True)
+    if found.others:
+        told = f"other formats that know files there: {', '.join(found.others)} (--format chooses)"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_command(
+    source: Path, format: str | None, images: str | None, against: list[Path] | None, settings: list[str]
+) -> str:
+    """The `data check` of what was prepared, to be pasted into a shell."""
+    words = ["polytrace", "data", "check", str(source)]
+    words += ["--format", format] if format else []
+    words += ["--images", images] if images else []
+    words += [word for path in against or [] for word in ("--against", str(path))]
+    return shlex.join(words + [word for each in settings for word in ("--set", each)])
 
 
 def _is_data(source: Path) -> bool:
@@ -137,6 +163,8 @@ def check(
     quiet = Console(stderr=True) if as_json else console
     for path in paths:
         source = source_of(path, format, images, setting or [])
+        if not as_json:
+            _tell_format(source)
         report = check_source(source, chosen_splits(source, split or []), held_out, processes, quick, quiet)
         status = max(status, 2 if strict and report.exit_status else report.exit_status)
         reports.append(report.as_json())

@@ -66,11 +66,12 @@ class Report:
 
     @property
     def exit_status(self) -> int:
-        """0 for a clean data set, 1 where something was left out or is held out and trained on, 2 where nothing can be
-        used."""
+        """0 for a clean data set, 1 where something was left out, is held out and trained on, or a split is empty, 2
+        where nothing can be used."""
         if not self.questions:
             return 2
-        return 1 if self.findings.lost or self.findings.left_out or self.shared else 0
+        empty = any(not split.questions for split in self.splits.values())
+        return 1 if empty or self.findings.lost or self.findings.left_out or self.shared else 0
 
     def as_json(self) -> dict[str, Any]:
         """The report in terms of JSON."""

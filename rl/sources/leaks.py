@@ -29,8 +29,6 @@ class HeldOut:
     """Photos that must not be trained on, by number and by content."""
 
     def __init__(self) -> None:
-        self.sources: list[str] = []
-        """The data sets that they are of."""
         self._by_number: dict[str, str] = {}
         self._by_size: dict[int, list[tuple[Path, str]]] = {}
         self._sha256: dict[Path, bytes] = {}
@@ -51,8 +49,19 @@ class HeldOut:
                 )
             for split, photo in found:
                 held.add(photo, f"{path}, split {split}")
-            held.sources.append(f"{path}")
         return held
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no photo is held out."""
+        return not self._by_number and not self._by_size
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over numbers, names and sizes of all photos, wherever they lie."""
+        files = sorted(f"{photo.name}:{size}" for size, found in self._by_size.items() for photo, _ in found)
+        told = "\n".join([*sorted(self._by_number), *files])
+        return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
 
     def add(self, photo: Path, where: str) -> None:
         """A photo that is held out; where: of which data set, for people."""

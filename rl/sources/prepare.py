@@ -68,10 +68,15 @@ def prepare_source(
     """
     made: dict[str, tuple[Card, Findings]] = {}
     reader = source.reader()
-    provenance = {"reader": source.format, "settings": dict(source.settings), "polytrace": polytrace_version()}
+    provenance = {
+        "reader": source.format,
+        "settings": dict(source.settings),
+        "annotations_sha256": source.annotations_sha256(preparation.out),
+        "polytrace": polytrace_version(),
+    }
     for split in splits:
         shown = Shown(preparation.view, preparation.name_of(source), split)
-        thinned_by = {} if is_held_out(split) or not held_out.sources else {"against": held_out.sources}
+        thinned_by = {} if is_held_out(split) or held_out.is_empty else {"against": held_out.fingerprint}
         writer = PhotoWriter(preparation.out / split, shown, provenance | thinned_by, preparation.embed)
         findings = Findings()
         if not writer.is_whole:
@@ -84,7 +89,11 @@ def prepare_source(
         card = read_card(preparation.out, split)
         if not card.num_examples:
             shutil.rmtree(preparation.out / split)  # so that mended files can be prepared here
-            raise ValueError(f"{source.path}: split {split} has no example that can be used. {first_reasons(findings)}")
+            told = first_reasons(findings.lost) or first_reasons(findings.left_out) or "nothing is asked in it"
+            raise ValueError(
+                f"{source.path}: split {split} has no example that can be used ({told}); mend the files, or name the "
+                "splits that you want by --split."
+            )
         made[split] = card, findings
     return made
 
@@ -99,10 +108,11 @@ def by_count(found: Mapping[str, Finding]) -> list[tuple[str, Finding]]:
     return sorted(found.items(), key=lambda each: -each[1].count)
 
 
-def first_reasons(findings: Findings, most: int = 3) -> str:
-    """The most frequent reasons for which questions were lost, as a sentence; "" where none was."""
-    told = [f"{one.count:,} {reason}: {', '.join(one.which[:3])}" for reason, one in by_count(findings.lost)[:most]]
-    return "; ".join(told)
+def first_reasons(found: Mapping[str, Finding], most: int = 3) -> str:
+    """The most frequent findings of a kind, as a sentence; "" where there are none."""
+    told = [f"{one.count:,} {reason}: {', '.join(one.which[:3])}" for reason, one in by_count(found)[:most]]
+    more = len(found) - most
+    return "; ".join(told) + (f"; and {more} more kinds" if more > 0 else "")
 
 
 def prepared_splits(made: Mapping[str, tuple[Card, Findings]]) -> Table:

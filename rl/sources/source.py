@@ -1,5 +1,6 @@
 """A data set as its users have it on disk: which reader reads it, found by its files or told, and how."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from envs.readers.base import Found, Reader
 from rl.config.load import overrides_mapping, plugin_from_settings
 
 PACKAGE = "envs.readers"
+_TOLD_BY_CONTENT = (".json", ".jsonl", ".p", ".csv", ".txt", ".xml", ".yaml", ".yml", ".parquet")
+_TOLD = (*_TOLD_BY_CONTENT, ".png")
+"""Suffixes of files that say what is asked and true; pictures of masks are PNG, photos seldom."""
 _MOST_NAMED = 8
 
 
@@ -20,6 +24,8 @@ class Source:
     path: Path
     what: str
     """What the reader sees there, in words."""
+    others: tuple[str, ...]
+    """Readers that know files there too, and are less sure."""
     plugin: Plugin
     """The reader, its settings checked."""
 
@@ -32,6 +38,28 @@ class Source:
     def settings(self) -> Mapping[str, Any]:
         """Settings of the reader, its path among them."""
         return self.plugin.settings
+
+    def annotations_sha256(self, apart: Path) -> str:
+        """SHA-256 over the files that say what is asked and true, by which it shows that they have changed.
+
+        These are the file itself and files that settings name, or of a folder all in it that are no photos; pictures
+        of masks count by name and size. apart: a folder that is left out, as it is written to.
+        """
+        digest = hashlib.sha256()
+        for path in self._files(apart.resolve()):
+            digest.update(f"{path.name}:{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
+            if path.suffix.lower() in _TOLD_BY_CONTENT:
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def _files(self, apart: Path) -> list[Path]:
+        named = [Path(value) for value in self.settings.values() if isinstance(value, str)]
+        files = {path.resolve() for path in (*named, self.path.parent / "instances.json") if path.is_file()}
+        if self.path.is_dir():
+            inside = (path.resolve() for path in self.path.rglob("*") if path.suffix.lower() in _TOLD)
+            files |= {path for path in inside if path.is_file() and not path.is_relative_to(apart)}
+        return sorted(files)
 
     def reader(self) -> Reader:
         """The reader itself."""
@@ -59,13 +87,17 @@ def source_of(path: Path, name: str | None = None, images: str | None = None, ov
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; give the folder of a data set, or its file.")
-    what = "as told"
+    if images is not None and not Path(images).is_dir():
+        raise FileNotFoundError(f"--images is {images}, which is not a folder; give that of the photos.")
+    what, others = "as told", tuple[str, ...]()
     if name is None:
-        name, what = _only(path, recognised(path))
+        found = recognised(path)
+        name, what = _only(path, found)
+        others = tuple(other for other, _ in found if other != name)
     entry = {"name": name, "path": str(path), **overrides_mapping(overrides)}
     if images is not None:
         entry["images"] = images
-    return Source(path, what, plugin_from_settings(PACKAGE, "Reader", entry, "the reader"))
+    return Source(path, what, others, plugin_from_settings(PACKAGE, "Reader", entry, "the reader"))
 
 
 def _only(path: Path, found: Sequence[tuple[str, Found]]) -> tuple[str, str]:
@@ -74,6 +106,8 @@ def _only(path: Path, found: Sequence[tuple[str, Found]]) -> tuple[str, str]:
             f"{path} holds prepared examples and no files of a data set; look at them by `polytrace data show CONFIG "
             f"env={{name: shards, folder: {path}}}`."
         )
+    if not found and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz"):
+        raise ValueError(f"{path} is packed; unpack it, and give the folder that comes out.")
     if not found:
         held = sorted(each.name for each in path.iterdir()) if path.is_dir() else [path.name]
         more = f" and {len(held) - _MOST_NAMED:,} more" if len(held) > _MOST_NAMED else ""

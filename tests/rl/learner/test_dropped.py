@@ -62,7 +62,7 @@ def test_what_is_no_such_file_is_named(tmp_path: Path) -> None:
         read_batch(tmp_path / "nothing.npz")
     np.savez(tmp_path / "other.npz", lengths=np.zeros(3))
     with pytest.raises(
-        ValueError, match=r"other\.npz holds no advantages, counts, image_keys, sampler_logprobs, tokens"
+        ValueError, match=r"other\.npz holds no advantages, counts, image_keys, prompts, sampler_logprobs, tokens"
     ):
         read_batch(tmp_path / "other.npz")
 

@@ -82,6 +82,7 @@ def test_every_answer_left_out_is_counted_under_its_reason(tmp_path: Path) -> No
     same_image = example("held out", "validation", image="shared")
     empty = Answer(AnswerStatus.EMPTY)
     nothing = replace(example("n"), truth=Truth(np.zeros((0, SIDE, SIDE), np.bool_)))
+    boxed = replace(example("f"), prompt=Prompt(Prompt.of_text("f").parts, "box"))
     archive = archive_of(
         tmp_path,
         group(0, example("a"), [(square(0), 0.5), (square(0), 0.5), (empty, 0.0)], position=0),
@@ -92,6 +93,7 @@ def test_every_answer_left_out_is_counted_under_its_reason(tmp_path: Path) -> No
         group(0, example("d", image="barred"), [(square(0), 0.5)], position=5),
         group(0, example("e"), [(square(0), 0.5)], position=6),
         group(0, nothing, [(square(0), 0.5)], position=7),
+        group(0, boxed, [(square(0), 0.5)], position=8),
         group(1, example("lost"), [(square(0), 0.5)], position=0),
     )
     (tmp_path / "archive" / "examples" / "step-00000001.parquet").unlink()
@@ -102,6 +104,7 @@ def test_every_answer_left_out_is_counted_under_its_reason(tmp_path: Path) -> No
         "not_training": 1,
         "example_held_out": 1,
         "image_held_out": 2,
+        "no_mask_asked": 1,
         "unparsable": 1,
         "no_outline": 1,
         "wrong_object": 1,
@@ -111,7 +114,7 @@ def test_every_answer_left_out_is_counted_under_its_reason(tmp_path: Path) -> No
         "over_per_example": 0,
         "over_limit": 0,
     }
-    assert (report.answers, report.kept) == (14, 3)
+    assert (report.answers, report.kept) == (15, 3)
 
 
 def test_answers_whose_examples_are_all_lost_are_counted_and_make_no_pair(tmp_path: Path) -> None:

@@ -114,7 +114,13 @@ def test_shards_that_were_not_thinned_are_not_taken_for_thinned_ones(tmp_path: P
     prepare = ["data", "prepare", tmp_path / "mine", "--out", tmp_path / "out", "--processes", "1"]
     assert here(*prepare).status == 0
     told = here(*prepare, "--against", against)
-    assert told.status == 2 and f"against there is None, here ['{against}']; give another folder" in told.stderr
+    assert told.status == 2 and "against there is None, here " in told.stderr
+    shutil.rmtree(tmp_path / "out")
+    assert here(*prepare, "--against", against).status == 0
+    assert "here None" in here(*prepare).stderr  # nor are thinned ones for those that are whole
+    assert here(*prepare, "--against", against.parent / "." / against.name).status == 0  # the same, spelled otherwise
+    write_val(tmp_path / "val", (a, b))
+    assert here(*prepare, "--against", against).status == 2  # it holds out more now
 
 
 def test_what_can_hold_nothing_out_is_refused_by_its_name(tmp_path: Path) -> None:

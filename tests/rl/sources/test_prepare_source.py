@@ -78,6 +78,26 @@ def test_the_same_again_writes_nothing(tmp_path: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/train").iterdir()}
 
 
+def test_annotations_that_have_changed_are_not_taken_for_what_is_prepared(tmp_path: Path) -> None:
+    source = tmp_path / "mine"
+    write_coco(source, two_photos())
+    assert prepare(source, tmp_path / "out")[0] == 0
+    (file,) = source.rglob("*.json")
+    data = json.loads(file.read_text())
+    data["annotations"][0]["segmentation"] = [[1, 1, 9, 1, 9, 9, 1, 9]]
+    file.write_text(json.dumps(data))
+    status, _, told = prepare(source, tmp_path / "out")
+    assert (status, "annotations_sha256 there is" in told) == (2, True)
+
+
+def test_a_data_set_beside_another_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "mine"
+    write_coco(source, two_photos())
+    (source / "phrases.csv").write_text("image,mask,phrase\na.jpg,,nothing\n")
+    with pytest.raises(ValueError, match="coco and folder all know such files .*; say which by --format"):
+        source_of(source)
+
+
 def test_photos_may_be_shown_smaller_and_padded_to_squares(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco", two_photos())
     assert prepare(tmp_path / "coco", tmp_path / "out", "--image-side", "5", "--square")[0] == 0
@@ -104,7 +124,7 @@ def test_what_is_lost_is_told_and_a_split_without_a_usable_example_is_refused(tm
     file = tmp_path / "set/annotations/instances_train2017.json"
     file.write_text(file.read_text().replace('"height": 8', '"height": 9'))
     status, _, error = prepare(tmp_path / "set", tmp_path / "none")
-    assert status == 2 and "split train has no example that can be used." in error
+    assert status == 2 and "split train has no example that can be used (" in error
     assert f"2 questions about {OTHER_SIZE}:" in error
     file.write_text(file.read_text().replace('"height": 9', '"height": 8'))
     assert prepare(tmp_path / "set", tmp_path / "none")[0] == 0  # once the file is mended
