@@ -94,7 +94,7 @@ def test_a_data_set_beside_another_is_told(tmp_path: Path) -> None:
     source = tmp_path / "mine"
     write_coco(source, two_photos())
     (source / "phrases.csv").write_text("image,mask,phrase\na.jpg,,nothing\n")
-    with pytest.raises(ValueError, match="coco and folder all know such files .*; say which by --format"):
+    with pytest.raises(ValueError, match=r"coco and folder all know such files .*; say which by --format"):
         source_of(source)
 
 
