@@ -58,7 +58,7 @@ def benchmark(
 ) -> None:
     """Answers scored under the protocol `res`, beside a plain pycocotools script; the scores compared.
 
-    About two minutes on two cores, 20 s with --quick. pycocotools comes with the extra `bench`.
+    About four minutes on two cores, 40 s with --quick. pycocotools comes with the extra `bench`.
     """
     from rich.progress import track
 

@@ -17,6 +17,6 @@ def test_scores_are_equal_on_pixel_edges_and_near_on_other_outlines() -> None:
 
 
 def test_every_outline_is_measured_with_and_without_sentences_about_one_object() -> None:
-    assert {(case.outline, case.sentences) for case in cases(quick=True)} == {
-        (o, s) for o in OUTLINES for s in SENTENCES
+    assert {(case.outline, case.sentences, case.boundary) for case in cases(quick=True)} == {
+        (outline, sentences, boundary) for outline in OUTLINES for sentences in SENTENCES for boundary in (False, True)
     }
