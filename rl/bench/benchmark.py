@@ -170,12 +170,13 @@ def table(timed: Sequence[Timed]) -> Table:
     made = Table(title="Answers scored under res, 640 x 480 px", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     processors = len(os.sched_getaffinity(0))
     made.caption = f"us an answer; x: the script over ours on {processors} processors; x cpu: of processor time"
-    for column in ("outlines", "sentences", "boundary", "ours", "script", "x", "low", "high", "x cpu", "differs"):
+    for column in ("outlines", "sentences", "boundary", "ours", "script", "x", "rounds", "x cpu", "differs"):
         made.add_column(column, justify="left" if column == "outlines" else "right", no_wrap=True)
     for one in timed:
         micros = [1e6 * float(np.median(each)) / one.case.answers for each in (one.seconds, one.script_seconds)]
-        ratios = [one.ratio, min(one.ratios), max(one.ratios), one.processor_ratio]
-        cells = [*(f"{value:.1f}" for value in (*micros, *ratios)), f"{one.difference:.1e}"]
+        rounds = f"{min(one.ratios):.0f}-{max(one.ratios):.0f}"
+        ratios = f"{one.ratio:.1f}", rounds, f"{one.processor_ratio:.1f}"
+        cells = [*(f"{value:.1f}" for value in micros), *ratios, f"{one.difference:.0e}"]
         made.add_row(one.case.outline, f"{one.case.sentences}", "too" if one.case.boundary else "no", *cells)
     return made
 
