@@ -102,7 +102,7 @@ class Thinking:
 
     @classmethod
     def behind(cls, ending: str, asking: Asking, marks: tuple[str, str]) -> "Thinking":
-        """Of answers that follow `ending`, the end of the prompt behind the user's text.
+        """The reasoning of answers that follow `ending`, the end of the prompt behind the user's text.
 
         Raises ValueError where the chat template closes a block there, so that the answer could have none.
         """

@@ -73,6 +73,7 @@ def benchmark(asked: Benchmark, console: Console) -> list[SetScores]:
     for name in {name for data in asked.sets for name in asked.protocols_of(data)}:
         protocol_named(name)
     for data in asked.sets:
+        _refuse_other_forms(asked, data)
         if data.shown_side is not None:
             console.print(
                 f"note: {data.folder} was prepared at {data.shown_side} px a side, and is scored there, not at the "
@@ -87,6 +88,17 @@ def benchmark(asked: Benchmark, console: Console) -> list[SetScores]:
     found = judged(asked)
     write_files(asked, found, console)
     return found
+
+
+def _refuse_other_forms(asked: Benchmark, data: BenchmarkSet) -> None:
+    """Raise ValueError where a protocol of masks would judge boxes or points that a data set asks for."""
+    places = set(data.env().asked) - {"mask"}
+    names = [name for name in asked.protocols_of(data) if name.partition("/")[0] != "tasks"]
+    if places and names:
+        raise ValueError(
+            f"{data.name} asks for {' and '.join(sorted(places))} too, and the protocol {names[0]} judges masks alone; "
+            "give --protocol tasks."
+        )
 
 
 def files_of(asked: Benchmark, model: BenchmarkModel, data: BenchmarkSet) -> AnswerFiles:

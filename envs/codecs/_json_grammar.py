@@ -93,7 +93,7 @@ class JsonObjectsGrammar:
         return None if place is None else self._sign(state._replace(spaced=False), place)
 
     def _kind(self, state: State) -> str:
-        """Of what the next key of an object is the key."""
+        """What the next key of an object is the key of."""
         return "box" if self._boxes and state.place == "object begun" else "outline"
 
     def _key_character(self, state: State, character: str) -> State | None:

@@ -86,7 +86,7 @@ class Env:
 
     @property
     def notes(self) -> Mapping[str, Sequence[str]]:
-        """Those of the env."""
+        """What was left out or decided by the env that is asked."""
         return self._env.notes
 
     @property
@@ -95,11 +95,11 @@ class Env:
         return self._env.num_lost if isinstance(self._env, TellsLost) else 0
 
     def phrase_words(self) -> set[str]:
-        """Those of the env."""
+        """Words of every phrase of the env that is asked."""
         return self._env.phrase_words()
 
     def splits(self) -> tuple[str, ...]:
-        """Those of the env."""
+        """Names of the splits of the env that is asked."""
         return self._env.splits() if isinstance(self._env, NamesSplits) else (self.split,)
 
     def __len__(self) -> int:

@@ -33,7 +33,7 @@ class ImageFiles:
         return None
 
     def found(self, name: str, questions: Sequence[str], findings: Findings) -> Path | None:
-        """As `find`; tells where a photo is missing, and which questions are lost by that."""
+        """The file of a photo, as `find` has it; tells where it is missing, and which questions are lost by that."""
         path = self.find(name)
         if path is None:
             findings.leave_out(MISSING, name)

@@ -64,7 +64,7 @@ class Rows:
         self._kept: dict[tuple[Path, int, tuple[str, ...]], Any] = {}
         self._most = groups_kept
         self.files: list[Path] = []
-        """Those that can be read."""
+        """Rows that can be read."""
         for file in files:
             try:
                 pq.read_schema(file)

@@ -52,7 +52,7 @@ class Reader:
         return Found(f"ReasonSeg: photos with a text and shapes ({', '.join(found)})", 3) if found else None
 
     def splits(self) -> tuple[str, ...]:
-        """Those of train, val and test that are there; the name of the folder where it is of one split."""
+        """Splits among train, val and test that are there; the name of the folder where it is of one split."""
         return tuple(self._found)
 
     def photos(self, split: str, findings: Findings) -> Iterator[AnnotatedPhoto]:

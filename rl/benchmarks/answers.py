@@ -148,7 +148,7 @@ def rle_of(answer: Answer, height: int, width: int) -> str:
 
 
 def _in_true_box(answer: Answer, true: NDArray[np.bool_]) -> str | None:
-    """The same outline, moved and stretched into the true box; None where nothing is true or drawn."""
+    """Run lengths of the outline, moved and stretched into the true box; None where nothing is true or drawn."""
     box = tight_box_px(true)
     if box is None or answer.status is not AnswerStatus.OK:
         return None

@@ -78,7 +78,8 @@ def prepare(
     if square and image_side is None:
         raise ValueError("--square without --image-side would leave images of different sizes; give both.")
     found = source_of(source, format, images, [*(overrides or []), *(setting or [])])
-    _tell_format(found)
+    console.print(f"{found.format}: {found.what}", markup=False, highlight=False, soft_wrap=True)
+    _tell_others(found)
     splits, how = chosen_splits(found, split or []), Preparation(out, View(image_side, square), embed, processes, name)
     made = prepare_source(found, splits, how, HeldOut.of(against or []), console)
     again = _check_command(source, format, images, against, [*(overrides or []), *(setting or [])])
@@ -101,8 +102,7 @@ def _tell_prepared(made: "Mapping[str, tuple[Card, Findings]]", out: Path, again
     console.print(f"prepared: {out}   in a config: env: {env_entry(out)}", markup=False, soft_wrap=True)
 
 
-def _tell_format(found: "Source") -> None:
-    console.print(f"{found.format}: {found.what}", markup=False, highlight=False, soft_wrap=True)
+def _tell_others(found: "Source") -> None:
     if found.others:
         told = f"other formats that know files there: {', '.join(found.others)} (--format chooses)"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -164,7 +164,7 @@ def check(
     for path in paths:
         source = source_of(path, format, images, setting or [])
         if not as_json:
-            _tell_format(source)
+            _tell_others(source)
         report = check_source(source, chosen_splits(source, split or []), held_out, processes, quick, quiet)
         status = max(status, 2 if strict and report.exit_status else report.exit_status)
         reports.append(report.as_json())

@@ -115,7 +115,7 @@ def check_source(
 def _kept(
     photos: Iterator[AnnotatedPhoto], shown: Shown, findings: Findings, processes: int, quick: bool
 ) -> Iterator[list[Reference]]:
-    """Of every photo the questions that can be asked; what drawing finds is told."""
+    """Questions of every photo that can be asked; what drawing finds is told."""
     if quick:
         yield from (list(photo.references) for photo in photos)
         return

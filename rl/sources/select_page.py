@@ -49,7 +49,7 @@ class Shown:
 
     @property
     def example_id(self) -> str:
-        """Its id, and what its answers came to."""
+        """Id of the example, and what its answers came to."""
         return f"{self.row['example_id']}: {self.numbers}"
 
 

@@ -188,7 +188,7 @@ def _flat_instances(answers: Sequence[Sequence[Instance]]) -> FlatAnswers:
 
 
 def _stretched(flat: FlatAnswers, truths: Sequence[CodedTruth], side_px: int) -> FlatAnswers:
-    """The same rings in images stretched to side_px x side_px."""
+    """Rings of answers in images stretched to side_px x side_px."""
     scales = np.array([(side_px / truth.width, side_px / truth.height) for truth in truths])
     of_answers = np.diff(flat.ring_offsets[flat.answer_offsets])
     return flat._replace(vertices=flat.vertices * np.repeat(scales, of_answers, axis=0))

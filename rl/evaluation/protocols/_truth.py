@@ -59,13 +59,13 @@ class CodedTruth:
         return all(_is_one_run(counts) for counts in self.instances)
 
     def with_ignore_as_target(self) -> "CodedTruth":
-        """The same with the ignored pixels true, as in sets that were packed again by "any value but 0"."""
+        """This truth with the ignored pixels true, as in sets that were packed again by "any value but 0"."""
         if self.ignore is None:
             return self
         return replace(self, instances=(*self.instances, self.ignore), ignore=None)
 
     def stretched(self, side_px: int) -> "CodedTruth":
-        """The same in an image stretched to side_px x side_px: each pixel takes the value under its centre."""
+        """This truth in an image stretched to side_px x side_px: each pixel takes the value under its centre."""
         instances = tuple(self._stretched(counts, side_px) for counts in self.instances)
         ignore = None if self.ignore is None else self._stretched(self.ignore, side_px)
         return replace(self, height=side_px, width=side_px, instances=instances, ignore=ignore)

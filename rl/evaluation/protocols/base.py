@@ -8,6 +8,7 @@ mask and is never passed over, and no example counts twice. Scores are fractions
 Letters: A answers. Frames: pixels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -111,7 +112,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class MaskProtocol:
+class MaskProtocol(ABC):
     """Settings and steps that all protocols share; each adds its own `own_ratios`, some their own `terms`."""
 
     variants: ClassVar[Variants] = {}
@@ -203,9 +204,10 @@ class MaskProtocol:
         shared = {} if BOUNDARY_TITLE in own else {BOUNDARY_TITLE: self.mean(columns, columns.boundary_iou)}
         return own | shared | {UNREADABLE_TITLE: mean_where(~columns.readable, np.ones(len(columns.iou)))}
 
+    @abstractmethod
     def own_ratios(self, columns: Columns) -> dict[str, Ratio]:
         """The scores of this protocol, but for those that all report."""
-        raise NotImplementedError
+        ...
 
     def says_none(self, counts: Counts) -> NDArray[np.bool_]:
         """[A] whether each answer says that nothing fits."""

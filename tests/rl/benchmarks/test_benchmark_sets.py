@@ -8,8 +8,11 @@ from made_field_sets import grefcoco, refcoco
 from made_user_files import two_photos, write_coco
 from rich.console import Console
 
+from rl.benchmark import Benchmark, benchmark
 from rl.benchmarks.sets import PROTOCOLS, BenchmarkSet, benchmark_sets
+from rl.config.plugins import env_plugin
 from rl.evaluation.protocols.base import protocol_named
+from rollout.example_shards import SplitWriter
 
 QUIET = Console(quiet=True)
 
@@ -81,3 +84,15 @@ def test_every_protocol_of_a_reader_is_there() -> None:
     assert {name: protocol_named(name).__class__.__module__.rpartition(".")[2] for name in PROTOCOLS.values()} == {
         name: name for name in PROTOCOLS.values()
     }
+
+
+def test_a_protocol_of_masks_does_not_judge_boxes(tmp_path: Path) -> None:
+    env = {"name": "tasks", "of": {"name": "cutout_scenes", "num_scenes": 4}, "tasks": {"text_to_box": 1.0}}
+    writer = SplitWriter(tmp_path / "boxes" / "test", env_plugin(env).build(split="test"), {"env": env}, True)
+    for index in range(4):
+        writer.add(index)
+    writer.finish()
+    (data,) = benchmark_sets([f"boxes={tmp_path / 'boxes'}:test"], None, tmp_path, QUIET)
+    assert data.protocol == "tasks"
+    with pytest.raises(ValueError, match=r"boxes asks for box too, and the protocol res/lavt judges masks alone"):
+        benchmark(Benchmark(tmp_path / "out", [], [data], ["res/lavt"]), QUIET)

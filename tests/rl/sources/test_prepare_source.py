@@ -98,6 +98,11 @@ def test_a_data_set_beside_another_is_told(tmp_path: Path) -> None:
         source_of(source)
 
 
+def test_a_reader_that_is_less_sure_of_files_there_is_named(tmp_path: Path) -> None:
+    found = source_of(refcoco(tmp_path / "refcoco"))
+    assert (found.format, found.others) == ("refcoco", ("coco",))
+
+
 def test_photos_may_be_shown_smaller_and_padded_to_squares(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco", two_photos())
     assert prepare(tmp_path / "coco", tmp_path / "out", "--image-side", "5", "--square")[0] == 0
