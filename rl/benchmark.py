@@ -30,6 +30,7 @@ from rl.benchmarks.answers import CHUNK, AnswerFiles, answer_row
 from rl.benchmarks.judge import OUTLINE, REFINED, SetScores, judge_rows
 from rl.benchmarks.models import BenchmarkModel
 from rl.benchmarks.page import write_benchmark_page
+from rl.benchmarks.published import Published
 from rl.benchmarks.sets import BenchmarkSet
 from rl.benchmarks.tables import difference_table, latex, markdown, score_tables, terminal
 from rl.config.run import RunConfig, num_gpus
@@ -59,6 +60,8 @@ class Benchmark:
     """Names of protocols or of variants, for every data set; none: the one that each data set is for."""
     limit: int | None = None
     """Most examples of a data set, its first ones; None for all."""
+    own: Sequence[Published] = ()
+    """Published rows of one's own, beside those that are shipped."""
 
     def protocols_of(self, data: BenchmarkSet) -> Sequence[str]:
         """Names of the protocols that a data set is judged by."""
@@ -72,6 +75,7 @@ def benchmark(asked: Benchmark, console: Console) -> list[SetScores]:
     """
     for name in {name for data in asked.sets for name in asked.protocols_of(data)}:
         protocol_named(name)
+    tell_unused_rows(asked, console)
     for data in asked.sets:
         _refuse_other_forms(asked, data)
         if data.shown_side is not None:
@@ -88,6 +92,18 @@ def benchmark(asked: Benchmark, console: Console) -> list[SetScores]:
     found = judged(asked)
     write_files(asked, found, console)
     return found
+
+
+def tell_unused_rows(asked: Benchmark, console: Console) -> None:
+    """Print which of one's own rows no table will show, since their data set or protocol is not asked."""
+    shown = {(data.name, name.partition("/")[0]) for data in asked.sets for name in asked.protocols_of(data)}
+    there = ", ".join(f"{data} under {protocol}" for data, protocol in sorted(shown))
+    for file in asked.own:
+        base = file.protocol.partition("/")[0]
+        unused = sorted({data for model in file.models for data in model.scores if (data, base) not in shown})
+        if unused:
+            told = f"{file.title}: rows of {', '.join(unused)} under {base} are not shown; tables are of {there}."
+            console.print(f"note: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_other_forms(asked: Benchmark, data: BenchmarkSet) -> None:
@@ -226,7 +242,7 @@ def differences(found: Sequence[SetScores]) -> dict[tuple[str, str], dict[str, d
 
 def write_files(asked: Benchmark, found: Sequence[SetScores], console: Console) -> None:
     """Print the tables, and write all that is made of the answers."""
-    tables, paired = score_tables(found), differences(found)
+    tables, paired = score_tables(found, asked.own), differences(found)
     for table in tables:
         console.print(*terminal(table))
     for (data, protocol), pairs in paired.items():

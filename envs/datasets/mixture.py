@@ -53,6 +53,22 @@ class Part:
             raise ValueError(f"{where}.called is {called!r}; leave out {PART_END!r}, which parts names from ids.")
         return cls(called, float(share), Plugin("envs.datasets", "Env", name or called, settings, module))
 
+    def env(self, split: str, place: int) -> AnyEnv:
+        """The env itself; raises what it raises, with the place of the part in front."""
+        try:
+            built: AnyEnv = self.plugin.build(split=split)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(_placed(f"{error}", place)) from error
+        except ValueError as error:
+            raise ValueError(_placed(f"{error}", place)) from error
+        return built
+
+
+def _placed(told: str, place: int) -> str:
+    """What an env says is wrong with it, as of a part: "env.folder is ..." as "env.parts[1].folder is ..."."""
+    where = f"env.parts[{place}]"
+    return f"{where}.{told.removeprefix('env.')}" if told.startswith("env.") else f"{where}: {told}"
+
 
 @dataclass
 class Env:
@@ -73,7 +89,7 @@ class Env:
             raise ValueError(
                 f"env.parts are called {', '.join(self.part_names)}; give those that share a name another by `called`."
             )
-        self._envs: list[AnyEnv] = [part.plugin.build(split=self.split) for part in self._parts]
+        self._envs: list[AnyEnv] = [part.env(self.split, place) for place, part in enumerate(self._parts)]
         lengths = [len(env) for env in self._envs]
         empty = [name for name, length in zip(self.part_names, lengths, strict=True) if not length]
         if empty:

@@ -20,6 +20,8 @@ from envs.images import image_header
 INDEX, COLOUR_ID = "index", "colour id"
 _DEEP = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _DROPPED = {"LA": "L", "PA": "P", "RGBA": "RGB"}
+_NEARLY_WHITE = 254
+"""What some sets of masks write in place of 255 where parts overlap."""
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError)
 """What Pillow raises for a file that is cut off, damaged, or meant to do harm."""
 
@@ -44,6 +46,15 @@ class FilePixels:
         if not self.values:
             return np.asarray(found != 0)
         return np.asarray(found == self.values[0]) if len(self.values) == 1 else np.isin(found, self.values)
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether all that is not 0 counts, though the file has several such values, as soft edges or numbers have."""
+        if self.values or self.kind != INDEX:
+            return False
+        shades = _shades(self.path)
+        counted = shades[shades != 0]
+        return bool(len(counted) and counted.min() != counted.max() and counted.min() < _NEARLY_WHITE)
 
 
 def pixels_of(path: Path, kind: str) -> NDArray[np.int32]:
@@ -86,6 +97,14 @@ def opened_mask(file: IO[bytes], where: str) -> Iterator[Image.Image]:
     except _UNREADABLE as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{where} is cut off, damaged or no image ({said}); export it again.") from error
+
+
+def _shades(path: Path) -> NDArray[np.int32]:
+    """[H, W] the values of a file as `pixels_of`, or the brightness of its colours."""
+    if is_indexed(path):
+        return pixels_of(path, INDEX)
+    with path.open("rb") as file, opened_mask(file, str(path)) as image:
+        return np.asarray(np.array(image.convert("L")), np.int32)
 
 
 @lru_cache(maxsize=2)  # of one photo, VOC has two files; a phrase of several masks asks for each once

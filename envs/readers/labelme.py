@@ -19,7 +19,7 @@ from envs.images import image_header
 from envs.plugin import did_you_mean
 from envs.ranges import one_of
 from envs.readers._by_class import ASK, ClassedObject, class_references
-from envs.readers._glimpse import head, nothing_here, split_of_folder
+from envs.readers._glimpse import IMAGE_SUFFIXES, head, nothing_here, split_of_folder
 from envs.readers._image_files import ImageFiles
 from envs.readers._labelme_shapes import NO_AREA, labelme_shape
 from envs.readers._loose_json import json_of, side_of
@@ -31,6 +31,7 @@ NOT_READ = "label files that cannot be read"
 NOT_DRAWN = "shapes that cannot be drawn"
 EMBEDDED = "questions about a photo that is only inside its label file; save it beside the file"
 OTHER_SIZE = "questions about a photo of another size than its label file records"
+ALIKE = "photos that are not what imagePath names, found by the name of their label file"
 AS_STORED = "photos whose recorded size is that of the photo as stored, not turned upright"
 _IGNORED, _BACKGROUND = "__ignore__", "_background_"
 _WANTED = "a folder of labelme's label files (.json with shapes and imagePath)"
@@ -99,10 +100,15 @@ class Reader:
         """The photo of a label file; None where it is missing, which is told."""
         files = ImageFiles([file.parent] if self.images is None else [Path(self.images), file.parent])
         image_path = plain_text(data.get("imagePath"))
-        if data.get("imageData") and not files.find(image_path):
+        found = None if image_path.lower().endswith(".json") else files.find(image_path)
+        if found is None:
+            found = _called_alike(file, files)
+            if found:
+                findings.note(ALIKE, f"{self._name_of(file)} ({image_path or 'no imagePath'}, read is {found.name})")
+        if found is None and data.get("imageData"):
             _lose(EMBEDDED, asked, findings)
             return None
-        return files.found(image_path or f"(of {file.name})", [one.id for one in asked], findings)
+        return found or files.found(image_path or f"(of {file.name})", [one.id for one in asked], findings)
 
     @cached_property
     def _files(self) -> dict[str, list[Path]]:
@@ -164,6 +170,15 @@ def _placed(name: str, path: Path, data: Mapping[str, Any], findings: Findings) 
     if (height, width) == stored:
         findings.note(AS_STORED, path)
         return PhotoFile(name, path, *stored, path.name, upright=False)
+    return None
+
+
+def _called_alike(file: Path, files: ImageFiles) -> Path | None:
+    """The photo that is called as its label file but for the suffix, as labelme saves them; None without one."""
+    for suffix in sorted(IMAGE_SUFFIXES):
+        found = files.find(f"{file.stem}{suffix}") or files.find(f"{file.stem}{suffix.upper()}")
+        if found:
+            return found
     return None
 
 

@@ -144,7 +144,7 @@ class Reader:
         if self.masks is not None:
             places = [Path(self.masks) / file.stem, Path(self.masks)]
         else:
-            places = [file.with_suffix(""), file.parent.parent / file.stem, file.parent / "masks"]
+            places = [*_own_png_folders(file), file.parent / "masks"]
         found = [place for place in places if place.is_dir()]
         if not found:
             told = ", ".join(map(str, places))
@@ -159,9 +159,30 @@ class Reader:
 
 
 def _files(path: Path) -> list[Path]:
-    """Files of panoptic annotations in a folder; or the file itself."""
+    """Files of panoptic annotations in a folder, or the file itself.
+
+    A file without a folder of PNGs called as it is gives way to one of its split that has one: the same annotations
+    may lie beside it in another form, as masks of objects.
+    """
     if path.is_dir():
         files = [*sorted((path / "annotations").glob("panoptic_*.json")), *sorted(path.glob("panoptic*.json"))]
     else:
         files = [path] if path.suffix.lower() == ".json" else []
-    return [file for file in files if file.stem.startswith("panoptic") or '"segments_info"' in head(file)]
+    files = [file for file in files if _is_panoptic(file)]
+    whole = {split_in(file.stem) or "train" for file in files if _has_own_pngs(file)}
+    return [file for file in files if _has_own_pngs(file) or (split_in(file.stem) or "train") not in whole]
+
+
+def _is_panoptic(file: Path) -> bool:
+    seen = head(file).lstrip()
+    # A list, such as panoptic_coco_categories.json, holds no annotations.
+    return seen.startswith("{") and (file.stem.startswith("panoptic") or '"segments_info"' in seen)
+
+
+def _own_png_folders(file: Path) -> tuple[Path, Path]:
+    """Where COCO has the PNGs of a file: folders called as it is."""
+    return file.with_suffix(""), file.parent.parent / file.stem
+
+
+def _has_own_pngs(file: Path) -> bool:
+    return any(folder.is_dir() for folder in _own_png_folders(file))

@@ -6,18 +6,21 @@ smaller or larger, a pixel of the mask is the one under its centre.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.example import Example, ImageRef, MaskPart, Part, Prompt, TextPart, Truth, image_sha256
 from envs.images import ImageHeader, ShownFile, View, image_header
+from envs.readers._pixels import FilePixels
 from envs.readers.base import AnnotatedPhoto, Findings, PhotoFile, Reference, Shape
 
 UNREADABLE = "photos that cannot be opened"
 OTHER_SIZE = "photos of another size than they were annotated at"
 UNKNOWN_TURN = "photos with an EXIF turn that their recorded size cannot confirm, taken as stored"
 NOT_DRAWN = "questions about a mask that cannot be drawn"
+SOFT = "mask pictures of several values, as soft edges or numbers of objects are, of which all that are not 0 count"
 NO_PIXEL = "questions about an object without a pixel at this size"
 
 
@@ -60,8 +63,15 @@ def shown_photo(photo: AnnotatedPhoto, shown: Shown, findings: Findings) -> Show
         return None
     reference = ImageRef(str(photo.photo.path), image_sha256(image), *image.shape[:2])
     builder = _Builder(photo.photo, size, reference, shown)
-    examples = tuple(example for one in photo.references if (example := builder.example(one, findings)))
-    return ShownPhoto(examples, file, image)
+    examples, soft = [], dict[Path, None]()
+    for one in photo.references:
+        example = builder.example(one, findings)
+        if example:
+            examples.append(example)
+            soft |= {shape.path: None for shape in one.masks if isinstance(shape, FilePixels) and shape.is_soft}
+    for path in soft:
+        findings.note(SOFT, path)
+    return ShownPhoto(tuple(examples), file, image)
 
 
 def lose(photo: AnnotatedPhoto, reason: str, detail: str, findings: Findings) -> None:

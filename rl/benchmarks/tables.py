@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rl.benchmarks.judge import SetScores
-from rl.benchmarks.published import published_rows
+from rl.benchmarks.published import Published, published_rows
 from rl.evaluation.scores import Interval
 
 _LATEX = {sign: f"\\{sign}" for sign in "&%_#${}"} | {
@@ -50,20 +50,20 @@ class ScoreTable:
         return [self.titles[k] for k in places], [replace(row, cells=[row.cells[k] for k in places]) for row in rows]
 
 
-def score_tables(found: Sequence[SetScores]) -> list[ScoreTable]:
-    """A table for each data set and protocol, measured rows first, then published ones."""
+def score_tables(found: Sequence[SetScores], own: Sequence[Published] = ()) -> list[ScoreTable]:
+    """A table for each data set and protocol, measured rows first, then published ones, those of `own` last."""
     together: dict[tuple[str, str], list[SetScores]] = {}
     for one in found:
         together.setdefault((one.data, one.protocol), []).append(one)
-    return [_table(data, protocol, of) for (data, protocol), of in together.items()]
+    return [_table(data, protocol, of, own) for (data, protocol), of in together.items()]
 
 
-def _table(data: str, protocol: str, of: Sequence[SetScores]) -> ScoreTable:
+def _table(data: str, protocol: str, of: Sequence[SetScores], own: Sequence[Published]) -> ScoreTable:
     titles = list(of[0].scores)
     measured = [Row(one.model, [_measured(one, title) for title in titles], "here", True) for one in of]
     printed = [
         Row(name, [as_printed(scores[title]) if title in scores else "" for title in titles], source, False)
-        for name, source, scores in published_rows(data, protocol)
+        for name, source, scores in published_rows(data, protocol, own)
     ]
     return ScoreTable(data, protocol, titles, [*measured, *printed], len(of[0].judged))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from rl.cli.options import AsJson, Config, Overrides, RunFolders
 
@@ -65,7 +66,7 @@ def prepare(
     """
     from envs.images import View
 
-    _refuse_file(out)
+    refuse_out(out)
     if format is None and not _is_data(source):
         if images or name or image_side or square or against:
             raise ValueError(f"{source} is a config, whose env says how images are shown; set that there.")
@@ -154,18 +155,25 @@ def check(
     Exit status 0: clean, 1: something was left out, 2: unusable.
     """
     from rl.pages.json_text import json_text
-    from rl.sources.check import check_source, report_tables
+    from rl.sources.check import check_source, report_tables, unreadable_json
     from rl.sources.leaks import HeldOut
     from rl.sources.prepare import chosen_splits
     from rl.sources.source import source_of
 
     held_out, status, reports = HeldOut.of(against or []), 0, []
-    quiet = Console(stderr=True) if as_json else console
+    errors = Console(stderr=True, emoji=False)
     for path in paths:
-        source = source_of(path, format, images, setting or [])
-        if not as_json:
-            _tell_others(source)
-        report = check_source(source, chosen_splits(source, split or []), held_out, processes, quick, quiet)
+        try:
+            source = source_of(path, format, images, setting or [])
+            if not as_json:
+                _tell_others(source)
+            quiet = errors if as_json else console
+            report = check_source(source, chosen_splits(source, split or []), held_out, processes, quick, quiet)
+        except (ValueError, OSError) as error:  # the others are worth a look all the same
+            errors.print(f"[red]polytrace:[/red] {escape(str(error))}", soft_wrap=True)
+            status = 2
+            reports.append(unreadable_json(path, error))
+            continue
         status = max(status, 2 if strict and report.exit_status else report.exit_status)
         reports.append(report.as_json())
         for table in () if as_json else report_tables(report):
@@ -211,7 +219,7 @@ def select(
     from rl.sources.difficulty import Thresholds
 
     asked = Thresholds(by, min_mean, max_mean, min_spread, min_best, max_unreadable, min_answers, limit, seed)
-    _refuse_file(out)
+    refuse_out(out)
     _refuse_no_page(page, "--page")
     from rl.pages.json_text import json_text
     from rl.run.folder import archived_runs
@@ -248,10 +256,17 @@ def _choice(
     return data, choice
 
 
-def _refuse_file(out: Path) -> None:
-    """Raise ValueError where the folder that shards go to is a file."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out is {out}, which is a file; give a folder, one that is new or that this command began.")
+def refuse_out(out: Path) -> None:
+    """Raise ValueError where the folder that a command writes to is a file, or nothing can be written there."""
+    from rollout.disk import refuse_unwritable
+
+    other = "give a folder, one that is new or that this command began"
+    if out.is_file():
+        raise ValueError(f"--out is {out}, which is a file; {other}.")
+    try:
+        refuse_unwritable(out / "split.json")
+    except ValueError as error:
+        raise ValueError(f"--out is {out}, where nothing can be written; {other}.") from error
 
 
 def _prepare_other_splits(run: Path, out: Path, embed: bool, quiet: Console) -> None:

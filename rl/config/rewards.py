@@ -116,7 +116,12 @@ def reward_names() -> list[str]:
 
 
 def _recipe(name: str, entry: Any) -> RewardRecipe:
-    where, settings = f"rewards.{name}", {} if entry is None else entry
+    where, settings = f"rewards.{name}", entry
+    if settings is None:
+        raise ValueError(
+            f"{where} is null, which switches nothing off; set {where}.weight to 0 or leave the reward out, or write "
+            "{} for its defaults."
+        )
     if not isinstance(settings, Mapping):
         raise ValueError(f"{where} is {entry!r}, expected a mapping of `key: value`.")
     try:

@@ -6,6 +6,7 @@ and looks for the photos alone.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -83,8 +84,14 @@ class Report:
             "share_lost": share_lost(self.findings.num_lost, self.questions),
             "findings": self.findings.as_json(),
             "photos_of_train_that_are_held_out": dict(self.shared),
+            "problem": None,
             "exit_status": self.exit_status,
         }
+
+
+def unreadable_json(path: Path, error: Exception) -> dict[str, Any]:
+    """What stands in place of a Report in terms of JSON where a data set cannot be read at all; error: why not."""
+    return {"path": f"{path}", "problem": f"{error}", "exit_status": 2}
 
 
 def check_source(

@@ -21,8 +21,8 @@ _TRAIN = "train"
 
 
 def is_held_out(split: str) -> bool:
-    """Whether a split is for choosing or testing: every one that is not called train, such as train or train2017."""
-    return not split.startswith(_TRAIN)
+    """Whether a split is for choosing or testing: every one that is not called train, such as Train or train2017."""
+    return not split.casefold().startswith(_TRAIN)
 
 
 class HeldOut:

@@ -110,9 +110,9 @@ def by_count(found: Mapping[str, Finding]) -> list[tuple[str, Finding]]:
 
 def first_reasons(found: Mapping[str, Finding], most: int = 3) -> str:
     """The most frequent findings of a kind, as a sentence; "" where there are none."""
-    told = [f"{one.count:,} {reason}: {', '.join(one.which[:3])}" for reason, one in by_count(found)[:most]]
+    told = [f"{reason} ({one.count:,}): {', '.join(one.which[:3])}" for reason, one in by_count(found)[:most]]
     more = len(found) - most
-    return "; ".join(told) + (f"; and {more} more kinds" if more > 0 else "")
+    return "; ".join(told) + (f"; and {more} more kind{'s' if more > 1 else ''}" if more > 0 else "")
 
 
 def prepared_splits(made: Mapping[str, tuple[Card, Findings]]) -> Table:

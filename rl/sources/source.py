@@ -14,7 +14,7 @@ PACKAGE = "envs.readers"
 _TOLD_BY_CONTENT = (".json", ".jsonl", ".p", ".csv", ".txt", ".xml", ".yaml", ".yml", ".parquet")
 _TOLD = (*_TOLD_BY_CONTENT, ".png")
 """Suffixes of files that say what is asked and true; pictures of masks are PNG, photos seldom."""
-_MOST_NAMED = 8
+_MOST_NAMED, _MOST_LOOKED_INTO, _FEW = 8, 40, 3
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,14 @@ def source_of(path: Path, name: str | None = None, images: str | None = None, ov
     return Source(path, what, others, plugin_from_settings(PACKAGE, "Reader", entry, "the reader"))
 
 
+def _known_within(folder: Path) -> str:
+    """What readers know in the folders of a folder, as a clause of an error; "" where nothing."""
+    inside = sorted(each for each in folder.iterdir() if each.is_dir())[:_MOST_LOOKED_INTO] if folder.is_dir() else []
+    known = [f"{each.name} ({found[0][0]})" for each in inside if (found := recognised(each))]
+    more = f" and {len(known) - _FEW} more" if len(known) > _FEW else ""
+    return f", but there is {', '.join(known[:_FEW])}{more}; give one of these" if known else ""
+
+
 def _only(path: Path, found: Sequence[tuple[str, Found]]) -> tuple[str, str]:
     if not found and any(path.glob("*/split.json")):
         raise ValueError(
@@ -111,9 +119,10 @@ def _only(path: Path, found: Sequence[tuple[str, Found]]) -> tuple[str, str]:
     if not found:
         held = sorted(each.name for each in path.iterdir()) if path.is_dir() else [path.name]
         more = f" and {len(held) - _MOST_NAMED:,} more" if len(held) > _MOST_NAMED else ""
+        formats = f". Formats: {', '.join(plugin_names(PACKAGE))}; say which by --format"
         raise ValueError(
-            f"{path}: no format is known by what is there ({', '.join(held[:_MOST_NAMED]) or 'nothing'}{more}). "
-            f"Formats: {', '.join(plugin_names(PACKAGE))}; say which by --format, or give the folder of one data set."
+            f"{path}: no format is known by what is there ({', '.join(held[:_MOST_NAMED]) or 'nothing'}{more})"
+            f"{_known_within(path) or formats}, or give the folder of one data set."
         )
     (name, seen), others = found[0], [other for other, each in found[1:] if each.certainty == found[0][1].certainty]
     if others:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,3 +83,12 @@ def test_every_example_is_asked_and_no_part_is_ever_a_question_and_a_half_ahead(
 def test_parts_that_cannot_be_used_are_refused_by_their_place(parts: list[dict[str, object]], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         env_plugin({"name": "mixture", "parts": parts}).build(split="train")
+
+
+def test_what_is_wrong_with_a_part_is_told_with_its_place(tmp_path: Path) -> None:
+    shards = {"name": "shards", "folder": str(tmp_path / "gone"), "share": 1}
+    with pytest.raises(FileNotFoundError, match=r"^env\.parts\[1\]: .*gone"):
+        mixture.Env("train", [SCENES | {"share": 1}, shards])
+    nested = {"name": "mixture", "share": 1, "called": "both", "parts": [SCENES | {"share": 0}]}
+    with pytest.raises(ValueError, match=r"^env\.parts\[1\]\.parts\[0\]\.share is 0"):
+        mixture.Env("train", [SCENES | {"share": 1}, nested])

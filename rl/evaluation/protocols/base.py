@@ -59,7 +59,7 @@ class Judged:
     boundary_iou: float
     """IoU of the boundary bands, in [0, 1]; `iou` where no pixel is true."""
     box_iou: float | None = None
-    """IoU of the boxes, in [0, 1]; None where the protocol does not ask for boxes."""
+    """What the boxes are worth, their IoU or F1, in [0, 1]; None where the protocol does not ask for boxes."""
     tags: tuple[str, ...] = ()
     """What scores are split by."""
 

@@ -5,6 +5,7 @@ import pytest
 from made_user_files import box_mask, counts, num_exact, read_back, two_photos, write_folder
 from PIL import Image
 
+from envs.readers._pixels import FilePixels
 from envs.readers.base import Findings
 from envs.readers.folder import Reader
 
@@ -77,6 +78,21 @@ def test_colours_behind_no_opacity_are_0(tmp_path):
     pixels = np.full((8, 10, 4), 255, np.uint8)
     pixels[~CUP, 3] = 0
     np.testing.assert_array_equal(mask_of(tmp_path, Image.fromarray(pixels)), CUP)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_mask_image_of_several_values_is_soft_unless_one_is_picked_or_they_are_those_of_overlaps(tmp_path, mode):
+    pixels = CUP * 255
+    pixels[2, 2] = 120
+    path = tmp_path / "mask.png"
+    for other, soft in ((120, True), (254, False), (255, False)):
+        pixels[2, 2] = other
+        Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
+        assert FilePixels(path).is_soft is soft
+    Image.fromarray((CUP * 120).astype(np.uint8)).convert(mode).save(path)
+    assert not FilePixels(path).is_soft  # one grey value
+    Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10)).convert(mode).save(path)
+    assert FilePixels(path).is_soft and not FilePixels(path, (3,)).is_soft
 
 
 def test_splits_are_those_of_the_rows(tmp_path):

@@ -167,6 +167,18 @@ def test_windows_paths_lead_to_the_photo_and_one_that_is_only_embedded_is_told(t
     assert "only inside its label file" in reason and finding.count == 1
 
 
+def test_a_photo_that_imagepath_does_not_name_is_found_by_the_name_of_its_label_file(tmp_path):
+    shape = labelme_shape("cup", [[1, 1], [5, 5]], "rectangle")
+    for wrong in ("a.json", "renamed.jpg", ""):  # old versions of labelme wrote the label file's own name
+        A.save(tmp_path)
+        write_json(tmp_path / "a.json", labelme_file(A, [shape], imagePath=wrong, imageData="iVBORw0KGgo="))
+        findings = Findings()
+        (given,) = Reader(str(tmp_path)).photos("train", findings)
+        assert given.photo.path == tmp_path / "a.png" and findings.num_lost == 0
+        ((reason, finding),) = findings.noted.items()
+        assert "not what imagePath names" in reason and finding.count == 1 and "a.png" in finding.which[0]
+
+
 def test_folders_are_splits_and_half_a_file_stops_no_other(tmp_path):
     write_labelme(tmp_path / "train", (A, B))
     write_labelme(tmp_path / "valid", (B,))

@@ -127,3 +127,15 @@ def test_it_is_known_by_name_or_by_segments_info_and_not_as_instances(tmp_path):
     file.write_text(file.read_text()[:200])
     with pytest.raises(ValueError, match="is not JSON"):
         asked(Reader(str(file)))
+
+
+def test_a_list_of_classes_and_the_same_annotations_as_masks_of_objects_give_way_to_the_file_with_pngs(tmp_path):
+    write_panoptic(tmp_path, two_photos())
+    file = tmp_path / "annotations/panoptic_train2017.json"
+    (file.parent / "panoptic_coco_categories.json").write_text('[{"id": 1, "name": "cup", "isthing": 1}]')
+    (file.parent / "panoptic_coco_detection_format.json").write_text(file.read_text())
+    assert Reader.recognise(tmp_path).what == "COCO panoptic: panoptic_train2017.json"
+    assert num_exact(read_back(Reader(str(tmp_path)), two_photos())[0]) == 4
+    file.with_suffix("").rename(tmp_path / "unpacked")  # now neither has its PNGs beside it
+    with pytest.raises(ValueError, match="are both train; give one file"):
+        Reader(str(tmp_path)).splits()

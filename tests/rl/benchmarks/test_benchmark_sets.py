@@ -1,5 +1,6 @@
 """Data sets of `--data`: files prepared first or shards as they are, their splits, names and protocols."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from made_field_sets import grefcoco, refcoco
 from made_user_files import two_photos, write_coco
 from rich.console import Console
 
-from rl.benchmark import Benchmark, benchmark
+from rl.benchmark import Benchmark, benchmark, tell_unused_rows
+from rl.benchmarks.published import Published, PublishedModel
 from rl.benchmarks.sets import PROTOCOLS, BenchmarkSet, benchmark_sets
 from rl.config.plugins import env_plugin
 from rl.evaluation.protocols.base import protocol_named
@@ -96,3 +98,13 @@ def test_a_protocol_of_masks_does_not_judge_boxes(tmp_path: Path) -> None:
     assert data.protocol == "tasks"
     with pytest.raises(ValueError, match=r"boxes asks for box too, and the protocol res/lavt judges masks alone"):
         benchmark(Benchmark(tmp_path / "out", [], [data], ["res/lavt"]), QUIET)
+
+
+def test_rows_of_ones_own_that_no_table_will_show_are_told(tmp_path: Path) -> None:
+    rows = [PublishedModel("earlier", "report", {"mine": {"cIoU": 71.0}, "other_val": {"cIoU": 70.0}})]
+    (data,) = benchmark_sets([f"mine={prepared(tmp_path)}:train"], None, tmp_path, QUIET)
+    said = Console(file=io.StringIO(), width=300)
+    tell_unused_rows(Benchmark(tmp_path / "out", [], [data], ["res/lavt"], own=[Published("Ours", "res", rows)]), said)
+    tell_unused_rows(Benchmark(tmp_path / "out", [], [data], own=[Published("Mine", "gres", rows[:0])]), said)
+    told = said.file.getvalue()  # type: ignore[attr-defined]
+    assert told == "note: Ours: rows of other_val under res are not shown; tables are of mine under res.\n"

@@ -9,7 +9,7 @@ import pytest
 
 from envs.geometry.rle import rle_from_mask
 from envs.polygons import AnswerStatus
-from rl.benchmarks.published import Published, published, published_rows
+from rl.benchmarks.published import Published, own_published, published, published_rows
 from rl.evaluation.protocols.base import CodedTruth, protocol_named
 
 NAMES = ("gres", "ores", "refcoco")
@@ -62,3 +62,52 @@ def test_rows_are_of_one_data_set_under_the_protocol_or_a_variant_of_it() -> Non
     assert list(published_rows("grefcoco_val", "res")) == [] == list(published_rows("my_val", "gres"))
     everybody = [name for name, _, _ in published_rows("refcoco_testA", "res/lavt")]
     assert "SimpleSeg-Qwen2.5-VL" in everybody and "Moondream Segmentation" not in everybody
+
+
+OWN = """
+title: Ours
+protocol: res/lavt
+models:
+  - {name: earlier, source: report 7, scores: {mine_val: {cIoU: 71.25, mIoU: 73}}}
+"""
+
+
+def own(folder: Path, text: str = OWN) -> Published:
+    path = folder / "ours.yaml"
+    path.write_text(text, encoding="utf-8")
+    return own_published(path)
+
+
+def test_rows_of_ones_own_come_after_the_shipped_ones(tmp_path: Path) -> None:
+    file = own(tmp_path)
+    assert published_rows("mine_val", "res", [file]) == [("earlier", "report 7", {"cIoU": 0.7125, "mIoU": 0.73})]
+    assert published_rows("mine_val", "gres", [file]) == []
+    both = published_rows("refcoco_val", "res", [own(tmp_path, OWN.replace("mine_val", "refcoco_val"))])
+    assert len(both) > 1 and both[-1][0] == "earlier"
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "told"),
+    [
+        ("res/lavt", "rse", r"ours.yaml: .*did you mean 'res'"),
+        ("res/lavt", "res/lav", r"ours.yaml: .*no variant 'lav'; did you mean 'lavt'"),
+        ("mIoU: 73", "mIoU_: 73", r"ours.yaml: models\[0\].scores.mine_val.mIoU_ is no score .*did you mean 'mIoU'"),
+        ("71.25", "171.25", r"models\[0\].scores.mine_val.cIoU is 171.25; write percent, from 0 to 100"),
+        ("71.25, mIoU: 73", "0.71, mIoU: 0.73", r"models\[0\].scores.mine_val has no number above 1; write percent"),
+        ("71.25", "many", r"ours.yaml: models\[0\].scores.mine_val.cIoU is 'many', expected float"),
+        ("source: report 7, ", "", r"ours.yaml: models\[0\].source"),
+        ("scores: {mine_val: {cIoU: 71.25, mIoU: 73}}", "scores: {}", r"models\[0\].scores is empty"),
+        ("  - {name: earlier", "  - {nam: earlier", r"models\[0\].nam is not a setting; did you mean"),
+        ("title: Ours", "title: [", r"ours.yaml, line \d, column \d"),
+    ],
+)
+def test_a_file_of_ones_own_is_refused_by_place_and_value(tmp_path: Path, was: str, now: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        own(tmp_path, OWN.replace(was, now))
+
+
+def test_a_file_that_is_not_there_or_has_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"--rows is .*gone.yaml, which is no file"):
+        own_published(tmp_path / "gone.yaml")
+    with pytest.raises(ValueError, match="models is empty"):
+        own(tmp_path, "title: Ours\nprotocol: res\n")

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from rl.benchmark import differences, summary
 from rl.benchmarks.judge import SetScores, judge_rows
+from rl.benchmarks.published import Published, PublishedModel
 from rl.benchmarks.tables import (
     as_printed,
     difference_table,
@@ -123,3 +124,12 @@ def test_the_summary_has_every_number_as_a_fraction_with_its_interval() -> None:
     assert {kind["name"]: kind["examples"] for kind in first["kinds"]}["none"] == 1
     [pair] = told["differences"]
     assert (pair["pair"], pair["scores"]["gIoU"]["value"]) == ("refined - mine", 0.125)
+
+
+def test_rows_of_ones_own_stand_below_those_of_papers_with_their_source() -> None:
+    own = Published("Ours", "gres/rela", [PublishedModel("earlier", "report 7", {"grefcoco_val": {"cIoU": 50.25}})])
+    [table] = score_tables([scores()], [own])
+    [shipped] = score_tables([scores()])
+    assert [row.name for row in table.rows] == [*(row.name for row in shipped.rows), "earlier"]
+    [line] = lines_with(markdown([table]), "50.25")
+    assert line.startswith("| earlier |") and line.endswith("| report 7 |")

@@ -36,7 +36,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_rewards_are_a_mapping_of_names_to_settings() -> None:
-    parts = reward_parts({"mask_iou": {"weight": 1}, "format": None, "again": {"name": "mask_iou", "weight": 0.5}}, {})
+    parts = reward_parts({"mask_iou": {"weight": 1}, "format": {}, "again": {"name": "mask_iou", "weight": 0.5}}, {})
     assert [recipe.plugin.name for recipe in parts.recipes.values()] == ["mask_iou", "format", "mask_iou"]
     assert (parts.weights["mask_iou"], parts.weights["again"]) == (1.0, 0.5)
     assert parts.recipes["format"].plugin.settings == {}
@@ -70,6 +70,7 @@ def test_shapings_come_as_mappings_or_as_they_are() -> None:
         ({}, {}, "give at least one reward: .*centroid_distance, "),
         ({"mask_iuo": {}}, {}, r"rewards.mask_iuo: .*did you mean 'mask_iou'\?"),
         ({"format": 1}, {}, "rewards.format is 1, expected a mapping"),
+        ({"format": None}, {}, r"rewards.format is null, .*set rewards.format.weight to 0 or leave the reward out"),
         ({"format": {"weigth": 1}}, {}, r"rewards.format.weigth is not a setting; did you mean rewards.format.weight"),
         ({"format": {"proceses": 1}}, {}, r"did you mean rewards.format.processes\?"),
         ({"format": {"processes": 1.5}}, {}, "rewards.format.processes is 1.5, expected int"),

@@ -5,17 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import Told, here
 from made_coco import annotation, rectangle
 from made_field_sets import SQUARE, TRAIN, ref, refcoco
 from made_field_sets import annotation as of_set
-from made_user_files import coco_data, two_photos, write_coco, write_json, write_labelme, write_panoptic
+from made_user_files import coco_data, two_photos, write_coco, write_folder, write_json, write_labelme, write_panoptic
+from PIL import Image
 from rich.console import Console
 
 from envs.readers import coco as coco_reader
 from envs.readers import panoptic
-from envs.shards.from_photos import UNREADABLE
+from envs.shards.from_photos import SOFT, UNREADABLE
 from rl.sources.check import CROSSES, OUTSIDE, SAID_TWICE, TWO_TRUTHS, Report, report_tables
 
 ALONE = ("--processes", "1")
@@ -97,6 +99,7 @@ def test_two_data_sets_are_two_reports_and_the_worse_status(tmp_path: Path) -> N
         "share_lost",
         "findings",
         "photos_of_train_that_are_held_out",
+        "problem",
         "exit_status",
     }
 
@@ -109,7 +112,11 @@ def test_no_folder_an_unknown_one_and_one_of_several_formats_are_refused_with_wh
     told = check(tmp_path)
     assert told.status == 2 and "no format is known by what is there (0.txt, 1.txt," in told.stderr
     assert "7.txt and 2 more). Formats: coco, cris, cvat," in told.stderr
-    told = check(coco(tmp_path / "coco"), "--format", "cocoo")
+    coco(tmp_path / "coco")
+    write_labelme(tmp_path / "own", two_photos())
+    told = check(tmp_path)
+    assert "and 4 more), but there is coco (coco), own (labelme); give one of these, or" in told.stderr
+    told = check(tmp_path / "coco", "--format", "cocoo")
     assert told.status == 2 and "did you mean 'coco'" in told.stderr
     told = check(tmp_path / "coco", "--split", "val")
     assert told.status == 2 and "has no split 'val'" in told.stderr and "There are: train." in told.stderr
@@ -173,3 +180,28 @@ def test_names_in_brackets_are_told_as_they_are() -> None:
     console.print(*report_tables(report))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "cup [red] [/bold].png" in said and "COCO instances: [red].json" in said
+
+
+def test_a_data_set_that_cannot_be_read_hides_no_other_and_is_told_in_json_too(tmp_path: Path) -> None:
+    first, empty, last = coco(tmp_path / "first"), tmp_path / "empty", coco(tmp_path / "last")
+    empty.mkdir()
+    told = check(first, empty, last, "--json")
+    good, bad, other = json.loads(told.stdout)
+    assert told.status == 2 and told.stderr.count("polytrace:") == 1
+    assert (good["path"], good["problem"], good["exit_status"]) == (str(first), None, 0)
+    assert (other["path"], other["splits"]) == (str(last), good["splits"])
+    assert bad.keys() == {"path", "problem", "exit_status"} and bad["exit_status"] == 2
+    assert bad["path"] == str(empty) and "no format is known" in bad["problem"]
+    told = check(first, empty, last)
+    assert told.status == 2 and told.stdout.count("COCO instances") == 2 and "no format is known" in told.stderr
+
+
+def test_mask_pictures_with_soft_edges_are_counted_once_each(tmp_path: Path) -> None:
+    write_folder(tmp_path, two_photos())
+    assert noted(tmp_path) == {}
+    path = tmp_path / "masks/a_0.png"
+    pixels = np.array(Image.open(path))
+    pixels[2, 2] = 120
+    Image.fromarray(pixels).save(path)
+    (tmp_path / "phrases.csv").write_text((tmp_path / "phrases.csv").read_text() + "a.png,a_0.png,the cup,train\n")
+    assert noted(tmp_path) == {SOFT: [str(path)]}

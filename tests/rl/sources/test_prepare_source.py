@@ -119,18 +119,21 @@ def test_options_of_files_are_refused_with_a_config_and_a_file_as_the_folder(tmp
     write_coco(tmp_path / "coco", two_photos())
     status, _, error = prepare(tmp_path / "coco", tmp_path / "run.yaml")
     assert status == 2 and "run.yaml, which is a file; give a folder" in error
+    # A file system on which nobody can write.
+    status, _, error = prepare(tmp_path / "coco", Path("/proc/mine"))
+    assert status == 2 and error.count("\n") == 1 and "--out is /proc/mine, where nothing can be written" in error
 
 
 def test_what_is_lost_is_told_and_a_split_without_a_usable_example_is_refused(tmp_path: Path) -> None:
     write_coco(tmp_path / "set", two_photos())
     broken(tmp_path / "set/train2017/b.png")
     status, said, _ = prepare(tmp_path / "set", tmp_path / "out")
-    assert status == 0 and f"train: lost 1 questions about {UNREADABLE}:" in said and "1 (33.3%)" in said
+    assert status == 0 and f"train: lost questions about {UNREADABLE} (1): " in said and "1 (33.3%)" in said
     file = tmp_path / "set/annotations/instances_train2017.json"
     file.write_text(file.read_text().replace('"height": 8', '"height": 9'))
     status, _, error = prepare(tmp_path / "set", tmp_path / "none")
     assert status == 2 and "split train has no example that can be used (" in error
-    assert f"2 questions about {OTHER_SIZE}:" in error
+    assert f"questions about {OTHER_SIZE} (2): " in error
     file.write_text(file.read_text().replace('"height": 9', '"height": 8'))
     assert prepare(tmp_path / "set", tmp_path / "none")[0] == 0  # once the file is mended
 

@@ -42,6 +42,7 @@ def example_of(*masks: np.ndarray, parts: tuple[TextPart | MaskPart, ...], examp
         ("reasonseg", ["gIoU", "cIoU"]),
         ("lvis_mask", ["mIoU", "cIoU", "P@0.5", "P@0.7", "P@0.9", "N-acc", "T-acc"]),
         ("rec", ["Acc@0.5", "mean box IoU"]),
+        ("grec", ["F1score", "N-acc", "T-acc", "mean F1"]),
         ("boundary", []),
     ],
 )
