@@ -23,6 +23,8 @@ from torch import Tensor
 
 from envs.codecs.base import AnswerGrammar, State
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -105,6 +107,8 @@ class TokenGrammar:
         self._scans: dict[State, _Scan] = {}
         self._allowed: list[NDArray[np.int64]] = []
         self._numbers: dict[tuple[int, ...], int] = {}
+        self._number_of: dict[tuple[State, bool], int] = {}
+        self._tables: dict[torch.device, MaskTable] = {}
         self._cost = lru_cache(maxsize=100_000)(self._fewest_tokens)
         words = grammar.words(pieces.spaced)
         missing = [word for word in words if self._cost(word + " " * pieces.spaced) is None]
@@ -128,12 +132,21 @@ class TokenGrammar:
         """Number of the mask of the tokens that may come next; after the end token, that of the end token alone."""
         if progress.state is None:
             return self._number([self._end_token])
-        tokens = self._tokens(progress.state, progress.tokens_left)
-        if self._grammar.accepts(progress.state):
+        accepts = self._grammar.accepts(progress.state)
+        condensed = self._grammar.condensed(progress.state, self._num_characters)
+        # Far from the limit, and where a condensed state tells everything, it alone says what may follow.
+        settled = condensed is not None and self._any_ends_within(progress.tokens_left - 1)
+        if condensed is not None and settled and (condensed, accepts) in self._number_of:
+            return self._number_of[condensed, accepts]
+        tokens = self._tokens(progress.state, condensed, progress.tokens_left)
+        if accepts:
             tokens = [*tokens, self._end_token]
         if not tokens:
             raise ValueError(f"no token of the vocabulary goes on from {progress}; set sampling.grammar to false.")
-        return self._number(tokens)
+        number = self._number(tokens)
+        if condensed is not None and settled and not self._scans[condensed].unsure:
+            self._number_of[condensed, accepts] = number
+        return number
 
     def advance(self, progress: Progress, token: int) -> Progress:
         """The place after a token; raises ValueError for one that the grammar refuses here."""
@@ -170,6 +183,10 @@ class TokenGrammar:
             table[row, torch.from_numpy(self._allowed[number])] = True
         return table[torch.from_numpy(places)]
 
+    def table(self, device: torch.device) -> "MaskTable":
+        """The masks as a device holds them, the same table every time."""
+        return self._tables.setdefault(device, MaskTable(self, self._vocabulary_size, device))
+
     def _number(self, tokens: list[int]) -> int:
         key = tuple(sorted(tokens))
         if key not in self._numbers:
@@ -181,9 +198,8 @@ class TokenGrammar:
         text = self._pieces.texts.get(token)
         return None if text is None else self._grammar.advance(state, text)
 
-    def _tokens(self, state: State, tokens_left: int) -> list[int]:
+    def _tokens(self, state: State, condensed: State | None, tokens_left: int) -> list[int]:
         """Tokens of text that may follow."""
-        condensed = self._grammar.condensed(state, self._num_characters)
         if condensed is None:
             scan = self._scan(state)
         else:
@@ -239,11 +255,44 @@ class TokenGrammar:
         return fewest[0]
 
 
+class MaskTable:
+    """Masks on a device: each is made and sent there once, whatever the number of answers and tokens that it is for."""
+
+    def __init__(self, grammar: TokenGrammar, vocabulary_size: int, device: torch.device) -> None:
+        self._grammar, self._device = grammar, device
+        self._most = max(1, _MASK_BYTES // vocabulary_size)
+        self._table = torch.zeros(0, vocabulary_size, dtype=torch.bool, device=device)
+        self._rows: dict[int, int] = {}
+
+    def allowed(self, numbers: Sequence[int]) -> Tensor:
+        """[N, V] bool, True on the tokens that masks `numbers` [N] allow."""
+        unknown = {number for number in numbers if number not in self._rows}
+        if unknown:
+            self._take(sorted(unknown), set(numbers))
+        rows = torch.tensor([self._rows[number] for number in numbers], device=self._device)
+        return self._table.index_select(0, rows)
+
+    def _take(self, unknown: list[int], wanted: set[int]) -> None:
+        if self._rows and len(self._rows) + len(unknown) > self._most:
+            self._rows, unknown = {}, sorted(wanted)  # full: begun anew with what is asked for now
+        first = len(self._rows)
+        self._rows |= {number: first + k for k, number in enumerate(unknown)}
+        if len(self._rows) > len(self._table):
+            more = max(len(self._rows), min(2 * len(self._table), self._most)) - len(self._table)
+            self._table = torch.cat([self._table, self._table.new_zeros(more, self._table.shape[1])])
+        self._table[first : first + len(unknown)] = self._grammar.allowed(unknown).to(self._device)
+
+
+_MASK_BYTES = 2**27
+"""What the masks of one device may take; those of one token at a time are held in any case."""
+
+
 class GrammarWalk:
     """N answers on their way through a grammar, together; without one, everything is allowed (None)."""
 
-    def __init__(self, grammar: TokenGrammar | None, num: int, max_tokens: int) -> None:
-        self._grammar, self._max_tokens = grammar, max_tokens
+    def __init__(self, grammar: TokenGrammar | None, num: int, max_tokens: int, device: torch.device = _CPU) -> None:
+        """device: where masks are wanted."""
+        self._grammar, self._max_tokens, self._device = grammar, max_tokens, device
         self._progress = [] if grammar is None else [grammar.start(max_tokens)] * num
 
     def allowed(self) -> Tensor | None:
@@ -252,7 +301,7 @@ class GrammarWalk:
             return None
         # Once for all that are at one place, as they all are at the start.
         masks = {progress: self._grammar.mask(progress) for progress in set(self._progress)}
-        return self._grammar.allowed([masks[progress] for progress in self._progress])
+        return self._grammar.table(self._device).allowed([masks[progress] for progress in self._progress])
 
     def advance(self, tokens: Tensor) -> None:
         """Each answer takes its token of `tokens` [N]."""

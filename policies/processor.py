@@ -5,10 +5,10 @@ the checks before a run all ask the same Processor, so that all of them mean the
 """
 
 import json
-import logging
 import reprlib
 import shutil
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,11 @@ from policies.checkpoint import Checkpoint
 from policies.families.base import PromptRows, Response
 from policies.family import Family
 from policies.grammar import TokenGrammar, token_pieces
-from policies.question import QuestionTemplate, is_control, shows_question
+from policies.question import QuestionTemplate
 from policies.settings import Asking
 from policies.sharing.packing import pad_left, pad_responses
 from policies.thinking import Thinking, asking_for_thinking, block_marks, mark_tokens
-
-log = logging.getLogger(__name__)
+from policies.vocabulary import chat_template, end_tokens, unsampled_tokens
 
 _FILES = (
     "tokenizer.json",
@@ -73,19 +72,21 @@ class Processor:
         self.image_processor = family.image_processor(checkpoint, asking.min_pixels, asking.max_pixels)
         """Image processor of the checkpoint, from transformers."""
         self.codec = self.seen(codec)
-        self.end_tokens = _end_tokens(checkpoint, self.tokenizer, family, self.vocabulary_size)
+        self.end_tokens = end_tokens(checkpoint, self.tokenizer, family, self.vocabulary_size)
         """Tokens that end an answer; the first is the one that an answer is taught to end with."""
         self.end_token = self.end_tokens[0]
         """Token that an answer is taught to end with."""
         marks = block_marks(asking, family.thinking_marks)
         written = [*self.end_tokens, *mark_tokens(asking, marks, self.tokenizer.get_vocab())]
-        self.unsampled_tokens = _unsampled_tokens(self.tokenizer, self.vocabulary_size, written)
+        self.unsampled_tokens = unsampled_tokens(self.tokenizer, self.vocabulary_size, written)
         """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
         tokens such as <tool_call>; less those that end an answer or mark its reasoning."""
         self._part_vertices = asking.part_vertices
-        template = self._template_added = _template(checkpoint, self.tokenizer, family, self.image_token)
+        template = self._template_added = chat_template(checkpoint, self.tokenizer, family, self.image_token)
         asked = asking_for_thinking(asking, marks)
         self._template = QuestionTemplate(self.tokenizer, asked, self.image_token, template, family.begins)
+        # A question is asked for again: by the sampler, for its group, by the checks before a run.
+        self._known_tokens = lru_cache(maxsize=4096)(self._template.tokens)
         self.thinking = Thinking.behind(self._template.ending, asking, marks)
         """Whether reasoning stands before an answer, and how it is marked."""
         self._grammar: TokenGrammar | None = None
@@ -182,7 +183,7 @@ class Processor:
                 f"the question {question.prompt.told!r} comes with {len(question.candidates)} masks to choose from, "
                 "and this model family draws outlines; leave the candidates out."
             )
-        ids = self._template.tokens(self._words(question), question.prompt.asked)
+        ids = self._known_tokens(self._words(question), question.prompt.asked)
         image, closing = ids.index(self.image_token), self.family.image_end(self.config)
         ids = ids[:image] + [self.image_token] * image_tokens + ids[image + 1 :]
         end = (image + image_tokens - 1 if closing is None else ids.index(closing)) + 1
@@ -343,56 +344,3 @@ def _refuse_other_layers(checkpoint: Checkpoint, family: Family, config: Any) ->
             f"the language model of {checkpoint.folder} has {', '.join(other)} in its config.json, which prompts "
             "shared by answers are not computed with here; give a checkpoint whose layers all attend to the whole text."
         )
-
-
-def _end_tokens(checkpoint: Checkpoint, tokenizer: Any, family: Family, size: int) -> list[int]:
-    """The family's own end of a turn, the tokenizer's end, and those of generation_config.json, each once."""
-    vocabulary = tokenizer.get_vocab()
-    listed = checkpoint.json("generation_config.json").get("eos_token_id")
-    named = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    if any(not isinstance(token, int) or isinstance(token, bool) for token in named):
-        raise ValueError(
-            f"eos_token_id of {checkpoint.folder}/generation_config.json is {listed!r}; it must be the number of a "
-            "token, or a list of such."
-        )
-    eos = tokenizer.eos_token_id
-    ids = [vocabulary.get(token) for token in family.turn_ends] + [None if eos == tokenizer.unk_token_id else eos]
-    known = [token for token in [*ids, *named] if token is not None and 0 <= token < min(len(tokenizer), size)]
-    if not known:
-        raise ValueError(
-            f"{checkpoint.folder} names no token that ends an answer (eos_token in tokenizer_config.json, eos_token_id "
-            "in generation_config.json), so every answer would run to sampling.max_tokens; name one there."
-        )
-    return list(dict.fromkeys(known))
-
-
-def _unsampled_tokens(tokenizer: Any, vocabulary_size: int, ends: Sequence[int]) -> list[int]:
-    added = tokenizer.added_tokens_decoder.items()
-    controls = {token for token, one in added if is_control(one.content, one.special)}
-    nothing = set(range(vocabulary_size)) - set(tokenizer.get_vocab().values())
-    return sorted((set(tokenizer.all_special_ids) | controls | nothing) - set(ends))
-
-
-def _template(checkpoint: Checkpoint, tokenizer: Any, family: Family, image_token: int) -> str | None:
-    """The chat template to ask by: the tokenizer's own (None), that of chat_template.json, or the family's.
-
-    The last only where the folder has none that shows an image, and said so.
-    """
-    if shows_question(tokenizer, None, image_token):
-        return None
-    legacy = checkpoint.json("chat_template.json").get("chat_template")
-    if isinstance(legacy, str) and shows_question(tokenizer, legacy, image_token):
-        return legacy
-    known = all(token in tokenizer.get_vocab() for token in family.turn_ends)
-    if known and shows_question(tokenizer, family.template, image_token):
-        log.warning(
-            "%s has no chat template that shows an image and a text: it is asked by that of %s as released",
-            checkpoint.folder,
-            family.title,
-        )
-        return family.template
-    raise ValueError(
-        f"the chat template of {checkpoint.folder} does not show one image and one text (or there is none), and its "
-        f"tokenizer lacks the tokens of {family.title}'s own; copy chat_template.jinja from the model that this one "
-        "was trained from."
-    )

@@ -1,7 +1,7 @@
-"""Weights in flight: parameters cut into buckets, each with its checksum, so that no one ever holds two full copies.
+"""Weights in flight: parameters cut into buckets, so that no one ever holds two full copies, and what proves them.
 
-The checksum of a policy is the hash of its buckets' hashes. A receiver computes it from the parameters it then has, not
-from what it was sent: a delivery that did not arrive cannot agree.
+The checksum of a policy is made of one sum a parameter (policies/checksums.py). A receiver computes it from the
+parameters it then has, not from what it was sent: a delivery that did not arrive cannot agree.
 """
 
 import hashlib
@@ -9,31 +9,53 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from policies.checksums import bytes_of, checksum_of, sha256_of, word_sums
 
 BUCKET_BYTES = 32 * 2**20
 """A bucket is closed when it has this many bytes or more."""
 
 
 @dataclass(frozen=True)
+class BucketShape:
+    """What a bucket holds, without its bytes."""
+
+    names: tuple[str, ...]
+    """Names of the parameters in it, in order."""
+    sizes: tuple[int, ...]
+    """Bytes of each."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parameters in it."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
 class Bucket:
     """Some parameters, one after the other."""
 
-    names: tuple[str, ...]
-    data: NDArray[np.uint8]
-    """Bytes of the parameters in the order of `names`, each contiguous."""
-    sha256: str
-    """SHA-256 of `data`, 64 hex digits."""
+    shape: BucketShape
+    data: Tensor
+    """[bytes] uint8: the parameters in order, each contiguous; on the host or on a GPU."""
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The bytes of each parameter, shared with `data`."""
+        return self.data.split(list(self.shape.sizes))
+
+
+def shape_of(parameters: Sequence[tuple[str, Tensor]]) -> BucketShape:
+    """What a bucket of named tensors would hold; sharded ones count their full size."""
+    return BucketShape(tuple(name for name, _ in parameters), tuple(_num_bytes(tensor) for _, tensor in parameters))
 
 
 def make_bucket(parameters: Sequence[tuple[str, Tensor]]) -> Bucket:
-    """A bucket of named tensors."""
-    data = np.concatenate([_bytes(tensor) for _, tensor in parameters])
-    return Bucket(tuple(name for name, _ in parameters), data, hashlib.sha256(data.data).hexdigest())
+    """A bucket of named tensors, where they are; a copy."""
+    return Bucket(shape_of(parameters), torch.cat([bytes_of(tensor) for _, tensor in parameters]))
 
 
 def is_adapter(name: str) -> bool:
@@ -61,8 +83,7 @@ def in_buckets(
     size = 0
     for name, parameter in named:
         part.append((name, parameter))
-        # Under ZeRO-3 a parameter is empty until gathered; ds_numel is its full size.
-        size += vars(parameter).get("ds_numel", parameter.numel()) * parameter.element_size()
+        size += _num_bytes(parameter)
         if size >= bucket_bytes:
             yield part
             part, size = [], 0
@@ -77,35 +98,52 @@ def load_bucket(module: nn.Module, bucket: Bucket) -> None:
     Raises ValueError, before anything is copied, where the bucket does not have their size.
     """
     parameters = dict(module.named_parameters())
-    expected = sum(parameters[name].numel() * parameters[name].element_size() for name in bucket.names)
-    if len(bucket.data) != expected:
+    refuse_other_sizes(bucket.shape, {name: parameters[name] for name in bucket.shape.names})
+    for name, part in zip(bucket.shape.names, bucket.parts, strict=True):
+        parameters[name].copy_(as_tensor(part, parameters[name]))
+
+
+def as_tensor(part: Tensor, like: Tensor) -> Tensor:
+    """The bytes of one parameter as a tensor of the dtype and shape of `like`, where the bytes are."""
+    if part.storage_offset() % like.element_size():
+        part = part.clone()  # torch reads wider numbers only where they are aligned
+    return part.view(like.dtype).view(like.shape)
+
+
+def refuse_other_sizes(shape: BucketShape, parameters: dict[str, nn.Parameter]) -> None:
+    """Raise ValueError where a bucket brings other numbers of bytes than the parameters that it names have."""
+    expected = shape_of(list(parameters.items()))
+    if shape != expected:
         raise ValueError(
-            f"a bucket brings {len(bucket.data)} bytes for parameters of {expected} bytes (from {bucket.names[0]} "
-            "on): the two "
-            "models differ; give policy.dtype and learner.dtype the same value, and all parts the same checkpoint."
+            f"a bucket brings {shape.num_bytes} bytes for parameters of {expected.num_bytes} bytes (from "
+            f"{shape.names[0]} on): the two models differ; give policy.dtype and learner.dtype the same value, and all "
+            "parts the same checkpoint."
         )
-    start = 0
-    for name in bucket.names:
-        parameter = parameters[name]
-        size = parameter.numel() * parameter.element_size()
-        # A copy, since what arrives through shared memory is read-only.
-        flat = torch.from_numpy(bucket.data[start : start + size].copy()).view(parameter.dtype)
-        parameter.copy_(flat.view(parameter.shape))
-        start += size
-
-
-def checksum(hashes: Iterable[str]) -> str:
-    """SHA-256 over the buckets' hashes, in order: the checksum of the whole policy."""
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def held_checksum(module: nn.Module) -> str:
     """Checksum of the weights that `module` holds now (not sharded)."""
-    return checksum(make_bucket(part).sha256 for part in bucket_names(module))
+    named = travelling(module)
+    return checksum_of([name for name, _ in named], word_sums([parameter for _, parameter in named]))
 
 
-def stored_checksum(module: nn.Module, checkpoint: Path) -> str | None:
-    """What `held_checksum` would be of `module` with the weights that a Hugging Face folder stores for it.
+def bucket_checksum(buckets: Iterable[Bucket]) -> str:
+    """Checksum of a policy whose weights these are, as `held_checksum` gives it of who has taken them."""
+    names: list[str] = []
+    sums: list[int] = []
+    for bucket in buckets:
+        names += bucket.shape.names
+        sums += word_sums(bucket.parts)
+    return checksum_of(names, sums)
+
+
+def held_sha256(module: nn.Module) -> str:
+    """SHA-256 over the hashes of the buckets of `module`, 64 hex digits: what stands in a folder on the disk."""
+    return _joined(sha256_of(parameter for _, parameter in part) for part in bucket_names(module))
+
+
+def stored_sha256(module: nn.Module, checkpoint: Path) -> str | None:
+    """What `held_sha256` would be of `module` with the weights that a Hugging Face folder stores for it.
 
     module: part of a model, on the meta device too: of its parameters only names, shapes and dtypes are looked at. At
     most one bucket is in memory. None where the folder's files name no such part, or more than one.
@@ -118,13 +156,21 @@ def stored_checksum(module: nn.Module, checkpoint: Path) -> str | None:
         return None
     hashes = []
     for part in bucket_names(module):
-        tensors = [(name, _stored(files[prefixes[0] + name], prefixes[0] + name)) for name, _ in part]
-        if any(tensor.shape != parameter.shape for (_, tensor), (_, parameter) in zip(tensors, part, strict=True)):
+        tensors = [_stored(files[prefixes[0] + name], prefixes[0] + name) for name, _ in part]
+        if any(tensor.shape != parameter.shape for tensor, (_, parameter) in zip(tensors, part, strict=True)):
             return None
         dtypes = [parameter.dtype for _, parameter in part]
-        held = [(name, tensor.to(dtype)) for (name, tensor), dtype in zip(tensors, dtypes, strict=True)]
-        hashes.append(make_bucket(held).sha256)
-    return checksum(hashes)
+        hashes.append(sha256_of(tensor.to(dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)))
+    return _joined(hashes)
+
+
+def _joined(hashes: Iterable[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    # Under ZeRO-3 a parameter is empty until gathered; ds_numel is its full size.
+    return vars(tensor).get("ds_numel", tensor.numel()) * tensor.element_size()
 
 
 def _stored_names(file: Path) -> list[str]:
@@ -135,7 +181,3 @@ def _stored_names(file: Path) -> list[str]:
 def _stored(file: Path, name: str) -> Tensor:
     with safe_open(file, "pt") as stored:
         return stored.get_tensor(name)
-
-
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()

@@ -18,6 +18,7 @@ from envs.example import Question
 from policies.settings import AS_IT_IS, Asking
 
 if TYPE_CHECKING:  # transformers, which what reads an archive can do without
+    from policies.image_memory import ImageMemory
     from policies.processor import Processor
     from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
 
@@ -156,22 +157,30 @@ class PolicyContract(Protocol):
         """From now on compute layers again in the backward pass instead of keeping what they need for it."""
         ...
 
+    def remember_images(self, memory: "ImageMemory") -> None:
+        """From now on ask a memory for what the vision tower makes of images first; the tower is frozen."""
+        ...
+
     def forward(
         self,
         rows: PromptRows,
         temperature: float = 1.0,
         grammar_tokens: int | None = None,
-        most_scored: int = 0,
         number_spread: float = 0.0,
     ) -> Tensor:
         """[B, G, T] float32 log-probabilities of the response tokens, logits divided by temperature.
 
         0 outside scored_mask. grammar_tokens: the limit on tokens with which they were sampled under the grammar, so
-        that other tokens are left out here too; None where no grammar was on. most_scored: the most tokens that any
-        rank scores in this pass; a policy whose module calls depend on their number makes as many calls as that takes.
-        number_spread: where above 0, the log-probability of a number is a mean over its neighbours too, weighed by a
-        Gaussian of that many numbers' width; only supervised training asks for it.
+        that other tokens are left out here too; None where no grammar was on. number_spread: where above 0, the
+        log-probability of a number is a mean over its neighbours too, weighed by a Gaussian of that many numbers'
+        width; only supervised training asks for it. Modules are called the same number of times whatever rows hold:
+        ranks that share out weights (ZeRO-3) go through them in step.
         """
+        ...
+
+    def prepare_sampling(self) -> None:
+        """Lay out the weights as sampling wants them, as a sampler asks for once they are where they stay; neither
+        values nor names change."""
         ...
 
     def encode(self, rows: PromptRows) -> "EncodedPrompts":

@@ -8,9 +8,9 @@ Special tokens other than the end token cannot be sampled (a sampled image token
 the learner takes its log-probabilities under the same restriction, so that both speak of one distribution.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,14 +25,16 @@ from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Family
+from policies.image_memory import ImageMemory
 from policies.lora import add_adapters
 from policies.processor import Processor
 from policies.settings import AS_IT_IS, THINKING_QUESTION, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
-from policies.sharing.chunks import in_chunks, num_chunks
+from policies.sharing.decoder import Decoder, lay_out
 from policies.sharing.packing import pack_rows
-from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_prompts, next_states, of_like_length
-from policies.weights import held_checksum
+from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_prompts, of_like_length, stacked
+from policies.sharing.scoring_head import Allowed, Neighbours, Scoring, ScoringHead, scores
+from policies.weights import held_sha256
 
 FAMILIES: Mapping[str, Family] = {"llava": Llava(), "qwen2_5_vl": Qwen2_5VL(), "qwen3_vl": Qwen3VL()}
 """Descriptions by the model_type of config.json."""
@@ -89,6 +91,7 @@ class Policy(nn.Module):
         self.processor = self.make_processor(checkpoint, codec, asking)
         self.model: Any = _loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
         self.processor.family.prepare(self.model)
+        self.model.set_output_embeddings(ScoringHead.in_place_of(self.model.lm_head))
         self._logit_bytes = logit_bytes
         self.register_buffer("_unsampled", torch.tensor(self.processor.unsampled_tokens), persistent=False)
         if lora is not None:
@@ -132,10 +135,15 @@ class Policy(nn.Module):
         """
         self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
+    def remember_images(self, memory: ImageMemory) -> None:
+        """From now on ask a memory for image tokens first; the vision tower must be frozen, projector included."""
+        memory.remember(self.model.model)
+
     @property
-    def _queries_per_key(self) -> int:
-        text = self.model.config.get_text_config()
-        return int(text.num_attention_heads // text.num_key_value_heads)
+    def _heads(self) -> shared_attention.Heads:
+        text, layer = self.model.config.get_text_config(), self.model.model.language_model.layers[0]
+        queries_per_key = int(text.num_attention_heads // text.num_key_value_heads)
+        return shared_attention.Heads(queries_per_key, int(layer.self_attn.head_dim), self.model.dtype)
 
     def _scored_states(self, rows: PromptRows) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states [S, width] that predict the scored tokens, those tokens [S], and their places in [B*G*T]."""
@@ -144,7 +152,7 @@ class Policy(nn.Module):
         response_positions = (following[:, None] + packed.steps).expand(*prompt_positions.shape[:-1], -1)
         states = self.model.model(
             input_ids=packed.tokens,
-            **shared_attention.inputs(packed, self._queries_per_key),
+            **shared_attention.inputs(packed, self._heads),
             position_ids=torch.cat([prompt_positions, response_positions], dim=-1),
             **self.processor.family.image_inputs(rows),
             use_cache=False,
@@ -160,49 +168,41 @@ class Policy(nn.Module):
             logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         return torch.log_softmax(logits / temperature, dim=-1)
 
-    def _scored(self, score: Callable[[Tensor, slice], Tensor], states: Tensor, most_scored: int = 0) -> Tensor:
-        """[S] score(states of some tokens, which tokens) of states [S, width], in chunks of logit_bytes of logits."""
-        most = max(len(states), most_scored)
-        return in_chunks(score, states, num_chunks(most, self.processor.vocabulary_size, self._logit_bytes))
-
     def forward(
         self,
         rows: PromptRows,
         temperature: float = 1.0,
         grammar_tokens: int | None = None,
-        most_scored: int = 0,
         number_spread: float = 0.0,
     ) -> Tensor:
         """[B, G, T] float32 log-probabilities of the response tokens at a temperature; 0 outside scored_mask.
 
-        grammar_tokens: the limit on tokens under which they were sampled with the grammar; None: without. most_scored:
-        where ranks share out weights (ZeRO-3) and must call every module equally often, the most tokens that any of
-        them scores. number_spread: where above 0, the log-probability of a number is the mean over its neighbours too,
-        weighed by a Gaussian of that many numbers' width. Raises ValueError for tokens that the grammar refuses.
+        grammar_tokens: the limit on tokens under which they were sampled with the grammar; None: without.
+        number_spread: where above 0, the log-probability of a number is the mean over its neighbours too, weighed by a
+        Gaussian of that many numbers' width. Raises ValueError for tokens that the grammar refuses.
         """
         states, targets, places = self._scored_states(rows)
-        masks = self._masks(rows, places, grammar_tokens)
-
-        def chosen(states: Tensor, part: slice) -> Tensor:
-            allowed = None if masks is None else self.processor.token_grammar().allowed(masks[part])
-            logprobs, target = self._token_logprobs(states, temperature, allowed), targets[part]
-            exact = logprobs.gather(1, target[:, None])[:, 0]
-            return exact if number_spread <= 0 else self._spread(logprobs, target, exact, number_spread)
-
+        scoring = Scoring(
+            targets,
+            cast(Tensor, self._unsampled),
+            temperature,
+            self._logit_bytes,
+            self._allowed(rows, places, grammar_tokens),
+            self._neighbours(targets, number_spread) if number_spread > 0 else None,
+        )
         flat = torch.zeros(rows.scored_mask.numel(), device=self.device)
-        return flat.index_put((places,), self._scored(chosen, states, most_scored)).view(rows.scored_mask.shape)
+        return flat.index_put((places,), scores(self.model.lm_head, states, scoring)).view(rows.scored_mask.shape)
 
-    def _spread(self, logprobs: Tensor, target: Tensor, exact: Tensor, width: float) -> Tensor:
-        """`exact` [S], but for targets [S] that are numbers: the mean of logprobs [S, V] over all numbers, by a
-        Gaussian around the target."""
-        numbers = torch.tensor(self.processor.number_tokens, device=logprobs.device)
-        steps = torch.arange(len(numbers), device=logprobs.device)
-        value = (target[:, None] == numbers).float() @ steps.float()
+    def _neighbours(self, targets: Tensor, width: float) -> Neighbours:
+        """All numbers, weighed for targets [S] that are numbers by a Gaussian around the target."""
+        numbers = torch.tensor(self.processor.number_tokens, device=targets.device)
+        steps = torch.arange(len(numbers), device=targets.device)
+        value = (targets[:, None] == numbers).float() @ steps.float()
         weights = torch.softmax(-0.5 * ((steps - value[:, None]) / width) ** 2, dim=1)
-        return torch.where(torch.isin(target, numbers), (weights * logprobs[:, numbers]).sum(1), exact)
+        return Neighbours(numbers, weights * torch.isin(targets, numbers)[:, None])
 
-    def _masks(self, rows: PromptRows, places: Tensor, grammar_tokens: int | None) -> NDArray[np.int64] | None:
-        """[S] numbers of the grammar's masks at `places` [S] of [B * G * T]; None without a grammar."""
+    def _allowed(self, rows: PromptRows, places: Tensor, grammar_tokens: int | None) -> Allowed | None:
+        """The grammar's masks at `places` [S] of [B * G * T]; None without a grammar."""
         if grammar_tokens is None:
             return None
         masks = self.processor.token_grammar().masks_of_rows(
@@ -210,9 +210,13 @@ class Policy(nn.Module):
             rows.response_mask.flatten(0, 1).cpu().numpy(),
             grammar_tokens,
         )
-        return masks.ravel()[places.cpu().numpy()]
+        return Allowed(self.processor.token_grammar(), masks.ravel()[places.cpu().numpy()])
 
     # Sampling.
+
+    def prepare_sampling(self) -> None:
+        """Lay out the weights as sampling wants them; neither values nor names change. Once more after a move."""
+        lay_out(self.model.model.language_model)
 
     @torch.no_grad()
     def encode(self, rows: PromptRows) -> EncodedPrompts:
@@ -230,14 +234,15 @@ class Policy(nn.Module):
         mask = rows.prompt_mask[:, :-1]
         layers = self.model.model(
             input_ids=rows.prompt_tokens[:, :-1],
-            **shared_attention.prompt_inputs(mask),
+            **shared_attention.prompt_inputs(mask, self.model.dtype),
             position_ids=positions[..., :-1],
             **self.processor.family.image_inputs(rows),
             use_cache=True,
         ).past_key_values.layers
+        keys, values = stacked(layers)
         return EncodedPrompts(
-            keys=torch.stack([layer.keys for layer in layers]),
-            values=torch.stack([layer.values for layer in layers]),
+            keys=keys,
+            values=values,
             mask=mask.clone(),
             last_tokens=rows.prompt_tokens[:, -1].clone(),
             last_positions=following - 1,
@@ -246,7 +251,9 @@ class Policy(nn.Module):
     @torch.no_grad()
     def decode(self, cache: PromptCache, tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
         """Log-probabilities [R*C, V] of the token after `tokens` [R, C], among `allowed` [R*C, V]; the cache grows."""
-        return self._token_logprobs(next_states(self.model.model.language_model, cache, tokens), temperature, allowed)
+        if cache.decoder is None:
+            cache.decoder = Decoder(self.model.model.language_model)
+        return self._token_logprobs(cache.decoder.next_states(cache, tokens), temperature, allowed)
 
     # For the refiner.
 
@@ -265,7 +272,7 @@ class Policy(nn.Module):
 
     def vision_checksum(self) -> str:
         """Checksum of the vision tower alone: what a refiner was trained on."""
-        return held_checksum(self.vision_tower)
+        return held_sha256(self.vision_tower)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write an ordinary Hugging Face folder (safetensors, tokenizer, image processor).

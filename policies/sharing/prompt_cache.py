@@ -2,22 +2,22 @@
 
 A token's attention is two batched products: the queries of a prompt's answers against the prompt, together, and each
 query against the tokens of its own answer; one softmax runs over both. Nothing is copied from token to token: buffers
-are allocated once, and a token is written in place.
+are allocated once, and a token is written in place. Keys are held with their tokens last, as the product wants them.
 
 Letters: R prompts, C answers a prompt, P prompt tokens held, T places for tokens of an answer, L layers, H key heads,
 d head width, e that of values (as d but in a few families).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaModel, LlamaRMSNorm
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention, Qwen3VLTextRMSNorm
+
+if TYPE_CHECKING:  # it takes a cache itself
+    from policies.sharing.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EncodedPrompts:
     """What is kept of R prompts, all tokens but the last of each: that one is decoded as an answer's first input."""
 
     keys: Tensor
-    """[L, R, H, P, d]."""
+    """[L, R, H, d, P]."""
     values: Tensor
     """[L, R, H, P, e]."""
     mask: Tensor
@@ -53,29 +53,41 @@ def of_like_length(lengths: Sequence[int]) -> list[list[int]]:
     return [sorted(part) for part in parts]
 
 
+def stacked(layers: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Keys [L, R, H, d, P] and values [L, R, H, P, e] of the layers of transformers' cache, which are emptied on the
+    way: never are more than one layer's held twice."""
+    first = layers[0]
+    (r, heads, p, d), e = first.keys.shape, first.values.shape[-1]
+    keys = first.keys.new_empty(len(layers), r, heads, d, p)
+    values = first.values.new_empty(len(layers), r, heads, p, e)
+    for k, layer in enumerate(layers):
+        keys[k], values[k] = layer.keys.transpose(2, 3), layer.values
+        layer.keys = layer.values = None
+    return keys, values
+
+
+def padded_prompts(prompts: EncodedPrompts, tokens: int) -> EncodedPrompts:
+    """Prompts padded on the left to `tokens`, P or more."""
+    more = tokens - prompts.mask.shape[1]
+    return replace(
+        prompts,
+        keys=functional.pad(prompts.keys, (more, 0)),
+        values=functional.pad(prompts.values, (0, 0, more, 0)),
+        mask=functional.pad(prompts.mask, (more, 0)),
+    )
+
+
 def joined_prompts(encoded: Sequence[EncodedPrompts], parts: Sequence[Sequence[int]]) -> EncodedPrompts:
     """Prompts that were encoded apart, those of parts[k] by encoded[k], padded on the left to one length."""
     longest = max(one.mask.shape[1] for one in encoded)
     order = torch.tensor([place for part in parts for place in part]).argsort().to(encoded[0].mask.device)
-
-    def padded(tensors: list[Tensor], places: int, tokens: int) -> Tensor:
-        """places, tokens: which axes of the tensors have the prompts and their tokens."""
-        shape = list(tensors[0].shape)
-        shape[places], shape[tokens] = len(order), longest
-        whole = tensors[0].new_zeros(shape)
-        first = 0
-        for tensor in tensors:
-            rows = whole.narrow(places, first, tensor.shape[places])
-            rows.narrow(tokens, longest - tensor.shape[tokens], tensor.shape[tokens]).copy_(tensor)
-            first += tensor.shape[places]
-        return whole.index_select(places, order)
-
+    whole = [padded_prompts(one, longest) for one in encoded]
     return EncodedPrompts(
-        keys=padded([one.keys for one in encoded], 1, 3),
-        values=padded([one.values for one in encoded], 1, 3),
-        mask=padded([one.mask for one in encoded], 0, 1),
-        last_tokens=torch.cat([one.last_tokens for one in encoded])[order],
-        last_positions=torch.cat([one.last_positions for one in encoded])[order],
+        keys=torch.cat([one.keys for one in whole], dim=1).index_select(1, order),
+        values=torch.cat([one.values for one in whole], dim=1).index_select(1, order),
+        mask=torch.cat([one.mask for one in whole])[order],
+        last_tokens=torch.cat([one.last_tokens for one in whole])[order],
+        last_positions=torch.cat([one.last_positions for one in whole])[order],
     )
 
 
@@ -88,7 +100,7 @@ class _Layer:
     prompt_values: Tensor
     """[R * H, P, e]."""
     own_keys: Tensor
-    """[R, H, C, T, d]."""
+    """[R, H, C, d, T]."""
     own_values: Tensor
     """[R, H, C, T, e]."""
 
@@ -100,29 +112,41 @@ class PromptCache:
     buffer for all, and `_bias` says who may look at it.
     """
 
-    def __init__(self, prompts: EncodedPrompts, group_size: int, max_tokens: int) -> None:
-        """Takes `prompts` over: its tensors are written to where others enter."""
-        layers, r, heads, _, width = prompts.keys.shape
+    def __init__(self, prompts: EncodedPrompts, group_size: int, max_tokens: int, same_calls: bool = False) -> None:
+        """Takes `prompts` over: its tensors are written to where others enter.
+
+        same_calls: whether each token makes the very same calls on the very same buffers, as a CUDA graph repeats them:
+        all places are multiplied, those still empty by 0, and none may leave.
+        """
+        layers, r, heads, width, _ = prompts.keys.shape
         # Zeros: a place that nobody may look at is still multiplied, by 0.
-        keys = prompts.keys.new_zeros(layers, r, heads, group_size, max_tokens, width)
-        values = prompts.values.new_zeros(*keys.shape[:-1], prompts.values.shape[-1])
+        keys = prompts.keys.new_zeros(layers, r, heads, group_size, width, max_tokens)
+        values = prompts.values.new_zeros(layers, r, heads, group_size, max_tokens, prompts.values.shape[-1])
         self._hold(prompts, keys, values)
         closed = torch.full((r, max_tokens), -torch.inf, device=prompts.mask.device)
         self._bias = torch.cat([_bias(prompts.mask), closed], dim=1)
-        self._needs_bias = not bool(prompts.mask.all())
-        self.positions = prompts.last_positions
+        self._needs_bias = same_calls or not bool(prompts.mask.all())
+        self.positions = prompts.last_positions.clone()
         """[R] int64: where the next token of each prompt's answers stands."""
+        self.decoder: Decoder | None = None
+        """What takes the tokens; the policy puts it here, so that it goes when the cache goes."""
         self._steps, self._capacity = 0, max_tokens
+        self._place = torch.zeros(1, dtype=torch.int64, device=prompts.mask.device) if same_calls else None
 
     def _hold(self, prompts: EncodedPrompts, keys: Tensor, values: Tensor) -> None:
-        """Let these be the buffers; keys [L, R, H, C, T, d], values [L, R, H, C, T, e], of the answers."""
+        """Let these be the buffers; keys [L, R, H, C, d, T], values [L, R, H, C, T, e], of the answers."""
         self.prompts, self._keys, self._values = prompts, keys, values
         self._layers = [
-            _Layer(prompt_keys.flatten(0, 1).transpose(1, 2), prompt_values.flatten(0, 1), own_keys, own_values)
+            _Layer(prompt_keys.flatten(0, 1), prompt_values.flatten(0, 1), own_keys, own_values)
             for prompt_keys, prompt_values, own_keys, own_values in zip(
                 prompts.keys, prompts.values, keys, values, strict=True
             )
         ]
+
+    @property
+    def longest(self) -> int:
+        """Positions that tokens of these prompts, and of their answers, can have: 0 to this number less 1."""
+        return self.prompts.mask.shape[1] + 1 + self._capacity
 
     def replace(self, places: Tensor, entering: EncodedPrompts) -> None:
         """Put other prompts, of the same P, in place of those at `places` [M]; their answers begin anew."""
@@ -130,7 +154,9 @@ class PromptCache:
         held.keys[:, places] = entering.keys
         held.values[:, places] = entering.values
         held.mask[places] = entering.mask
-        self.positions = self.positions.index_copy(0, places, entering.last_positions)
+        held.last_tokens[places] = entering.last_tokens
+        held.last_positions[places] = entering.last_positions
+        self.positions[places] = entering.last_positions
         p = held.mask.shape[1]
         self._bias[places, :p] = _bias(entering.mask)
         self._bias[places, p:] = -torch.inf
@@ -156,17 +182,30 @@ class PromptCache:
 
     def begin_token(self) -> None:
         """Open the next place of the buffers to all answers."""
-        self._bias[:, self.prompts.mask.shape[1] + self._place] = 0.0
+        of_answers = self._bias[:, self.prompts.mask.shape[1] :]
+        if self._place is None:
+            of_answers[:, self._steps % self._capacity] = 0.0
+        else:
+            of_answers.index_fill_(1, self._place, 0.0)
 
     def end_token(self) -> None:
         """All layers have written; the next token follows."""
-        self.positions = self.positions + 1
+        # An answer that has had all its tokens may have to wait for others; it is not looked at, wherever it stands.
+        self.positions.add_(1).clamp_(max=self.longest - 1)
         self._steps += 1
+        if self._place is not None:
+            self._place.add_(1).remainder_(self._capacity)
 
     @property
-    def _place(self) -> int:
+    def _next(self) -> int | Tensor:
+        """Place of the next token: where all calls are the same, on the device."""
         # Round and round: by the time a place is used again, the answer that used it has had all its tokens.
-        return self._steps % self._capacity
+        return self._steps % self._capacity if self._place is None else self._place
+
+    @property
+    def _used(self) -> int:
+        """Places that are multiplied."""
+        return self._capacity if self._place is not None else min(self._steps + 1, self._capacity)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention of one token of each answer, its own key and value being written first.
@@ -174,84 +213,36 @@ class PromptCache:
         queries: [R * C, H * n, d], scaled, n of them per key head; keys: [R * C, H, d]; values: [R * C, H, e].
         Returns [R * C, H * n * e].
         """
-        held = self._layers[layer]
-        r, heads, c, _, d = held.own_keys.shape
-        held.own_keys.select(3, self._place).copy_(keys.view(r, c, heads, d).transpose(1, 2))
-        held.own_values.select(3, self._place).copy_(values.view(r, c, heads, -1).transpose(1, 2))
-        used = min(self._steps + 1, self._capacity)
-        own_keys, own_values = (x.flatten(0, 2)[:, :used] for x in (held.own_keys, held.own_values))
+        held, used = self._layers[layer], self._used
+        r, heads, c, d, _ = held.own_keys.shape
+        _write(held.own_keys, 4, self._next, keys.unflatten(0, (r, c)).transpose(1, 2))
+        _write(held.own_values, 3, self._next, values.unflatten(0, (r, c)).transpose(1, 2))
         by_head = queries.view(r, c, heads, -1, d).transpose(1, 2).reshape(r * heads * c, -1, d)
         n = by_head.shape[1]
         to_prompt = torch.bmm(by_head.view(r * heads, c * n, d), held.prompt_keys)
-        to_own = torch.bmm(by_head, own_keys.transpose(1, 2)).view(r * heads, c * n, used)
+        to_own = torch.bmm(by_head, held.own_keys.flatten(0, 2)[:, :, :used]).view(r * heads, c * n, used)
         weights = self._softmax(torch.cat([to_prompt, to_own], dim=2)).to(values.dtype)
         of_prompt, of_own = weights.split([to_prompt.shape[2], used], dim=2)
         mixed = torch.bmm(of_prompt, held.prompt_values).view(r, heads, c, n, -1)
-        own = torch.bmm(of_own.unflatten(1, (c, n)).flatten(0, 1), own_values)
-        return (mixed + own.view_as(mixed)).transpose(1, 2).reshape(r * c, -1)
+        own = torch.bmm(of_own.unflatten(1, (c, n)).flatten(0, 1), held.own_values.flatten(0, 2)[:, :used])
+        return mixed.add_(own.view_as(mixed)).transpose(1, 2).reshape(r * c, -1)
 
     def _softmax(self, scores: Tensor) -> Tensor:
         """Over the last axis, float32; scores: [R * H, C * n, P + used]."""
         if self._needs_bias:
-            by_prompt = scores.unflatten(0, (len(self._bias), -1))
-            scores = (by_prompt + self._bias[:, None, None, : scores.shape[-1]]).flatten(0, 1)
+            by_prompt = scores.view(len(self._bias), -1, scores.shape[-1])
+            scores = (by_prompt + self._bias[:, None, : scores.shape[-1]]).view_as(scores)
         return scores.softmax(-1, dtype=torch.float32)
+
+
+def _write(buffer: Tensor, axis: int, place: int | Tensor, new: Tensor) -> None:
+    """Put `new` at a place of an axis: a number, or one on the device, of which no call depends."""
+    if isinstance(place, int):
+        buffer.select(axis, place).copy_(new)
+    else:
+        buffer.index_copy_(axis, place, new.unsqueeze(axis))
 
 
 def _bias(mask: Tensor) -> Tensor:
     """0 where `mask` is True, minus infinity elsewhere, float32."""
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
-
-
-def next_states(text: Any, cache: PromptCache, tokens: Tensor) -> Tensor:
-    """Hidden states [R * C, width] after one more token of each answer; the cache grows by it.
-
-    text: transformers' language model of Qwen2.5-VL, Qwen3-VL or the Llama kind; tokens: [R, C] int64. Its layers' own
-    modules are called, in their order; only what is between them is written anew, for one token has little to do and
-    calls cost.
-    """
-    cache.begin_token()
-    hidden = text.embed_tokens(tokens.flatten())
-    positions = cache.positions.repeat_interleave(tokens.shape[1])[:, None]
-    # The Qwen kinds turn by row, column and time apart; of text all three are the same.
-    of_axes = positions if isinstance(text, LlamaModel) else positions.expand(3, -1, -1)
-    turn = _Turn(*text.rotary_emb(hidden, of_axes))
-    for index, layer in enumerate(text.layers):
-        attention, normed = layer.self_attn, _normed(layer.input_layernorm, hidden)
-        by_head = (len(hidden), -1, attention.head_dim)
-        queries = attention.q_proj(normed).view(by_head)
-        keys = attention.k_proj(normed).view(by_head)
-        values = attention.v_proj(normed).view(by_head)
-        if isinstance(attention, Qwen3VLTextAttention):
-            queries, keys = _normed(attention.q_norm, queries), _normed(attention.k_norm, keys)
-        queries, keys = turn(torch.cat([queries, keys], dim=1)).split([queries.shape[1], keys.shape[1]], dim=1)
-        hidden = hidden + attention.o_proj(cache.attend(index, queries * attention.scaling, keys, values))
-        hidden = hidden + layer.mlp(_normed(layer.post_attention_layernorm, hidden))
-    cache.end_token()
-    return _normed(text.norm, hidden)
-
-
-def _normed(norm: Any, hidden: Tensor) -> Tensor:
-    """What a family's RMS norm gives; in float32 by one call, for those that multiply by their weights. In other
-    formats its own rounding is kept."""
-    if hidden.dtype == torch.float32 and isinstance(norm, _NORMS):
-        return functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
-    return norm(hidden)
-
-
-_NORMS = (LlamaRMSNorm, Qwen2_5_VLRMSNorm, Qwen3VLTextRMSNorm)
-
-
-class _Turn:
-    """The turn of rotary positions, prepared once a token for all layers."""
-
-    def __init__(self, cosines: Tensor, sines: Tensor) -> None:
-        """cosines, sines: [N, 1, d]."""
-        self._half = cosines.shape[-1] // 2
-        self._cosines = cosines
-        # transformers negates half of the vector; negating half of the sines is the same, and done once.
-        self._sines = torch.cat([-sines[..., : self._half], sines[..., self._half :]], dim=-1)
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """[N, heads, d] vectors at their positions."""
-        return vectors * self._cosines + vectors.roll(self._half, -1) * self._sines

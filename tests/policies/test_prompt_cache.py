@@ -19,7 +19,7 @@ def test_a_token_attends_to_its_prompt_and_its_own_answer_whatever_the_width_of_
     r, c, heads, n, p, d = 2, 3, 2, 2, 5, 4
     mask = torch.tensor([[False, True, True, True, True], [True] * 5])
     held = EncodedPrompts(
-        torch.randn(1, r, heads, p, d), torch.randn(1, r, heads, p, width), mask, torch.zeros(r).long(), mask.sum(1) - 1
+        torch.randn(1, r, heads, d, p), torch.randn(1, r, heads, p, width), mask, torch.zeros(r).long(), mask.sum(1) - 1
     )
     cache = PromptCache(held, c, max_tokens=3)
     keys, values = torch.randn(3, r * c, heads, d), torch.randn(3, r * c, heads, width)
@@ -30,7 +30,7 @@ def test_a_token_attends_to_its_prompt_and_its_own_answer_whatever_the_width_of_
         cache.end_token()
         for row, answer, head, query in torch.cartesian_prod(*(torch.arange(k) for k in (r, c, heads, n))).tolist():
             place = row * c + answer
-            seen = torch.cat([held.keys[0, row, head][mask[row]], keys[: t + 1, place, head]])
+            seen = torch.cat([held.keys[0, row, head].T[mask[row]], keys[: t + 1, place, head]])
             worth = torch.cat([held.values[0, row, head][mask[row]], values[: t + 1, place, head]])
             expected = torch.softmax(seen @ queries[t, place, head * n + query], 0) @ worth
             torch.testing.assert_close(found[row, answer, head, query], expected, atol=1e-5, rtol=1e-5)
@@ -53,7 +53,7 @@ def test_prompts_encoded_apart_are_held_as_if_together(tiny_untrained: Path, mon
     assert len(of_like_length(lengths)) == 2
     apart = policy.encode(rows)
     seen = together.mask[None, :, None, :, None]
-    for found, expected in ((apart.keys, together.keys), (apart.values, together.values)):
+    for found, expected in ((apart.keys.mT, together.keys.mT), (apart.values, together.values)):
         torch.testing.assert_close(found * seen, expected * seen, atol=1e-5, rtol=1e-5)
     for name in ("mask", "last_tokens", "last_positions"):
         assert torch.equal(vars(apart)[name], vars(together)[name]), name

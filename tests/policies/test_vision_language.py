@@ -35,17 +35,17 @@ PHRASES = ["dog", "the upper left banana"]
 ANSWERS = [["1 2 30 40 0 0 5 5 0 5", "none", "3 4"], ["7 8 9", "none ; none ; M", "64 0 0 0 0 0 0"]]
 
 
-def write_qwen2_5_vl(folder: Path) -> None:
+def write_qwen2_5_vl(folder: Path, width: int = 32) -> None:
     tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
-    token = tokenizer.convert_tokens_to_ids
+    token, sections = tokenizer.convert_tokens_to_ids, [width // 8, width // 16, width // 16]
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
+        "hidden_size": width,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections},
     }
     vision = {
         "depth": 2,
@@ -55,7 +55,7 @@ def write_qwen2_5_vl(folder: Path) -> None:
         "patch_size": 4,
         "window_size": 16,
         "fullatt_block_indexes": [1],
-        "out_hidden_size": 32,
+        "out_hidden_size": width,
     }
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     ids = {f"{key}_token_id": token(f"<|{name}|>") for key, name in names.items()}

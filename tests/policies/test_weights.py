@@ -1,4 +1,3 @@
-import hashlib
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +12,13 @@ from envs.codecs.path_tokens import Codec
 from policies.families.vision_language import Policy
 from policies.weights import (
     Bucket,
+    bucket_checksum,
     bucket_names,
-    checksum,
     held_checksum,
+    held_sha256,
     load_bucket,
     make_bucket,
-    stored_checksum,
+    stored_sha256,
 )
 
 
@@ -57,11 +57,11 @@ def test_weights_come_through_buckets_bit_for_bit() -> None:
 
 
 def test_a_bucket_is_closed_by_the_parameter_that_fills_it() -> None:
-    assert [bucket.names for bucket in buckets(module(0), 100)] == [("a", "b"), ("scale", "c", "d")]
-    assert [bucket.names for bucket in buckets(module(0), 120)] == [("a", "b"), ("scale", "c", "d")]
-    assert [bucket.names for bucket in buckets(module(0), 121)] == [("a", "b", "scale"), ("c", "d")]
-    assert [bucket.names for bucket in buckets(module(0), 1)] == [("a",), ("b",), ("scale",), ("c",), ("d",)]
-    assert [bucket.names for bucket in buckets(module(0), 10**6)] == [("a", "b", "scale", "c", "d")]
+    assert [bucket.shape.names for bucket in buckets(module(0), 100)] == [("a", "b"), ("scale", "c", "d")]
+    assert [bucket.shape.names for bucket in buckets(module(0), 120)] == [("a", "b"), ("scale", "c", "d")]
+    assert [bucket.shape.names for bucket in buckets(module(0), 121)] == [("a", "b", "scale"), ("c", "d")]
+    assert [bucket.shape.names for bucket in buckets(module(0), 1)] == [("a",), ("b",), ("scale",), ("c",), ("d",)]
+    assert [bucket.shape.names for bucket in buckets(module(0), 10**6)] == [("a", "b", "scale", "c", "d")]
     assert [len(bucket.data) for bucket in buckets(module(0), 100)] == [120, 50]
 
 
@@ -71,21 +71,20 @@ def test_tied_weights_travel_once() -> None:
     assert sum(len(bucket.data) for bucket in buckets(tied)) == 170
 
 
-def test_one_flipped_bit_changes_the_hash_of_its_bucket_alone_and_the_checksum() -> None:
+def test_one_flipped_bit_changes_both_checksums() -> None:
     sender = module(0)
-    before, sum_before = buckets(sender), held_checksum(sender)
+    before = held_checksum(sender), held_sha256(sender)
     with torch.no_grad():
         sender.d.view(torch.int16)[2] ^= 1
-    after = buckets(sender)
-    assert [a.sha256 == b.sha256 for a, b in zip(before, after, strict=True)] == [True, False]
-    assert held_checksum(sender) != sum_before
+    after = held_checksum(sender), held_sha256(sender)
+    assert before[0] != after[0] and before[1] != after[1]
 
 
-def test_checksum_is_the_hash_of_the_hashes_in_order() -> None:
-    assert checksum(["ab", "cd"]) == hashlib.sha256(b"abcd").hexdigest()
-    assert checksum(["ab", "cd"]) != checksum(["cd", "ab"])
-    bucket = buckets(module(0))[0]
-    assert bucket.sha256 == hashlib.sha256(bucket.data.tobytes()).hexdigest()
+@pytest.mark.parametrize("bucket_bytes", [1, 100, 121, 10**6])
+def test_checksum_of_buckets_is_that_of_who_takes_them_however_they_are_cut(bucket_bytes: int) -> None:
+    sender = module(0)
+    assert bucket_checksum(buckets(sender, bucket_bytes)) == held_checksum(sender)
+    assert bucket_checksum(buckets(module(1), bucket_bytes)) != held_checksum(sender)
 
 
 def test_a_receiver_holds_the_senders_checksum_only_after_the_last_bucket() -> None:
@@ -96,15 +95,13 @@ def test_a_receiver_holds_the_senders_checksum_only_after_the_last_bucket() -> N
         held.append(held_checksum(receiver))
     assert all(first != second for first, second in pairwise(held))
     assert [one == held_checksum(sender) for one in held] == [False, False, True]
-    # 170 bytes are far below the default limit, so all of them are one bucket there.
-    assert held_checksum(sender) == checksum([buckets(sender, 10**6)[0].sha256])
 
 
 def test_what_was_loaded_does_not_share_memory_with_the_bucket() -> None:
     sender, receiver = module(0), module(1)
     for bucket in buckets(sender):
-        frozen = np.frombuffer(bucket.data.tobytes(), np.uint8)  # read-only, as from shared memory
-        load_bucket(receiver, Bucket(bucket.names, frozen, bucket.sha256))
+        frozen = np.frombuffer(bucket.data.numpy().tobytes(), np.uint8)  # read-only, as from shared memory
+        load_bucket(receiver, Bucket(bucket.shape, torch.from_numpy(frozen)))
         bucket.data[:] = 0
     with torch.no_grad():
         receiver.b += 1
@@ -129,7 +126,7 @@ def test_the_files_of_a_checkpoint_tell_the_checksum_of_the_tower_that_a_policy_
     built = Policy(checkpoint, Codec(), dtype=dtype)
     without = Policy(checkpoint, Codec(), dtype=dtype, weights=False)
     assert next(without.vision_tower.parameters()).is_meta
-    assert stored_checksum(without.vision_tower, checkpoint) == built.vision_checksum()
+    assert stored_sha256(without.vision_tower, checkpoint) == built.vision_checksum()
 
 
 def test_stored_weights_are_found_in_several_files_under_any_one_name_of_the_part(tmp_path: Path) -> None:
@@ -137,8 +134,8 @@ def test_stored_weights_are_found_in_several_files_under_any_one_name_of_the_par
     stored = {f"model.tower.{name}": parameter.detach().contiguous() for name, parameter in part.named_parameters()}
     for k, one in enumerate((names[:2], names[2:])):
         save_file({f"model.tower.{name}": stored[f"model.tower.{name}"] for name in one}, tmp_path / f"{k}.safetensors")
-    assert stored_checksum(part.to("meta"), tmp_path) == held_checksum(module(3))
+    assert stored_sha256(part.to("meta"), tmp_path) == held_sha256(module(3))
     save_file({f"other.{name}": torch.zeros(2) for name in names}, tmp_path / "2.safetensors")
-    assert stored_checksum(part, tmp_path) is None  # which of the two is meant?
+    assert stored_sha256(part, tmp_path) is None  # which of the two is meant?
     (tmp_path / "0.safetensors").unlink()
-    assert stored_checksum(part, tmp_path) is None  # the other one is not of its shapes
+    assert stored_sha256(part, tmp_path) is None  # the other one is not of its shapes

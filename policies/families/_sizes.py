@@ -1,0 +1,191 @@
+"""Widths and parameter counts of a model, from its config.json alone: it is built on the meta device, without a weight.
+
+So a plan of memory and time needs a folder with config.json, tokenizer and image processor, and no weights.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from policies.lora import add_adapters
+from policies.processor import Processor
+from policies.settings import LoraSettings
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """The language model."""
+
+    layers: int
+    """Number of its layers."""
+    width: int
+    """Width of the hidden states."""
+    inner: int
+    """Width inside the feed-forward part."""
+    heads: int
+    """Query heads of a layer."""
+    key_heads: int
+    """Key and value heads of a layer."""
+    head_width: int
+    """Width of one head."""
+    vocabulary: int
+    """Tokens that have logits."""
+    normed_heads: bool
+    """Whether queries and keys are normed, as in Qwen3."""
+
+    @property
+    def query_width(self) -> int:
+        """Width of all queries of a token."""
+        return self.heads * self.head_width
+
+    @property
+    def key_width(self) -> int:
+        """Width of all keys of a token, and of all values."""
+        return self.key_heads * self.head_width
+
+
+@dataclass(frozen=True)
+class VisionSizes:
+    """The blocks of the vision tower."""
+
+    blocks: int
+    """Number of its blocks."""
+    width: int
+    """Width of a patch's state."""
+    inner: int
+    """Width inside the feed-forward part."""
+    heads: int
+    """Heads of a block."""
+    gated: bool
+    """Whether the feed-forward part has a gate beside it, as in Qwen2.5-VL."""
+    whole_blocks: int
+    """Blocks in which a patch attends to the whole image."""
+    window_patches: int
+    """Patches of a window, to which it attends in the other blocks; 0 where there are none."""
+
+
+class TrainingChoice(Protocol):
+    """Which parameters learn, as TrainingSettings of rl/config/learner.py has it."""
+
+    freeze_vision: bool
+    freeze_projector: bool | None
+    lora: LoraSettings | None
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters by part; those that two parts share count once."""
+
+    tower: int
+    """Vision tower, what joins it to the language model included."""
+    projector: int
+    """Modules of the tower that join it to the language model."""
+    layers: int
+    """Layers of the language model and its last norm."""
+    embedding: int
+    """Token embedding."""
+    head: int
+    """Output head; 0 where it is the embedding."""
+    adapters: int = 0
+    """Parameters of adapters, which the others do not count."""
+
+    def trained(self, learner: TrainingChoice) -> int:
+        """How many of them learn."""
+        if learner.lora is not None:
+            return self.adapters
+        frozen = learner.freeze_vision
+        projector = frozen if learner.freeze_projector is None else learner.freeze_projector
+        return self.all - (self.tower - self.projector) * frozen - self.projector * projector
+
+    @property
+    def all(self) -> int:
+        """All of the model, without adapters."""
+        return self.tower + self.layers + self.embedding + self.head
+
+    @property
+    def largest(self) -> int:
+        """The largest single matrix: that of the vocabulary."""
+        return max(self.embedding, self.head)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What a plan asks about a model."""
+
+    title: str
+    """Family for people, such as Qwen2.5-VL."""
+    text: TextSizes
+    vision: VisionSizes
+    parameters: ParameterCounts
+
+
+def model_sizes(processor: Processor, lora: LoraSettings | None = None) -> ModelSizes:
+    """Sizes of the model that a processor belongs to, with those of adapters where it is to have some.
+
+    Raises ValueError where transformers makes no model of its config, or learned.lora names layers that there are not.
+    """
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForImageTextToText.from_config(processor.config)
+    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"no model can be made of the {processor.family.title} config.json ({type(error).__name__}: {error}); copy "
+            "it anew from where the model came from."
+        ) from error
+    return ModelSizes(
+        processor.family.title,
+        _text_sizes(processor.config.get_text_config().to_dict()),
+        _vision_sizes(processor.config.vision_config.to_dict()),
+        _parameter_counts(processor, model, lora),
+    )
+
+
+def _parameter_counts(processor: Processor, model: Any, lora: LoraSettings | None) -> ParameterCounts:
+    tower, projector = processor.family.tower(model), processor.family.projector(model)
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    whole, of_tower = _count(model.parameters()), _count(tower.parameters())
+    of_projector = _count(each for module in projector for each in module.parameters())
+    of_head = 0 if head is embedding else head.numel()
+    adapters = 0
+    if lora is not None:
+        add_adapters(model, tower, lora)
+        adapters = _count(each for each in model.parameters() if each.requires_grad)
+    layers = whole - of_tower - embedding.numel() - of_head
+    return ParameterCounts(of_tower, of_projector, layers, embedding.numel(), of_head, adapters)
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _text_sizes(config: dict[str, Any]) -> TextSizes:
+    heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
+    return TextSizes(
+        layers=int(config["num_hidden_layers"]),
+        width=width,
+        inner=int(config["intermediate_size"]),
+        heads=heads,
+        key_heads=int(config.get("num_key_value_heads") or heads),
+        head_width=int(config.get("head_dim") or width // heads),
+        vocabulary=int(config["vocab_size"]),
+        normed_heads=str(config.get("model_type", "")).startswith("qwen3"),
+    )
+
+
+def _vision_sizes(config: dict[str, Any]) -> VisionSizes:
+    """CLIP's config calls blocks and heads otherwise than Qwen's."""
+    blocks = int(config.get("depth") or config["num_hidden_layers"])
+    windows = int(config.get("window_size") or 0) // int(config["patch_size"])
+    return VisionSizes(
+        blocks=blocks,
+        width=int(config["hidden_size"]),
+        inner=int(config["intermediate_size"]),
+        heads=int(config.get("num_heads") or config["num_attention_heads"]),
+        gated=windows > 0,
+        whole_blocks=len(config["fullatt_block_indexes"]) if windows else blocks,
+        window_patches=windows**2,
+    )
