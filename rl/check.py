@@ -22,6 +22,7 @@ from rl.config.learner import LearnerSettings, TrainingSettings
 from rl.config.load import read_mapping, settings_from
 from rl.config.plugins import codec_plugin, policy_plugin
 from rl.config.sft import SftLearner
+from rl.planning.states import NUMBER_BYTES, rank_states
 from rl.run.parts import processor_of
 from rl.run.thinking import refuse_unfit_thinking, refuse_untaught_thinking, thinking_notes
 from rl.run.writable import refuse_unwritable_codec
@@ -37,7 +38,6 @@ _TOWERS = ("visual.", "vision_tower.", "multi_modal_projector.")
 _MANY_TOKENS = 4096
 """Tokens of one photo above which a row takes tens of GiB of activations at 7B."""
 _GIB = 2**30
-_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -187,17 +187,13 @@ def _coordinates(processor: Processor) -> str:
 
 
 def _memory(parameters: dict[str, int], dtype: str, learner: TrainingSettings) -> dict[str, float]:
-    """AdamW: two moments in float32, and float32 weights beside bfloat16 ones (ZeRO, arXiv 1910.02054). Adapters count
-    for nothing."""
+    """Memory as a plan has it (rl/planning/states.py), without what passes take. Adapters count for nothing."""
     held = parameters.get("all", 0)
     trained = held - parameters.get("vision tower", 0) * learner.freeze_vision if learner.lora is None else 0
-    width = _WIDTHS.get(dtype, 4)
-    masters = 12 if width == 2 else 8
-    shared = {stage: 1 / learner.ranks if learner.zero_stage >= stage else 1.0 for stage in (1, 2, 3)}
-    weights, gradients, states = width * shared[3], width * shared[2], masters * shared[1]
+    number = NUMBER_BYTES.get(dtype, 4)
     return {
-        "worker": held * width / _GIB,
-        "learner rank": (held * weights + trained * (gradients + states)) / _GIB,
+        "worker": held * number / _GIB,
+        "learner rank": rank_states(held, trained, number, learner).on_card / _GIB,
     }
 
 
