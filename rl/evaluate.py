@@ -140,7 +140,7 @@ def evaluate_stages(config: RunConfig, parts: RunParts, best: BestPolicy, consol
     num_scenes = min(config.evaluation.final_scenes, len(env))
     num_cpus, store = config.pool.workers + config.learner.ranks, object_store_bytes(config, parts)
     cluster.start(config.ray.address, num_cpus, num_gpus(config), store)
-    pool = WorkerPool(config.pool, worker_settings(config, parts))
+    pool = WorkerPool(config.pool.without_ranks(), worker_settings(config, parts))
     stages = {}
     checkpoints = {"sft": Path(parts.policy.settings["checkpoint"]), "rl": best.folder.resolve()}
     for name, checkpoint in checkpoints.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
@@ -160,7 +161,7 @@ class Predictor:
         """
         codec = codec_plugin(source.recipe.codec)
         plugin = policy_plugin(source.recipe.policy | {"checkpoint": source.checkpoint}, codec)
-        self._sampler: SharedSampler = Engine().open(plugin)
+        self._sampler: SharedSampler = Engine().open(plugin, "cuda" if torch.cuda.is_available() else "cpu")
         self._policy = self._sampler.policy
         refuse_unwritable_codec(self._policy.processor, plugin, codec)
         self._sampling = replace(source.recipe.sampling, temperature=0.0)

@@ -47,7 +47,7 @@ def sample(config: RunConfig, resume: bool, console: Console) -> Path:
     with console.status("starting Ray and workers"):
         store = object_store_bytes(alone, parts)
         cluster.start(config.ray.address, config.pool.workers, num_gpus(alone), store)
-        pool = WorkerPool(config.pool, worker_settings(alone, parts))
+        pool = WorkerPool(alone.pool, worker_settings(alone, parts))
     draw(alone, parts, pool, console)
     pool.close()
     return folder.path
@@ -55,7 +55,11 @@ def sample(config: RunConfig, resume: bool, console: Console) -> Path:
 
 def without_learner(config: RunConfig) -> RunConfig:
     """The config as it is without a learner: no GPUs of its own, no adapters."""
-    return replace(config, learner=replace(config.learner, gpus_per_rank=0.0, lora=None))
+    return replace(
+        config,
+        learner=replace(config.learner, gpus_per_rank=0.0, offload_at_rest=False, lora=None),
+        pool=config.pool.without_ranks(),
+    )
 
 
 def draw(config: RunConfig, parts: RunParts, pool: WorkerPool, console: Console) -> None:

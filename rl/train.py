@@ -2,12 +2,14 @@
 
 One driver process with no rank in it: all that is distributed is behind WorkerPool and Learner. A run is a folder;
 stopped after any step, it goes on from its last checkpoint as if nothing had happened, to the last bit on the CPU. With
-pool.staleness above 0 the answers of coming steps are asked for before the learner begins; the loop is the same.
+pool.staleness above 0 the answers of coming steps are asked for before the learner begins; the loop is the same, as it
+is where ranks and workers share their cards by turns (rl/learner/turns.py).
 """
 
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from rich.console import Console
 
 from envs.datasets.base import Env
@@ -20,9 +22,12 @@ from rl.learner.batch import Batch, pack
 from rl.learner.dropped import DroppedSteps
 from rl.learner.learner import Learner
 from rl.learner.stats import sampler_warning, signal_warning
+from rl.learner.turns import Turns
 from rl.pages.progress import StepProgress
+from rl.plan import small_cards_note
 from rl.run.checkpoints import Position
 from rl.run.folder import RunFolder
+from rl.run.machine import idle_gpus_note, largest_card_bytes, shared_memory_note
 from rl.run.metrics import MetricsWriter, Timings
 from rl.run.parts import RunParts, processor_of, rank_settings, run_parts, worker_settings
 from rl.run.preflight import object_store_bytes, preflight, short_answers_note
@@ -94,6 +99,7 @@ class Run:
         """actors: the learner, which has taken `first_step` steps, and the workers."""
         self.config, self.parts, self.first_step = config, parts, first_step
         self.learner, self.pool = actors
+        self.turns = Turns(*actors, config.pool.colocate)
         self.folder = RunFolder(Path(config.run))
         self.algorithm: PolicyGradient = parts.algorithm.build()
         self.train: Env = parts.env.build(split="train")
@@ -114,6 +120,7 @@ class Run:
         """Give the workers the learner's weights, as version `step`."""
         self.timings.begin_step()
         with self.timings.waiting_for("weights"):
+            self.turns.of_workers()
             self.pool.set_weights(self.learner.weights(), version=step)
 
     def collect(self, step: int) -> list[Group]:
@@ -142,6 +149,7 @@ class Run:
     def learn(self, batch: Batch) -> dict[str, float]:
         """Make the updates of the step; returns the statistics of the learner."""
         with self.timings.waiting_for("learner"):
+            self.turns.of_ranks()
             return self.learner.step(batch)
 
     def record(self, scored: ScoredStep, batch: Batch, stats: dict[str, float]) -> dict[str, float]:
@@ -167,6 +175,7 @@ class Run:
 
     def evaluate(self, step: int) -> float:
         """Greedy gIoU on validation of the policy as it would be handed out; keeps it if it is the best so far."""
+        self.turns.of_workers()
         self.pool.set_weights(self.learner.weights(average=True), version=step)
         num_scenes = min(self.config.evaluation.num_scenes, len(self.validation))
         groups = self.pool.answer(greedy_units(self.config, "validation", num_scenes))
@@ -177,6 +186,7 @@ class Run:
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` steps, once all of them are archived: none may be ahead of the archive."""
         self.archiving.flush()
+        self.turns.of_ranks()
         learner, asked = self.config.learner, step * self.config.groups_per_step
         self.checkpoints.save(self.learner, Position(step, asked, step, learner.ranks, learner.zero_stage))
 
@@ -228,9 +238,14 @@ def start_actors(config: RunConfig, parts: RunParts) -> tuple[Learner, WorkerPoo
     cluster.start(config.ray.address, num_cpus, num_gpus(config), store)
     ranks = cluster.Share("learner ranks", learner.ranks, learner.gpus_per_rank)
     workers = cluster.Share("rollout workers", pool.workers, pool.gpus_per_worker)
-    places = cluster.place(config.ray.placement, ranks, workers)
-    actors = Learner(rank_settings(config, parts), places.ranks)
-    return actors, WorkerPool(pool, worker_settings(config, parts), places.workers)
+    if not pool.colocate:
+        places = cluster.place(config.ray.placement, ranks, workers)
+        actors = Learner(rank_settings(config, parts), places.ranks)
+        return actors, WorkerPool(pool, worker_settings(config, parts), places.workers)
+    places = cluster.colocate(ranks, workers)
+    sampling = WorkerPool(pool, worker_settings(config, parts), places.workers)
+    sampling.sleep()  # before the ranks begin: vLLM measures the card's memory as it starts
+    return Learner(rank_settings(config, parts), places.ranks), sampling
 
 
 def start_notes(config: RunConfig, parts: RunParts, env: Env) -> list[str]:
@@ -238,8 +253,12 @@ def start_notes(config: RunConfig, parts: RunParts, env: Env) -> list[str]:
     processor = processor_of(parts.policy)
     stored = Checkpoint(Path(parts.policy.settings["checkpoint"])).dtype
     notes = notes_of(processor, stored, str(config.policy.get("dtype", "float32")))
-    short = short_answers_note(env, processor, config.sampling.max_tokens)
-    return notes if short is None else [*notes, short]
+    more = (
+        short_answers_note(env, processor, config.sampling.max_tokens),
+        shared_memory_note(config, object_store_bytes(config, parts)),
+        idle_gpus_note(config, torch.cuda.device_count()),
+    )
+    return notes + [note for note in more if note is not None]
 
 
 def train(config: RunConfig, resume: bool, console: Console) -> Path:
@@ -251,6 +270,9 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     """
     parts, folder = run_parts(config), RunFolder(Path(config.run))
     preflight(config, parts)
+    card = largest_card_bytes()
+    if card is not None and (note := small_cards_note(config, card)):
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     folder.begin(config, parts.data, resume)
     parts.data.tell(console, folder.path)
     with console.status("starting Ray, workers and learner"):

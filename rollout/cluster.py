@@ -1,7 +1,9 @@
 """Starting Ray or joining a cluster that runs; what its nodes have, and where on them a run's actors lie.
 
 Learner ranks lie in one placement group, packed, since they talk to each other in every pass. Workers lie in none: a
-bundle of a group would be lost with its node, while a worker may come back on any node that is left.
+bundle of a group would be lost with its node, while a worker may come back on any node that is left. Only a worker that
+shares the card of a rank shares the rank's bundle as well, which reserves the whole card: Ray fills a GPU before it
+begins the next, and would put ranks beside ranks.
 """
 
 import logging
@@ -15,7 +17,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn
+from ray.util.scheduling_strategies import NodeLabelSchedulingStrategy, NotIn, PlacementGroupSchedulingStrategy
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +59,8 @@ class Places:
 
     ranks: PlacementGroup
     """A bundle for each learner rank, in their order."""
-    workers: Any
-    """Scheduling strategy of every rollout worker."""
+    workers: list[Any]
+    """Scheduling strategy of each rollout worker, in their order."""
 
 
 def start(
@@ -77,6 +79,8 @@ def start(
         refuse_unfit_temporary_folder()
         # Ray would run them at niceness 15, last of all on a machine that anybody else works on.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # Else an actor that reserves no GPU sees all of them, and libraries would take the first.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         ray.init(
             address="local",  # else Ray joins whatever cluster was last started on this machine
             num_cpus=num_cpus,
@@ -143,7 +147,7 @@ def place(placement: str, ranks: Share, workers: Share) -> Places:
     _refuse_too_few([ranks, workers], nodes, "the cluster")
     group = together(ranks.num, ranks.gpus_each)
     if placement == "shared":
-        return Places(group, "DEFAULT")
+        return Places(group, ["DEFAULT"] * workers.num)
     taken = nodes_of(group)
     left = [node for node in nodes if node["NodeID"] not in taken]
     try:
@@ -151,7 +155,26 @@ def place(placement: str, ranks: Share, workers: Share) -> Places:
     except ValueError:
         remove_placement_group(group)
         raise
-    return Places(group, NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*sorted(taken))}))
+    return Places(group, [NodeLabelSchedulingStrategy(hard={"ray.io/node-id": NotIn(*sorted(taken))})] * workers.num)
+
+
+def colocate(ranks: Share, workers: Share) -> Places:
+    """Reserve a bundle for each rank and its worker, of a whole GPU where they work on one: both see the same card.
+
+    Raises ValueError with the arithmetic where the bundles don't fit on the cluster's nodes.
+    """
+    cards = 1.0 if workers.gpus_each else 0.0
+    bundle = {"CPU": 2.0} | ({"GPU": cards} if cards else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(int(min(node.get(kind, 0.0) // need for kind, need in bundle.items())) for node in nodes)
+    if room < workers.num:
+        need = " and ".join(f"{need:g} {kind}s" if need > 1 else f"1 {kind}" for kind, need in bundle.items())
+        raise ValueError(
+            f"{workers.num} pairs of a rank and a worker need {need} each, on one node, but the {len(nodes)} nodes of "
+            f"the cluster have room for {room}; lower learner.ranks and pool.workers, or add nodes."
+        )
+    group = _reserved([bundle] * workers.num, f"{workers.num} pairs of a learner rank and a rollout worker")
+    return Places(group, [PlacementGroupSchedulingStrategy(group, k) for k in range(workers.num)])
 
 
 def _refuse_too_few(shares: Sequence[Share], nodes: Sequence[dict[str, Any]], where: str) -> None:
@@ -166,22 +189,27 @@ def _refuse_too_few(shares: Sequence[Share], nodes: Sequence[dict[str, Any]], wh
 
 
 def together(num: int, gpus_each: float) -> PlacementGroup:
-    """Places for `num` actors of one CPU and some GPUs each, on as few nodes as there is room on.
+    """Places for `num` learner ranks of one CPU and some GPUs each, on as few nodes as there is room on.
 
     Raises ValueError where the cluster hasn't had room for five minutes.
     """
     bundle = {"CPU": 1.0} | ({"GPU": gpus_each} if gpus_each else {})
-    group = placement_group([bundle] * num, strategy="PACK")
+    return _reserved([bundle] * num, f"{num} learner ranks of {bundle}")
+
+
+def _reserved(bundles: list[dict[str, float]], what: str) -> PlacementGroup:
+    """A placement group once there is room for it; what: for people."""
+    group = placement_group(bundles, strategy="PACK")
     started = time.monotonic()
     ready = group.ready()
     while not ray.wait([ready], timeout=PATIENCE_SECONDS)[0]:
         waited = time.monotonic() - started
-        log.warning("for %.0f s the cluster has had no room for %d actors of %s", waited, num, bundle)
+        log.warning("for %.0f s the cluster has had no room for %s", waited, what)
         if waited > _GROUP_SECONDS:
             remove_placement_group(group)
             raise ValueError(
-                f"the cluster has had no room for {num} learner ranks of {bundle} for {waited:.0f} s; free what other "
-                "jobs hold, lower learner.ranks or learner.gpus_per_rank, or add nodes."
+                f"the cluster has had no room for {what} for {waited:.0f} s; free what other jobs hold, lower "
+                "learner.ranks or learner.gpus_per_rank, or add nodes."
             )
     return group
 

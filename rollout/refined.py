@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from envs.geometry.contours import mask_from_rings, rings_from_mask
@@ -24,9 +23,7 @@ class AnswerRefiner:
 
     def __init__(self, settings: RefinedSettings, policy: PolicyContract) -> None:
         """Raises FileNotFoundError or ValueError where `MaskRefiner.load` does."""
-        # As the policy of the shared engine: Ray shows a worker only the GPUs reserved for it.
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._refiner = MaskRefiner.load(Path(settings.refiner), policy.vision_checksum()).to(device)
+        self._refiner = MaskRefiner.load(Path(settings.refiner), policy.vision_checksum()).to(policy.device)
         self._batch_size = settings.batch_size
 
     def refuse_other_tower(self, policy: PolicyContract) -> None:

@@ -1,6 +1,6 @@
 """Settings of sampling, of Ray, and of the pool of rollout workers; nothing here loads what they set."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from envs.ranges import above, at_least, check_ranges, one_of
@@ -67,7 +67,19 @@ class PoolSettings:
     threads: Annotated[int, at_least(1)] = 1
     """Torch threads of one worker."""
     gpus_per_worker: Annotated[float, at_least(0)] = 0.0
-    """GPUs that one worker reserves; a part where several share one."""
+    """GPUs that one worker reserves; a part where several share one. 0: it works on the CPU, GPUs or not."""
+    colocate: bool = False
+    """Whether each worker shares its card with a learner rank, by turns: all cards learn, then all sample. Needs as
+    many workers as ranks, and gpus_per_worker and learner.gpus_per_rank that add up to 1 at most, such as 0.5 each."""
+    sleep_without_weights: bool = True
+    """With colocate, whether workers give up their weights while the ranks learn; new ones come in each step anyway.
+    false: our own engine keeps them on the card, vLLM in the host's memory."""
+    transport: Annotated[str, one_of("object_store", "broadcast")] = "object_store"
+    """How a step's weights reach the workers. object_store: through Ray's, in host memory. broadcast: from rank 0 in a
+    process group with all workers (NCCL between GPUs, gloo on CPUs); a worker that missed it gets it from another."""
+    sha256_every: Annotated[int, at_least(0)] = 100
+    """In every so many steps the weights that arrive are proved by SHA-256, too; each time by a sum over all their
+    words, which tells accidents as surely and costs a tenth. 0: never."""
     units_in_flight: Annotated[int, at_least(1)] = 3
     """Units that one worker has in hand where a reward runs in processes: one is sampled while others are scored."""
     staleness: Annotated[int, at_least(0)] = 0
@@ -86,8 +98,24 @@ class PoolSettings:
     unit_seconds: Annotated[float, above(0, infinite=True)] = 600.0
     """How long a worker may take to answer a unit, or to take the weights; then it is hung, and is killed."""
 
+    @property
+    def device(self) -> str:
+        """What a worker samples on, in torch's words: cuda where it reserves a GPU, else cpu."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
+    def without_ranks(self) -> "PoolSettings":
+        """The settings where there are no ranks to share cards with, as in an evaluation: a card to each worker."""
+        if not self.colocate:
+            return self
+        return replace(self, colocate=False, gpus_per_worker=1.0 if self.gpus_per_worker else 0.0)
+
     def __post_init__(self) -> None:
         check_ranges(self, "pool")
+        if self.colocate and self.staleness:
+            raise ValueError(
+                f"pool.staleness is {self.staleness} with pool.colocate, whose cards either learn or sample, so no "
+                "step can be sampled ahead; set pool.staleness to 0, or pool.colocate to false."
+            )
 
 
 @dataclass

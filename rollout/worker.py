@@ -17,7 +17,7 @@ from envs.example import Example, Question
 from envs.plugin import Plugin
 from envs.polygons import Answer, FlatAnswers
 from policies.families.base import Response
-from policies.weights import Bucket
+from policies.weights import Bucket, bucket_names
 from rewards.kernels import overlap as kernels
 from rewards.score import Comparisons, Target, compare
 from rewards.scorer import Columns, Scorer
@@ -60,6 +60,12 @@ class WorkerSettings:
     """Torch threads of one worker."""
     refined: RefinedSettings | None = None
     """The refiner whose masks rewards see beside the answers; None: they see none."""
+    device: str = "cpu"
+    """What it samples on: cuda or cpu."""
+    sleeps: bool = False
+    """Whether it sleeps whenever no weights are set, as where a learner rank shares its card; it begins asleep."""
+    sleeps_without_weights: bool = True
+    """Whether it gives up its weights for that."""
 
     @property
     def hosts_rewards(self) -> bool:
@@ -95,13 +101,15 @@ class RolloutWorker:
         # One thread samples, or takes weights, at a time; scoring is free of it, since a reward may be slow.
         self._sampling = Lock()
         self._settings = settings
-        self._sampler: Sampler = settings.engine.build().open(settings.policy)
+        self._sampler: Sampler = settings.engine.build().open(settings.policy, settings.device, settings.sleeps)
         refined = settings.refined
         self._refiner = None if refined is None else AnswerRefiner(refined, self._sampler.policy)
         self.scorer = Scorer(settings.rewards)
         self._envs: dict[str, Env] = {}
         self._version = -1
         self._checksum = ""
+        if settings.sleeps:
+            self.sleep()
 
     def set_weights(self, version: int, buckets: Iterable[Bucket]) -> str:
         """Take over weights; returns the checksum of what this worker now holds, computed from its own parameters.
@@ -110,13 +118,21 @@ class RolloutWorker:
         """
         with self._sampling:
             self._version = -1
+            self._sampler.wake_weights()
             for bucket in buckets:
                 self._sampler.load_bucket(bucket)
+            self._sampler.wake_caches()
             if self._refiner is not None:
                 self._refiner.refuse_other_tower(self._sampler.policy)
             self._checksum = self._sampler.held_checksum()
             self._version = version
             return self._checksum
+
+    def sleep(self) -> None:
+        """Let go of the GPU's memory, and of what the settings say of the weights, until `set_weights`."""
+        with self._sampling:
+            self._version = -1
+            self._sampler.sleep(self._settings.sleeps_without_weights)
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Replace the weights by those of a Hugging Face folder.
@@ -127,9 +143,22 @@ class RolloutWorker:
             self._version = -1
             self._sampler.load_checkpoint(checkpoint)
 
+    @property
+    def device(self) -> str:
+        """Where this worker takes weights: cuda or cpu."""
+        return self._settings.device
+
     def buckets(self) -> Iterator[Bucket]:
         """The weights that this worker holds, cut into buckets."""
         return self._sampler.buckets()
+
+    def num_buckets(self) -> int:
+        """Number of `buckets`."""
+        return sum(1 for _ in bucket_names(self._sampler.policy.model))
+
+    def held_checksum(self) -> str:
+        """Checksum of the weights that this worker holds by now, computed from its own parameters."""
+        return self._sampler.held_checksum()
 
     def answer(self, unit: Unit, version: int) -> list[Group]:
         """Sample and score a unit's groups with the weights of `version`; while it scores, another unit may be sampled.

@@ -140,4 +140,4 @@ def of_dtype(checkpoint: Path, learner: LearnerSettings) -> RankSettings:
 def all_weights(rank: Any, average: bool = False, dtype: str = "float32") -> Weights:
     """What the rank would send, in float32."""
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    return torch.cat([torch.from_numpy(b.data.copy()).view(kind).float() for b in rank.buckets(average)]).numpy()
+    return torch.cat([b.data.clone().view(kind).float() for b in rank.buckets(average)]).numpy()

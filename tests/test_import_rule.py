@@ -20,7 +20,7 @@ ONLY_IN = {
     "transformers": ("policies/", "rl/bench/"),
     "peft": ("policies/", "rl/bench/"),
     "numba": tuple(str(file.relative_to(ROOT)) for file in KERNEL_FILES),  # all that the kernels' cache is keyed by
-    "ray": ("rollout/pool/", "rollout/cluster.py", "rl/learner/learner.py", "rl/learner/ranks.py"),
+    "ray": ("rollout/pool/", "rollout/cluster.py", "rl/learner/learner.py", "rl/learner/ranks.py", "rl/bench/push.py"),
     "deepspeed": ("rl/learner/engine.py", "rl/learner/files.py"),
     "vllm": ("rollout/engines/vllm.py",),
     "omegaconf": ("rl/",),
@@ -30,12 +30,14 @@ ONLY_IN = {
 BUILT_ON = ("rewards.terms.base", "policies.families.base")  # what a plugin must be, which more than plugins build on
 ROOMS = (  # of rl, from below: a room imports only from lines below its own, and verbs import each other
     ("rl.config", "rl.algorithms", "rl.pages"),
+    ("rl.planning",),
     ("rl.run",),
     ("rl.learner", "rl.evaluation", "rl.pairs", "rl.browse", "rl.sources"),
     ("rl.refiner", "rl.lab", "rl.supervised", "rl.evaluation.protocols"),
     ("rl.benchmarks",),
     ("rl",),
     ("rl.bench",),
+    ("rl.bench.gpu",),
     ("rl.cli",),
 )
 RESTRICTED = ("envs/readers/_plain_pickle.py",)  # asks for no class or function, and raises where a pickle does

@@ -14,6 +14,7 @@ KERNEL_FILES = tuple(
     for name in (
         *(f"envs/geometry/{name}.py" for name in ("spans", "rle", "raster")),
         *(f"rewards/kernels/{name}.py" for name in ("bands", "chains", "slabs", "overlap", "cores", "judging")),
+        "policies/checksums.py",
     )
 )
 

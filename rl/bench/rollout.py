@@ -24,6 +24,7 @@ def measure(workload: Workload, choice: ModelChoice, rounds: int = ROUNDS) -> Si
     torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as folder:
         policy = choice.policy(Path(folder), workload).eval()
+    policy.prepare_sampling()
     rows = questions(policy, choice, workload)
 
     def ours() -> object:

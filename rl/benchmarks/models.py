@@ -77,4 +77,5 @@ def _name_and_path(given: str) -> tuple[str, Path]:
 
 def _without_learner(config: RunConfig) -> RunConfig:
     """The config as it is without a learner, adapters and a refiner that rewards are measured on."""
-    return replace(config, learner=replace(config.learner, gpus_per_rank=0.0, lora=None), refined=None)
+    learner = replace(config.learner, gpus_per_rank=0.0, offload_at_rest=False, lora=None)
+    return replace(config, learner=learner, pool=config.pool.without_ranks(), refined=None)

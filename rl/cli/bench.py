@@ -70,6 +70,50 @@ def benchmark(
 
 
 @bench_app.command()
+def push(
+    as_json: AsJson = False,
+    mib: Annotated[int, typer.Option(help="Size of the model, MiB of bfloat16; each process holds one.")] = 512,
+    workers: Annotated[int, typer.Option(help="Processes that take it.")] = 2,
+) -> None:
+    """Weights to workers on this machine: by the object store with SHA-256, and by both of pool.transport.
+
+    About a minute on two cores.
+    """
+    from rich.progress import track
+
+    from rl.bench import push as bench
+
+    size, rounds, quiet = bench.Size(mib=mib, workers=workers), 5, Console(stderr=True)
+    *_, timed = track(bench.bench(size, rounds), "measuring", total=rounds + 1, console=quiet, transient=True)
+    _tell(as_json, bench.report(size, timed), bench.table(size, timed))
+
+
+@bench_app.command()
+def gpu(
+    as_json: AsJson = False,
+    out: Annotated[Path, typer.Option(help="Folder for gpu.json, gpu.md and what each part printed.")] = Path(
+        "bench_gpu"
+    ),
+    parts: Annotated[
+        str | None, typer.Option(help="Only these, such as card,agreement,vision.", show_default="all")
+    ] = None,
+    device: Annotated[str, typer.Option(hidden=True)] = "cuda",
+) -> None:
+    """What one card does: agreement with the CPU, speed, memory and kernels of learner, sampler and push (docs/gpu.md).
+
+    At most eight minutes; each part within its own limit. Exit status 1 where a part failed or found something amiss.
+    """
+    from rl.bench.gpu import bench
+    from rl.bench.gpu.page import as_json as numbers_of
+
+    bench.refuse_without_card(device)
+    machine, outcomes = bench.bench(bench.chosen(parts), device, out, Console(stderr=True))
+    _tell(as_json, numbers_of(machine, outcomes), f"{out / bench.PAGE_FILE} and {out / bench.JSON_FILE} are written")
+    if not all(outcome.is_well for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@bench_app.command()
 def rescore(as_json: AsJson = False) -> None:
     """Archived answers rescored per second, at 64 and at 640 x 480 pixels, masks decoded each time."""
     from rl.bench import rescore as bench

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from rl.cli.archive import archive_app
 from rl.cli.bench import bench_app
-from rl.cli.data import data_app
+from rl.cli.data import data_app, refuse_out
 from rl.cli.export import export_app
 from rl.cli.options import (
     CONFIG_HELP,
@@ -30,6 +30,7 @@ from rl.cli.options import (
     run_settings,
     without_gpu_warning,
 )
+from rl.cli.plan import plan
 from rl.cli.rewards import rewards_app
 
 
@@ -132,6 +133,9 @@ def benchmark(
     limit: Annotated[int | None, typer.Option(min=1, help="Most examples of a data set.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Rollout workers.", show_default="the config's")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.", show_default="the config's")] = None,
+    rows: Annotated[
+        list[Path] | None, typer.Option(help="YAML of published numbers of your own, to stand beside; several times.")
+    ] = None,
 ) -> None:
     """Greedy answers of checkpoints to data sets, scored by the papers' protocols, in tables beside published numbers.
 
@@ -141,14 +145,17 @@ def benchmark(
     from rl.benchmark import Benchmark
     from rl.benchmark import benchmark as run_benchmark
     from rl.benchmarks.models import benchmark_model
+    from rl.benchmarks.published import own_published
     from rl.benchmarks.sets import benchmark_sets
 
+    refuse_out(out)
+    own = [own_published(path) for path in rows or []]
     models = [benchmark_model(each, config, raw, workers, max_tokens) for each in checkpoints]
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise ValueError(f"the checkpoints are called {', '.join(names)}; give NAME=PATH for those of one name.")
     sets = benchmark_sets(data, images, out, console)
-    run_benchmark(Benchmark(out, models, sets, protocol or (), limit), console)
+    run_benchmark(Benchmark(out, models, sets, protocol or (), limit, own), console)
 
 
 @app.command()
@@ -298,6 +305,7 @@ def evaluate(run: RunFolder) -> None:
 
 
 app.command()(predict)
+app.command()(plan)
 
 
 def _make_way(folder: Path) -> bool:

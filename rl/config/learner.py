@@ -4,12 +4,30 @@ Apart from the rank itself, so that a config is checked without loading DeepSpee
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from envs.plugin import Plugin
 from envs.ranges import above, at_least, between, check_ranges, one_of
 from policies.settings import LoraSettings
+
+ZERO = "zero_optimization"
+PASSED_THROUGH = (ZERO, "comms_logger", "communication_data_type", "data_types")
+"""Parts of DeepSpeed's configuration that are the user's, but for what is set here."""
+FORMATS = ("fp32", "bf16", "fp16")
+_OURS = {
+    "stage": "learner.zero_stage",
+    "offload_optimizer": "learner.offload_optimizer",
+    "train_batch_size": "groups_per_step and sampling.group_size",
+    "train_micro_batch_size_per_gpu": "learner.micro_groups or learner.token_budget",
+    "gradient_accumulation_steps": "learner.micro_groups or learner.token_budget",
+    "gradient_clipping": "learner.grad_clip",
+    "bf16": "learner.dtype",
+    "fp16": "learner.dtype",
+    "optimizer": "learner.lr, learner.weight_decay",
+    "scheduler": "learner.warmup_steps, learner.decay_steps",
+}
+"""Keys of DeepSpeed's that are settings of the learner, by what they are called there."""
 
 
 @dataclass
@@ -50,17 +68,33 @@ class TrainingSettings:
     """
     threads: Annotated[int, at_least(1)] = 2
     """Torch threads of one rank."""
-    gpus_per_rank: Annotated[float, at_least(0)] = 0.0
-    """GPUs that one rank reserves."""
+    gpus_per_rank: Annotated[float, between(0, 1)] = 0.0
+    """GPUs that one rank reserves: 1, or a part where a rollout worker shares the card (pool.colocate). 0: it works on
+    the CPU, whatever GPUs there are."""
+    offload_at_rest: bool = False
+    """With pool.colocate, whether the optimizer's state (and float32 copies of bfloat16 weights) waits in the host's
+    memory while workers sample: room on the card for a copy there and back per step. Needs stage 1, 2 or 3."""
+
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further configuration of DeepSpeed, in its own words: zero_optimization (such as zero_hpz_partition_size,
+    overlap_comm, stage3_prefetch_bucket_size), comms_logger, communication_data_type, data_types. Checked by its own
+    schema; keys that are settings of the learner are refused."""
+
+    @property
+    def device(self) -> str:
+        """What a rank learns on, in torch's words: cuda where it reserves a GPU, else cpu."""
+        return "cuda" if self.gpus_per_rank else "cpu"
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay as it is when a run is resumed: all but what says who does which part of the same sums."""
-        free = {"ranks", "threads", "gpus_per_rank", "gradient_checkpointing", "offload_optimizer"}
+        free = {"ranks", "threads", "gpus_per_rank", "gradient_checkpointing", "offload_optimizer", "offload_at_rest"}
+        free |= {"deepspeed"}
         return {name: value for name, value in vars(self).items() if name not in free}
 
     def __post_init__(self) -> None:
         check_ranges(self, "learner")
+        _refuse_ours(self.deepspeed)
         if self.average > 0 and self.zero_stage == 3:
             raise ValueError(
                 f"learner.average is {self.average} at learner.zero_stage 3, where no rank holds whole weights; set it "
@@ -76,11 +110,12 @@ class TrainingSettings:
                 f"learner.average is {self.average} with learner.lora, but the average of products is not the product "
                 "of averages; set learner.average to 0."
             )
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError(
-                "learner.offload_optimizer is on at learner.zero_stage 0, where DeepSpeed cannot offload; set "
-                "learner.zero_stage to 1, 2 or 3."
-            )
+        for name in ("offload_optimizer", "offload_at_rest"):
+            if self.zero_stage == 0 and vars(self)[name]:
+                raise ValueError(
+                    f"learner.{name} is on at learner.zero_stage 0, where DeepSpeed cannot offload; set "
+                    "learner.zero_stage to 1, 2 or 3."
+                )
 
 
 @dataclass
@@ -136,6 +171,22 @@ class LearnerSettings(TrainingSettings):
         return self.lr * warm * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
 
 
+def _refuse_ours(tuning: dict[str, Any]) -> None:
+    """Raise ValueError for keys of DeepSpeed's configuration that are settings here, or not passed through."""
+    zero = tuning.get(ZERO)
+    inner = {f"{ZERO}.{key}": key for key in zero} if isinstance(zero, dict) else {}
+    for path, key in inner.items():
+        if key in ("stage", "offload_optimizer"):
+            raise ValueError(f"learner.deepspeed.{path} is set by {_OURS[key]}; leave it out there.")
+    for key in tuning:
+        if key in _OURS:
+            raise ValueError(f"learner.deepspeed.{key} is set by {_OURS[key]}; leave it out there.")
+        if key not in PASSED_THROUGH:
+            raise ValueError(
+                f"learner.deepspeed.{key} is not passed through; what is, are {', '.join(PASSED_THROUGH)}."
+            )
+
+
 def refuse_patches_alone(token_budget: int | None, patch_budget: int | None) -> None:
     """Raise ValueError for a budget of patches without one of tokens."""
     if patch_budget is not None and token_budget is None:
@@ -154,6 +205,8 @@ class RankPlace:
     host: str = "127.0.0.1"
     """Address of rank 0."""
     port: int = 29500
+    device: str = "cpu"
+    """What it works on: cuda, the only GPU that its process sees, or cpu."""
 
 
 @dataclass(frozen=True)

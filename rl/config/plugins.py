@@ -73,6 +73,12 @@ def engine_plugin(config: RunConfig) -> Plugin:
     """The engine that `pool.engine` means; raises ValueError for one that cannot do what the run asks of it."""
     plugin = plugin_from_settings("rollout.engines", "Engine", {"name": "shared"} | config.pool.engine, "pool.engine")
     plugin.build().check(config.sampling, config.pool.gpus_per_worker)
+    lora = config.learner.lora
+    if plugin.name == "vllm" and lora is not None and lora.push == "adapters":
+        raise ValueError(
+            "learner.lora.push is adapters, and pool.engine vllm takes whole weights only; set learner.lora.push to "
+            "merged, or pool.engine.name to shared."
+        )
     return plugin
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from envs.ranges import above, at_least, between, check_ranges, one_of
 from policies.settings import RefinerSettings
+from rl.config.cards import refuse_parts_of_cards
 from rl.config.learner import TrainingSettings
 from rl.config.pairs import DamageSettings, PairRule
 
@@ -93,7 +94,7 @@ class RefinerTraining:
         if not self.stages:
             raise ValueError("training.stages is empty; give one or more.")
         try:
-            _ = self.engine
+            refuse_parts_of_cards(self.engine)
         except ValueError as error:  # what the learner of a run calls learner.NAME is training.NAME here
             raise ValueError(str(error).replace("learner.", "training.")) from None
         if self.batch_size % self.ranks:

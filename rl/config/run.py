@@ -6,9 +6,13 @@ from typing import Annotated, Any
 
 from envs.ranges import at_least, between, check_ranges
 from rewards.settings import TermShaping
+from rl.config.cards import num_cards, refuse_unfit_broadcast, refuse_unfit_cards
 from rl.config.learner import LearnerSettings
 from rl.config.refiner import RefinerRun
 from rollout.settings import PoolSettings, RaySettings, RefinedSettings, Sampling
+
+_GROUPS_PER_UNIT = 8
+"""Groups that our own engine samples in one batch where the config leaves it open."""
 
 
 @dataclass
@@ -39,8 +43,9 @@ class RunConfig:
     """Examples that are asked per step."""
     group_size: Annotated[int, at_least(2, ", since every algorithm compares answers to the same example.")] = 8
     """Answers to one example that are compared with each other."""
-    groups_per_unit: Annotated[int, at_least(1)] = 8
-    """Groups sampled in one batch. Part of the result's identity to the last bit, unlike the number of workers."""
+    groups_per_unit: Annotated[int | None, at_least(1, ", or to null.")] = None
+    """Groups sampled in one batch. null: 8, or under vLLM a worker's whole share of a step. Part of the result's
+    identity to the last bit, unlike the number of workers."""
     save_every: Annotated[int, at_least(1)] = 20
     """Steps between checkpoints."""
     keep_checkpoints: Annotated[int, at_least(1)] = 2
@@ -77,10 +82,21 @@ class RunConfig:
                 "set it above 0, such as 1. Evaluation takes the likeliest answer by itself."
             )
         self._refuse_staleness_without_effect()
+        refuse_unfit_cards(self.learner, self.pool, self.ray)
+        refuse_unfit_broadcast(self.learner, self.pool)
         if self.learner.token_budget is None:
             _refuse_uneven_passes(self.groups_per_step, self.learner)
         else:
             _refuse_small_budget(self, self.learner.token_budget)
+
+    @property
+    def unit_groups(self) -> int:
+        """Groups sampled in one batch: as set, or what suits the engine. vLLM mixes all requests and fills its batch
+        anew with every token, so that it should get as many of them at once as there are."""
+        if self.groups_per_unit is not None:
+            return self.groups_per_unit
+        share = -(-self.groups_per_step // self.pool.workers)
+        return share if self.pool.engine.get("name") == "vllm" else _GROUPS_PER_UNIT
 
     def _refuse_staleness_without_effect(self) -> None:
         staleness, save_every = self.pool.staleness, self.save_every
@@ -131,4 +147,4 @@ def _advice(groups_per_step: int, learner: LearnerSettings) -> str:
 
 def num_gpus(config: RunConfig) -> float:
     """GPUs that all ranks and workers of a run reserve together."""
-    return config.learner.ranks * config.learner.gpus_per_rank + config.pool.workers * config.pool.gpus_per_worker
+    return num_cards(config.learner, config.pool)

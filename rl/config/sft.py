@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.ranges import above, at_least, between, check_ranges, one_of
 from policies.settings import TinySizes
+from rl.config.cards import refuse_parts_of_cards
 from rl.config.learner import TrainingSettings, refuse_patches_alone
 from rollout.settings import RaySettings
 
@@ -191,6 +192,7 @@ class SftConfig:
             raise ValueError(
                 f"run is {self.run!r}, which cannot be a folder; give the folder of a run, such as runs/sft."
             )
+        refuse_parts_of_cards(self.learner)
         if not self.sft.num_steps:
             raise ValueError(
                 "sft.stages has no step; give one stage or more, such as {name: outlines, steps: 1000, lr: 1e-5}."

@@ -17,14 +17,16 @@ from rollout.records import Group
 from rollout.worker import Unit
 
 _GROUPS_PER_UNIT = 64
-"""Scenes answered in one batch."""
+"""Scenes answered in one batch on CPUs; it bears on the last bits of what is answered, so it stays what it is."""
 
 
 def greedy_units(config: RunConfig, split: str, num_scenes: int, begin: int = 0) -> Iterator[Unit]:
     """The first `num_scenes` examples of a split from number `begin` on, one greedy answer each."""
     sampling = replace(config.sampling, temperature=0.0)
-    for first in range(begin, num_scenes, _GROUPS_PER_UNIT):
-        places = tuple(range(first, min(first + _GROUPS_PER_UNIT, num_scenes)))
+    # A card has room for as many prompts and images as training asks at once; 64 photos can be more.
+    at_once = config.unit_groups if config.pool.gpus_per_worker else _GROUPS_PER_UNIT
+    for first in range(begin, num_scenes, at_once):
+        places = tuple(range(first, min(first + at_once, num_scenes)))
         yield Unit(split, step=0, positions=places, indices=places, group_size=1, sampling=sampling)
 
 

@@ -3,8 +3,8 @@ weights and of their running average, how a shard becomes whole, and what a chec
 
 Nothing here compiles. DeepSpeed builds its C++ ops when they are first asked for, which takes minutes, and waits
 without a word for a lock that a killed build has left: so the op that gloo does not need is switched off, the
-optimizer is torch's own AdamW also where its state is offloaded, and the folder of built ops is private. What blocks
-nevertheless, in a collective of which one rank is missing, is told by a watchdog with the place where it waits.
+optimizer is torch's own AdamW, fused, also where its state is offloaded, and the folder of built ops is private. What
+blocks nevertheless, in a collective of which one rank is missing, is told by a watchdog with the place where it waits.
 """
 
 import functools
@@ -25,13 +25,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rl.config.learner import RankPlace, TrainingSettings
-from rl.learner.files import AVERAGE, deepspeed, load_ranks, save_ranks
+from rl.config.learner import ZERO, RankPlace, TrainingSettings
+from rl.learner.files import AVERAGE, CPU_Accelerator, deepspeed, load_ranks, save_ranks
 from rl.learner.muon import LR_SHARE
+from rl.learner.rest import Rest
 
 
 def join(place: RankPlace) -> None:
-    """Join the process group of the ranks: nccl where there are GPUs, else gloo."""
+    """Join the process group of the ranks: nccl where they work on GPUs, else gloo.
+
+    Raises ValueError where this process does not see the one GPU that was reserved for it.
+    """
+    work_on(place)
     os.environ |= {
         "RANK": str(place.rank),
         "LOCAL_RANK": "0",
@@ -43,7 +48,26 @@ def join(place: RankPlace) -> None:
     # Of DeepSpeed's own calls, once a step.
     warnings.filterwarnings("ignore", r"`?torch\.distributed\..* is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend="nccl" if place.device == "cuda" else "gloo", verbose=False)
+
+
+def work_on(place: RankPlace) -> None:
+    """Have DeepSpeed work on the device of a place, whatever it found when it was loaded.
+
+    Raises ValueError where that is a GPU and this process sees none, or several that it shares with other ranks.
+    """
+    if place.device == "cpu":
+        # On a machine with GPUs it chose them; a rank that reserved none must leave them alone.
+        if deepspeed.get_accelerator().device_name() != "cpu":
+            deepspeed.accelerator.set_accelerator(CPU_Accelerator())
+        return
+    found, seen = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not found or (found > 1 and place.world_size > 1):
+        raise ValueError(
+            f"learner rank {place.rank} reserves a GPU (learner.gpus_per_rank), but its process sees {found} "
+            f"(CUDA_VISIBLE_DEVICES is {seen!r}) where it needs exactly its own; install a torch that is built for "
+            "this machine's GPUs, unset RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES, or set learner.gpus_per_rank to 0."
+        )
 
 
 def extensions_folder() -> Path:
@@ -52,16 +76,16 @@ def extensions_folder() -> Path:
 
 
 def engine_config(learner: TrainingSettings) -> dict[str, Any]:
-    """What DeepSpeed reads."""
+    """What DeepSpeed reads: our own settings, and what `learner.deepspeed` adds to them."""
     zero: dict[str, Any] = {"stage": learner.zero_stage}
     if learner.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
-    return {
+    return learner.deepspeed | {
         # The number of passes between two updates may change from step to step: `step` marks the last one itself.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": learner.grad_clip,
-        "zero_optimization": zero,
+        ZERO: learner.deepspeed.get(ZERO, {}) | zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # CPUAdam would be compiled first
         "bf16": {"enabled": learner.dtype == "bfloat16"},
@@ -166,13 +190,17 @@ class TrainingEngine:
             )
         self._learner, self._place, self._averaged = learner, place, averaged
         # Its rate is that of each `update`.
+        # Fused, since it works on tensors of GPUs and of the host alike, without a second copy of what it steps.
         self._optimizer: Any = optimizer or torch.optim.AdamW(
-            trained, betas=(0.9, 0.95), weight_decay=learner.weight_decay
+            trained, betas=(0.9, 0.95), weight_decay=learner.weight_decay, fused=True
         )
+        own = self._optimizer
         with watchdog.phase("deepspeed.initialize"):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=network, optimizer=self._optimizer, config=engine_config(learner)
             )
+        self.rest = Rest(self._engine, own, learner)
+        """What is given back of the card between steps."""
         self.steps_done = 0
         """Steps that the weights have seen."""
         # Under ZeRO-3 a parameter is empty here; the settings refuse an average then. In float32, since the steps of a

@@ -17,6 +17,7 @@ import os
 import shutil
 from argparse import Namespace
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from rl.run.checkpoints import random_states, set_random_states
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns, in every process, that it found no GPU
 import deepspeed
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator as CPU_Accelerator
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils import zero_to_fp32
 
 AVERAGE = "average.safetensors"
+_CONVERSION = timedelta(days=1)
+"""How long ranks wait for the conversion of another number's files: some minutes at 7B, as the disk goes."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,13 @@ def load_ranks(engine: Any, folder: Path, learner: TrainingSettings, place: Rank
 
 def _load_universal(engine: Any, folder: Path, place: RankPlace) -> None:
     universal = folder.with_name(f"{folder.name}.universal")
+    # Rank 0 may convert for longer than a collective may take; ended with an error, it breaks this group at once.
+    patient = torch.distributed.new_group(backend="gloo", timeout=_CONVERSION)
     if place.rank == 0:
         shutil.rmtree(universal, ignore_errors=True)
         _convert(folder, universal)
-    deepspeed.comm.barrier()
+    torch.distributed.barrier(patient)
+    torch.distributed.destroy_process_group(patient)
     # DeepSpeed knows this as a setting of the engine, but an engine is built before it is known what will be loaded.
     engine._config.load_universal_checkpoint = True
     engine.load_checkpoint(str(folder.parent), tag=universal.name)

@@ -3,9 +3,7 @@ of one.
 
 The plan is made by pure functions of what every rank knows, so that all ranks come to the same one without a word. A
 micro-batch of B groups runs on B * (P + K) tokens, P the longest prompt in it and K the most answer tokens of a group
-of it (policies/sharing/packing.py); what is shorter is padded. Besides, its attention mask takes at most n * B * G * T
-* (P + T) bytes, T the longest of G answers, n the queries per key head (policies/sharing/attention.py): 8 MB times n
-for 16 answers of 400 tokens to 900.
+of it (policies/sharing/packing.py); what is shorter is padded.
 """
 
 from collections.abc import Sequence
@@ -58,6 +56,14 @@ class GroupTokens:
         chosen = self.of(groups)
         return len(groups) * int(chosen.prompts.max() + chosen.answers.max())
 
+    def work(self, groups: Sequence[int], budget: "PassBudget") -> float:
+        """How much of a budget a micro-batch over these groups takes: its share of the tokens and, where they have one,
+        of the patches."""
+        tokens = self.padded(groups) / budget.tokens
+        if budget.patches is None or self.patches is None:
+            return tokens
+        return tokens + int(self.patches[list(groups)].sum()) / budget.patches
+
     def fits(self, groups: Sequence[int], budget: "PassBudget") -> bool:
         """Whether a micro-batch over these groups is within a budget."""
         patches = 0 if self.patches is None else int(self.patches[list(groups)].sum())
@@ -74,29 +80,51 @@ class PassBudget:
     """Patches of all its images together; None for as many as the tokens allow."""
 
 
-def even_micro_batches(groups: Sequence[int], size: int, ranks: int) -> list[Round]:
-    """Micro-batches of `size` groups each; ranks * size must divide the number of groups."""
-    shares = [np.asarray(groups)[rank::ranks].reshape(-1, size).tolist() for rank in range(ranks)]
-    return [tuple(PlannedMicroBatch(tuple(share)) for share in at_once) for at_once in zip(*shares, strict=True)]
+def even_micro_batches(groups: Sequence[int], tokens: GroupTokens, size: int, ranks: int) -> list[Round]:
+    """Micro-batches of `size` groups each, by length, the longest first; ranks * size must divide the number of groups.
+
+    Groups of like length share a micro-batch, so that little of it is padding, and micro-batches of like length a
+    round, so that no rank waits long for another.
+    """
+    by_length = _by_length(groups, tokens)
+    cut = [tuple(by_length[first : first + size]) for first in range(0, len(by_length), size)]
+    return _dealt([PlannedMicroBatch(one) for one in cut], ranks)
+
+
+def _by_length(groups: Sequence[int], tokens: GroupTokens) -> list[int]:
+    """The groups, the longest first; of equally long ones that with more patches, then the first."""
+
+    def order(group: int) -> tuple[int, int, int]:
+        patches = 0 if tokens.patches is None else int(tokens.patches[group])
+        return -int(tokens.prompts[group] + tokens.answers[group]), -patches, group
+
+    return sorted(groups, key=order)
+
+
+def _dealt(micro_batches: list[PlannedMicroBatch], ranks: int) -> list[Round]:
+    """Rounds of consecutive micro-batches, dealt to and fro, so that no rank always has the longest of its round."""
+    cut = [micro_batches[first : first + ranks] for first in range(0, len(micro_batches), ranks)]
+    return [tuple(at_once[::-1] if number % 2 else at_once) for number, at_once in enumerate(cut)]
 
 
 def budgeted_micro_batches(groups: Sequence[int], tokens: GroupTokens, budget: PassBudget, ranks: int) -> list[Round]:
     """Fewest micro-batches that a budget allows, with as little padding: groups by length, the longest first.
 
     They are halved until all ranks have equally many; where single groups run out first, repeats without weight fill
-    the last round. Raises ValueError for a group that alone is above the budget.
+    the last round. Those that are as much work share a round: by their share of the budget, of tokens and of patches.
+    Raises ValueError for a group that alone is above the budget.
     """
     refuse_small_budget(budget, tokens.of(groups))
-    by_length = sorted(groups, key=lambda k: (-int(tokens.prompts[k] + tokens.answers[k]), k))
-    micro_batches = _stretches(by_length, tokens, budget)
+    micro_batches = _stretches(_by_length(groups, tokens), tokens, budget)
     while len(micro_batches) % ranks and max(map(len, micro_batches)) > 1:
         longest = max((one for one in micro_batches if len(one) > 1), key=tokens.padded)
         at, half = micro_batches.index(longest), len(longest) // 2
         micro_batches[at : at + 1] = [longest[:half], longest[half:]]
+    micro_batches.sort(key=lambda one: -tokens.work(one, budget))
     filled = [PlannedMicroBatch(tuple(one)) for one in micro_batches]
-    # The shortest micro-batch is the cheapest to repeat.
+    # The least micro-batch is the cheapest to repeat.
     filled += [PlannedMicroBatch(filled[-1].groups, weighs=False)] * (-len(filled) % ranks)
-    return [tuple(filled[first : first + ranks]) for first in range(0, len(filled), ranks)]
+    return _dealt(filled, ranks)
 
 
 def _stretches(groups: list[int], tokens: GroupTokens, budget: PassBudget) -> list[list[int]]:
@@ -159,8 +187,6 @@ class MicroBatch:
     """Groups of the micro-batch, as the policy takes them; in the host's memory until their turn."""
     weighs: bool
     """False for a repeat that only keeps ranks in step."""
-    most_scored: int
-    """Most tokens that any rank scores in its micro-batch at this time."""
     minibatch: MiniBatch
 
     def to(self, device: torch.device) -> "MicroBatch":
@@ -168,14 +194,12 @@ class MicroBatch:
         return replace(self, rows=self.rows.to(device))
 
 
-def micro_batch_of(
-    batch: Batch, one: PlannedMicroBatch, rows: PromptRows, most_scored: int, minibatch: MiniBatch
-) -> MicroBatch:
+def micro_batch_of(batch: Batch, one: PlannedMicroBatch, rows: PromptRows, minibatch: MiniBatch) -> MicroBatch:
     """The micro-batch of a plan, with the rows of its groups."""
     part = batch.part(one.groups)
     if not one.weighs:
         part = replace(part, counts=np.zeros_like(part.counts))
-    return MicroBatch(part, rows, one.weighs, most_scored, minibatch)
+    return MicroBatch(part, rows, one.weighs, minibatch)
 
 
 def micro_batch_loss(

@@ -3,22 +3,23 @@
 Only rank 0 reads the checkpoint; the other ranks build the policy without weights and receive them (one_copy.py).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from envs.plugin import Plugin
 from policies.lora import Pushed, plain_name, pushed
-from policies.weights import BUCKET_BYTES, Bucket, make_bucket
+from policies.weights import BUCKET_BYTES, BucketShape, shape_of
 from rl.config.learner import RankPlace, TrainingSettings
 from rl.learner.engine import TrainingEngine, Watchdog, join
 from rl.learner.one_copy import fill_empty, share_weights
+from rl.learner.tuning import refuse_wrong_tuning
 
-T = TypeVar("T")
 Weights = list[tuple[str, Tensor]]
 
 
@@ -38,6 +39,7 @@ class TrainedPolicy:
         make_optimizer: the optimizer of a network; None for AdamW. Raises ValueError where nothing is trained.
         """
         self._settings, self._place, self._watchdog, self._recipe = settings, place, watchdog, recipe
+        refuse_wrong_tuning(settings)
         policy = self._to_train()
         with watchdog.phase("joining the other ranks"):
             join(place)
@@ -70,25 +72,38 @@ class TrainedPolicy:
         """The policy itself, for all but forward passes while it learns."""
         return self.engine.network
 
-    def buckets(self, merged: bool, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
-        """The weights, or their running average where there is one, gathered bucket by bucket.
+    def parts(self, merged: bool, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Weights]:
+        """The weights, or their running average where there is one, a bucket's worth at a time.
 
-        merged: whether adapters are put into the weights, else they alone are given. bucket_bytes: a receiver proves
-        what it holds by buckets of the default size. All ranks must walk through it: under ZeRO-3 each bucket is a
-        collective.
+        merged: whether adapters are put into the weights, else they alone are given. bucket_bytes: size of a part.
+        What a part brings is whole until the next one is asked for; who keeps it copies it. All ranks must walk through
+        all parts, by this or by `walk`: under ZeRO-3 each is a collective.
         """
-        return self._gathered(make_bucket, pushed(self.network.model, merged, bucket_bytes), average)
+        return self._gathered(pushed(self.network.model, merged, bucket_bytes), average)
 
-    def _gathered(self, take: Callable[[Weights], T], parts: Iterable[list[Pushed]], average: bool) -> Iterator[T]:
-        """What `take` makes of the weights of each part while they are whole. It must copy: nothing that is gathered
-        or merged here outlives its part."""
+    def shapes(self, merged: bool) -> tuple[BucketShape, ...]:
+        """What each of `parts` brings."""
+        every = pushed(self.network.model, merged)
+        return tuple(shape_of([(each.name, each.parameter) for each in part]) for part in every)
+
+    def walk(self, merged: bool) -> None:
+        """Take part in `parts` of another rank."""
+        for part in pushed(self.network.model, merged):
+            with self._whole(part):
+                pass
+
+    def _gathered(self, parts: Iterable[list[Pushed]], average: bool) -> Iterator[Weights]:
         for part in parts:
-            with (
-                self._watchdog.phase(f"gathering weights from {part[0].name} on"),
-                self.engine.whole(chain.from_iterable(each.parameters for each in part)),
-            ):
-                taken = take([(each.name, self._sent(each, average)) for each in part])
-            yield taken
+            with self._whole(part):
+                yield [(each.name, self._sent(each, average)) for each in part]
+
+    @contextmanager
+    def _whole(self, part: Sequence[Pushed]) -> Iterator[None]:
+        with (
+            self._watchdog.phase(f"gathering weights from {part[0].name} on"),
+            self.engine.whole(chain.from_iterable(each.parameters for each in part)),
+        ):
+            yield
 
     def _sent(self, weight: Pushed, average: bool) -> Tensor:
         if average and self.engine.average:
@@ -100,11 +115,11 @@ class TrainedPolicy:
 
         Rank 0 writes, all ranks call. Rank 0 needs the host's memory for one copy, no GPU for more than a bucket.
         """
-        take = _on_host if self._place.rank == 0 else _nothing
-        parts = self._gathered(take, pushed(self.network.model, merged=True), average=True)
-        weights = dict(chain.from_iterable(parts))
-        if self._place.rank == 0:
-            self.network.save(folder, weights)
+        if self._place.rank > 0:
+            self.walk(merged=True)
+            return
+        parts = self._gathered(pushed(self.network.model, merged=True), average=True)
+        self.network.save(folder, dict(chain.from_iterable(_on_host(part) for part in parts)))
 
     def whole(self) -> Any:
         """The policy as it would be handed out, whole on every rank, for answers; it is not trained further.
@@ -118,10 +133,8 @@ class TrainedPolicy:
         fill_empty(copy, self.engine.device)
         _copy_buffers(self.network, copy)
         parameters = dict(copy.model.named_parameters())
-        for _ in self._gathered(
-            lambda weights: _copy(weights, parameters), pushed(self.network.model, merged=True), average=True
-        ):
-            pass
+        for weights in self._gathered(pushed(self.network.model, merged=True), average=True):
+            _copy(weights, parameters)
         return copy.to(self.engine.device).requires_grad_(False).eval()
 
 
@@ -146,7 +159,3 @@ def _copy(weights: Weights, parameters: dict[str, nn.Parameter]) -> None:
 
 def _on_host(weights: Weights) -> Weights:
     return [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in weights]
-
-
-def _nothing(_: Weights) -> Weights:
-    return []

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from envs.datasets.base import Env
 from policies.families.base import PromptRows
+from policies.image_memory import ImageMemory
 from policies.lora import without_adapters
-from policies.weights import BUCKET_BYTES, Bucket
+from policies.weights import BUCKET_BYTES, Bucket, BucketShape, make_bucket
 from rl.algorithms.base import PolicyGradient
 from rl.config.learner import RankPlace, RankSettings
 from rl.learner.batch import Batch
@@ -33,7 +34,7 @@ from rl.learner.micro_batches import (
     micro_batch_of,
     refuse_small_budget,
 )
-from rl.learner.policy import TrainedPolicy
+from rl.learner.policy import TrainedPolicy, Weights
 from rl.learner.stats import MicroBatchStats, of_all_ranks, step_stats
 
 
@@ -54,6 +55,21 @@ class LearnerRank:
         and it is not the policy itself without its adapters."""
         if self._algorithm.kl > 0 and settings.learner.lora is None:
             self._reference = settings.policy.build().to(self._engine.device).requires_grad_(False).eval()
+        self._images = ImageMemory()
+        if self._sees_the_same_again():
+            for policy in (self._policy.network, self._reference):
+                if policy is not None:
+                    policy.remember_images(self._images)
+
+    def _sees_the_same_again(self) -> bool:
+        """Whether a frozen tower is shown the images of a step more than once.
+
+        Under ZeRO-3 it computes all passes: one without the tower would spoil DeepSpeed's record of which module comes
+        after which, by which it fetches weights ahead.
+        """
+        learner = self._settings.learner
+        frozen = not any(part.requires_grad for part in self._policy.network.vision_tower.parameters())
+        return frozen and learner.zero_stage < 3 and (learner.minibatches > 1 or self._algorithm.kl > 0)
 
     @watched
     def step(self, batch: Batch) -> dict[str, float]:
@@ -64,6 +80,7 @@ class LearnerRank:
         """
         learner = self._settings.learner
         lr = learner.lr_at(self._engine.steps_done)
+        self._images.clear()
         shares = [self._share(batch, part) for part in np.array_split(np.arange(len(batch)), learner.minibatches)]
         # Before the first update the new log-probabilities are the old ones, so these need no pass of their own.
         old = [[self._logprobs(micro) if m else None for micro in share] for m, share in enumerate(shares)]
@@ -82,25 +99,25 @@ class LearnerRank:
     def _share(self, batch: Batch, groups: NDArray[np.int64]) -> list[MicroBatch]:
         """This rank's micro-batches over a mini-batch, some groups of the batch."""
         rounds = self._rounds(batch, groups.tolist())
-        answers = batch.answer_tokens()
         num_micro_batches = sum(one.weighs for at_once in rounds for one in at_once)
         responses = int(batch.counts[groups].sum()) * batch.advantages.shape[1]
         minibatch, share = MiniBatch(max(1, responses), num_micro_batches), []
         for at_once in rounds:
             mine = at_once[self._place.rank]
-            most_scored = max(int(answers[list(one.groups)].sum()) for one in at_once)
-            share.append(micro_batch_of(batch, mine, self._rows(batch.part(mine.groups)), most_scored, minibatch))
+            share.append(micro_batch_of(batch, mine, self._rows(batch.part(mine.groups)), minibatch))
         return share
 
     def _rounds(self, batch: Batch, groups: list[int]) -> list[Round]:
         learner, world = self._settings.learner, self._place.world_size
+        processor, answers = self._policy.network.processor, batch.answer_tokens()
+        patches = np.array([processor.image_patches(image.height, image.width) for image in batch.images])
+        prompts = np.zeros_like(answers) if batch.prompt_lengths is None else np.array(batch.prompt_lengths)
+        tokens = GroupTokens(prompts, answers, patches)
         if learner.token_budget is None:
-            return even_micro_batches(groups, learner.micro_groups, world)
+            return even_micro_batches(groups, tokens, learner.micro_groups, world)
         if batch.prompt_lengths is None:
             raise ValueError("learner.token_budget needs a batch that knows its prompt_lengths; make it by pack().")
-        processor, budget = self._policy.network.processor, PassBudget(learner.token_budget, learner.patch_budget)
-        patches = np.array([processor.image_patches(image.height, image.width) for image in batch.images])
-        tokens = GroupTokens(np.array(batch.prompt_lengths), batch.answer_tokens(), patches)
+        budget = PassBudget(learner.token_budget, learner.patch_budget)
         refuse_small_budget(budget, tokens, self._settings.most_answer_tokens)
         return budgeted_micro_batches(groups, tokens, budget, world)
 
@@ -110,7 +127,8 @@ class LearnerRank:
         return rows
 
     def _forward(self, policy: Callable[..., Tensor], micro: MicroBatch) -> Tensor:
-        return policy(micro.rows, self._settings.temperature, self._settings.grammar_tokens, micro.most_scored)
+        with self._images.at(id(micro.part)):  # one object as long as the step
+            return policy(micro.rows, self._settings.temperature, self._settings.grammar_tokens)
 
     @torch.no_grad()
     def _logprobs(self, micro: MicroBatch) -> Tensor:
@@ -132,6 +150,7 @@ class LearnerRank:
         micro = micro.to(self._engine.device)
         reference = self._reference_logprobs(micro) if self._algorithm.kl > 0 else None
         new = self._forward(self._policy, micro)
+        self._images.forget(id(micro.part))
         loss, stats = micro_batch_loss(self._algorithm, micro, new, new.detach() if old is None else old, reference)
         if not math.isfinite(stats["loss"].value):
             loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
@@ -139,10 +158,41 @@ class LearnerRank:
         self._engine.backward(loss * self._place.world_size, last)
         return stats
 
+    def parts(self, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Weights]:
+        """What the workers get: the weights, or their running average where there is one (TrainedPolicy.parts)."""
+        return self._policy.parts(self._sends_merged, average, bucket_bytes)
+
     def buckets(self, average: bool = False, bucket_bytes: int = BUCKET_BYTES) -> Iterator[Bucket]:
-        """What the workers get: the weights, or their running average where there is one (TrainedPolicy.buckets)."""
+        """`parts` as buckets."""
+        return map(make_bucket, self.parts(average, bucket_bytes))
+
+    def shapes(self) -> tuple[BucketShape, ...]:
+        """What each bucket of `parts` holds."""
+        return self._policy.shapes(self._sends_merged)
+
+    def walk(self) -> None:
+        """Take part in another rank's `parts`."""
+        self._policy.walk(self._sends_merged)
+
+    @property
+    def _sends_merged(self) -> bool:
         lora = self._settings.learner.lora
-        return self._policy.buckets(lora is None or lora.push == "merged", average, bucket_bytes)
+        return lora is None or lora.push == "merged"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._engine.device
+
+    @watched
+    def rest(self) -> None:
+        """Let rollout workers have the card (Rest.begin)."""
+        self._engine.rest.begin()
+
+    @watched
+    def wake(self) -> None:
+        """Have the card again (Rest.end)."""
+        self._engine.rest.end()
 
     @watched
     def save(self, folder: Path, tag: str) -> None:

@@ -4,6 +4,7 @@ What a rank answers is a Reply, so that an error of its own reaches the driver a
 are asked the same way (rl/refiner/train.py).
 """
 
+import math
 import os
 import socket
 import time
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 import psutil
 import ray
+import torch
 from ray.exceptions import (
     ObjectStoreFullError,
     OutOfDiskError,
@@ -87,10 +89,11 @@ class RankActor:
 
 
 def alone() -> RankPlace:
-    """The place of a rank that is the only one, in this process."""
+    """The place of a rank that is the only one, in this process, on the GPU that it sees first where it sees any."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return RankPlace(port=probe.getsockname()[1])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return RankPlace(port=probe.getsockname()[1], device=device)
 
 
 _NEIGHBOUR_SECONDS = 10.0
@@ -123,12 +126,14 @@ class RankGroup:
         """actor: a class made of (settings, RankPlace) whose methods answer a Reply; places: a bundle per rank
         (cluster.place); patience: seconds of waiting for a rank after which it is logged."""
         self._patience = patience
-        self._group = places or cluster.together(num, gpus_each)
+        # Ranks that otherwise share cards with workers get whole ones where there are none.
+        self._group = places or cluster.together(num, math.ceil(gpus_each))
         bundles = [PlacementGroupSchedulingStrategy(self._group, k) for k in range(num)]
         host, port = self._address(bundles[0])
         remote: Any = ray.remote(num_cpus=1, num_gpus=gpus_each)(actor)
+        device = "cuda" if gpus_each else "cpu"
         self.actors: list[Any] = [
-            remote.options(scheduling_strategy=bundle).remote(settings, RankPlace(k, num, host, port))
+            remote.options(scheduling_strategy=bundle).remote(settings, RankPlace(k, num, host, port, device))
             for k, bundle in enumerate(bundles)
         ]
         self._begun = [rank.begin.remote() for rank in self.actors]
@@ -189,7 +194,7 @@ class RankGroup:
             try:
                 reply: Reply = ray.get(ref)
             except _DEATHS as error:
-                raise self._ended(self._death(k, task, error)) from None
+                raise self._ended(_unbuilt(error) or self._death(k, task, error)) from None
             except RayTaskError as error:
                 raise self._ended(self._neighbour_death(task, waiting) or _own_error(error)) from None
             values[k], self._memory_gib[k] = reply.value, reply.memory_gib
@@ -222,6 +227,14 @@ class RankGroup:
         """End the other ranks, which would wait for ever, and give back the error."""
         self.close()
         return error
+
+
+def _unbuilt(error: RayError) -> ValueError | None:
+    """A user's mistake that a rank found as it was built, of which Ray hands on the text alone; None for all else."""
+    if not (isinstance(error, RayActorError) and error.actor_init_failed):
+        return None
+    kind, _, text = str(error).strip().splitlines()[-1].partition(": ")
+    return ValueError(text) if kind == "ValueError" else None
 
 
 def _own_error(error: RayTaskError) -> Exception:

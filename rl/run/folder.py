@@ -125,7 +125,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "groups_per_step": config.groups_per_step,
         "group_size": config.group_size,
-        "groups_per_unit": config.groups_per_unit,
+        "groups_per_unit": config.unit_groups,
         "refills": config.refills,
         "env": config.env,
         "codec": config.codec,

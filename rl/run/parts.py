@@ -4,6 +4,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from envs.datasets.base import Env
 from envs.plugin import Plugin
 from policies.processor import Processor
 from policies.settings import Asking
@@ -14,6 +17,11 @@ from rl.config.run import RunConfig, most_answer_tokens
 from rl.run.data import RunData
 from rollout.settings import RefinedSettings
 from rollout.worker import WorkerSettings
+
+_LENGTH = "max_model_len"
+"""What an engine calls the longest prompt and answer together, where it must know that when it is opened."""
+_MEASURED = 256
+"""Training examples whose prompts are measured for it."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +80,38 @@ def worker_settings(config: RunConfig, parts: RunParts) -> WorkerSettings:
         seed=config.seed,
         env=parts.env,
         policy=parts.policy.with_settings(lora=lora) if adapted else parts.policy,
-        engine=parts.engine,
+        engine=opened_for(config, parts),
         rewards=parts.rewards.recipes,
         threads=config.pool.threads,
         refined=parts.refined,
+        device=config.pool.device,
+        sleeps=config.pool.colocate,
+        sleeps_without_weights=config.pool.sleep_without_weights,
     )
+
+
+def opened_for(config: RunConfig, parts: RunParts) -> Plugin:
+    """The engine, told how long prompt and answer get together where it can be told so and the config leaves it open.
+
+    Twice the longest of a few training prompts, since those that are not measured may be longer, and the longest
+    answer; at most what the model takes.
+    """
+    if not parts.engine.takes(_LENGTH) or parts.engine.settings.get(_LENGTH) is not None:
+        return parts.engine
+    processor = processor_of(parts.policy)
+    longest = 2 * longest_prompt(parts.env.build(split="train"), processor) + config.sampling.max_tokens
+    limit = int(processor.config.get_text_config().max_position_embeddings)
+    return parts.engine.with_settings(max_model_len=min(longest, limit))
+
+
+def longest_prompt(env: Env, processor: Processor) -> int:
+    """Tokens of the longest prompt of up to 256 examples, taken evenly; no image is opened."""
+    lengths = []
+    for index in np.linspace(0, len(env) - 1, min(len(env), _MEASURED)).astype(int).tolist():
+        example = env[index]
+        blank = np.broadcast_to(np.uint8(0), (example.image.height, example.image.width, 3))
+        lengths.append(len(processor.prompt_tokens(example.question(blank))))
+    return max(lengths)
 
 
 def rank_settings(config: RunConfig, parts: RunParts) -> RankSettings:

@@ -15,9 +15,10 @@ from policies.families.base import PolicyContract
 from policies.families.vision_language import refuse_unfilled
 from policies.processor import Processor
 from policies.refiner.mask_refiner import MaskRefiner
-from policies.weights import stored_checksum
+from policies.weights import stored_sha256
 from rl.config.learner import LearnerSettings
 from rl.config.run import RunConfig, most_answer_tokens, num_gpus
+from rl.run.machine import largest_card_bytes, refuse_small_cards, refuse_small_shared_memory
 from rl.run.parts import RunParts, processor_of
 from rl.run.tasks import refuse_unfit_tasks
 from rl.run.thinking import block_tokens, refuse_unfit_thinking
@@ -43,6 +44,9 @@ def preflight(config: RunConfig, parts: RunParts, learns: bool = True) -> None:
         refuse_unfit_learner(config, parts)
     refuse_unfit_rewards(config, parts)
     refuse_missing_gpus(config, torch.cuda.device_count())
+    refuse_small_shared_memory(config, object_store_bytes(config, parts))
+    if config.ray.address is None and (card := largest_card_bytes()) is not None:
+        refuse_small_cards(config, weight_bytes(parts), card, learns)
     if learns:
         refuse_full_disk(config, parts)
     refuse_unfit_policy(config, parts, processor_of(parts.policy))
@@ -114,10 +118,15 @@ def refuse_missing_gpus(config: RunConfig, found: int) -> None:
     """Raise ValueError with the arithmetic where a run on this machine asks for more than the `found` GPUs."""
     learner, pool = config.learner, config.pool
     if config.ray.address is None and num_gpus(config) > found:
-        raise ValueError(
+        sum_of = (
             f"learner.ranks {learner.ranks} x learner.gpus_per_rank {learner.gpus_per_rank:g} + pool.workers "
-            f"{pool.workers} x pool.gpus_per_worker {pool.gpus_per_worker:g} = {num_gpus(config):g} GPUs, but this "
-            f"machine has {found}; lower them, or give a cluster by ray.address."
+            f"{pool.workers} x pool.gpus_per_worker {pool.gpus_per_worker:g}"
+        )
+        if pool.colocate:
+            sum_of = f"pool.colocate with {pool.workers} pairs of a rank and a worker"
+        raise ValueError(
+            f"{sum_of} = {num_gpus(config):g} GPUs, but this machine has {found}; lower them, or give a cluster by "
+            "ray.address."
         )
 
 
@@ -132,8 +141,12 @@ def object_store_bytes(config: RunConfig, parts: RunParts) -> int:
     """Memory for Ray's object store: ray.object_store_gb, else what the weights need, with something for answers."""
     if config.ray.object_store_gb is not None:
         return int(config.ray.object_store_gb * _GIB)
-    needed = _VERSIONS_IN_FLIGHT * weight_bytes(parts) + _BESIDE_WEIGHTS_BYTES
-    return max(needed, int(LEAST_OBJECT_STORE_GB * _GIB))
+    return needed_store_bytes(weight_bytes(parts))
+
+
+def needed_store_bytes(weights: int) -> int:
+    """Memory that Ray's object store needs for weights of so many bytes, with something for answers."""
+    return max(_VERSIONS_IN_FLIGHT * weights + _BESIDE_WEIGHTS_BYTES, int(LEAST_OBJECT_STORE_GB * _GIB))
 
 
 def checkpoint_bytes(config: RunConfig, parts: RunParts) -> int:
@@ -168,6 +181,11 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
     processor: of the run's policy.
     """
     budget = config.learner.token_budget
+    if parts.engine.name == "vllm" and processor.family.title == "LLaVA-1.5":
+        raise ValueError(
+            "policy.checkpoint is a LLaVA-1.5, and vLLM's class of it does not load beside transformers 5.23; set "
+            "pool.engine.name to shared."
+        )
     refuse_unfit_tasks(config, parts, processor)
     refuse_unfit_thinking(processor, config.sampling, parts.rewards.on_thinking)
     refuse_unfilled(Checkpoint(Path(parts.policy.settings["checkpoint"])), processor.family)
@@ -205,7 +223,7 @@ def refuse_unfit_refiner(config: RunConfig, parts: RunParts, policy: PolicyContr
             "runs/demo/refiner."
         )
     checkpoint = Path(parts.policy.settings["checkpoint"])
-    tower = None if policy is None else stored_checksum(policy.vision_tower, checkpoint)
+    tower = None if policy is None else stored_sha256(policy.vision_tower, checkpoint)
     try:
         MaskRefiner.load(folder, tower)
     except (ValueError, FileNotFoundError) as error:

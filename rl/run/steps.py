@@ -71,8 +71,8 @@ def step_units(config: RunConfig, step: int, num_examples: int) -> Iterator[Unit
 
 def units(config: RunConfig, step: int, first: int, indices: Sequence[int]) -> Iterator[Unit]:
     """Examples of a step, at the positions from `first` on, cut into the fixed units that are sampled together."""
-    for start in range(0, len(indices), config.groups_per_unit):
-        part = tuple(indices[start : start + config.groups_per_unit])
+    for start in range(0, len(indices), config.unit_groups):
+        part = tuple(indices[start : start + config.unit_groups])
         yield Unit(
             split="train",
             step=step,

@@ -1,7 +1,6 @@
 """Which scenes go through the policy together in supervised training, and what ranks must agree on for it.
 
-Each rank plans its own share; then all make equally many passes, for as many scored tokens at a time as the fullest
-rank has, since under ZeRO-3 every pass and every chunk of logits is a collective.
+Each rank plans its own share; then all make equally many passes, since under ZeRO-3 every pass is a collective.
 """
 
 from collections.abc import Sequence
@@ -25,8 +24,6 @@ class Pass:
     """Places in the rank's share."""
     weighs: bool
     """False for one that only keeps this rank in step with those that have more to do."""
-    most_scored: int
-    """Most tokens that any rank scores in its pass at this time."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +102,7 @@ def agreed(own: list[tuple[int, ...]], scored: list[int], weighs: bool, device: 
     """
     most = torch.tensor([len(own)], device=device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    padded = scored + [scored[-1]] * (int(most) - len(own))
-    fullest = torch.tensor(padded, device=device)
-    torch.distributed.all_reduce(fullest, torch.distributed.ReduceOp.MAX)
     total = torch.tensor([sum(scored) if weighs else 0], device=device)
     torch.distributed.all_reduce(total)
-    passes = [
-        Pass(own[min(k, len(own) - 1)], weighs and k < len(own), int(most_scored))
-        for k, most_scored in enumerate(fullest.tolist())
-    ]
+    passes = [Pass(own[min(k, len(own) - 1)], weighs and k < len(own)) for k in range(int(most))]
     return Passes(passes, int(total))

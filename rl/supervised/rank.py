@@ -134,7 +134,7 @@ class SftRank:
         """Nats of all tokens that a pass scores, a scalar; 0 for one that does not weigh. policy: None for the trained
         one."""
         scorer = self._policy if policy is None else policy
-        scored: Tensor = scorer(rows, most_scored=one.most_scored, number_spread=number_spread)
+        scored: Tensor = scorer(rows, number_spread=number_spread)
         return -scored.sum() * float(one.weighs)
 
     @watched

@@ -13,9 +13,11 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from rollout.pool.actor import Held, Reply
+from rollout.pool.actor import Greeting, Held, NotReceived, Reply
 from rollout.pool.deaths import cause_of_death, death_report
-from rollout.pool.handle import Request, Task, WeightVersion, WorkerHandle
+from rollout.pool.handle import Doing, Request, Task, WeightVersion, WorkerHandle
+from rollout.pool.source import Broadcast
+from rollout.pool.stored import WeightRefs
 from rollout.settings import PoolSettings
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,14 @@ _PAUSE_SECONDS = 5.0
 """A look at the workers that is later than this says that the driver itself stood still."""
 _TELL_SECONDS = 60.0
 """How often a worker is spoken of that does not start."""
+
+
+_WHEN = {
+    Doing.STARTING: "before",
+    Doing.PROVING: "after answering with",
+    Doing.TAKING: "after taking",
+    Doing.ANSWERING: "in the middle of",
+}
 
 
 class Dispatcher:
@@ -39,14 +49,32 @@ class Dispatcher:
         """Answers that rewards left out of their term because they failed, by reward."""
         self._settings, self._units_each = settings, units_each
         self._weights: WeightVersion | None = None
+        self._again: WeightRefs | None = None  # of weights that were sent through a group, for who missed them
         self._deaths = 0
         self._looked_at = 0.0
 
     def set_weights(self, weights: WeightVersion) -> None:
         """Have whoever has nothing else to do take `weights`."""
-        self._weights, self._deaths = weights, 0
+        self._weights, self._deaths, self._again = weights, 0, None
         for worker in self.workers:
             worker.wrong = 0
+
+    def rest(self) -> None:
+        """Have nobody take weights by itself until `set_weights`, and count nobody's weights as held."""
+        self._weights = None
+        for worker in self.workers:
+            worker.holds = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was asked is answered and proved, and nobody who lives has anything in hand."""
+        return not self.waiting and not any(w.unproved or (w.tasks and w.is_serving) for w in self.workers)
+
+    def greet(self) -> None:
+        """Have all speak up who were never heard."""
+        for worker in self.workers:
+            if worker.vitals is None and not worker.tasks:
+                worker.greet()
 
     def drop_all(self) -> None:
         """Forget all that was asked."""
@@ -83,7 +111,27 @@ class Dispatcher:
         elif not worker.tasks and proves:
             worker.prove(worker.unproved[0].batch.weights)
         elif not worker.tasks and worker.holds != weights.key:
-            worker.take(weights)
+            worker.take(weights, self._refs_of(weights))
+
+    def _refs_of(self, weights: WeightVersion) -> Sequence[Any]:
+        """The buckets of weights by reference; of those sent through a group, from a worker that has them.
+
+        Raises RuntimeError where nobody has them any more.
+        """
+        held = weights.weights
+        if isinstance(held, WeightRefs):
+            return held.refs
+        for worker in self.workers:
+            if worker.is_serving and worker.holds == weights.key:
+                return worker.offer_buckets()
+        if self._again is None:
+            self._again = held.source.refs()
+        if self._again.checksum != held.checksum:
+            raise RuntimeError(
+                f"the weights of version {weights.number} were sent as {held.checksum[:12]} and are now "
+                f"{self._again.checksum[:12]}; look at the memory of the learner's machine."
+            )
+        return self._again.refs
 
     def settle(self, ref: Any) -> None:
         """Deal with a worker's word that is there, or with its end.
@@ -95,9 +143,12 @@ class Dispatcher:
         try:
             word = _fetched(ref)
         except (RayActorError, ObjectLostError) as error:
-            if isinstance(error, RayTaskError):
+            if not isinstance(error, RayTaskError):
+                self._lose(worker, error)
+            elif _is_sent_again(worker.tasks[ref]):
+                worker.tasks.pop(ref)  # who was to hand them over is lost, and another will
+            else:
                 raise  # not the worker is lost, but the weights that it was to take, with the rank that owned them
-            self._lose(worker, error)
             return
         task = worker.tasks.pop(ref)
         if worker.was_replaced_by(word.vitals):  # it died while idle, and is back, so this word is worth nothing
@@ -107,19 +158,23 @@ class Dispatcher:
             return
         worker.heard(word.vitals)
         if isinstance(word, Held):
-            self._settle_held(worker, task, word.checksum)
-        elif task.request is not None:
+            self._settle_held(worker, task, word)
+        elif isinstance(word, NotReceived):
+            log.warning("rollout worker %s: %s. It takes the weights once more", worker.name, word.why)
+        elif isinstance(word, Reply) and task.request is not None:
             self._settle_reply(worker, task.request, word)
 
-    def _settle_held(self, worker: WorkerHandle, task: Task, held: str) -> None:
-        if held != task.weights.weights.checksum or task.request is not None:
-            self._refuse(worker, held, task)
-        elif task.proves:
+    def _settle_held(self, worker: WorkerHandle, task: Task, held: Held) -> None:
+        assert task.weights is not None  # who only starts says nothing of weights
+        sent = task.weights.weights
+        if held.checksum != sent.checksum or held.sha256 not in (None, sent.sha256) or task.request is not None:
+            self._refuse(worker, held.checksum, task, task.weights)
+        elif task.doing is Doing.PROVING:
             for request in worker.unproved:
                 request.batch.unproved.discard(request.place)
             worker.unproved = []
         else:
-            worker.holds = task.weights.key
+            worker.holds, worker.num_buckets = task.weights.key, held.num_buckets
 
     def _settle_reply(self, worker: WorkerHandle, request: Request, reply: Reply) -> None:
         for warning in reply.warnings:
@@ -129,13 +184,12 @@ class Dispatcher:
         if request.batch.verified:
             worker.unproved.append(request)
 
-    def _refuse(self, worker: WorkerHandle, held: str, task: Task) -> None:
+    def _refuse(self, worker: WorkerHandle, held: str, task: Task, weights: WeightVersion) -> None:
         """Have a worker take its weights once more, and everything that it did not prove asked again."""
         worker.wrong += 1
-        when = "after answering with" if task.proves else "after taking" if task.request is None else "in the middle of"
         text = (
-            f"rollout worker {worker.name} reports checksum {held[:12]} {when} version {task.weights.number}, the "
-            f"learner's is {task.weights.weights.checksum[:12]}"
+            f"rollout worker {worker.name} reports checksum {held[:12]} {_WHEN[task.doing]} version {weights.number}, "
+            f"the learner's is {weights.weights.checksum[:12]}"
         )
         if worker.wrong > 1:
             raise RuntimeError(
@@ -208,7 +262,12 @@ class Dispatcher:
             self.waiting.appendleft(request)
 
 
-def _fetched(ref: Any) -> Held | Reply:
+def _is_sent_again(task: Task) -> bool:
+    """Whether a worker takes weights from another one, having missed them when they were sent."""
+    return task.weights is not None and isinstance(task.weights.weights, Broadcast)
+
+
+def _fetched(ref: Any) -> Held | Reply | Greeting | NotReceived:
     """A worker's word; raises ValueError or OSError, such as a reward's, as the worker raised it."""
     try:
         return ray.get(ref)

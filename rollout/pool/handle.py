@@ -1,38 +1,24 @@
 """What the driver keeps of the workers of a pool and of their work.
 
-Weights by reference and their versions, batches of units and the request for each of them, the task that a worker has
-in hand, and the handle of a worker: what it holds, what it has in hand, when it was last heard.
+Versions of the weights, batches of units and the request for each of them, the task that a worker has in hand, and the
+handle of a worker: what it holds, what it has in hand, when it was last heard.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import ray
 
-from policies.weights import checksum
+from policies.weights import BucketShape
 from rollout.pool.actor import Vitals
+from rollout.pool.broadcast import Meeting
+from rollout.pool.source import Broadcast
+from rollout.pool.stored import WeightRefs
 from rollout.records import Group
 from rollout.worker import Unit
-
-
-@dataclass(frozen=True)
-class WeightRefs:
-    """One state of the weights, by reference: buckets in Ray's object store and what they add up to.
-
-    The object store keeps the buckets for as long as somebody keeps this.
-    """
-
-    refs: tuple[Any, ...]
-    """Ray references to policies.weights.Bucket, in order."""
-    hashes: tuple[str, ...]
-    """SHA-256 of each bucket."""
-
-    @property
-    def checksum(self) -> str:
-        """Checksum of the whole policy."""
-        return checksum(self.hashes)
 
 
 @dataclass(frozen=True)
@@ -40,7 +26,7 @@ class WeightVersion:
     """Weights under the number that answers carry."""
 
     number: int
-    weights: WeightRefs
+    weights: WeightRefs | Broadcast
 
     @property
     def key(self) -> tuple[int, str]:
@@ -102,16 +88,24 @@ class Request:
         self.batch.unproved.discard(self.place)
 
 
+class Doing(Enum):
+    """What a worker may be at, in words for a report."""
+
+    STARTING = "starting"
+    TAKING = "taking"
+    PROVING = "proving"
+    ANSWERING = "answering"
+
+
 @dataclass(frozen=True)
 class Task:
     """Something that a worker has in hand."""
 
-    weights: WeightVersion
-    """The weights that it takes, or must hold."""
+    doing: Doing
+    weights: WeightVersion | None = None
+    """The weights that it takes, or must hold; None where it only starts."""
     request: Request | None = None
-    """The unit that it answers; None where it takes weights or proves them."""
-    proves: bool = False
-    """Whether it proves the weights that it holds."""
+    """The unit that it answers; None where it answers none."""
     since: float = field(default_factory=time.monotonic)
     """When it was handed out, on the clock of time.monotonic."""
 
@@ -123,11 +117,14 @@ class Task:
     def __str__(self) -> str:
         """In words, for a report."""
         seconds = f"for {time.monotonic() - self.since:.1f} s"
+        if self.weights is None:
+            return f"{self.doing.value} {seconds}"
+        version = self.weights.number
         if self.request is None:
-            return f"{'proving' if self.proves else 'taking'} weights version {self.weights.number} {seconds}"
+            return f"{self.doing.value} weights version {version} {seconds}"
         unit = self.request.unit
         places = ", ".join(str(position) for position in unit.positions)
-        return f"step {unit.step} of split {unit.split}, positions {places}, version {self.weights.number}, {seconds}"
+        return f"step {unit.step} of split {unit.split}, positions {places}, version {version}, {seconds}"
 
 
 class WorkerHandle:
@@ -138,6 +135,8 @@ class WorkerHandle:
         self.actor = actor
         self.holds: tuple[int, str] | None = None
         """Key of the WeightVersion that it proved to hold; None for none, as after a death."""
+        self.num_buckets = 0
+        """Buckets in which it can hand out what it holds."""
         self.tasks: dict[Any, Task] = {}
         """What it has in hand, by Ray's reference to the answer."""
         self.unproved: list[Request] = []
@@ -153,20 +152,39 @@ class WorkerHandle:
         self._heard_at = 0.0
         self._spared_until = 0.0
 
-    def take(self, weights: WeightVersion) -> None:
-        """Have it take weights."""
+    def greet(self) -> None:
+        """Have it say that it is there."""
+        self.tasks[self.actor.greet.remote()] = Task(Doing.STARTING)
+
+    def take(self, weights: WeightVersion, refs: Sequence[Any]) -> None:
+        """Have it take weights from the object store."""
         # In a list, so that Ray passes references and the worker fetches one bucket at a time.
-        ref = self.actor.take.remote(weights.number, list(weights.weights.refs))
-        self.tasks[ref] = Task(weights)
+        ref = self.actor.take.remote(weights.number, list(refs), weights.weights.sha256 is not None)
+        self.tasks[ref] = Task(Doing.TAKING, weights)
+
+    def receive(self, number: int, meeting: Meeting, member: int, shapes: Sequence[BucketShape], strong: bool) -> Any:
+        """Have it take weights from the sender of a group, as version `number`; Ray's reference to its word.
+
+        `is_taking` notes it once the sender has said what was sent.
+        """
+        return self.actor.receive.remote(number, meeting, member, list(shapes), strong)
+
+    def is_taking(self, ref: Any, weights: WeightVersion) -> None:
+        """Note what `receive` gave it to do."""
+        self.tasks[ref] = Task(Doing.TAKING, weights)
+
+    def offer_buckets(self) -> list[Any]:
+        """Ray's references to the buckets of the weights that it holds; it packs them when it comes to it."""
+        return [self.actor.bucket.remote(place) for place in range(self.num_buckets)]
 
     def answer(self, request: Request) -> None:
         """Have it answer a unit, with the weights that it holds."""
         weights = request.batch.weights
-        self.tasks[self.actor.reply.remote(request.unit, weights.number)] = Task(weights, request)
+        self.tasks[self.actor.reply.remote(request.unit, weights.number)] = Task(Doing.ANSWERING, weights, request)
 
     def prove(self, weights: WeightVersion) -> None:
         """Have it hash the weights that it holds."""
-        self.tasks[self.actor.held.remote()] = Task(weights, proves=True)
+        self.tasks[self.actor.held.remote()] = Task(Doing.PROVING, weights)
 
     def heard(self, vitals: Vitals) -> None:
         """Note a sign of life."""

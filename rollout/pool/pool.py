@@ -12,17 +12,21 @@ driver comes back from the learner.
 import atexit
 import logging
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from rollout.pool.actor import PoolActor
+from rollout.pool.broadcast import Meeting
 from rollout.pool.dispatch import Dispatcher
-from rollout.pool.handle import Batch, WeightRefs, WeightVersion, WorkerHandle
+from rollout.pool.handle import Batch, WeightVersion, WorkerHandle
+from rollout.pool.source import Broadcast, WeightSource
+from rollout.pool.stored import WeightRefs
 from rollout.records import Group
 from rollout.settings import PoolSettings
 from rollout.worker import Unit, WorkerSettings
@@ -41,18 +45,24 @@ class WorkerPool:
     All that was asked is then forgotten.
     """
 
-    def __init__(self, settings: PoolSettings, worker: WorkerSettings, strategy: Any = "DEFAULT") -> None:
-        """strategy: Ray's scheduling strategy of every worker (cluster.place)."""
+    def __init__(self, settings: PoolSettings, worker: WorkerSettings, strategies: Sequence[Any] | None = None) -> None:
+        """strategies: Ray's scheduling strategy of each worker (cluster.place); None: wherever there is room."""
         # Only slow rewards make it worthwhile to give a worker a unit before it is done with the last one.
         units_each = settings.units_in_flight if worker.hosts_rewards else 1
         remote = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=1, num_gpus=settings.gpus_per_worker)(
             PoolActor
-        ).options(max_concurrency=units_each, scheduling_strategy=strategy)
-        self.actors: list[Any] = [remote.remote(worker, f"{k}") for k in range(settings.workers)]
+        )
+        self.actors: list[Any] = [
+            remote.options(max_concurrency=units_each, scheduling_strategy=where).remote(worker, f"{k}")
+            for k, where in enumerate(strategies or ["DEFAULT"] * settings.workers)
+        ]
         workers = [WorkerHandle(f"{k}", actor) for k, actor in enumerate(self.actors)]
         self._dispatcher = Dispatcher(workers, settings, units_each)
-        self._verify_every = settings.verify_every
+        self._settings, self._broadcasts = settings, settings.transport == "broadcast"
         self._current: WeightVersion | None = None
+        self._set_already: tuple[tuple[int, bool], int] | None = None
+        self._meeting: Meeting | None = None
+        self._members: tuple[Any, ...] = ()
         self._asked: deque[Batch] = deque()
         self._changed = threading.Condition()  # held by whoever touches the dispatcher
         self._error: BaseException | None = None
@@ -62,7 +72,7 @@ class WorkerPool:
         atexit.register(self._stop)  # before Ray's own: a thread that waits inside Ray must not see it shut down
 
     @property
-    def weights(self) -> WeightRefs:
+    def weights(self) -> WeightRefs | Broadcast:
         """The weights that were set last; raises RuntimeError before the first `set_weights`."""
         return self._set.weights
 
@@ -71,22 +81,87 @@ class WorkerPool:
         """Answers that rewards left out of their term because they failed, by reward."""
         return self._dispatcher.skipped
 
-    def set_weights(self, weights: WeightRefs, version: int) -> None:
+    def set_weights(self, weights: WeightRefs | WeightSource, version: int) -> None:
         """Set the weights for what is asked from now on, under the number that the answers will carry.
 
         Waits until every worker holds them, but not where something asked before is still to be collected: workers
-        finish that first, with the weights that it was asked for, which are kept until then.
+        finish that first, with the weights that it was asked for, which are kept until then. Weights that go through a
+        group wait for that in any case, since all workers take them at once.
         """
-        self._current = current = WeightVersion(version, weights)
+        if not isinstance(weights, WeightRefs) and self._set_already == (weights.state, version):
+            return
+        self._current = current = WeightVersion(version, self._sent(weights, version))
+        self._set_already = None if isinstance(weights, WeightRefs) else (weights.state, version)
         with self._changed:
             self._dispatcher.set_weights(current)
             self._changed.notify_all()
         if not self._asked:
             self._wait(lambda: all(worker.holds == current.key for worker in self._dispatcher.workers))
 
+    def _sent(self, weights: WeightRefs | WeightSource, version: int) -> WeightRefs | Broadcast:
+        if isinstance(weights, WeightRefs):
+            return weights
+        every = self._settings.sha256_every
+        strong = every > 0 and version % every == 0
+        receivers = self._receivers() if self._broadcasts else []
+        if not receivers:
+            return weights.refs(strong)
+        shapes, meeting = weights.shapes(), self._meeting_of(weights, receivers)
+        words = [
+            worker.receive(version, meeting, member, shapes, strong) for member, worker in enumerate(receivers, start=1)
+        ]
+        sent = weights.send(meeting, strong)
+        if sent.broken is not None:
+            self._meeting = None
+            log.warning("%s. The weights go through Ray's object store this time", sent.broken)
+        if not sent.formed:
+            self._broadcasts = False  # it would take as long in every step
+        taken = Broadcast(weights, sent)
+        with self._changed:
+            for worker, word in zip(receivers, words, strict=True):
+                worker.is_taking(word, WeightVersion(version, taken))
+        return taken
+
+    def _receivers(self) -> list[WorkerHandle]:
+        """Who can take weights now, once all that was asked is answered and everybody has been heard or is dead."""
+        dispatcher = self._dispatcher
+        self._wait(lambda: dispatcher.is_idle)
+        with self._changed:
+            dispatcher.rest()
+            dispatcher.greet()
+            self._changed.notify_all()
+        self._wait(lambda: all(w.vitals is not None or w.died_at is not None for w in dispatcher.workers))
+        return [worker for worker in dispatcher.workers if worker.is_serving and not worker.tasks]
+
+    def _meeting_of(self, source: WeightSource, receivers: Sequence[WorkerHandle]) -> Meeting:
+        """The meeting of a group of these processes: the one before where they are the same."""
+        members = tuple((worker.name, worker.vitals and worker.vitals.process_id) for worker in receivers)
+        if self._meeting is None or self._members != members:
+            self._meeting, self._members = source.meeting(len(receivers)), members
+        return self._meeting
+
+    def sleep(self) -> None:
+        """Have every worker let go of its card until `set_weights`; what was asked must have been collected.
+
+        Returns once all of them sleep. One that dies, or hangs and is killed, comes back asleep. Raises RuntimeError
+        where one could not be built.
+        """
+        with self._changed:
+            self._dispatcher.rest()
+            going = {worker.actor.sleep.remote(): worker for worker in self._dispatcher.workers}
+        self._current, self._set_already, began = None, None, time.monotonic()
+        while going:
+            ready, _ = ray.wait(list(going), num_returns=1, timeout=_LOOK_SECONDS)
+            if time.monotonic() - began > self._settings.unit_seconds:
+                for worker in going.values():
+                    if worker.is_serving:  # else it is still being built
+                        worker.kill()
+            for ref in ready:
+                _slept(ref, going.pop(ref))
+
     def ask(self, units: Iterable[Unit]) -> None:
         """Have units answered with the weights set last, after all that was asked before; does not wait."""
-        batch = Batch(units, self._set, self._verify_every)
+        batch = Batch(units, self._set, self._settings.verify_every)
         self._asked.append(batch)
         with self._changed:
             self._dispatcher.waiting.extend(batch.requests)
@@ -106,7 +181,7 @@ class WorkerPool:
 
         The driver waits for it, so it goes before what was asked ahead.
         """
-        batch = Batch(units, self._set, self._verify_every)
+        batch = Batch(units, self._set, self._settings.verify_every)
         with self._changed:
             self._dispatcher.waiting.extendleft(reversed(batch.requests))
             self._changed.notify_all()
@@ -119,10 +194,10 @@ class WorkerPool:
         """
         with self._changed:
             self._dispatcher.workers[0].holds = None
-        hashes = ray.get(self.actors[0].offer.remote(checkpoint))
+        reader = self._dispatcher.workers[0]
+        reader.num_buckets, checksum = ray.get(self.actors[0].offer.remote(checkpoint))
         # As results of calls the buckets belong to the driver, and outlive the worker that made them.
-        refs = tuple(self.actors[0].bucket.remote(place) for place in range(len(hashes)))
-        return WeightRefs(refs, tuple(hashes))
+        return WeightRefs(tuple(reader.offer_buckets()), checksum)
 
     def process_ids(self) -> list[int]:
         """Process of each worker, for people and for tests of faults."""
@@ -192,3 +267,12 @@ class WorkerPool:
             self._error = error
             self._dispatcher.drop_all()
             self._changed.notify_all()
+
+
+def _slept(ref: Any, worker: WorkerHandle) -> None:
+    """Take a worker's word that it sleeps; its death says the same, and is told when it is next spoken to."""
+    try:
+        ray.get(ref)
+    except RayActorError as error:
+        if error.actor_init_failed:
+            raise RuntimeError(f"rollout worker {worker.name} could not be built: {error}") from error

@@ -50,7 +50,7 @@ def python(source: str, folder: Path, **environment: str) -> str:
 @pytest.fixture
 def copied_packages(tmp_path: Path) -> Path:
     """A folder with a copy of the two packages that hold kernels."""
-    for package in ("envs", "rewards"):
+    for package in ("envs", "rewards", "policies"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 

@@ -1,6 +1,5 @@
 """Rollout workers in real processes: work shared, weights proved, answers asked ahead, `kill -9` and hangs survived."""
 
-import hashlib
 import os
 import re
 import signal
@@ -8,18 +7,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
+import torch
 
+from policies.weights import Bucket
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
 from rl.run.parts import run_parts, worker_settings
 from rollout import cluster
-from rollout.pool.pool import WeightRefs, WorkerPool
+from rollout.pool.pool import WorkerPool
+from rollout.pool.stored import WeightRefs, fetched, put
 from rollout.records import Group
 from rollout.settings import Sampling
 from rollout.worker import Unit
@@ -48,6 +48,7 @@ FLIPS = """
 import os
 from pathlib import Path
 from typing import Any
+import ray
 import torch
 from policies.checkpoint import Checkpoint
 from policies.families import vision_language
@@ -157,11 +158,8 @@ def until(done: Callable[[], bool]) -> None:
 
 def scaled(weights: WeightRefs, factor: float) -> WeightRefs:
     """Other weights of the same shape."""
-    buckets = []
-    for bucket in (ray.get(ref) for ref in weights.refs):
-        data = (bucket.data.view(np.float32) * np.float32(factor)).view(np.uint8)
-        buckets.append(replace(bucket, data=data, sha256=hashlib.sha256(data.tobytes()).hexdigest()))
-    return WeightRefs(tuple(ray.put(bucket) for bucket in buckets), tuple(bucket.sha256 for bucket in buckets))
+    buckets = fetched(weights.refs)
+    return put(Bucket(one.shape, (one.data.view(torch.float32) * factor).view(torch.uint8)) for one in buckets)
 
 
 def test_what_is_asked_ahead_is_answered_with_the_weights_of_its_time_whatever_is_set_and_answered_meanwhile(
@@ -230,9 +228,8 @@ def test_weights_that_twice_do_not_arrive_as_sent_are_refused_by_name(
     pool: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
     sent = pool.weights
-    false_hashes = ("0" * 64, *sent.hashes[1:])
     with pytest.raises(RuntimeError, match=r"worker \d reports checksum .* the learner's is .* the second time"):
-        pool.set_weights(WeightRefs(sent.refs, false_hashes), version=8)
+        pool.set_weights(WeightRefs(sent.refs, "0" * 32), version=8)
     assert re.search(r"worker \d reports checksum .* after taking version 8, .* it takes them again", caplog.text)
     pool.set_weights(sent, version=7)
 

@@ -8,12 +8,13 @@ from rollout.engines.shared import Sampling
 from rollout.pool.actor import Vitals
 from rollout.pool.deaths import _cause, cause_of_death, death_report
 from rollout.pool.dispatch import Dispatcher
-from rollout.pool.handle import Batch, Task, WeightRefs, WeightVersion, WorkerHandle
+from rollout.pool.handle import Batch, Doing, Task, WeightVersion, WorkerHandle
+from rollout.pool.stored import WeightRefs
 from rollout.settings import PoolSettings
 from rollout.worker import Unit
 
 VITALS = Vitals(4242, "ab" * 28, "10.0.0.5", memory_bytes=3 * 2**29, available_bytes=2**28)
-WEIGHTS = WeightVersion(7, WeightRefs((), ()))
+WEIGHTS = WeightVersion(7, WeightRefs((), "0" * 32))
 UNIT = Unit("train", 5, (4, 5), (0, 1), group_size=2, sampling=Sampling(1.0, 8))
 
 
@@ -23,7 +24,10 @@ def test_a_worker_is_hung_by_the_silence_since_its_last_word_and_not_while_the_d
     worker.heard(VITALS)
     assert worker.silent_seconds == 0.0
     long_ago = time.monotonic() - 100
-    worker.tasks = {"first": Task(WEIGHTS, since=long_ago), "second": Task(WEIGHTS, since=long_ago + 1)}
+    worker.tasks = {
+        "first": Task(Doing.TAKING, WEIGHTS, since=long_ago),
+        "second": Task(Doing.TAKING, WEIGHTS, since=long_ago + 1),
+    }
     assert worker.silent_seconds < 1.0  # it has just said something
     worker._heard_at = long_ago - 50
     assert 99 < worker.silent_seconds < 130
@@ -33,11 +37,17 @@ def test_a_worker_is_hung_by_the_silence_since_its_last_word_and_not_while_the_d
 
 def test_a_report_says_who_died_where_of_what_with_how_much_memory_and_in_the_middle_of_what() -> None:
     (request,) = Batch([UNIT], WEIGHTS, verify_every=1).requests
-    report = death_report("3", VITALS, [Task(WEIGHTS, request), Task(WEIGHTS), Task(WEIGHTS, proves=True)], "it fell")
+    tasks = [
+        Task(Doing.ANSWERING, WEIGHTS, request),
+        Task(Doing.TAKING, WEIGHTS),
+        Task(Doing.PROVING, WEIGHTS),
+        Task(Doing.STARTING),
+    ]
+    report = death_report("3", VITALS, tasks, "it fell")
     assert report == (
         "rollout worker 3 (process 4242 on 10.0.0.5) died: it fell. Last task: step 5 of split train, positions 4, 5, "
-        "version 7, for 0.0 s; taking weights version 7 for 0.0 s; proving weights version 7 for 0.0 s. Memory at its "
-        "last word: 1.50 GiB of its own, 0.25 GiB free on its machine"
+        "version 7, for 0.0 s; taking weights version 7 for 0.0 s; proving weights version 7 for 0.0 s; "
+        "starting for 0.0 s. Memory at its last word: 1.50 GiB of its own, 0.25 GiB free on its machine"
     )
     assert death_report("3", None, [], "it fell") == (
         "rollout worker 3 died before it was first heard of: it fell. Last task: nothing in hand"

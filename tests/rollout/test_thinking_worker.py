@@ -33,7 +33,7 @@ class Engine:
     def check(self, sampling, gpus_per_worker):
         pass
 
-    def open(self, policy):
+    def open(self, policy, device, sleeps):
         return Speaker(policy, self.texts)
 
 

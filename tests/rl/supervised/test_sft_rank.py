@@ -52,7 +52,8 @@ def trained(
     if load is not None:
         rank.load(load.parent, load.name)
     logs = rank.steps(steps)
-    weights = np.concatenate([bucket.data for bucket in rank._policy.buckets(merged=True)])
+    parts = rank._policy.parts(merged=True)
+    weights = np.concatenate([w.detach().flatten().numpy() for part in parts for _, w in part])
     scores = rank.evaluate()
     if save is not None:
         rank.save(save.parent, save.name)
