@@ -300,7 +300,7 @@ def compare_rewards(
     wrong config, an archive that cannot be read, or no step in it.
     """
     parts = [load_rewards(path) for path in rewards]
-    merged = merge_rewards([*parts, reward_parts({"boundary_iou": None}, {})])
+    merged = merge_rewards([*parts, reward_parts({"boundary_iou": {}}, {})])
     pairs = {pair: PairSums() for pair in combinations(range(len(parts)), 2)}
     archive, scorer = RolloutArchive(run / "archive"), Scorer(merged.recipes)
     algorithm = _algorithm_of(run)

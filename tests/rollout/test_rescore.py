@@ -83,8 +83,8 @@ def test_all_built_in_rewards_and_every_kind_of_shaping_come_out_to_the_last_bit
         "matched_iou": {"kind": "threshold"},
         "total": {"kind": "rank"},
     }
-    more = {"format": {"wrapped": 0.5}, "thinking_format": None, "thinking_length": {"least": 3, "most": 5}}
-    parts = reward_parts(dict.fromkeys(NAMES) | more, shaping)
+    more = {"format": {"wrapped": 0.5}, "thinking_format": {}, "thinking_length": {"least": 3, "most": 5}}
+    parts = reward_parts(dict.fromkeys(NAMES, {}) | more, shaping)
     run = archived(tmp_path, parts)
     for step in rescore(run, Scorer(parts.recipes), parts.shaper()):
         assert set(step.terms) == {*NAMES, *more} == set(step.archived_terms)
@@ -94,7 +94,7 @@ def test_all_built_in_rewards_and_every_kind_of_shaping_come_out_to_the_last_bit
 
 
 def test_other_rewards_are_scored_as_if_the_run_had_had_them(tmp_path: Path) -> None:
-    first, second = reward_parts({"mask_iou": None}, {}), reward_parts({"box_iou": None, "format": None}, {})
+    first, second = reward_parts({"mask_iou": {}}, {}), reward_parts({"box_iou": {}, "format": {}}, {})
     run, other = archived(tmp_path / "a", first), archived(tmp_path / "b", second)
     ours = list(rescore(run, Scorer(second.recipes), second.shaper()))
     theirs = list(rescore(other, Scorer(second.recipes), second.shaper()))
@@ -105,7 +105,7 @@ def test_other_rewards_are_scored_as_if_the_run_had_had_them(tmp_path: Path) -> 
 
 
 def test_iou_is_0_for_what_cannot_be_read_and_vertices_are_counted(tmp_path: Path) -> None:
-    parts = reward_parts({"mask_iou": None}, {})
+    parts = reward_parts({"mask_iou": {}}, {})
     run = archived(tmp_path, parts)
     rows = [row for batch in RolloutArchive(run / "archive").rollouts() for row in batch.to_pylist()]
     steps = list(rescore(run, Scorer(parts.recipes), parts.shaper()))
@@ -117,13 +117,13 @@ def test_iou_is_0_for_what_cannot_be_read_and_vertices_are_counted(tmp_path: Pat
 
 
 def test_only_the_steps_that_are_asked_for_are_read(tmp_path: Path) -> None:
-    parts = reward_parts({"mask_iou": None}, {})
+    parts = reward_parts({"mask_iou": {}}, {})
     run = archived(tmp_path, parts)
     assert [step.step for step in rescore(run, Scorer(parts.recipes), parts.shaper(), {0, 2})] == [0, 2]
 
 
 def test_a_rewards_own_file_is_rescored_and_written_a_row_an_answer(tmp_path: Path) -> None:
-    run = archived(tmp_path / "run", reward_parts({"mask_iou": None}, {}))
+    run = archived(tmp_path / "run", reward_parts({"mask_iou": {}}, {}))
     file, out = (
         reward_file(tmp_path, "rewards: {mask_iou: {weight: 0.5}, format: {weight: 0.5}}"),
         tmp_path / "x.parquet",
@@ -147,7 +147,7 @@ def test_a_rewards_own_file_is_rescored_and_written_a_row_an_answer(tmp_path: Pa
 
 def test_a_run_under_its_own_rewards_is_identical_and_one_altered_term_is_counted(tmp_path: Path) -> None:
     config = "run: x\nrewards: {mask_iou: {}, format: {}}\n"
-    run = archived(tmp_path, reward_parts({"mask_iou": None, "format": None}, {}))
+    run = archived(tmp_path, reward_parts({"mask_iou": {}, "format": {}}, {}))
     (run / "config.yaml").write_text(config)
     assert rescore_run(run, None, None, QUIET).identical
     (run / "config.yaml").write_text(config.replace("format: {}", "format: {weight: 0.3}"))
@@ -161,14 +161,14 @@ def test_a_reward_that_breaks_leaves_no_file_behind(tmp_path: Path) -> None:
         "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Reward:\n    weight: float = 1.0\n"
         "    def __call__(self, comparison):\n        return 2.0\n"
     )
-    run, out = archived(tmp_path / "run", reward_parts({"mask_iou": None}, {})), tmp_path / "x.parquet"
+    run, out = archived(tmp_path / "run", reward_parts({"mask_iou": {}}, {})), tmp_path / "x.parquet"
     with pytest.raises(ValueError, match=r"broken returned 2.0 for example example \d"):
         rescore_run(run, module, out, QUIET)
     assert list(tmp_path.glob("*x.parquet*")) == []
 
 
 def test_an_archive_without_the_example_of_an_answer_is_refused_by_name(tmp_path: Path) -> None:
-    parts = reward_parts({"mask_iou": None}, {})
+    parts = reward_parts({"mask_iou": {}}, {})
     run = archived(tmp_path, parts)
     for shard in (run / "archive" / "examples").iterdir():
         shard.unlink()
@@ -177,7 +177,7 @@ def test_an_archive_without_the_example_of_an_answer_is_refused_by_name(tmp_path
 
 
 def test_groups_of_different_sizes_are_refused(tmp_path: Path) -> None:
-    parts = reward_parts({"mask_iou": None}, {})
+    parts = reward_parts({"mask_iou": {}}, {})
     run = archived(tmp_path, parts, num_steps=1)
     asked = random_example(np.random.default_rng(1), "one more")
     response = Response(np.arange(3), np.zeros(3, np.float32), "stop")
@@ -199,7 +199,7 @@ def test_an_archive_without_a_step_or_with_one_missing_is_refused_and_nothing_is
     file, out = reward_file(tmp_path, "rewards: {format: {}}"), tmp_path / "new" / "x.parquet"
     with pytest.raises(FileNotFoundError, match="holds no archived answers; give the folder of a run"):
         rescore_run(tmp_path / "nothing", file, out, QUIET)
-    run = archived(tmp_path / "run", reward_parts({"mask_iou": None}, {}))
+    run = archived(tmp_path / "run", reward_parts({"mask_iou": {}}, {}))
     (run / "archive" / "rollouts" / "step-00000001.parquet").unlink()
     with pytest.raises(ValueError, match=r"holds 2 of the 3 steps up to its last; `polytrace archive verify"):
         rescore_run(run, file, out, QUIET)
@@ -207,7 +207,7 @@ def test_an_archive_without_a_step_or_with_one_missing_is_refused_and_nothing_is
 
 
 def test_an_output_that_is_no_ordinary_file_is_left_alone(tmp_path: Path) -> None:
-    run = archived(tmp_path / "run", reward_parts({"mask_iou": None}, {}))
+    run = archived(tmp_path / "run", reward_parts({"mask_iou": {}}, {}))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="pipe is no ordinary file"):
         rescore_run(run, reward_file(tmp_path, "rewards: {format: {}}"), tmp_path / "pipe", QUIET)

@@ -32,7 +32,7 @@ def loss_of(algorithm: PolicyGradient, new: Tensor, old: Tensor = LEARNER) -> tu
     part = Batch((image,), ("it",), (tokens,), (sampled,), np.array([[1.0, -0.5]], np.float32), np.array([True]))
     empty = torch.zeros(0)
     rows = PromptRows(empty, empty, empty, empty, torch.zeros_like(MASK, dtype=torch.int64), MASK, MASK)
-    return micro_batch_loss(algorithm, MicroBatch(part, rows, True, 5, MiniBatch(2, 1)), new, old)
+    return micro_batch_loss(algorithm, MicroBatch(part, rows, True, MiniBatch(2, 1)), new, old)
 
 
 def loss_and_gradient(algorithm: PolicyGradient, moved: Tensor, old: Tensor = LEARNER) -> tuple[float, Tensor]:
