@@ -84,7 +84,7 @@ def test_all_built_in_rewards_and_every_kind_of_shaping_come_out_to_the_last_bit
         "total": {"kind": "rank"},
     }
     more = {"format": {"wrapped": 0.5}, "thinking_format": {}, "thinking_length": {"least": 3, "most": 5}}
-    parts = reward_parts(dict.fromkeys(NAMES, {}) | more, shaping)
+    parts = reward_parts({name: {} for name in NAMES} | more, shaping)
     run = archived(tmp_path, parts)
     for step in rescore(run, Scorer(parts.recipes), parts.shaper()):
         assert set(step.terms) == {*NAMES, *more} == set(step.archived_terms)
