@@ -98,6 +98,11 @@ def _refuse_other_weights(archive: RolloutArchive, checksum: str) -> None:
     if last is None:
         return
     (stored,) = {name for batch in archive.rollouts(["policy_checksum"], {last}) for name in batch[0].to_pylist()}
+    if len(stored) != len(checksum):
+        raise ValueError(
+            f"{archive.folder} was begun by a release whose checksums of weights ({stored[:12]}...) cannot be compared "
+            "with today's; sample into another folder by run=NAME."
+        )
     if stored != checksum:
         raise ValueError(
             f"the policy now has the weights {checksum[:12]}, but {archive.folder} was drawn by {stored[:12]}; bring "

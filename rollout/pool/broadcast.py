@@ -46,8 +46,10 @@ class MeetingPlace:
     """The store in the sender's process by which groups form."""
 
     def __init__(self) -> None:
-        self.host, self.port = cluster.free_address()
-        self._store = dist.TCPStore(self.host, self.port, is_master=True, wait_for_workers=False)
+        self.host = cluster.node_address()
+        # Whatever port is free: one that was looked for before could be another's by now.
+        self._store = dist.TCPStore(self.host, 0, is_master=True, wait_for_workers=False)
+        self.port = self._store.port
         self._groups = 0
 
     def meeting(self, receivers: int) -> Meeting:

@@ -232,7 +232,7 @@ def test_what_was_asked_before_is_answered_with_the_weights_of_its_time(pool: Wo
 
 def test_a_group_that_cannot_form_is_told_with_its_address_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcast, "MEET_SECONDS", 1.0)
-    monkeypatch.setattr(cluster, "free_address", lambda: ("127.0.0.1", 0))
+    monkeypatch.setattr(cluster, "node_address", lambda: "127.0.0.1")
     sender = WeightSender(torch.device("cpu"))
     meeting = sender.meeting(receivers=1)
     parts = [[("weight", torch.arange(3.0))]]
