@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from in_process import LocalPool, apart, run_here, settings
 from made_archive import write_steps
@@ -14,7 +15,7 @@ from rl.pairs.export import export_pairs
 from rl.run.data import RunData
 from rl.run.folder import RunFolder
 from rl.run.parts import run_parts
-from rl.sample import draw, of_best_policy, without_learner
+from rl.sample import _refuse_other_weights, draw, of_best_policy, without_learner
 from rollout.archive.archive import RolloutArchive
 from rollout.cluster import free_address
 
@@ -73,10 +74,21 @@ def test_a_sample_is_mixed_with_no_other_run_and_resumed_by_no_other_settings(tm
         of_best_policy(settings(run), run)
 
 
-def test_an_archive_that_other_weights_drew_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_an_archive_of_an_earlier_release_is_not_gone_on_with(tmp_path: Path) -> None:
     write_steps(tmp_path / "archive", range(1)).close()
     config = without_learner(settings(tmp_path, "steps=2", "shaping={}"))
     parts = run_parts(config)
-    with pytest.raises(ValueError, match=r"has the weights [0-9a-f]{12}, but .* was drawn by cdcdcdcdcdcd; bring"):
+    with pytest.raises(ValueError, match=r"begun by a release whose checksums of weights \(cdcdcdcdcdcd\.\.\.\)"):
         draw(config, parts, LocalPool(config, parts), QUIET)  # type: ignore[arg-type]
     assert RolloutArchive(tmp_path / "archive").num_steps == 1
+
+
+def test_an_archive_that_other_weights_drew_is_told_as_such() -> None:
+    class Others:
+        folder, last_step = Path("archive"), 3
+
+        def rollouts(self, columns: list[str], steps: set[int]) -> list[tuple[pa.RecordBatch]]:
+            return [(pa.record_batch({"policy_checksum": ["ab" * 16]})[columns[0]],)]
+
+    with pytest.raises(ValueError, match=r"has the weights cdcdcdcdcdcd, but archive was drawn by abababababab; bring"):
+        _refuse_other_weights(Others(), "cd" * 16)  # type: ignore[arg-type]
