@@ -121,7 +121,7 @@ def small_cards_note(config: RunConfig, card_bytes: int | None) -> str | None:
 
 def _store_bytes(config: RunConfig, weights: int) -> int:
     given = config.ray.object_store_gb
-    return needed_store_bytes(weights) if given is None else int(given * 2**30)
+    return needed_store_bytes(weights, config.pool.transport) if given is None else int(given * 2**30)
 
 
 def _refuse_cpu(config: RunConfig) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from envs.plugin import Plugin
 from policies.families.base import PolicyContract, VisionFeatures
 from policies.refiner.mask_refiner import MaskRefiner
-from policies.vision_features import policy_with_tower_alone
+from policies.vision.features import policy_with_tower_alone
 from rl.config.load import load_settings, plugin_from_settings, read_mapping, save_settings
 from rl.config.plugins import EMBEDDED, policy_plugin
 from rl.config.refiner import RefineConfig

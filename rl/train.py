@@ -18,10 +18,10 @@ from rl.algorithms.base import PolicyGradient
 from rl.check import notes_of
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_units, record_evaluation, score_groups
-from rl.learner.batch import Batch, pack
+from rl.learner.batches.batch import Batch, pack
+from rl.learner.batches.stats import sampler_warning, signal_warning
 from rl.learner.dropped import DroppedSteps
 from rl.learner.learner import Learner
-from rl.learner.stats import sampler_warning, signal_warning
 from rl.learner.turns import Turns
 from rl.pages.progress import StepProgress
 from rl.plan import small_cards_note

@@ -81,7 +81,8 @@ class PoolSettings:
     """In every so many steps the weights that arrive are proved by SHA-256, too; each time by a sum over all their
     words, which tells accidents as surely and costs a tenth. 0: never."""
     units_in_flight: Annotated[int, at_least(1)] = 3
-    """Units that one worker has in hand where a reward runs in processes: one is sampled while others are scored."""
+    """Units that one worker has in hand on a GPU, and where a reward runs in processes: one is sampled while others are
+    scored, or their images read."""
     staleness: Annotated[int, at_least(0)] = 0
     """Steps by which answers may be older than the weights that learn from them. 0: first sample, then learn. 1: the
     next step is sampled while the learner works. Part of the result, unlike the number of workers; set

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,14 +69,29 @@ class WorkerSettings:
     """Whether it gives up its weights for that."""
 
     @property
-    def hosts_rewards(self) -> bool:
-        """Whether a reward has processes of its own, so that a worker may sample while it is waited for."""
-        return any(recipe.processes for recipe in self.rewards.values())
+    def works_ahead(self) -> bool:
+        """Whether it is worthwhile to give a worker a unit before it is done with the last one.
+
+        So it is where a reward has processes of its own, which it waits for, and on a GPU, which would wait for images.
+        """
+        return self.device == "cuda" or any(recipe.processes for recipe in self.rewards.values())
 
 
 def answer_seed(seed: int, step: int, position: int, index: int) -> int:
     """Key of the random stream of one answer, 0 .. 2**64 - 1."""
     return int(np.random.SeedSequence([seed, step, position, index]).generate_state(1, np.uint64)[0])
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A unit with all done that needs no weights."""
+
+    unit: Unit
+    examples: Sequence[Example]
+    images: Sequence[NDArray[np.uint8]]
+    questions: Sequence[Question]
+    rows: Any
+    """What the sampler made of the questions."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +116,10 @@ class RolloutWorker:
         self.name = name
         # One thread samples, or takes weights, at a time; scoring is free of it, since a reward may be slow.
         self._sampling = Lock()
+        # Another one reads images beside it; not several, since data sets may hold open files.
+        self._reading = Lock()
         self._settings = settings
-        self._sampler: Sampler = settings.engine.build().open(settings.policy, settings.device, settings.sleeps)
+        self._sampler: Sampler[Any] = settings.engine.build().open(settings.policy, settings.device, settings.sleeps)
         refined = settings.refined
         self._refiner = None if refined is None else AnswerRefiner(refined, self._sampler.policy)
         self.scorer = Scorer(settings.rewards)
@@ -161,34 +179,41 @@ class RolloutWorker:
         return self._sampler.held_checksum()
 
     def answer(self, unit: Unit, version: int) -> list[Group]:
-        """Sample and score a unit's groups with the weights of `version`; while it scores, another unit may be sampled.
+        """Sample and score a unit's groups with the weights of `version`.
 
+        While its images are read, and while it is scored, another unit may be sampled.
         Raises RuntimeError where this worker holds other weights: a stale answer must never pass for a fresh one. What
         `Scorer.columns` raises passes through.
         """
+        # Torch counts its threads by the thread that asks, which need not be the one that built this worker.
+        torch.set_num_threads(self._settings.threads)
+        with self._reading:
+            prepared = self._prepared(unit)
         with self._sampling:
-            # Torch counts its threads by the thread that asks, which need not be the one that built this worker.
-            torch.set_num_threads(self._settings.threads)
-            sampled = self._sampled(unit, version)
+            sampled = self._sampled(prepared, version)
         columns = self.scorer.columns_of([group.comparisons for group in sampled])
         return [_scored(*parts) for parts in zip(sampled, columns, strict=True)]
 
-    def _sampled(self, unit: Unit, version: int) -> list[_Sampled]:
+    def _prepared(self, unit: Unit) -> _Prepared:
+        env = self._env(unit.split)
+        examples = [env[index] for index in unit.indices]
+        images = [env.image(example.image) for example in examples]
+        questions = [example.question(image) for example, image in zip(examples, images, strict=True)]
+        return _Prepared(unit, examples, images, questions, self._sampler.prepare(questions, unit.sampling))
+
+    def _sampled(self, prepared: _Prepared, version: int) -> list[_Sampled]:
+        unit, examples, questions = prepared.unit, prepared.examples, prepared.questions
         if version != self._version:
             raise RuntimeError(
                 f"worker {self.name} holds weights of version {self._version}, the unit of step {unit.step} wants "
                 f"{version}; set_weights first."
             )
-        env = self._env(unit.split)
-        examples = [env[index] for index in unit.indices]
-        images = [env.image(example.image) for example in examples]
         seeds = [
             [answer_seed(self._settings.seed, unit.step, position, k) for k in range(unit.group_size)]
             for position in unit.positions
         ]
-        questions = [example.question(image) for example, image in zip(examples, images, strict=True)]
-        responses = self._sampler.sample(questions, unit.sampling, seeds)
-        comparisons = self._compared(examples, images, responses)
+        responses = self._sampler.sample_prepared(prepared.rows, unit.sampling, seeds)
+        comparisons = self._compared(examples, prepared.images, responses)
         return [
             _Sampled(
                 self._group(unit, n, example, questions[n]),

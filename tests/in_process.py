@@ -14,7 +14,7 @@ from policies.weights import Bucket
 from rl.config.learner import RankPlace
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 from rl.learner.rank import LearnerRank
 from rl.run.folder import RunFolder
 from rl.run.parts import RunParts, rank_settings, run_parts, worker_settings

@@ -18,7 +18,7 @@ from envs.plugin import Plugin
 from policies.families.vision_language import Policy
 from rl.algorithms.gspo import Algorithm
 from rl.config.learner import LearnerSettings, RankPlace, RankSettings
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 
 Weights = NDArray[np.float32]
 ENV = Plugin("envs.datasets", "Env", "cutout_scenes", {"image_size": 32, "num_scenes": 8})

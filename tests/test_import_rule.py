@@ -32,12 +32,13 @@ ROOMS = (  # of rl, from below: a room imports only from lines below its own, an
     ("rl.config", "rl.algorithms", "rl.pages"),
     ("rl.planning",),
     ("rl.run",),
+    ("rl.learner.batches",),
     ("rl.learner", "rl.evaluation", "rl.pairs", "rl.browse", "rl.sources"),
     ("rl.refiner", "rl.lab", "rl.supervised", "rl.evaluation.protocols"),
     ("rl.benchmarks",),
     ("rl",),
     ("rl.bench",),
-    ("rl.bench.gpu",),
+    ("rl.bench.gpu", "rl.bench.scoring"),
     ("rl.cli",),
 )
 RESTRICTED = ("envs/readers/_plain_pickle.py",)  # asks for no class or function, and raises where a pickle does

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from policies import vision_attention
 from policies.checkpoint import Checkpoint
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Sides
-from policies.vision_features import tower_features
+from policies.vision import attention as vision_attention
+from policies.vision.features import tower_features
+from policies.vision.patch_embedding import embed_patches_by_product
 
 _MOST_RATIO = 200
 """Largest ratio of an image's sides, longer over shorter: the image processor raises for more."""
@@ -139,6 +140,7 @@ class _Qwen:
     def prepare(self, model: Any) -> None:
         """Family.prepare: windows and images go through the tower in few calls."""
         model.model.visual.config._attn_implementation = vision_attention.NAME
+        embed_patches_by_product(model.model.visual)
 
     def image_inputs(self, rows: PromptRows) -> dict[str, Tensor]:
         """Family.image_inputs."""

@@ -18,9 +18,9 @@ from envs.example import Question
 from policies.settings import AS_IT_IS, Asking
 
 if TYPE_CHECKING:  # transformers, which what reads an archive can do without
-    from policies.image_memory import ImageMemory
     from policies.processor import Processor
     from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
+    from policies.vision.image_memory import ImageMemory
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,16 @@ from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Family
-from policies.image_memory import ImageMemory
 from policies.lora import add_adapters
 from policies.processor import Processor
 from policies.settings import AS_IT_IS, THINKING_QUESTION, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.decoder import Decoder, lay_out
+from policies.sharing.norm import replace_norms
 from policies.sharing.packing import pack_rows
 from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_prompts, of_like_length, stacked
 from policies.sharing.scoring_head import Allowed, Neighbours, Scoring, ScoringHead, scores
+from policies.vision.image_memory import ImageMemory
 from policies.weights import held_sha256
 
 FAMILIES: Mapping[str, Family] = {"llava": Llava(), "qwen2_5_vl": Qwen2_5VL(), "qwen3_vl": Qwen3VL()}
@@ -91,6 +92,7 @@ class Policy(nn.Module):
         self.processor = self.make_processor(checkpoint, codec, asking)
         self.model: Any = _loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
         self.processor.family.prepare(self.model)
+        replace_norms(self.model)
         self.model.set_output_embeddings(ScoringHead.in_place_of(self.model.lm_head))
         self._logit_bytes = logit_bytes
         self.register_buffer("_unsampled", torch.tensor(self.processor.unsampled_tokens), persistent=False)

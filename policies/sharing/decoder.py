@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaModel, LlamaRMSNorm
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention, Qwen3VLTextRMSNorm
+from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention
 
 from policies.sharing.joined import JoinedMaps, join
+from policies.sharing.norm import SAME_NORMS, RootMeanSquareNorm
 from policies.sharing.prompt_cache import PromptCache
 
-_NORMS = (LlamaRMSNorm, Qwen2_5_VLRMSNorm, Qwen3VLTextRMSNorm)
 _BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rotary positions whose angles depend on the longest position that is asked for together."""
 
@@ -146,7 +145,7 @@ class _Turn:
 def normed(norm: Any, hidden: Tensor) -> Tensor:
     """What a family's RMS norm gives, in one call, or in two where it rounds twice: those of lower precision than
     float32 round before they multiply by their weights."""
-    if not isinstance(norm, _NORMS):
+    if not isinstance(norm, (RootMeanSquareNorm, *SAME_NORMS)):
         return norm(hidden)
     if hidden.dtype == torch.float32:
         return functional.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)

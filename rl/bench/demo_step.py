@@ -15,7 +15,7 @@ from rewards.score import Target, compare
 from rewards.scorer import Scorer
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 from rl.run.parts import RunParts, run_parts
 from rl.run.steps import ScoredStep
 from rl.train import Run, start_actors, take_step

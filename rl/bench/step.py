@@ -21,7 +21,7 @@ from rl.bench.random_qwen import ModelChoice, Policy
 from rl.bench.side_by_side import ROUNDS, THREADS, SideBySide, Work, Workload, count, scaled, seconds_of
 from rl.config.learner import LearnerSettings, RankPlace, RankSettings
 from rl.config.rewards import load_rewards
-from rl.learner.batch import Batch, pack
+from rl.learner.batches.batch import Batch, pack
 from rl.learner.rank import LearnerRank
 from rl.run.steps import ScoredStep, scored_step
 from rl.train import take_step

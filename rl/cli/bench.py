@@ -40,8 +40,8 @@ def rewards(
     """
     from rich.progress import track
 
-    from rl.bench import rewards as bench
-    from rl.bench.rewards import batch_milliseconds
+    from rl.bench.scoring import rewards as bench
+    from rl.bench.scoring.rewards import batch_milliseconds
 
     cases = bench.cases(quick)
     quiet = Console(stderr=True)
@@ -62,7 +62,7 @@ def benchmark(
     """
     from rich.progress import track
 
-    from rl.bench import benchmark as bench
+    from rl.bench.scoring import benchmark as bench
 
     total, quiet = len(bench.cases(quick)), Console(stderr=True)
     timed = list(track(bench.bench(quick), "measuring", total=total, console=quiet, transient=True))
@@ -116,7 +116,7 @@ def gpu(
 @bench_app.command()
 def rescore(as_json: AsJson = False) -> None:
     """Archived answers rescored per second, at 64 and at 640 x 480 pixels, masks decoded each time."""
-    from rl.bench import rescore as bench
+    from rl.bench.scoring import rescore as bench
 
     found = bench.bench()
     _tell(as_json, [asdict(one) for one in found], bench.table(found))

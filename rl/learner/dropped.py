@@ -27,7 +27,7 @@ from policies.families.base import PolicyContract
 from policies.weights import load_bucket
 from rl.algorithms.base import PolicyGradient
 from rl.config.run import num_gpus
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 from rl.run.folder import RunFolder
 from rl.run.parts import rank_settings, run_parts, worker_settings
 from rl.run.preflight import object_store_bytes

@@ -182,12 +182,7 @@ class TrainingEngine:
 
         Raises ValueError where nothing is trained.
         """
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        if not trained:
-            raise ValueError(
-                "no parameter of the policy is trained: learner.freeze_vision keeps the vision tower, and learner.lora "
-                "all but the adapters of its targets; let one of them name something else."
-            )
+        trained = _trained(network)
         self._learner, self._place, self._averaged = learner, place, averaged
         # Its rate is that of each `update`.
         # Fused, since it works on tensors of GPUs and of the host alike, without a second copy of what it steps.
@@ -274,3 +269,13 @@ class TrainingEngine:
         self.steps_done = load_ranks(self._engine, folder / tag, self._learner, self._place).steps_done
         if self.average:
             self.average = load_file(folder / tag / AVERAGE, device=str(self.device))
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError(
+            "no parameter of the policy is trained: learner.freeze_vision keeps the vision tower, and learner.lora "
+            "all but the adapters of its targets; let one of them name something else."
+        )
+    return trained

@@ -9,7 +9,7 @@ from ray.util.placement_group import PlacementGroup
 
 from policies.weights import Bucket, BucketShape
 from rl.config.learner import RankPlace, RankSettings
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 from rl.learner.rank import LearnerRank
 from rl.learner.ranks import STORE_FULL, RankActor, RankGroup, Reply, full_store, reply
 from rl.learner.tuning import refuse_wrong_tuning

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from envs.datasets.base import Env
 from policies.families.base import PromptRows
-from policies.image_memory import ImageMemory
 from policies.lora import without_adapters
+from policies.vision.image_memory import ImageMemory
 from policies.weights import BUCKET_BYTES, Bucket, BucketShape, make_bucket
 from rl.algorithms.base import PolicyGradient
 from rl.config.learner import RankPlace, RankSettings
-from rl.learner.batch import Batch
-from rl.learner.engine import Watchdog, watched
-from rl.learner.micro_batches import (
+from rl.learner.batches.batch import Batch
+from rl.learner.batches.micro_batches import (
     GroupTokens,
     MicroBatch,
     MiniBatch,
@@ -34,8 +33,9 @@ from rl.learner.micro_batches import (
     micro_batch_of,
     refuse_small_budget,
 )
+from rl.learner.batches.stats import MicroBatchStats, of_all_ranks, step_stats
+from rl.learner.engine import Watchdog, watched
 from rl.learner.policy import TrainedPolicy, Weights
-from rl.learner.stats import MicroBatchStats, of_all_ranks, step_stats
 
 
 class LearnerRank:

@@ -141,47 +141,38 @@ def worker_memory(job: Job) -> Memory:
     resting = _resting(job)
     if job.engine.name == "vllm":
         return _of_vllm(job, resting)
-    room, held = (
-        MARGIN * card,
-        [Part("weights", job.weight_bytes, f"{_count(job.sizes.parameters.all)} x {job.number} B")],
-    )
-    held += [Part("process", CONTEXT_BYTES, "CUDA context, work spaces; assumed"), *resting]
-    groups, size, most = groups_at_once(job), job.config.group_size, job.config.sampling.max_tokens
-    prompts = groups * job.asked.prompt * cache_bytes(job)
-    answers = groups * size * most * cache_bytes(job)
-    logits = _SAMPLED_LOGIT_BYTES * groups * size * float(job.sizes.text.vocabulary)
-    patches = groups * job.asked.patches
-    tower = patches * (vision_block_bytes(job.sizes.vision, job.number))
-    how = f"({groups} prompts of {job.asked.prompt:,}, {groups * size} answers of {most:,} tokens)"
-    how = f"{_LEAVING:g} x {cache_bytes(job):,.0f} B x {how}"
+    held = [
+        Part("weights", job.weight_bytes, f"{_count(job.sizes.parameters.all)} x {job.number} B"),
+        Part("process", CONTEXT_BYTES, "CUDA context, work spaces; assumed"),
+        *resting,
+    ]
+    moments = {"decoding, while answers leave": _decoding(job), "encoding prompts": _encoding(job)}
     return fullest(
-        [
-            Memory(
-                "rollout worker",
-                [
-                    *held,
-                    Part(
-                        "keys and values",
-                        _LEAVING * (prompts + answers),
-                        f"{_LEAVING:g} x {cache_bytes(job):,.0f} B x ({how})",
-                    ),
-                    Part("logits", logits, f"{groups * size} answers x {_SAMPLED_LOGIT_BYTES} B"),
-                ],
-                room,
-                "decoding, while answers leave",
-            ),
-            Memory(
-                "rollout worker",
-                [
-                    *held,
-                    Part("keys and values", 2 * prompts, f"{groups} prompts, twice while they are put together"),
-                    Part("vision tower", tower, f"{patches:,} patches, one block"),
-                ],
-                room,
-                "encoding prompts",
-            ),
-        ]
+        [Memory("rollout worker", [*held, *parts], MARGIN * card, moment) for moment, parts in moments.items()]
     )
+
+
+def _decoding(job: Job) -> list[Part]:
+    groups, size, most = groups_at_once(job), job.config.group_size, job.config.sampling.max_tokens
+    tokens = groups * job.asked.prompt + groups * size * most
+    how = f"{cache_bytes(job):,.0f} B x ({groups} prompts of {job.asked.prompt:,}, {groups * size} answers of {most:,})"
+    logits = _SAMPLED_LOGIT_BYTES * groups * size * float(job.sizes.text.vocabulary)
+    return [
+        Part(
+            "keys and values", _LEAVING * tokens * cache_bytes(job), f"{_LEAVING:g} x {cache_bytes(job):,.0f} B x {how}"
+        ),
+        Part("logits", logits, f"{groups * size} answers x {_SAMPLED_LOGIT_BYTES} B"),
+    ]
+
+
+def _encoding(job: Job) -> list[Part]:
+    groups = groups_at_once(job)
+    prompts, patches = groups * job.asked.prompt * cache_bytes(job), groups * job.asked.patches
+    tower = patches * vision_block_bytes(job.sizes.vision, job.number)
+    return [
+        Part("keys and values", 2 * prompts, f"{groups} prompts, twice while they are put together"),
+        Part("vision tower", tower, f"{patches:,} patches, one block"),
+    ]
 
 
 def _of_vllm(job: Job, resting: list[Part]) -> Memory:

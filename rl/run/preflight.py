@@ -25,8 +25,9 @@ from rl.run.thinking import block_tokens, refuse_unfit_thinking
 from rl.run.writable import refuse_unwritable_codec
 from rollout.settings import LEAST_OBJECT_STORE_GB
 
-_VERSIONS_IN_FLIGHT = 3
-"""Weights that are being delivered, those before them, which are let go of only then, and those of a step asked before.
+_VERSIONS_IN_FLIGHT = {"object_store": 3, "broadcast": 2}
+"""By transport. Weights that are being delivered, those before them, which are let go of only then, and those of a step
+asked before; where weights are broadcast, only whoever missed a delivery gets them so.
 """
 _BESIDE_WEIGHTS_BYTES = 256 * 2**20
 """Object store for answers and batches: a step of 512 groups of 16 answers with 400 tokens takes some 100 MB."""
@@ -141,12 +142,12 @@ def object_store_bytes(config: RunConfig, parts: RunParts) -> int:
     """Memory for Ray's object store: ray.object_store_gb, else what the weights need, with something for answers."""
     if config.ray.object_store_gb is not None:
         return int(config.ray.object_store_gb * _GIB)
-    return needed_store_bytes(weight_bytes(parts))
+    return needed_store_bytes(weight_bytes(parts), config.pool.transport)
 
 
-def needed_store_bytes(weights: int) -> int:
+def needed_store_bytes(weights: int, transport: str) -> int:
     """Memory that Ray's object store needs for weights of so many bytes, with something for answers."""
-    return max(_VERSIONS_IN_FLIGHT * weights + _BESIDE_WEIGHTS_BYTES, int(LEAST_OBJECT_STORE_GB * _GIB))
+    return max(_VERSIONS_IN_FLIGHT[transport] * weights + _BESIDE_WEIGHTS_BYTES, int(LEAST_OBJECT_STORE_GB * _GIB))
 
 
 def checkpoint_bytes(config: RunConfig, parts: RunParts) -> int:

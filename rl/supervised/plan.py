@@ -12,7 +12,7 @@ import torch
 from envs.datasets.base import Env
 from policies.processor import Processor
 from rl.config.sft import SftConfig, SftLearner
-from rl.learner.micro_batches import GroupTokens, PassBudget, budgeted_micro_batches
+from rl.learner.batches.micro_batches import GroupTokens, PassBudget, budgeted_micro_batches
 from rl.supervised.answers import CHECKED, Taught, answer_text
 
 

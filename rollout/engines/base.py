@@ -6,7 +6,7 @@ that holds a model. A sampler is a plain object in the worker's process; nothing
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,16 @@ from policies.families.base import PolicyContract, Response
 from policies.weights import Bucket
 from rollout.settings import Sampling
 
+Prepared = TypeVar("Prepared")
+"""What a sampler makes of questions before it samples."""
+
 
 def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
     """[max_tokens] numbers in [0, 1) for one answer, a function of its key alone."""
     return np.random.default_rng(list(key)).random(max_tokens)
 
 
-class Sampler(Protocol):
+class Sampler(Protocol[Prepared]):
     """A model that answers, in this process."""
 
     policy: PolicyContract
@@ -45,13 +48,18 @@ class Sampler(Protocol):
         """The weights that are held, cut into buckets, under the names that a learner gives them."""
         ...
 
-    def sample(
-        self, questions: Sequence[Question], sampling: Sampling, seeds: Sequence[Sequence[int]]
-    ) -> list[list[Response]]:
-        """[B][G] responses to B questions; seeds: [B][G] keys of the answers' random streams.
+    def prepare(self, questions: Sequence[Question], sampling: Sampling) -> Prepared:
+        """All of sampling that needs no weights: prompts, and images as the model is shown them.
 
-        ValueError for a question that the policy cannot be asked.
+        Any thread may ask for the next questions while another samples. ValueError for a question that the policy
+        cannot be asked.
         """
+        ...
+
+    def sample_prepared(
+        self, prepared: Prepared, sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Response]]:
+        """[B][G] responses to B questions that were prepared; seeds: [B][G] keys of the answers' random streams."""
         ...
 
     def sleep(self, weights: bool) -> None:
@@ -77,7 +85,7 @@ class Engine(Protocol):
         """Raises ValueError where this engine cannot draw answers so, or not with so many GPUs."""
         ...
 
-    def open(self, policy: Plugin, device: str, sleeps: bool = False) -> Sampler:
+    def open(self, policy: Plugin, device: str, sleeps: bool = False) -> Sampler[Any]:
         """A sampler that holds the policy's checkpoint, awake.
 
         device: cuda or cpu. sleeps: whether `sleep` is ever called, which some engines must know from the start.

@@ -118,9 +118,9 @@ class SharedSampler:
         self, questions: Sequence[Question], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Response]]:
         """[B][G] responses to B questions; each answer's tokens follow from its seed."""
-        return self.sample_prepared(self.prepare(questions), sampling, seeds)
+        return self.sample_prepared(self.prepare(questions, sampling), sampling, seeds)
 
-    def prepare(self, questions: Sequence[Question]) -> PromptRows:
+    def prepare(self, questions: Sequence[Question], sampling: Sampling) -> PromptRows:
         """All of `sample` that needs no weights, on the CPU: tokens, and images cut into patches.
 
         Any thread may ask for the next questions while another samples. ValueError for a question that the policy

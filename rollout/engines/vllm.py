@@ -198,18 +198,27 @@ class VllmSampler:
     def sample(
         self, questions: Sequence[Question], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Response]]:
-        """[B][G] responses to B questions, each drawn from its own seed; one request an answer, all asked at once.
+        """[B][G] responses to B questions, each drawn from its own seed; what `prepare` and `sample_prepared` raise."""
+        return self.sample_prepared(self.prepare(questions, sampling), sampling, seeds)
 
-        Raises ValueError for a question that is too long for `max_model_len`, RuntimeError where vLLM made other
-        prompts of the questions than the learner will, or keeps keys and values of older weights.
+    def prepare(self, questions: Sequence[Question], sampling: Sampling) -> list[tuple[Question, dict[str, Any]]]:
+        """Each question as vLLM takes it. Any thread may ask. ValueError for one too long for `max_model_len`."""
+        return [(question, self._prompt(question, sampling)) for question in questions]
+
+    def sample_prepared(
+        self, prepared: list[tuple[Question, dict[str, Any]]], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Response]]:
+        """One request an answer, all asked at once.
+
+        Raises RuntimeError where vLLM made other prompts of the questions than the learner will, or keeps keys and
+        values of older weights.
         """
-        prompts = [self._prompt(question, sampling) for question in questions]
         self._empty_stale_caches()
-        requests = [prompt for prompt, own in zip(prompts, seeds, strict=True) for _ in own]
+        requests = [prompt for (_, prompt), own in zip(prepared, seeds, strict=True) for _ in own]
         params = [self._params(sampling, seed) for own in seeds for seed in own]
         outputs = iter(self._llm.generate(requests, params, use_tqdm=False))
         answered = [[next(outputs) for _ in own] for own in seeds]
-        for group, question in zip(answered, questions, strict=True):
+        for group, (question, _) in zip(answered, prepared, strict=True):
             self._refuse_other_prompt(group[0], question)
         return [[self._response(output.outputs[0]) for output in group] for group in answered]
 

@@ -47,8 +47,7 @@ class WorkerPool:
 
     def __init__(self, settings: PoolSettings, worker: WorkerSettings, strategies: Sequence[Any] | None = None) -> None:
         """strategies: Ray's scheduling strategy of each worker (cluster.place); None: wherever there is room."""
-        # Only slow rewards make it worthwhile to give a worker a unit before it is done with the last one.
-        units_each = settings.units_in_flight if worker.hosts_rewards else 1
+        units_each = settings.units_in_flight if worker.works_ahead else 1
         remote = ray.remote(max_restarts=-1, max_task_retries=0, num_cpus=1, num_gpus=settings.gpus_per_worker)(
             PoolActor
         )

@@ -8,7 +8,7 @@ from test_vision_language import shared_rows, write_llava, write_qwen2_5_vl
 
 from envs.codecs.path_tokens import Codec
 from policies.families.vision_language import Policy
-from policies.image_memory import ImageMemory
+from policies.vision.image_memory import ImageMemory
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl", "llava"])

@@ -11,7 +11,7 @@ from envs.codecs.path_tokens import Codec
 from envs.plugin import Plugin
 from policies.checkpoint import Checkpoint
 from policies.families.vision_language import Policy
-from policies.vision_features import policy_with_tower_alone
+from policies.vision.features import policy_with_tower_alone
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -8,9 +8,10 @@ from test_shared_attention import packed_rows
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from policies import varlen, vision_attention
+from policies import varlen
 from policies.sharing.attention import Heads, attend, inputs
 from policies.sharing.packing import PackedRows
+from policies.vision import attention as vision_attention
 
 pytestmark = pytest.mark.gpu
 WIDTH = 64

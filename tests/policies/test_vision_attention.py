@@ -11,9 +11,10 @@ from test_vision_language import write_qwen2_5_vl
 from torch import Tensor
 
 from envs.codecs.path_tokens import Codec
-from policies import varlen, vision_attention
+from policies import varlen
 from policies.families.vision_language import Policy
 from policies.varlen import Pairs
+from policies.vision import attention as vision_attention
 
 
 @pytest.fixture(scope="module")

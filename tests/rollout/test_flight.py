@@ -182,11 +182,11 @@ def test_questions_prepared_in_another_thread_get_the_answers_they_would_get_at_
     units, seeds, sampling = [ask_all([image], ["dog"]) for image in images], [[1, 2, 3]], Sampling(1.0, 12)
     expected = [sampler.sample(unit, sampling, seeds) for unit in units]
     with ThreadPoolExecutor(1) as beside:
-        ahead = beside.submit(sampler.prepare, units[0])
+        ahead = beside.submit(sampler.prepare, units[0], sampling)
         found = []
         for k in range(3):
             prepared = ahead.result()
-            ahead = beside.submit(sampler.prepare, units[min(k + 1, 2)])
+            ahead = beside.submit(sampler.prepare, units[min(k + 1, 2)], sampling)
             found.append(sampler.sample_prepared(prepared, sampling, seeds))
     for one, other in zip(found, expected, strict=True):
         assert same(one[0], other[0], atol=0.0)

@@ -42,8 +42,8 @@ class Speaker(SharedSampler):
         super().__init__(policy)
         self.texts = texts
 
-    def sample(self, questions, sampling, seeds):
-        return [[self.said(text, sampling.max_tokens) for text in self.texts] for _ in questions]
+    def sample_prepared(self, prepared, sampling, seeds):
+        return [[self.said(text, sampling.max_tokens) for text in self.texts] for _ in seeds]
 
     def said(self, text, most):
         tokens = self.policy.processor.answer_tokens(text)

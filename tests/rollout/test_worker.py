@@ -2,6 +2,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,6 +231,34 @@ def test_a_slow_reward_in_a_process_does_not_keep_the_next_unit_from_being_sampl
     assert were_asked == [True, True]
     assert [group.position for group in groups] == [7, 11]
     assert [group.rollouts[0].terms for group in groups] == [{"gate": 0.5}] * 2
+
+
+def test_the_images_of_the_next_unit_are_read_while_one_is_sampled(
+    tiny_untrained: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = worker(tiny_untrained)
+    sampler, meet = one._sampler, Barrier(2)
+    prepare, sample = sampler.prepare, sampler.sample_prepared
+    calls: list[str] = []
+
+    # The second unit's images and the first one's answers wait for each other, so that they must be under way together.
+    def preparing(*asked: Any) -> Any:
+        calls.append("prepare")
+        if calls.count("prepare") == 2:
+            meet.wait(60)
+        return prepare(*asked)
+
+    def sampling(*asked: Any) -> Any:
+        calls.append("sample")
+        if calls.count("sample") == 1:
+            meet.wait(60)
+        return sample(*asked)
+
+    monkeypatch.setattr(sampler, "prepare", preparing)
+    monkeypatch.setattr(sampler, "sample_prepared", sampling)
+    with ThreadPoolExecutor(2) as threads:
+        answered = list(threads.map(lambda _: one.answer(UNIT, 0), range(2)))
+    assert [sampled(each) for each in answered] == [sampled(groups)] * 2
 
 
 def test_threads_that_ask_one_worker_get_what_one_thread_gets(tiny_untrained: Path, groups: list[Group]) -> None:

@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from policies import vision_attention
+from policies.vision import attention as vision_attention
 from rl.bench.gpu.clock import median_seconds
 from rl.bench.gpu.part import Measured, Site
 

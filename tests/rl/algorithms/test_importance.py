@@ -12,9 +12,9 @@ from envs.example import ImageRef
 from policies.families.base import PromptRows
 from rl.algorithms import dr_grpo, grpo, gspo, gspo_token
 from rl.algorithms.base import PolicyGradient, importance_weights
-from rl.learner.batch import Batch
-from rl.learner.micro_batches import MicroBatch, MiniBatch, micro_batch_loss
-from rl.learner.stats import Mean, MicroBatchStats
+from rl.learner.batches.batch import Batch
+from rl.learner.batches.micro_batches import MicroBatch, MiniBatch, micro_batch_loss
+from rl.learner.batches.stats import Mean, MicroBatchStats
 
 ALGORITHMS = {"gspo": gspo.Algorithm, "gspo_token": gspo_token.Algorithm, "grpo": grpo.Algorithm}
 ALGORITHMS["dr_grpo"] = dr_grpo.Algorithm

@@ -10,7 +10,7 @@ from envs.polygons import flat_answers
 from rewards.kernels.overlap import overlap
 from rewards.score import Target
 from rl.bench.outlines import OUTLINES, overlap_in_c
-from rl.bench.rewards import Case, as_json, batch_milliseconds, cases, measure, table
+from rl.bench.scoring.rewards import Case, as_json, batch_milliseconds, cases, measure, table
 
 
 def test_every_contender_gives_the_iou_that_we_give_within_its_own_rule_of_pixels() -> None:

@@ -13,7 +13,7 @@ from policies.families.base import Response
 from rl.algorithms import gspo_token
 from rl.algorithms.base import PolicyGradient
 from rl.algorithms.gspo import Algorithm
-from rl.learner.batch import Batch, pack
+from rl.learner.batches.batch import Batch, pack
 from rollout.records import Group, Rollout
 
 

@@ -17,7 +17,7 @@ from policies.families.vision_language import Policy
 from policies.settings import LoraSettings
 from policies.weights import is_adapter
 from rl.config.learner import LearnerSettings, RankPlace
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 
 FINE = replace(LEARNER, lr=1e-5)
 COARSE = replace(LEARNER, dtype="bfloat16")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.example import ImageRef, Prompt
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 from rl.learner.dropped import DroppedSteps, read_batch, write_batch
 
 

@@ -29,7 +29,7 @@ from envs.plugin import Plugin
 from policies.families.vision_language import Policy
 from rl.algorithms.base import PolicyGradient, token_divergence
 from rl.config.learner import LearnerSettings, RankPlace
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 from rollout.engines.shared import sample
 from rollout.settings import Sampling
 

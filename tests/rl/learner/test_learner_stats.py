@@ -8,8 +8,8 @@ import torch
 
 from envs.example import ImageRef
 from rl.algorithms.base import LossTerms
-from rl.learner.batch import Batch
-from rl.learner.stats import (
+from rl.learner.batches.batch import Batch
+from rl.learner.batches.stats import (
     WEIGHT_CAP,
     Mean,
     importance_stats,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.learner.micro_batches import (
+from rl.learner.batches.micro_batches import (
     GroupTokens,
     PassBudget,
     Round,
@@ -15,7 +15,7 @@ from rl.learner.micro_batches import (
     even_micro_batches,
     refuse_small_budget,
 )
-from rl.learner.micro_batches import (
+from rl.learner.batches.micro_batches import (
     PlannedMicroBatch as Micro,
 )
 

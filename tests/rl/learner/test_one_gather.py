@@ -10,7 +10,7 @@ from ranks import LEARNER, of_dtype, together
 from test_token_budget import batch
 
 from rl.config.learner import LearnerSettings, RankPlace
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 
 
 def collectives(place: RankPlace, checkpoint: Path, batches: list[Batch], logit_bytes: int) -> Counter[str]:

@@ -8,7 +8,7 @@ import pytest
 from ranks import LEARNER, Session, Weights, all_weights, batch, of_dtype, run, together
 
 from rl.config.learner import RankPlace
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 
 
 def stepped(place: RankPlace, checkpoint: Path, each: Batch) -> tuple[str, str, str, Weights]:

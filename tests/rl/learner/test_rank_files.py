@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ranks import LEARNER, Session, batch, run
 
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 
 SLOW = replace(LEARNER, lr=1e-5)
 """An update as large as a real run's: 1e-5 a weight, so that 1e-6 is a tenth of one."""

@@ -13,7 +13,7 @@ from policies.families.vision_language import Policy
 from rl.algorithms.gspo import Algorithm
 from rl.config.load import load_settings, save_settings
 from rl.config.run import RunConfig
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 from rl.learner.dropped import group_losses, replay, write_batch
 from rollout.settings import Sampling
 

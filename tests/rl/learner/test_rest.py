@@ -9,7 +9,7 @@ import pytest
 from ranks import LEARNER, Weights, all_weights, batch, of_dtype, together
 
 from rl.config.learner import LearnerSettings, RankPlace
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 
 pytestmark = pytest.mark.slow
 

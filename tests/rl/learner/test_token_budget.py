@@ -16,8 +16,8 @@ from envs.plugin import Plugin
 from policies.families.vision_language import Policy
 from policies.tiny_model import TinySizes, write_untrained
 from rl.config.learner import LearnerSettings, RankPlace
-from rl.learner.batch import Batch
-from rl.learner.micro_batches import GroupTokens, PassBudget, Round, budgeted_micro_batches
+from rl.learner.batches.batch import Batch
+from rl.learner.batches.micro_batches import GroupTokens, PassBudget, Round, budgeted_micro_batches
 
 ONE_UPDATE = 1e-4
 """The rate: AdamW's first steps move most weights by this much."""

@@ -10,7 +10,7 @@ from processes import forks
 from ranks import apart, free_port
 from rich.console import Console
 
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 from rl.learner.turns import Turns
 from rl.run.folder import RunFolder
 from rl.run.parts import run_parts

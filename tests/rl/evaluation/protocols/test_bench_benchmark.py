@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rl.bench.benchmark import OUTLINES, SENTENCES, Case, as_json, cases, measure, table
+from rl.bench.scoring.benchmark import OUTLINES, SENTENCES, Case, as_json, cases, measure, table
 
 
 def test_scores_are_equal_on_pixel_edges_and_near_on_other_outlines() -> None:

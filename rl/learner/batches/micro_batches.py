@@ -16,8 +16,8 @@ from torch import Tensor
 
 from policies.families.base import PromptRows
 from rl.algorithms.base import PolicyGradient, importance_weights, token_divergence
-from rl.learner.batch import Batch
-from rl.learner.stats import Mean, MicroBatchStats, importance_stats, loss_stats, masked_mean, sampler_stats
+from rl.learner.batches.batch import Batch
+from rl.learner.batches.stats import Mean, MicroBatchStats, importance_stats, loss_stats, masked_mean, sampler_stats
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.base import MAX_LOG_RATIO, LossTerms
-from rl.learner.batch import Batch
+from rl.learner.batches.batch import Batch
 
 WEIGHT_CAP = 2.0
 """Importance weights are truncated here, as is usual for answers of another engine (TIS): a few would else be all."""
