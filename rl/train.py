@@ -33,6 +33,7 @@ from rl.run.parts import RunParts, processor_of, rank_settings, run_parts, worke
 from rl.run.preflight import object_store_bytes, preflight, short_answers_note
 from rl.run.step_numbers import step_numbers
 from rl.run.steps import Refilling, ScoredStep, group_terms, past_terms, scored_step, step_units
+from rl.supervised.teacher import refuse_unfit_teaching, teacher_of
 from rollout import cluster
 from rollout.archive.writer import ArchiveWriter
 from rollout.pool.pool import WorkerPool
@@ -111,6 +112,7 @@ class Run:
         self.shaper = parts.rewards.shaper()
         self.refilling = Refilling(config, self.pool, self.shaper, self.algorithm, len(self.train))
         self.dropped = DroppedSteps(self.folder.path)
+        self.teacher = teacher_of(config, parts)
         self.timings = Timings()
         self._warned: set[int] = set()
         self._silent_steps = 0
@@ -143,8 +145,10 @@ class Run:
         self.archiving.append(scored.step, scored.groups)
 
     def pack(self, scored: ScoredStep) -> Batch:
-        """The chosen groups as a batch."""
-        return pack(scored.to_learn, scored.advantages)
+        """The chosen groups as a batch, with the outlines that are taught to them where the config asks for some."""
+        groups = scored.to_learn
+        taught = None if self.teacher is None else self.teacher.answers([group.example for group in groups])
+        return pack(groups, scored.advantages, taught)
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Make the updates of the step; returns the statistics of the learner."""
@@ -270,6 +274,7 @@ def train(config: RunConfig, resume: bool, console: Console) -> Path:
     """
     parts, folder = run_parts(config), RunFolder(Path(config.run))
     preflight(config, parts)
+    refuse_unfit_teaching(config, parts)
     card = largest_card_bytes()
     if card is not None and (note := small_cards_note(config, card)):
         console.print(f"note: {note}", markup=False, soft_wrap=True)

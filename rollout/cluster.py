@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 60.0
 """Waiting longer than this is logged, and again after as long."""
 LARGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-"""Setting of the environment by which glibc asks Linux for pages of 2 MiB. Arrays of a pass on CPUs are larger than what
-a core's table of small pages reaches, all the more so in a virtual machine. Whatever the user has set stays."""
+"""Setting of the environment by which glibc asks Linux for pages of 2 MiB. Arrays of a pass on CPUs are larger than
+what a core's table of small pages reaches, all the more so in a virtual machine. Whatever the user has set stays."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Memory of the object store for a run that doesn't say what it needs."""
 _GROUP_SECONDS = 300.0

@@ -144,6 +144,10 @@ class LearnerSettings(TrainingSettings):
     patch_budget: Annotated[int | None, at_least(1, ", or to null for as many as learner.token_budget allows.")] = None
     """Most patches of images in one forward pass, where learner.token_budget is set: the vision tower works on these,
     four for a token of the prompt in Qwen's families, and keeps as much for the backward pass unless it is frozen."""
+    sft_weight: Annotated[float, at_least(0)] = 0.0
+    """Weight of a supervised term beside the rewards: for each question that is learned from, the mean negative
+    log-likelihood of a token of its annotated outline (`outlines`), at the temperature and under the grammar that
+    answers are sampled with. 0: none. Needs masks of what is asked for."""
     warn_sampler_difference: Annotated[float, above(0, ", such as 0.02, or to .inf for no warning.", infinite=True)] = (
         0.02
     )

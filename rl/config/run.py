@@ -8,6 +8,7 @@ from envs.ranges import at_least, between, check_ranges
 from rewards.settings import TermShaping
 from rl.config.cards import num_cards, refuse_unfit_broadcast, refuse_unfit_cards
 from rl.config.learner import LearnerSettings
+from rl.config.outlines import OutlineSettings
 from rl.config.refiner import RefinerRun
 from rollout.settings import PoolSettings, RaySettings, RefinedSettings, Sampling
 
@@ -65,6 +66,8 @@ class RunConfig:
     ray: RaySettings = field(default_factory=RaySettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
+    outlines: OutlineSettings = field(default_factory=OutlineSettings)
+    """The outlines that learner.sft_weight teaches."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     refiner: RefinerRun = field(default_factory=RefinerRun)
     refined: RefinedSettings | None = None
@@ -134,8 +137,8 @@ def _refuse_small_budget(config: RunConfig, budget: int) -> None:
 
 
 def most_answer_tokens(config: RunConfig) -> int:
-    """Tokens that the answers of one group can have together."""
-    return config.group_size * config.sampling.max_tokens
+    """Tokens that the answers of one group can have together, the one that is taught beside them included."""
+    return (config.group_size + (config.learner.sft_weight > 0)) * config.sampling.max_tokens
 
 
 def _advice(groups_per_step: int, learner: LearnerSettings) -> str:

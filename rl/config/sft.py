@@ -11,6 +11,7 @@ from envs.ranges import above, at_least, between, check_ranges, one_of
 from policies.settings import TinySizes
 from rl.config.cards import refuse_parts_of_cards
 from rl.config.learner import TrainingSettings, refuse_patches_alone
+from rl.config.outlines import OutlineSettings
 from rollout.settings import RaySettings
 
 
@@ -82,7 +83,7 @@ class SftLearner(TrainingSettings):
 
 
 @dataclass
-class SftSettings:
+class SftSettings(OutlineSettings):
     """How the supervised outlines are made and learned."""
 
     stages: list[SftStage] = field(default_factory=list)
@@ -90,23 +91,6 @@ class SftSettings:
     """Scenes per step, each with all its questions."""
     shuffle: bool = True
     """Whether scenes come in another order in every pass over the data; else always in that of the env."""
-    max_vertices: int = 12
-    """Vertices of an annotated outline."""
-    max_rings: Annotated[int, at_least(1)] = 3
-    """Rings of an annotated outline."""
-    simplify: Annotated[str, one_of("budget", "iou", "douglas_peucker")] = "budget"
-    """How outlines are simplified: to `max_vertices` (`budget`); to the fewest vertices that keep `min_iou` (`iou`); by
-    Douglas and Peucker's rule within `peucker_share` (`douglas_peucker`). max_vertices bounds all three."""
-    min_iou: Annotated[float, between(0, 1, open=True)] = 0.95
-    """IoU with the mask that an outline keeps under `simplify: iou`, where max_vertices allow it."""
-    peucker_share: Annotated[float, between(0, 1, open=True)] = 0.001
-    """How far a dropped vertex may lie from the outline under `simplify: douglas_peucker`, as a share of the ring's
-    perimeter; SimpleSeg has a thousandth."""
-    answers: list[str] | None = None
-    """Sentences in which answers stand, {answer} in their place, such as "It is {answer}."; which one an example has
-    follows from its id. Only lenient reading takes them. None for the bare answer."""
-    outline_margin: Annotated[float, at_least(0)] = 0.0
-    """How far annotators draw outside the object, as a share of the square root of its area; 0 is an exact outline."""
     warmup_steps: Annotated[int, at_least(0)] = 50
     """Steps over which the rate rises from 0."""
     evaluate_every: Annotated[int, at_least(1)] = 250
@@ -148,18 +132,11 @@ class SftSettings:
         return [int(orders[turn][place]) for turn, place in turns]
 
     def __post_init__(self) -> None:
-        check_ranges(self, "sft")
-        if self.answers is not None and not (self.answers and all("{answer}" in text for text in self.answers)):
-            raise ValueError(f"sft.answers is {self.answers}; give texts with {{answer}} in each, or null.")
+        self.check("sft")
         if self.answers is not None and any(stage.answer == "box" for stage in self.stages):
             raise ValueError(
                 "sft.answers puts answers into sentences, and a stage teaches boxes (answer: box), which are the "
                 "beginning of a bare answer; leave out one of them."
-            )
-        if self.max_vertices < 3 * self.max_rings:
-            raise ValueError(
-                f"sft.max_vertices is {self.max_vertices}, but max_rings is {self.max_rings} and a ring needs 3 "
-                f"vertices; set max_vertices to {3 * self.max_rings} or more."
             )
 
 

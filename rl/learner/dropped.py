@@ -8,7 +8,7 @@ and says which of log-probabilities, loss and gradients is not finite.
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +89,9 @@ def write_batch(batch: Batch, path: Path) -> None:
         arrays["token_advantages"] = _joined(batch.token_advantages)
     if batch.prompt_lengths is not None:
         arrays["prompt_lengths"] = np.array(batch.prompt_lengths, np.int64)
+    if batch.taught is not None:
+        arrays["taught"] = np.concatenate(batch.taught)
+        arrays["taught_lengths"] = np.array([len(tokens) for tokens in batch.taught], np.int64)
     with disk.writing("the batch of this dropped step", path), whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -117,7 +120,14 @@ def read_batch(path: Path) -> Batch:
         counts=found["counts"],
         token_advantages=None if token_advantages is None else _split(token_advantages, lengths),
         prompt_lengths=None if prompt_lengths is None else tuple(prompt_lengths.tolist()),
+        taught=_taught(found),
     )
+
+
+def _taught(found: Mapping[str, NDArray]) -> tuple[NDArray[np.int64], ...] | None:
+    if "taught" not in found:
+        return None
+    return tuple(np.split(found["taught"], np.cumsum(found["taught_lengths"])[:-1]))
 
 
 def _prompt_text(prompt: Prompt) -> str:

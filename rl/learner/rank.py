@@ -32,6 +32,7 @@ from rl.learner.batches.micro_batches import (
     micro_batch_loss,
     micro_batch_of,
     refuse_small_budget,
+    supervised_loss,
 )
 from rl.learner.batches.stats import MicroBatchStats, of_all_ranks, step_stats
 from rl.learner.engine import Watchdog, watched
@@ -101,7 +102,7 @@ class LearnerRank:
         rounds = self._rounds(batch, groups.tolist())
         num_micro_batches = sum(one.weighs for at_once in rounds for one in at_once)
         responses = int(batch.counts[groups].sum()) * batch.advantages.shape[1]
-        minibatch, share = MiniBatch(max(1, responses), num_micro_batches), []
+        minibatch, share = MiniBatch(max(1, responses), num_micro_batches, len(groups)), []
         for at_once in rounds:
             mine = at_once[self._place.rank]
             share.append(micro_batch_of(batch, mine, self._rows(batch.part(mine.groups)), minibatch))
@@ -123,7 +124,7 @@ class LearnerRank:
 
     def _rows(self, part: Batch) -> PromptRows:
         # Photos of a whole mini-batch need not lie on the device at once.
-        rows: PromptRows = self._engine.network.processor.rows(part.questions(self._env), part.tokens)
+        rows: PromptRows = self._engine.network.processor.rows(part.questions(self._env), part.responses)
         return rows
 
     def _forward(self, policy: Callable[..., Tensor], micro: MicroBatch) -> Tensor:
@@ -132,15 +133,16 @@ class LearnerRank:
 
     @torch.no_grad()
     def _logprobs(self, micro: MicroBatch) -> Tensor:
-        return self._forward(self._policy, micro.to(self._engine.device))
+        """[B, G, T] of the answers alone."""
+        return self._forward(self._policy, micro.to(self._engine.device))[:, : micro.num_answers]
 
     @torch.no_grad()
     def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
         """[B, G, T] log-probabilities of the policy that the run began with."""
         if self._reference is not None:
-            return self._forward(self._reference, micro)
+            return self._forward(self._reference, micro)[:, : micro.num_answers]
         with without_adapters(self._policy.network):
-            return self._forward(self._policy, micro)
+            return self._forward(self._policy, micro)[:, : micro.num_answers]
 
     def _learn(self, micro: MicroBatch, old: Tensor | None, last: bool) -> MicroBatchStats:
         """One forward and backward pass, the last one of its mini-batch or not.
@@ -151,7 +153,12 @@ class LearnerRank:
         reference = self._reference_logprobs(micro) if self._algorithm.kl > 0 else None
         new = self._forward(self._policy, micro)
         self._images.forget(id(micro.part))
-        loss, stats = micro_batch_loss(self._algorithm, micro, new, new.detach() if old is None else old, reference)
+        answers, taught = new[:, : micro.num_answers], new[:, micro.num_answers :]
+        before = answers.detach() if old is None else old
+        loss, stats = micro_batch_loss(self._algorithm, micro, answers, before, reference)
+        if micro.part.taught is not None:
+            term, more = supervised_loss(micro, taught)
+            loss, stats = loss + self._settings.learner.sft_weight * term, stats | more
         if not math.isfinite(stats["loss"].value):
             loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
         # The engine takes the mean over ranks; the loss is this rank's part of a sum.

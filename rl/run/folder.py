@@ -112,7 +112,7 @@ def refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
     """Raise ValueError where going on with settings would make another run of it."""
     before = _identity(begun)
     for name, value in _identity(config).items():
-        if value != before[name]:
+        if value != before.get(name, value):
             raise ValueError(
                 f"{name} is {value}, but {config.run} began with {before[name]}; resume with the same settings, or "
                 "start another run by run=NAME."
@@ -121,7 +121,7 @@ def refuse_other_settings(config: RunConfig, begun: RunConfig) -> None:
 
 def _identity(config: RunConfig) -> dict[str, Any]:
     """Settings that a run keeps when it goes on, by their dotted paths."""
-    settings = {
+    settings: dict[str, Any] = {
         "seed": config.seed,
         "groups_per_step": config.groups_per_step,
         "group_size": config.group_size,
@@ -138,6 +138,8 @@ def _identity(config: RunConfig) -> dict[str, Any]:
         "pool.staleness": config.pool.staleness,
         "pool.engine": config.pool.engine,
     }
+    if config.learner.sft_weight:
+        settings |= {f"outlines.{name}": value for name, value in vars(config.outlines).items()}
     # The number of ranks, and how they share the work, may change: the sums are the same, up to their order.
     return settings | {f"learner.{name}": value for name, value in config.learner.identity.items()}
 

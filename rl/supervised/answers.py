@@ -28,6 +28,7 @@ from envs.geometry.contours import (
 from envs.geometry.peucker import douglas_peucker
 from envs.polygons import Ring
 from policies.processor import Processor
+from rl.config.outlines import OutlineSettings
 from rl.config.sft import SftConfig, SftSettings, SftStage
 from rl.run.tasks import forms_asked, refuse_unasked_forms
 from rl.run.writable import refuse_unwritable
@@ -51,7 +52,7 @@ class BoxCodec(Protocol):
         ...
 
 
-def annotate(mask: NDArray[np.bool_], settings: SftSettings) -> list[Ring]:
+def annotate(mask: NDArray[np.bool_], settings: OutlineSettings) -> list[Ring]:
     """The outline that a coarse annotator would draw around `mask` [H, W], in pixels."""
     margin = settings.outline_margin * math.sqrt(mask.sum())
     loose = distance_transform_edt(~mask) <= margin if margin > 0 else mask
@@ -66,7 +67,7 @@ def annotate(mask: NDArray[np.bool_], settings: SftSettings) -> list[Ring]:
     return rings if sum(map(len, rings)) <= settings.max_vertices else simplify(rings, settings.max_vertices)
 
 
-def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> str:
+def answer_text(example: Example, codec: AnswerCodec, settings: OutlineSettings) -> str:
     """The supervised answer to an example: an outline, a box or a point for each true mask, whichever is asked for.
 
     The box is the tight one, the point the pixel deepest inside; where nothing fits it is the empty answer.
@@ -76,7 +77,7 @@ def answer_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> 
     return _in_sentence(_bare_text(example, codec, settings), example.id, settings)
 
 
-def _in_sentence(text: str, example_id: str, settings: SftSettings) -> str:
+def _in_sentence(text: str, example_id: str, settings: OutlineSettings) -> str:
     """The answer in the sentence that its example has, the same in any process."""
     if settings.answers is None:
         return text
@@ -84,7 +85,7 @@ def _in_sentence(text: str, example_id: str, settings: SftSettings) -> str:
     return settings.answers[int.from_bytes(digest[:8], "big") % len(settings.answers)].replace("{answer}", text)
 
 
-def _bare_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> str:
+def _bare_text(example: Example, codec: AnswerCodec, settings: OutlineSettings) -> str:
     if example.prompt.asked != "mask":
         return _place_text(example, codec)
     outlines = [annotate(mask, settings) for mask in example.truth.masks]
@@ -92,8 +93,8 @@ def _bare_text(example: Example, codec: AnswerCodec, settings: SftSettings) -> s
         return codec.encode(outlines, example.image.height, example.image.width)
     except ValueError as error:
         raise ValueError(
-            f"the answer to {example.id} has {len(outlines)} outlines of up to sft.max_rings {settings.max_rings} and "
-            f"sft.max_vertices {settings.max_vertices}, which the codec does not write: {error}"
+            f"the answer to {example.id} has {len(outlines)} outlines of up to max_rings {settings.max_rings} and "
+            f"max_vertices {settings.max_vertices}, which the codec does not write: {error}"
         ) from error
 
 

@@ -38,6 +38,8 @@ class Batch:
     """[B][G] arrays [T] that take the place of `advantages` in the loss, where the algorithm gives tokens their own."""
     prompt_lengths: tuple[int, ...] | None = None
     """[B] tokens of each prompt, image placeholders included; None where nobody counted them."""
+    taught: tuple[NDArray[np.int64], ...] | None = None
+    """[B] token ids of an answer to each prompt that is learned by supervision beside the G; None where none is."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,7 +55,15 @@ class Batch:
             self.counts[list(indices)],
             None if self.token_advantages is None else tuple(self.token_advantages[k] for k in indices),
             None if self.prompt_lengths is None else tuple(self.prompt_lengths[k] for k in indices),
+            None if self.taught is None else tuple(self.taught[k] for k in indices),
         )
+
+    @property
+    def responses(self) -> tuple[tuple[NDArray[np.int64], ...], ...]:
+        """[B][G] token ids of all that the policy goes over; [B][G + 1] where an answer is taught, which comes last."""
+        if self.taught is None:
+            return self.tokens
+        return tuple((*row, taught) for row, taught in zip(self.tokens, self.taught, strict=True))
 
     def questions(self, env: Env) -> list[Question]:
         """[B] what the policy was shown; env: where the images are."""
@@ -68,8 +78,8 @@ class Batch:
         return _padded(self.sampler_logprobs, num_tokens)
 
     def answer_tokens(self) -> NDArray[np.int64]:
-        """[B] tokens of all answers of each group together."""
-        return np.array([sum(len(tokens) for tokens in row) for row in self.tokens], np.int64)
+        """[B] tokens of all answers of each group together, the one that is taught included."""
+        return np.array([sum(len(tokens) for tokens in row) for row in self.responses], np.int64)
 
 
 def _padded(rows: Sequence[Sequence[NDArray[np.float32]]], num_tokens: int) -> NDArray[np.float32]:
@@ -81,8 +91,8 @@ def _padded(rows: Sequence[Sequence[NDArray[np.float32]]], num_tokens: int) -> N
     return padded
 
 
-def pack(groups: Sequence[Group], advantages: Advantages) -> Batch:
-    """A Batch of B groups of equal size, to be learned from by their advantages."""
+def pack(groups: Sequence[Group], advantages: Advantages, taught: Sequence[NDArray[np.int64]] | None = None) -> Batch:
+    """A Batch of B groups of equal size, to be learned from by their advantages, and by the answers [B] `taught`."""
     responses = [[rollout.response for rollout in group.rollouts] for group in groups]
     return Batch(
         images=tuple(group.example.image for group in groups),
@@ -93,4 +103,5 @@ def pack(groups: Sequence[Group], advantages: Advantages) -> Batch:
         counts=advantages.counts,
         token_advantages=advantages.of_tokens,
         prompt_lengths=tuple(len(group.prompt_tokens) for group in groups),
+        taught=None if taught is None else tuple(taught),
     )

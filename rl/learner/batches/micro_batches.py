@@ -175,6 +175,8 @@ class MiniBatch:
     """Answers in groups that count, at least 1: the loss is the mean over them."""
     micro_batches: int
     """Micro-batches that weigh."""
+    groups: int = 1
+    """Groups, those without signal included: the supervised term is the mean over them."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,11 @@ class MicroBatch:
     weighs: bool
     """False for a repeat that only keeps ranks in step."""
     minibatch: MiniBatch
+
+    @property
+    def num_answers(self) -> int:
+        """G, answers of a group that have a reward; an answer that is taught comes after them."""
+        return self.part.advantages.shape[1]
 
     def to(self, device: torch.device) -> "MicroBatch":
         """This micro-batch with its rows on another device."""
@@ -211,7 +218,7 @@ def micro_batch_loss(
     new, old, reference: [B, G, T] log-probabilities of the policy, of what it was before the step's first update, and
     of the one that the run began with, where the algorithm has a divergence from it.
     """
-    part, mask = micro.part, micro.rows.scored_mask
+    part, mask = micro.part, micro.rows.scored_mask[:, : micro.num_answers]
     num_tokens = mask.shape[-1]
     advantages = torch.from_numpy(part.padded_advantages(num_tokens)).to(new.device)
     counts = torch.from_numpy(part.counts).to(new.device)[:, None].expand(part.advantages.shape)
@@ -233,4 +240,20 @@ def micro_batch_loss(
     # The mean of these over micro-batches is the loss of the mini-batch; and all mini-batches weigh the same.
     num = micro.minibatch.micro_batches
     stats["loss"] = Mean(float(loss.detach()) * num, 1 / num)
-    return loss, stats if micro.weighs else {name: Mean(mean.value, 0) for name, mean in stats.items()}
+    return loss, stats if micro.weighs else _weightless(stats)
+
+
+def supervised_loss(micro: MicroBatch, taught: Tensor) -> tuple[Tensor, MicroBatchStats]:
+    """Part of the mean negative log-likelihood of a token that a micro-batch has, a scalar; mean over groups.
+
+    taught: [B, 1, T] log-probabilities of the answers that are taught.
+    """
+    mask = micro.rows.scored_mask[:, micro.num_answers :]
+    each = -(taught * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
+    stats: MicroBatchStats = {"sft_loss": Mean(float(each.detach().mean()), len(each))}
+    loss = each.sum() / micro.minibatch.groups * micro.weighs
+    return loss, stats if micro.weighs else _weightless(stats)
+
+
+def _weightless(stats: MicroBatchStats) -> MicroBatchStats:
+    return {name: Mean(mean.value, 0) for name, mean in stats.items()}

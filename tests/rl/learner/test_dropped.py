@@ -26,6 +26,7 @@ def batch(by_token: bool) -> Batch:
         counts,
         floats if by_token else None,
         (5, 7) if by_token else None,
+        (np.arange(6), np.arange(2)) if by_token else None,
     )
 
 
@@ -45,6 +46,8 @@ def test_a_batch_is_read_as_it_was_written_and_nothing_is_pickled(tmp_path: Path
     np.testing.assert_array_equal(found.padded_advantages(4), whole.padded_advantages(4))
     assert (found.token_advantages is None) is not by_token
     assert found.prompt_lengths == whole.prompt_lengths
+    taught = [None if each.taught is None else [tokens.tolist() for tokens in each.taught] for each in (found, whole)]
+    assert taught[0] == taught[1]
 
 
 def test_only_dropped_steps_leave_a_file_and_the_third_in_a_row_stops_the_run(tmp_path: Path) -> None:
