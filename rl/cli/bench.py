@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from rl.cli.options import AsJson
+from rl.cli.options import AsJson, Config, Overrides
 from rl.pages.json_text import json_text
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, side by side with the alternatives.")
@@ -285,6 +285,41 @@ def refiner(  # noqa: PLR0913  # options of a command
     wanted = bench.RefinerBench(run, sft_run, out, pairs, steps, seeds, scenes)
     found = bench.bench(wanted, Console(stderr=True))
     _tell(as_json, bench.as_json(found), bench.table(found, wanted), *bench.differences(found))
+
+
+@bench_app.command()
+def learning(  # noqa: PLR0913  # options of a command
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder of the trainings; a bench that was stopped goes on there.")] = Path(
+        "runs/learning"
+    ),
+    as_json: AsJson = False,
+    seeds: Annotated[int, typer.Option(help="Trainings of each way, with other random numbers.")] = 3,
+    sft_lr: Annotated[
+        float | None, typer.Option(help="Rate at which outlines are learned.", show_default="8 x learner.lr")
+    ] = None,
+    sft_weight: Annotated[float, typer.Option(help="Weight of outlines beside RL.")] = 0.1,
+) -> None:
+    """Whether RL teaches what SFT on the same masks would not: one checkpoint, the same seconds, five ways.
+
+    RL as configured; SFT on outlines of the masks; SFT on the best of each group; RL with outlines beside; nothing.
+    Takes four trainings as long as the config's own for each seed.
+    """
+    from rl.bench.learning import scores
+    from rl.bench.learning.arms import Wanted
+    from rl.bench.learning.trainings import refuse_unfit, train_all
+    from rollout.disk import refuse_unwritable
+
+    wanted, quiet = Wanted(config, out, tuple(overrides or ()), seeds, sft_lr, sft_weight), Console(stderr=True)
+    refuse_unwritable(out / "learning.json")
+    left_out = refuse_unfit(wanted)
+    for line in left_out:
+        quiet.print(f"note: {line}", markup=False, soft_wrap=True)
+    found = scores.score_all(wanted, list(train_all(wanted, bool(left_out), quiet)), quiet)
+    report = scores.as_json(found, left_out)
+    (out / "learning.json").write_text(json_text(report, indent=2) + "\n", encoding="utf-8")
+    _tell(as_json, report, scores.table(found), *scores.lines(found))
 
 
 @bench_app.command()

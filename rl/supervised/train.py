@@ -1,6 +1,7 @@
 """A policy taught stage by stage, by one rank in this process or several as Ray actors, with checkpoints and curves."""
 
 import shutil
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -104,8 +105,10 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
     losses: list[float] = []
     with StepProgress(console, "SFT", total, done) as progress:
         while done < total:
+            began = time.perf_counter()
             [log] = ranks.steps(done + 1)
             done += 1
+            metrics.timings(done, {"seconds/step": time.perf_counter() - began})
             losses.append(log["loss"])
             metrics.scalars(done, {f"sft/{name}": value for name, value in log.items()})
             stage = settings.stage_at(done - 1)[0].name

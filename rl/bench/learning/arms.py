@@ -1,0 +1,221 @@
+"""What the same seconds and masks can be spent on, beginning with one checkpoint: reinforcement, and its controls.
+
+OUT/seed-K/ARM is an ordinary run of `train` or `sft` with these files more: asked.yaml (its settings), log.txt (what
+the process said) and spent.json (that it ended well, its steps and their seconds). OUT/seed-K/ARM-pilot is a few steps
+of it, by which the number of its steps is chosen.
+"""
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rl.config.learner import TrainingSettings
+from rl.config.load import load_settings, save_settings
+from rl.config.run import RunConfig
+from rl.config.sft import SftConfig, SftLearner, SftSettings, SftStage
+from rl.run.checkpoints import Checkpoints
+from rl.run.folder import RunFolder
+from rl.run.metrics import TIMINGS_FILE_NAME
+
+PILOT_STEPS = 8
+"""Steps of a pilot; the first quarter is not counted."""
+_SECONDS = "seconds/step"
+_CURVE_POINTS = 10
+"""Evaluations on the way of a training."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to go on from a checkpoint."""
+
+    name: str
+    """Of its folder and in JSON."""
+    title: str
+    """For people."""
+    overrides: tuple[str, ...] = ()
+    """What it changes of the run's config."""
+    supervised: bool = False
+    """Whether outlines alone teach."""
+
+
+RL = Arm("rl", "RL as configured")
+SFT = Arm("sft", "SFT on outlines of the masks", supervised=True)
+BEST_OF = Arm("best_of", "SFT on the best of each group", ("algorithm.name=best_of",))
+
+
+def rl_sft(weight: float) -> Arm:
+    """RL with outlines beside."""
+    return Arm("rl_sft", f"RL, and outlines at weight {weight:g}", (f"learner.sft_weight={weight!r}",))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the bench is asked for."""
+
+    config: Path
+    """Config of a run, as a file or the name of a shipped one."""
+    out: Path
+    overrides: tuple[str, ...] = ()
+    seeds: int = 3
+    sft_lr: float | None = None
+    """Rate at which outlines are learned; None for eight times the run's own."""
+    sft_weight: float = 0.1
+    """Weight of outlines beside RL."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.sft_weight <= 0 or (self.sft_lr is not None and self.sft_lr <= 0):
+            raise ValueError(
+                f"--seeds {self.seeds}, --sft-weight {self.sft_weight:g}, --sft-lr {self.sft_lr}: give 1 seed or more, "
+                "and rates and weights above 0."
+            )
+        for override in self.overrides:
+            if (key := override.partition("=")[0]) in ("run", "seed", "learner.sft_weight"):
+                raise ValueError(f"override {override!r}: the bench sets {key} itself; leave it out.")
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """All that are trained, RL first: its seconds are what the others get."""
+        return RL, SFT, BEST_OF, rl_sft(self.sft_weight)
+
+    def base(self, seed: int) -> RunConfig:
+        """The run's own config under a seed."""
+        return load_settings(
+            RunConfig, self.config, [*self.overrides, f"seed={seed}", f"run={self.out}/seed-{seed}/rl"]
+        )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a finished training took."""
+
+    steps: int
+    seconds: float
+    """Of its steps; evaluations, checkpoints and the start are not among them."""
+    masks: int
+    """Masks that were looked at, one more each time that the same is."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """An arm under a seed, with its number of steps."""
+
+    arm: Arm
+    config: RunConfig | SftConfig
+
+    @property
+    def folder(self) -> Path:
+        """OUT/seed-K/ARM."""
+        return Path(self.config.run)
+
+    @property
+    def steps(self) -> int:
+        """Steps that it takes."""
+        return self.config.steps if isinstance(self.config, RunConfig) else self.config.sft.num_steps
+
+    @property
+    def policy(self) -> Path:
+        """Hugging Face folder of what it ends with: of RL the best on validation, of SFT the last."""
+        if isinstance(self.config, SftConfig):
+            return self.folder / "policy"
+        return RunFolder(self.folder).best_policy().folder
+
+    @property
+    def spent(self) -> Spent | None:
+        """What it took; None where it is not finished."""
+        path = self.folder / "spent.json"
+        return Spent(**json.loads(path.read_text())) if path.exists() else None
+
+    def begin(self) -> list[str]:
+        """Write what is asked; the arguments of `polytrace` that start it or go on with it.
+
+        Raises ValueError where the folder holds a training with other settings.
+        """
+        asked = self.folder / "asked.yaml"
+        if asked.exists() and load_settings(type(self.config), asked) != self.config:
+            raise ValueError(f"{self.folder} holds a training with other settings; give another --out, or remove it.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_settings(self.config, asked)
+        if isinstance(self.config, SftConfig):
+            return ["sft", str(asked)]
+        begun = Checkpoints(self.folder, self.config.keep_checkpoints).last_step is not None
+        return ["train", str(asked), *(["--resume"] if begun else [])]
+
+    def finish(self) -> Spent:
+        """Mark it as finished by what its metrics say."""
+        seconds = _step_seconds(self.folder)
+        size = self.config.groups_per_step if isinstance(self.config, RunConfig) else self.config.sft.scenes_per_step
+        found = Spent(self.steps, round(sum(seconds), 2), self.steps * size)
+        (self.folder / "spent.json").write_text(json.dumps(vars(found)) + "\n")
+        return found
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean of its steps but the first quarter, which warm up."""
+        seconds = _step_seconds(self.folder)
+        kept = seconds[len(seconds) // 4 :]
+        return sum(kept) / len(kept)
+
+    def pilot(self) -> "Training":
+        """A few steps of it."""
+        folder = f"{self.folder}-pilot"
+        if isinstance(self.config, RunConfig):
+            quick = replace(self.config.evaluation, every=PILOT_STEPS, num_scenes=1)
+            short = replace(self.config, run=folder, steps=PILOT_STEPS, save_every=PILOT_STEPS, evaluation=quick)
+            return Training(self.arm, short)
+        stages = [replace(self.config.sft.stages[0], steps=PILOT_STEPS)]
+        sft = replace(self.config.sft, stages=stages, evaluate_every=PILOT_STEPS, evaluate_scenes=1)
+        return Training(self.arm, replace(self.config, run=folder, sft=sft))
+
+
+def _step_seconds(folder: Path) -> list[float]:
+    """Of each step, in order; of one that was done again after a stop, the last time."""
+    rows = map(json.loads, (folder / TIMINGS_FILE_NAME).read_text().splitlines())
+    return list({row["step"]: float(row[_SECONDS]) for row in rows}.values())
+
+
+def planned(wanted: Wanted, arm: Arm, seed: int, steps: int | None = None) -> Training:
+    """An arm under a seed. steps: None for those of the run's own config.
+
+    Raises ValueError for settings that are out of range.
+    """
+    base = wanted.base(seed)
+    steps = base.steps if steps is None else steps
+    folder = f"{wanted.out}/seed-{seed}/{arm.name}"
+    if arm.supervised:
+        return Training(arm, supervised(base, folder, steps, wanted.sft_lr or 8 * base.learner.lr))
+    schedule = [f"steps={steps}", f"run={folder}", f"seed={seed}"]
+    if base.learner.decay_steps is not None:
+        # The rate falls over as large a part of this training as of the run.
+        schedule.append(f"learner.decay_steps={max(1, round(base.learner.decay_steps * steps / base.steps))}")
+    return Training(arm, load_settings(RunConfig, wanted.config, [*wanted.overrides, *arm.overrides, *schedule]))
+
+
+def supervised(run: RunConfig, folder: str, steps: int, lr: float) -> SftConfig:
+    """A training on outlines of the data of a run, from the same checkpoint, with its learner."""
+    shared = {field.name for field in fields(TrainingSettings)}
+    learner: dict[str, Any] = {name: value for name, value in vars(run.learner).items() if name in shared}
+    stage = SftStage("outlines", steps, lr=lr, last_lr=lr / 20, with_absent=True)
+    return SftConfig(
+        run=folder,
+        seed=run.seed,
+        max_tokens=run.sampling.max_tokens,
+        max_left_out=run.max_left_out,
+        env=run.env,
+        codec=run.codec,
+        policy=run.policy,
+        sft=SftSettings(
+            [stage],
+            scenes_per_step=run.groups_per_step,
+            evaluate_every=max(1, -(-steps // _CURVE_POINTS)),
+            evaluate_scenes=run.evaluation.num_scenes,
+            **vars(run.outlines),
+        ),
+        learner=SftLearner(
+            **learner,
+            micro_scenes=run.learner.micro_groups,
+            token_budget=run.learner.token_budget,
+            patch_budget=run.learner.patch_budget,
+        ),
+        ray=run.ray,
+    )

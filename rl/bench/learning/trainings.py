@@ -1,0 +1,98 @@
+"""The trainings of the bench, one child process of the command after another; what is finished is not done again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from rich.console import Console
+
+from rl.bench.learning.arms import RL, Arm, Spent, Training, Wanted, planned
+from rl.lab.ablate import locked, polytrace, running
+from rl.run.parts import run_parts
+from rl.run.preflight import preflight
+from rl.supervised.teacher import refuse_unfit_teaching
+
+_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training."""
+
+    training: Training
+    spent: Spent
+
+    @property
+    def arm(self) -> Arm:
+        """Which arm it was."""
+        return self.training.arm
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.training.config.seed
+
+
+def refuse_unfit(wanted: Wanted) -> list[str]:
+    """Names of the arms that cannot be had since the data has no outlines, with the reason; the others fit.
+
+    Raises ValueError or FileNotFoundError for what is wrong with the config, before anything starts.
+    """
+    config = wanted.base(0)
+    parts = run_parts(config)
+    preflight(config, parts)
+    beside = planned(wanted, wanted.arms[-1], 0).config
+    try:
+        refuse_unfit_teaching(beside, parts)  # type: ignore[arg-type]  # the last arm is a run of `train`
+    except ValueError as error:
+        return [f"{arm.title} is left out: {error}" for arm in wanted.arms if _needs_outlines(arm)]
+    return []
+
+
+def _needs_outlines(arm: Arm) -> bool:
+    return arm.supervised or any("sft_weight" in override for override in arm.overrides)
+
+
+def train_all(wanted: Wanted, without_outlines: bool, console: Console) -> Iterator[Trained]:
+    """Every arm under every seed, seed by seed, RL first: the others get as many steps as its seconds allow.
+
+    without_outlines: leave out arms that need some. Raises ChildProcessError where a training fails, with the end of
+    what it said.
+    """
+    arms = [arm for arm in wanted.arms if not (without_outlines and _needs_outlines(arm))]
+    with locked(wanted.out) as lock:
+        for seed in range(wanted.seeds):
+            seconds = 0.0
+            for arm in arms:
+                done = _trained(wanted, arm, seed, seconds, lock, console)
+                seconds = done.spent.seconds if arm == RL else seconds
+                yield done
+
+
+def _trained(wanted: Wanted, arm: Arm, seed: int, seconds: float, lock: BinaryIO, console: Console) -> Trained:
+    training = planned(wanted, arm, seed)
+    if arm != RL:
+        pilot = training.pilot()
+        if pilot.spent is None:
+            _run(pilot, lock, console)
+        training = planned(wanted, arm, seed, max(1, round(seconds / pilot.step_seconds)))
+    spent = training.spent or _run(training, lock, console)
+    console.print(
+        f"seed {seed}, {arm.title}: {spent.steps} steps in {spent.seconds:.0f} s", markup=False, highlight=False
+    )
+    return Trained(training, spent)
+
+
+def _run(training: Training, lock: BinaryIO, console: Console) -> Spent:
+    arguments = training.begin()
+    log = training.folder / "log.txt"
+    with (
+        polytrace(arguments, log, lock) as process,
+        console.status(f"{training.folder}: {training.steps} steps, see {log}"),
+    ):
+        for _ in running(process):
+            pass
+    if process.returncode:
+        said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
+        raise ChildProcessError(f"{training.folder} ended with status {process.returncode}; it said:\n{said}")
+    return training.finish()
