@@ -1,9 +1,13 @@
 """What is passed through to DeepSpeed, what of it is refused, and the optimizer that it steps."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from ranks import LEARNER, Session, batch, run
 
 from rl.config.learner import LearnerSettings
 from rl.learner.engine import engine_config
@@ -96,3 +100,19 @@ def test_the_fused_optimizer_takes_the_steps_of_the_plain_one_to_a_few_roundings
     resumed = torch.optim.AdamW([weights[0]], lr=1e-3, fused=True)
     resumed.load_state_dict(state)
     assert resumed.param_groups[0]["fused"] and resumed.state[weights[0]]["step"].item() == 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "tuning"), [(2, {"reduce_bucket_size": 1000}), (3, {"stage3_prefetch_bucket_size": 10_000})]
+)
+def test_two_ranks_under_tuned_deepspeed_take_the_steps_of_untuned_ones(
+    tiny_untrained: Path, stage: int, tuning: dict[str, int]
+) -> None:
+    batches = [batch(tiny_untrained, seed) for seed in (0, 1)]
+    plain = replace(LEARNER, zero_stage=stage)
+    tuned = replace(plain, deepspeed={"zero_optimization": tuning})
+    expected, found = run(tiny_untrained, [Session(plain, batches), Session(tuned, batches)], ranks=2)
+    assert not np.array_equal(found[0], found[-1])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
