@@ -95,8 +95,11 @@ def plan(config: RunConfig, machines: Machines, look: Look = Look()) -> Plan:  #
     )
     store = _store_bytes(config, round(job.weight_bytes))
     now = outlook(job, store)
-    found = to_fit(job, now, store)
-    return Plan(job, now, found, to_save_time(job, now, store), _notes(job), _problems(job, now))
+    problems = _problems(job, now)
+    enough = job.cards_used <= machines.num
+    # With too few cards every number is that of cards which are not there, and so would be advice.
+    fits, faster = (to_fit(job, now, store), to_save_time(job, now, store)) if enough else (None, [])
+    return Plan(job, now, fits, faster, _notes(job), problems)
 
 
 def small_cards_note(config: RunConfig, card_bytes: int | None) -> str | None:
@@ -142,6 +145,10 @@ def _refuse_cpu(config: RunConfig) -> None:
         )
 
 
+_MOST_RATIO = 200
+"""Of the sides of an image, longer over shorter."""
+
+
 def asked_of(processor: Processor, config: RunConfig, look: Look) -> Asked:
     """Tokens of a question and its answers by the model's own processor.
 
@@ -153,6 +160,11 @@ def asked_of(processor: Processor, config: RunConfig, look: Look) -> Asked:
         raise ValueError(
             f"--answer-tokens is {answer:g} and sampling.max_tokens {most}; give the mean length of answers, 1 to "
             f"{most}."
+        )
+    if look.image is not None and max(look.image) > _MOST_RATIO * min(look.image):
+        raise ValueError(
+            f"--image is {look.image[0]}x{look.image[1]}, and one side is more than {_MOST_RATIO} times the other, "
+            "which is stretched before a model sees it; give the size of an ordinary photo, such as 480x640."
         )
     image = _most_image_tokens(processor) if look.image is None else processor.image_tokens(*look.image)
     blank = Question(np.zeros((28, 28, 3), np.uint8), Prompt.of_text(_PHRASE))
@@ -209,7 +221,8 @@ def _problems(job: Job, now: Outlook) -> list[str]:
             )
         )
         found.append(
-            f"the run takes {sum_of} = {num_gpus(job.config):g} cards, and --gpus is {machines.num}; lower them."
+            f"the run takes {sum_of} = {num_gpus(job.config):g} cards, and --gpus is {machines.num}; lower "
+            "learner.ranks and pool.workers, or plan for more cards."
         )
     if learner.token_budget is not None and job.largest_group > learner.token_budget:
         found.append(

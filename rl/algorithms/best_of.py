@@ -13,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs.ranges import check_ranges
 from rl.algorithms.base import LossTerms, PolicyGradient, groups_with_signal, mean_over_tokens, sequence_log_ratio
 
 
 @dataclass(frozen=True)
 class Algorithm(PolicyGradient):
     """Settings of rejection fine-tuning; those of clipping are not looked at."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "algorithm")
 
     def advantages(self, totals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """[B, G] G for the answer with the highest of the rewards [B, G], the first of equals, 0 for all others; and

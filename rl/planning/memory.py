@@ -158,10 +158,8 @@ def _decoding(job: Job) -> list[Part]:
     how = f"{cache_bytes(job):,.0f} B x ({groups} prompts of {job.asked.prompt:,}, {groups * size} answers of {most:,})"
     logits = _SAMPLED_LOGIT_BYTES * groups * size * float(job.sizes.text.vocabulary)
     return [
-        Part(
-            "keys and values", _LEAVING * tokens * cache_bytes(job), f"{_LEAVING:g} x {cache_bytes(job):,.0f} B x {how}"
-        ),
-        Part("logits", logits, f"{groups * size} answers x {_SAMPLED_LOGIT_BYTES} B"),
+        Part("keys and values", _LEAVING * tokens * cache_bytes(job), f"{_LEAVING:g} x {how}"),
+        Part("logits", logits, f"{groups * size} answers x {job.sizes.text.vocabulary:,} x {_SAMPLED_LOGIT_BYTES} B"),
     ]
 
 

@@ -68,7 +68,10 @@ def refuse_unfit_teaching(config: RunConfig, parts: RunParts) -> None:
     try:
         lengths = [len(tokens) for tokens in teacher.answers(examples)]
     except ValueError as error:
-        raise ValueError(f"learner.sft_weight is {config.learner.sft_weight:g}, and {error}") from error
+        raise ValueError(
+            f"learner.sft_weight is {config.learner.sft_weight:g}, and {error} Here outlines.max_vertices is "
+            f"{config.outlines.max_vertices} and outlines.max_rings {config.outlines.max_rings}."
+        ) from error
     _refuse_cut_off(examples, lengths, config)
 
 

@@ -6,6 +6,7 @@ of it, by which the number of its steps is chosen.
 """
 
 import json
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,13 @@ class Wanted:
     """Weight of outlines beside RL."""
 
     def __post_init__(self) -> None:
-        if self.seeds < 1 or self.sft_weight <= 0 or (self.sft_lr is not None and self.sft_lr <= 0):
-            raise ValueError(
-                f"--seeds {self.seeds}, --sft-weight {self.sft_weight:g}, --sft-lr {self.sft_lr}: give 1 seed or more, "
-                "and rates and weights above 0."
-            )
+        if self.seeds < 1:
+            raise ValueError(f"--seeds is {self.seeds}; give 1 or more.")
+        for name, value in (("--sft-weight", self.sft_weight), ("--sft-lr", self.sft_lr)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value:g}; give a number above 0.")
+        if any((self.out / name).exists() for name in ("config.yaml", "archive")):
+            raise ValueError(f"--out is {self.out}, which holds a run; give the bench a folder of its own.")
         for override in self.overrides:
             if (key := override.partition("=")[0]) in ("run", "seed", "learner.sft_weight"):
                 raise ValueError(f"override {override!r}: the bench sets {key} itself; leave it out.")
@@ -126,15 +129,24 @@ class Training:
         path = self.folder / "spent.json"
         return Spent(**json.loads(path.read_text())) if path.exists() else None
 
-    def begin(self) -> list[str]:
-        """Write what is asked; the arguments of `polytrace` that start it or go on with it.
-
-        Raises ValueError where the folder holds a training with other settings.
-        """
+    def refuse_other_settings(self) -> None:
+        """Raise ValueError where the folder holds a training that was asked otherwise."""
         asked = self.folder / "asked.yaml"
-        if asked.exists() and load_settings(type(self.config), asked) != self.config:
-            raise ValueError(f"{self.folder} holds a training with other settings; give another --out, or remove it.")
+        if not asked.exists():
+            return
+        before, now = (vars(each) for each in (load_settings(type(self.config), asked), self.config))
+        for name, value in now.items():
+            if value != before[name]:
+                raise ValueError(
+                    f"{name} is {value}, but {self.folder} began with {before[name]}; give the bench another --out, or "
+                    "remove that folder."
+                )
+
+    def begin(self) -> list[str]:
+        """Write what is asked; the arguments of `polytrace` that start it or go on with it."""
+        self.refuse_other_settings()
         self.folder.mkdir(parents=True, exist_ok=True)
+        asked = self.folder / "asked.yaml"
         save_settings(self.config, asked)
         if isinstance(self.config, SftConfig):
             return ["sft", str(asked)]

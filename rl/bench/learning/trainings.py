@@ -73,9 +73,11 @@ def _trained(wanted: Wanted, arm: Arm, seed: int, seconds: float, lock: BinaryIO
     training = planned(wanted, arm, seed)
     if arm != RL:
         pilot = training.pilot()
+        pilot.refuse_other_settings()
         if pilot.spent is None:
             _run(pilot, lock, console)
         training = planned(wanted, arm, seed, max(1, round(seconds / pilot.step_seconds)))
+    training.refuse_other_settings()
     spent = training.spent or _run(training, lock, console)
     console.print(
         f"seed {seed}, {arm.title}: {spent.steps} steps in {spent.seconds:.0f} s", markup=False, highlight=False
@@ -86,9 +88,10 @@ def _trained(wanted: Wanted, arm: Arm, seed: int, seconds: float, lock: BinaryIO
 def _run(training: Training, lock: BinaryIO, console: Console) -> Spent:
     arguments = training.begin()
     log = training.folder / "log.txt"
+    console.print(f"{training.folder}: {training.steps} steps begin, see {log}", markup=False, highlight=False)
     with (
         polytrace(arguments, log, lock) as process,
-        console.status(f"{training.folder}: {training.steps} steps, see {log}"),
+        console.status(f"{training.folder}: {training.steps} steps"),
     ):
         for _ in running(process):
             pass

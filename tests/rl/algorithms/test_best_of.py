@@ -25,6 +25,10 @@ def test_the_loss_is_the_mean_over_groups_of_the_best_answers_mean_negative_log_
     assert terms.ratio.flatten().tolist() == [1.0] * 4 and not terms.clipped.any()
 
 
+def test_settings_of_clipping_may_be_left_as_another_algorithm_had_them() -> None:
+    assert Algorithm(clip_low=0.5, clip_high=0.004).clip_low == 0.5
+
+
 def test_an_old_policy_far_away_changes_the_logged_ratio_and_nothing_else() -> None:
     new, mask = torch.tensor([[[-1.0], [-2.0]]], requires_grad=True), torch.ones(1, 2, 1, dtype=torch.bool)
     terms = Algorithm().terms(new, torch.tensor([[[-3.0], [-2.0]]]), mask, torch.tensor([[2.0, 0.0]]))

@@ -73,7 +73,7 @@ def test_seconds_are_those_of_steps_and_a_step_that_was_done_again_counts_once(t
 
 def test_another_training_in_the_folder_is_refused(tmp_path: Path) -> None:
     planned(wanted(tmp_path), RL, 0).begin()
-    with pytest.raises(ValueError, match=r"seed-0/rl holds a training with other settings"):
+    with pytest.raises(ValueError, match=r"^group_size is 4, but .*seed-0/rl began with 8; give .* another --out"):
         planned(wanted(tmp_path, "group_size=4"), RL, 0).begin()
 
 
@@ -95,8 +95,13 @@ def test_differences_are_paired_by_scene_and_seed() -> None:
 
 
 def test_wrong_options_and_data_without_masks_are_told_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give 1 seed or more"):
+    with pytest.raises(ValueError, match=r"^--seeds is 0; give 1 or more"):
         wanted(tmp_path, seeds=0)
+    with pytest.raises(ValueError, match=r"^--sft-lr is -1; give a number above 0"):
+        wanted(tmp_path, sft_lr=-1.0)
+    (tmp_path / "run" / "archive").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^--out is .*/run, which holds a run"):
+        wanted(tmp_path / "run")
     with pytest.raises(ValueError, match=r"'seed=3': the bench sets seed itself"):
         wanted(tmp_path, "seed=3")
     assert refuse_unfit(wanted(tmp_path)) == []

@@ -1,9 +1,11 @@
 """`polytrace plan`: memory and seconds by hand, what a card too small is told, and shipped configs that fit."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from released_sizes import RELEASED, write_config_only
 from typer.testing import CliRunner
@@ -172,7 +174,10 @@ def test_too_few_cards_and_wrong_options_are_refused_with_what_to_do(models: Pat
     result = RUN.invoke(app, ["plan", "gspo_polygons", where, "--gpus", "4"])
     told = " ".join(result.output.split())
     assert result.exit_code == 1 and "learner.ranks 4 x 1 + pool.workers 4 x 1 = 8 cards, and --gpus is 4" in told
+    assert "lower learner.ranks and pool.workers" in told
+    assert "faster:" not in told and "fits with:" not in told  # of cards that are not there
     for options, message in (
+        (["--image", "1x200000"], "--image is 1x200000, and one side is more than 200 times the other"),
         (["--gpu", "h1000"], "did you mean h100? Known: h100, h200, a100, l40s, rtx4090"),
         (["--gpu-gb", "-1"], "--gpu-gb is -1"),
         (["--mfu", "35"], "--mfu is 35"),
@@ -186,6 +191,18 @@ def test_too_few_cards_and_wrong_options_are_refused_with_what_to_do(models: Pat
     assert isinstance(result.exception, FileNotFoundError) and "holds no config.json" in str(result.exception)
     result = RUN.invoke(app, ["plan", "demo"])
     assert isinstance(result.exception, ValueError) and "learner.gpus_per_rank is 0" in str(result.exception)
+
+
+def test_the_arithmetic_that_is_shown_comes_to_the_number_beside_it(models: Path) -> None:
+    shown = {part.name: part for part in planned(models, "gspo_polygons").now.worker.parts}
+    cache, logits = shown["keys and values"], shown["logits"]
+    found = re.fullmatch(r"([\d.]+) x ([\d,]+) B x \((\d+) prompts of ([\d,]+), (\d+) answers of ([\d,]+)\)", cache.how)
+    assert found is not None, cache.how
+    factor, size, prompts, prompt, answers, answer = (float(text.replace(",", "")) for text in found.groups())
+    assert factor * size * (prompts * prompt + answers * answer) == pytest.approx(cache.amount)
+    found = re.fullmatch(r"(\d+) answers x ([\d,]+) x (\d+) B", logits.how)
+    assert found is not None, logits.how
+    assert np.prod([float(text.replace(",", "")) for text in found.groups()]) == pytest.approx(logits.amount)
 
 
 def test_several_machines_talk_at_the_speed_of_their_network() -> None:
