@@ -118,8 +118,8 @@ def a_sequence_ratio_at_every_token(
     return -algorithm.pool(objective, mask).mean()
 
 
-def test_there_are_four_algorithms() -> None:
-    assert plugin_names("rl.algorithms") == sorted(NAMES)
+def test_there_are_four_algorithms_that_clip_ratios_and_one_that_has_none() -> None:
+    assert plugin_names("rl.algorithms") == sorted([*NAMES, "best_of"])
 
 
 @pytest.mark.parametrize("name", NAMES)
