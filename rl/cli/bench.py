@@ -306,7 +306,7 @@ def learning(  # noqa: PLR0913  # options of a command
     RL as configured; SFT on outlines of the masks; SFT on the best of each group; RL with outlines beside; nothing.
     Takes four trainings as long as the config's own for each seed.
     """
-    from rl.bench.learning import scores
+    from rl.bench.learning import page, scores
     from rl.bench.learning.arms import Wanted
     from rl.bench.learning.trainings import refuse_unfit, train_all
     from rollout.disk import refuse_unwritable
@@ -316,10 +316,11 @@ def learning(  # noqa: PLR0913  # options of a command
     left_out = refuse_unfit(wanted)
     for line in left_out:
         quiet.print(f"note: {line}", markup=False, soft_wrap=True)
-    found = scores.score_all(wanted, list(train_all(wanted, bool(left_out), quiet)), quiet)
-    report = scores.as_json(found, left_out)
-    (out / "learning.json").write_text(json_text(report, indent=2) + "\n", encoding="utf-8")
-    _tell(as_json, report, scores.table(found), *scores.lines(found))
+    trained = list(train_all(wanted, bool(left_out), quiet))
+    found = scores.score_all(wanted, trained, quiet)
+    for path in page.write(wanted, trained, found, left_out):
+        quiet.print(f"wrote {path}", markup=False, soft_wrap=True)
+    _tell(as_json, scores.as_json(found, left_out), scores.table(found), *scores.lines(found))
 
 
 @bench_app.command()

@@ -60,9 +60,15 @@ def _short(value: float) -> str:
 
 
 def line_chart(
-    series: Mapping[str, tuple[Sequence[int], Sequence[float]]], width: float = 460, height: float = 240
+    series: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    width: float = 460,
+    height: float = 240,
+    x_name: str = "step",
 ) -> LineChart:
-    """Place curves, each (steps, values), in one frame of width x height SVG units; empty curves are left out."""
+    """Place curves, each (steps, values), in one frame of width x height SVG units; empty curves are left out.
+
+    x_name: what a step is called where a point is told of.
+    """
     drawn = {name: curve for name, curve in series.items() if len(curve[0])}
     steps = [step for curve in drawn.values() for step in curve[0]] or [0, 1]
     values = [value for curve in drawn.values() for value in curve[1]] or [0.0, 1.0]
@@ -80,7 +86,7 @@ def line_chart(
     curves = tuple(
         PlacedCurve(
             name,
-            tuple((place_x(s), place_y(v), f"step {s}: {v:.4g}") for s, v in zip(*curve, strict=True)),
+            tuple((place_x(s), place_y(v), f"{x_name} {s}: {v:.4g}") for s, v in zip(*curve, strict=True)),
             _short(curve[1][-1]),
         )
         for name, curve in drawn.items()
@@ -95,17 +101,19 @@ def line_chart(
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves that share one pair of axes; x is the training step."""
+    """Curves that share one pair of axes."""
 
     title: str
     y_label: str
     series: Mapping[str, tuple[Sequence[int], Sequence[float]]]
     """Curves (steps, values) by their name in the legend."""
+    x_label: str = "training step"
+    """What x is."""
 
     @property
     def placed(self) -> LineChart:
         """The curves in SVG units."""
-        return line_chart(self.series)
+        return line_chart(self.series, x_name=self.x_label.rpartition(" ")[2])
 
 
 def chart(

@@ -155,7 +155,7 @@ class Training:
 
     def finish(self) -> Spent:
         """Mark it as finished by what its metrics say."""
-        seconds = _step_seconds(self.folder)
+        seconds = step_seconds(self.folder)
         size = self.config.groups_per_step if isinstance(self.config, RunConfig) else self.config.sft.scenes_per_step
         found = Spent(self.steps, round(sum(seconds), 2), self.steps * size)
         (self.folder / "spent.json").write_text(json.dumps(vars(found)) + "\n")
@@ -164,7 +164,7 @@ class Training:
     @property
     def step_seconds(self) -> float:
         """Mean of its steps but the first quarter, which warm up."""
-        seconds = _step_seconds(self.folder)
+        seconds = step_seconds(self.folder)
         kept = seconds[len(seconds) // 4 :]
         return sum(kept) / len(kept)
 
@@ -180,8 +180,8 @@ class Training:
         return Training(self.arm, replace(self.config, run=folder, sft=sft))
 
 
-def _step_seconds(folder: Path) -> list[float]:
-    """Of each step, in order; of one that was done again after a stop, the last time."""
+def step_seconds(folder: Path) -> list[float]:
+    """Seconds of each step, in order; of one that was done again after a stop, the last time."""
     rows = map(json.loads, (folder / TIMINGS_FILE_NAME).read_text().splitlines())
     return list({row["step"]: float(row[_SECONDS]) for row in rows}.values())
 

@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from envs.polygons import AnswerStatus
 from rl.bench.learning.arms import BEST_OF, PILOT_STEPS, RL, SFT, Spent, Wanted, planned, rl_sft
+from rl.bench.learning.page import curve_of, write
 from rl.bench.learning.scores import NOTHING, Policy, Scored, as_json, difference, lines
-from rl.bench.learning.trainings import refuse_unfit
+from rl.bench.learning.trainings import Trained, refuse_unfit
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
+from rl.evaluation.scores import SceneScore
 
 DEMO = Path("demo")
 
@@ -21,8 +23,18 @@ def wanted(out: Path, *overrides: str, **settings: Any) -> Wanted:
 
 
 def scored(arm: Any, seed: int, ious: list[float]) -> Scored:
-    scenes: Any = [SimpleNamespace(iou=iou) for iou in ious]
+    scenes = [SceneScore(f"{k}", iou, 10, 20, iou / 2, True, AnswerStatus.OK) for k, iou in enumerate(ious)]
     return Scored(Policy(arm, seed, Spent(10, 5.0, 320), Path()), scenes, ious, 12.0)
+
+
+def trained(out: Path, arm: Any, rows: list[dict[str, float]]) -> Trained:
+    """A training of 4 steps of 2 s each, whose metrics are `rows`."""
+    training = planned(wanted(out, "steps=4"), arm, 0, steps=4)
+    training.begin()
+    lines = [json.dumps({"step": step, "seconds/step": 2.0}) + "\n" for step in range(4)]
+    (training.folder / "timings.jsonl").write_text("".join(lines))
+    (training.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Trained(training, training.finish())
 
 
 def test_arms_differ_from_the_run_in_what_their_name_says_alone(tmp_path: Path) -> None:
@@ -112,8 +124,33 @@ def test_wrong_options_and_data_without_masks_are_told_before_anything_starts(tm
 
 
 def test_the_json_holds_every_pair() -> None:
-    for one in (found := [scored(RL, 0, [0.5, 0.7]), scored(SFT, 0, [0.4, 0.5])]):
-        assert one.vertices == 12.0
-    interval, seeds = difference(found, "rl", "sft")
-    assert interval.value == pytest.approx(0.15) and seeds == pytest.approx([0.15])
-    assert as_json([], ["why"]) == {"arms": {}, "paired": {}, "left_out": ["why"]}
+    found: Any = as_json([scored(RL, 0, [0.5, 0.7]), scored(SFT, 0, [0.4, 0.5])], ["why"])
+    assert found["paired"]["rl_minus_sft"]["giou"] == pytest.approx(0.15)
+    assert found["paired"]["rl_minus_sft"]["seeds"] == pytest.approx([0.15])
+    assert found["arms"]["sft"] == pytest.approx(
+        {
+            "giou": 0.45,
+            "sampled_giou": 0.45,
+            "boundary_iou": 0.225,
+            "valid": 1.0,
+            "vertices": 12.0,
+            "seconds": 5.0,
+            "steps": 10.0,
+            "masks": 320.0,
+        }
+    )
+    assert found["left_out"] == ["why"]
+
+
+def test_the_page_has_every_way_with_its_curve_over_seconds(tmp_path: Path) -> None:
+    rl = trained(tmp_path, RL, [{"step": 0, "greedy/giou": 0.6}, {"step": 4, "greedy/giou": 0.7}])
+    sft = trained(tmp_path, SFT, [{"step": 2, "sft/validation_greedy_giou": 0.65}])
+    assert curve_of(rl.training) == ([0, 8], [0.6, 0.7])
+    assert curve_of(sft.training) == ([4], [0.65])
+    found = [scored(NOTHING, 0, [0.1, 0.2]), scored(RL, 0, [0.5, 0.7]), scored(SFT, 0, [0.4, 0.5])]
+    paths = write(wanted(tmp_path, "steps=4"), [rl, sft], found, ["something is left out"])
+    assert [path.name for path in paths] == ["learning.json", "learning.html"]
+    page = paths[1].read_text()
+    for said in ("RL as configured", "SFT on outlines of the masks", "+0.150", "by seconds", "seconds 8: 0.7"):
+        assert said in page, said
+    assert "<b>Not done:</b> something is left out" in page
