@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rl.config.learner import TrainingSettings
 from rl.config.load import load_settings, save_settings
 from rl.config.run import RunConfig
@@ -163,10 +165,10 @@ class Training:
 
     @property
     def step_seconds(self) -> float:
-        """Mean of its steps but the first quarter, which warm up."""
+        """Lower quartile of its steps but the first quarter, which warm up: what else a machine does makes steps
+        longer, never shorter."""
         seconds = step_seconds(self.folder)
-        kept = seconds[len(seconds) // 4 :]
-        return sum(kept) / len(kept)
+        return float(np.quantile(seconds[len(seconds) // 4 :], 0.25))
 
     def pilot(self) -> "Training":
         """A few steps of it."""

@@ -13,6 +13,8 @@ from rl.run.preflight import preflight
 from rl.supervised.teacher import refuse_unfit_teaching
 
 _TAIL_LINES = 15
+_ALIKE = 0.85
+"""Least ratio of two seconds that count as the same."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,13 @@ def _trained(wanted: Wanted, arm: Arm, seed: int, seconds: float, lock: BinaryIO
     console.print(
         f"seed {seed}, {arm.title}: {spent.steps} steps in {spent.seconds:.0f} s", markup=False, highlight=False
     )
+    if arm != RL and not _ALIKE * seconds < spent.seconds < seconds / _ALIKE:
+        console.print(
+            f"note: that is not the {seconds:.0f} s of RL, since the pilot's steps took other times; remove "
+            f"{training.folder} and {pilot.folder}, and run again on a quiet machine",
+            markup=False,
+            soft_wrap=True,
+        )
     return Trained(training, spent)
 
 
