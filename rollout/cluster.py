@@ -23,9 +23,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0
 """Waiting longer than this is logged, and again after as long."""
-LARGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-"""Setting of the environment by which glibc asks Linux for pages of 2 MiB. Arrays of a pass on CPUs are larger than
-what a core's table of small pages reaches, all the more so in a virtual machine. Whatever the user has set stays."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Memory of the object store for a run that doesn't say what it needs."""
 _GROUP_SECONDS = 300.0
@@ -82,7 +79,9 @@ def start(
         refuse_unfit_temporary_folder()
         # Ray would run them at niceness 15, last of all on a machine that anybody else works on.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        os.environ.setdefault(LARGE_PAGES[0], LARGE_PAGES[1])
+        # glibc then asks for pages of 2 MiB: arrays of a pass on CPUs are larger than what a core's table of small
+        # pages reaches, all the more so in a virtual machine.
+        os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
         # Else an actor that reserves no GPU sees all of them, and libraries would take the first.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         ray.init(

@@ -4,8 +4,8 @@
     dL/dx = (w g - x mean(w g x) / r^2) / r,  dL/dw = sum over tokens of g x / r
 
 transformers writes it as five operations, each of which autograd keeps something for: five arrays of the size of x are
-written forwards and about ten backwards. Here x itself and one number a token are kept, and two arrays written each
-way. A learner pass of the embedded model is limited by memory more than by arithmetic.
+written forwards and about ten backwards. Here x itself and one number a token are kept, one array is
+written forwards and two backwards. A learner pass of the embedded model is limited by memory more than by arithmetic.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 The towers of Qwen2.5-VL and Qwen3-VL write it as a convolution in three dimensions whose kernel is a whole patch: one
 place a patch, nothing shared between two. Kernels for convolutions are slow at that: on two CPU cores one takes 6 times
-as long as the product for the embedded model, and in half precision on some GPUs many times as long.
+as long as the product for the embedded model.
 """
 
 from typing import Any

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.ranges import check_ranges
-from rl.algorithms.base import LossTerms, PolicyGradient, groups_with_signal, mean_over_tokens, sequence_log_ratio
+from rl.algorithms.base import (
+    MAX_LOG_RATIO,
+    LossTerms,
+    PolicyGradient,
+    groups_with_signal,
+    mean_over_tokens,
+    sequence_log_ratio,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Algorithm(PolicyGradient):
         """The mean log-probability of a token times the advantage; K = 1, the ratio for logs alone."""
         if advantages.dim() == 3:
             advantages = mean_over_tokens(advantages, mask)
-        ratio = sequence_log_ratio(new_logprobs, old_logprobs, mask).detach().exp()[..., None]
+        log_ratio = sequence_log_ratio(new_logprobs, old_logprobs, mask).detach()
+        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()[..., None]
         objective = mean_over_tokens(new_logprobs, mask) * advantages
         return LossTerms(objective, ratio, torch.zeros_like(ratio, dtype=torch.bool), torch.ones_like(ratio).bool())

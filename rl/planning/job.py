@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from policies.families._sizes import ModelSizes
-from rl.config.run import RunConfig
+from rl.config.run import RunConfig, most_answer_tokens
 from rl.planning.activations import Pass
 from rl.planning.cards import Machines
 from rl.planning.states import NUMBER_BYTES
@@ -82,8 +82,9 @@ class Job:
 
     @property
     def group_tokens(self) -> float:
-        """Tokens of a group in learning on average: its prompt once, and its answers."""
-        return self.asked.prompt + self.config.group_size * self.asked.answer
+        """Tokens of a group in learning on average: its prompt once, its answers, and an outline that is taught."""
+        answers = self.config.group_size + (self.config.learner.sft_weight > 0)
+        return self.asked.prompt + answers * self.asked.answer
 
     @property
     def frozen_vision(self) -> bool:
@@ -94,7 +95,7 @@ class Job:
     @property
     def largest_group(self) -> int:
         """Tokens of a group whose answers are all as long as they may be."""
-        return self.asked.prompt + self.config.group_size * self.config.sampling.max_tokens
+        return self.asked.prompt + most_answer_tokens(self.config)
 
     @property
     def largest_pass(self) -> Pass:

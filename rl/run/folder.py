@@ -1,7 +1,7 @@
 """The folder of a run: what lies in it, and whether a run may begin or go on there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
         "pool.engine": config.pool.engine,
     }
     if config.learner.sft_weight:
-        settings |= {f"outlines.{name}": value for name, value in vars(config.outlines).items()}
+        settings |= {f"outlines.{name}": value for name, value in asdict(config.outlines).items()}
     # The number of ranks, and how they share the work, may change: the sums are the same, up to their order.
     return settings | {f"learner.{name}": value for name, value in config.learner.identity.items()}
 

@@ -15,6 +15,7 @@ from rl.config.outlines import OutlineSettings
 from rl.config.run import RunConfig
 from rl.run.parts import RunParts, processor_of
 from rl.supervised.answers import answer_text, answer_tokens
+from rollout.settings import Sampling
 
 _CHECKED = 64
 """Training examples whose outlines are looked at before the start."""
@@ -23,31 +24,49 @@ _CHECKED = 64
 class Teacher:
     """Draws outlines and writes them in the codec's words."""
 
-    def __init__(self, processor: Processor, settings: OutlineSettings) -> None:
-        self._processor, self._settings = processor, settings
+    def __init__(self, processor: Processor, settings: OutlineSettings, sampling: Sampling) -> None:
+        """sampling: how the answers beside them are sampled, which bounds what may be taught."""
+        self._processor, self._settings, self._sampling = processor, settings, sampling
 
     def answers(self, examples: Sequence[Example]) -> list[NDArray[np.int64]]:
         """Token ids of an answer to each example; of a thing that is not there, the empty answer.
 
-        Raises ValueError, naming the example, where the codec or the tokenizer cannot write one.
+        Raises ValueError, naming the example, where the codec, the tokenizer or the grammar of sampling does not let it
+        be written, or it is longer than answers may be.
         """
-        codec = self._processor.codec
-        texts = [answer_text(example, codec, self._settings) for example in examples]
-        return [answer_tokens(example, self._processor, text) for example, text in zip(examples, texts, strict=True)]
+        return [self._answer(example) for example in examples]
+
+    def _answer(self, example: Example) -> NDArray[np.int64]:
+        most, text = self._sampling.max_tokens, answer_text(example, self._processor.codec, self._settings)
+        tokens = answer_tokens(example, self._processor, text)
+        if len(tokens) > most:
+            raise ValueError(
+                f"the answer to {example.id} takes {len(tokens)} tokens, and sampling.max_tokens is {most}; set that "
+                f"to {len(tokens)} or more, or lower outlines.max_vertices (now {self._settings.max_vertices})."
+            )
+        if self._sampling.grammar:
+            try:
+                self._processor.token_grammar().masks_of(tokens.tolist(), most)
+            except ValueError as error:
+                raise ValueError(
+                    f"the answer to {example.id} would be {text[:60]!r}..., which the grammar does not let be sampled "
+                    f"({error}); set sampling.grammar to false, or leave outlines.answers out."
+                ) from error
+        return tokens
 
 
 def teacher_of(config: RunConfig, parts: RunParts) -> Teacher | None:
     """The teacher of a run; None where learner.sft_weight is 0."""
     if not config.learner.sft_weight:
         return None
-    return Teacher(processor_of(parts.policy), config.outlines)
+    return Teacher(processor_of(parts.policy), config.outlines, config.sampling)
 
 
 def refuse_unfit_teaching(config: RunConfig, parts: RunParts) -> None:
     """Raise ValueError where a run's supervised term cannot be had.
 
-    That is so where training examples have no mask, where the codec cannot write an outline or sampling.max_tokens
-    would cut it off, and where the policy is to reason before it answers. Some examples are looked at.
+    That is so where training examples have no mask, where an outline cannot be written within the limits of codec and
+    sampling, and where the policy is to reason before it answers. Some examples are looked at.
     """
     teacher = teacher_of(config, parts)
     if teacher is None:
@@ -66,21 +85,9 @@ def refuse_unfit_teaching(config: RunConfig, parts: RunParts) -> None:
             "none has a mask to draw an outline of; set learner.sft_weight to 0."
         )
     try:
-        lengths = [len(tokens) for tokens in teacher.answers(examples)]
+        teacher.answers(examples)
     except ValueError as error:
         raise ValueError(
             f"learner.sft_weight is {config.learner.sft_weight:g}, and {error} Here outlines.max_vertices is "
             f"{config.outlines.max_vertices} and outlines.max_rings {config.outlines.max_rings}."
         ) from error
-    _refuse_cut_off(examples, lengths, config)
-
-
-def _refuse_cut_off(examples: Sequence[Example], lengths: Sequence[int], config: RunConfig) -> None:
-    longest = int(np.argmax(lengths))
-    if lengths[longest] > config.sampling.max_tokens:
-        raise ValueError(
-            f"sampling.max_tokens is {config.sampling.max_tokens}, but the outline that learner.sft_weight would teach "
-            f"to {examples[longest].id} takes {lengths[longest]} tokens, so that answers learned from it would be cut "
-            f"off; set sampling.max_tokens to {lengths[longest]} or more, or lower outlines.max_vertices (now "
-            f"{config.outlines.max_vertices})."
-        )

@@ -273,3 +273,10 @@ def test_seeds_of_answers_differ_by_every_part_of_their_key_and_are_spread_evenl
     assert len(seeds) == 3000
     counts = np.histogram([seed / 2**64 for seed in seeds], bins=10, range=(0, 1))[0]
     assert chisquare(counts).pvalue > 0.01
+
+
+def test_a_worker_gets_units_ahead_on_a_gpu_and_where_a_reward_has_processes_of_its_own(tiny_untrained: Path) -> None:
+    plain = settings(tiny_untrained)
+    apart = {"mask_iou": replace(REWARDS["mask_iou"], processes=1)}
+    found = [each.works_ahead for each in (plain, replace(plain, device="cuda"), replace(plain, rewards=apart))]
+    assert found == [False, True, True]

@@ -7,7 +7,7 @@ of it, by which the number of its steps is chosen.
 
 import json
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ class Training:
         asked = self.folder / "asked.yaml"
         if not asked.exists():
             return
-        before, now = (vars(each) for each in (load_settings(type(self.config), asked), self.config))
+        before, now = (asdict(each) for each in (load_settings(type(self.config), asked), self.config))
         for name, value in now.items():
             if value != before[name]:
                 raise ValueError(
@@ -160,7 +160,7 @@ class Training:
         seconds = step_seconds(self.folder)
         size = self.config.groups_per_step if isinstance(self.config, RunConfig) else self.config.sft.scenes_per_step
         found = Spent(self.steps, round(sum(seconds), 2), self.steps * size)
-        (self.folder / "spent.json").write_text(json.dumps(vars(found)) + "\n")
+        (self.folder / "spent.json").write_text(json.dumps(asdict(found)) + "\n")
         return found
 
     @property
@@ -223,7 +223,7 @@ def supervised(run: RunConfig, folder: str, steps: int, lr: float) -> SftConfig:
             scenes_per_step=run.groups_per_step,
             evaluate_every=max(1, -(-steps // _CURVE_POINTS)),
             evaluate_scenes=run.evaluation.num_scenes,
-            **vars(run.outlines),
+            **asdict(run.outlines),
         ),
         learner=SftLearner(
             **learner,

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rl.bench.learning.arms import Arm, Spent, Wanted
+from rl.bench.learning.arms import RL, Arm, Spent, Wanted
 from rl.bench.learning.trainings import Trained
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_groups, score_groups
@@ -25,8 +25,8 @@ NOTHING = Arm("nothing", "the checkpoint as it is")
 
 
 @dataclass(frozen=True)
-class Policy:
-    """One to score."""
+class Contender:
+    """A policy to score."""
 
     arm: Arm
     seed: int
@@ -38,9 +38,9 @@ class Policy:
 
 @dataclass(frozen=True)
 class Scored:
-    """A policy on the held-out scenes."""
+    """A contender on the held-out scenes."""
 
-    policy: Policy
+    contender: Contender
     greedy: Sequence[SceneScore]
     """By scene, in one order for all."""
     sampled: Sequence[float]
@@ -56,25 +56,28 @@ def score_all(wanted: Wanted, trained: Iterable[Trained], console: Console) -> l
     cluster.start(config.ray.address, config.pool.workers, num_gpus(config), object_store_bytes(config, parts))
     pool = WorkerPool(config.pool.without_ranks(), worker_settings(config, parts))
     scored = []
-    for policy in [Policy(NOTHING, 0, None, Path(parts.policy.settings["checkpoint"])), *map(policy_of, trained)]:
-        with console.status(f"seed {policy.seed}, {policy.arm.title}, on held-out scenes"):
-            scored.append(_scored(pool, config, policy))
+    for contender in [
+        Contender(NOTHING, 0, None, Path(parts.policy.settings["checkpoint"])),
+        *map(contender_of, trained),
+    ]:
+        with console.status(f"seed {contender.seed}, {contender.arm.title}, on held-out scenes"):
+            scored.append(_scored(pool, config, contender))
     pool.close()
     cluster.stop()
     return scored
 
 
-def policy_of(trained: Trained) -> Policy:
+def contender_of(trained: Trained) -> Contender:
     """What a training ended with."""
-    return Policy(trained.arm, trained.seed, trained.spent, trained.training.policy.resolve())
+    return Contender(trained.arm, trained.seed, trained.spent, trained.training.policy.resolve())
 
 
-def _scored(pool: WorkerPool, config: RunConfig, policy: Policy) -> Scored:
+def _scored(pool: WorkerPool, config: RunConfig, contender: Contender) -> Scored:
     split, num = config.evaluation.final_split, config.evaluation.final_scenes
-    greedy = greedy_groups(pool, config, split, num, policy.folder)
+    greedy = greedy_groups(pool, config, split, num, contender.folder)
     sampled = pool.answer(_sampled_units(config, split, len(greedy)))
     vertices = float(np.mean([group.rollouts[0].answer.num_vertices for group in greedy]))
-    return Scored(policy, score_groups(greedy), [_mean_iou(group) for group in sampled], vertices)
+    return Scored(contender, score_groups(greedy), [_mean_iou(group) for group in sampled], vertices)
 
 
 def _mean_iou(group: Group) -> float:
@@ -97,20 +100,22 @@ def difference(scored: Sequence[Scored], arm: str, other: str) -> tuple[Interval
 
 def _by_seed(scored: Sequence[Scored], arm: str) -> dict[int, np.ndarray]:
     return {
-        one.policy.seed: np.array([scene.iou for scene in one.greedy]) for one in scored if one.policy.arm.name == arm
+        one.contender.seed: np.array([scene.iou for scene in one.greedy])
+        for one in scored
+        if one.contender.arm.name == arm
     }
 
 
 def arms_of(scored: Sequence[Scored]) -> list[Arm]:
     """The arms there are, in order, each once."""
-    return list({one.policy.arm.name: one.policy.arm for one in scored}.values())
+    return list({one.contender.arm.name: one.contender.arm for one in scored}.values())
 
 
 def numbers(scored: Sequence[Scored], arm: Arm) -> dict[str, float]:
     """Of an arm, means over its seeds: giou, sampled_giou, boundary_iou, valid, vertices, seconds, steps, masks."""
-    mine = [one for one in scored if one.policy.arm.name == arm.name]
+    mine = [one for one in scored if one.contender.arm.name == arm.name]
     stages = [summarise(one.greedy) for one in mine]
-    spent = [one.policy.spent or Spent(0, 0.0, 0) for one in mine]
+    spent = [one.contender.spent or Spent(0, 0.0, 0) for one in mine]
     columns: Mapping[str, list[float]] = {
         "giou": [stage.giou.value for stage in stages],
         "sampled_giou": [float(np.mean(one.sampled)) for one in mine],
@@ -141,8 +146,8 @@ def lines(scored: Sequence[Scored]) -> list[str]:
     """RL less each other arm, with its interval over scenes, and by seed."""
     said = []
     for arm in arms_of(scored):
-        if arm.name != "rl":
-            interval, seeds = difference(scored, "rl", arm.name)
+        if arm.name != RL.name:
+            interval, seeds = difference(scored, RL.name, arm.name)
             each = ", ".join(f"{value:+.3f}" for value in seeds)
             told = f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
             said.append(f"RL less {arm.title}: gIoU {told}; by seed {each}")
@@ -153,8 +158,8 @@ def as_json(scored: Sequence[Scored], left_out: Sequence[str]) -> dict[str, obje
     """What --json prints: `arms` by name, `paired` by rl_minus_ARM (giou, low, high, seeds), and what was left out."""
     paired = {}
     for arm in arms_of(scored):
-        if arm.name != "rl":
-            interval, seeds = difference(scored, "rl", arm.name)
+        if arm.name != RL.name:
+            interval, seeds = difference(scored, RL.name, arm.name)
             paired[f"rl_minus_{arm.name}"] = {
                 "giou": interval.value,
                 "low": interval.low,

@@ -6,7 +6,8 @@ from typing import BinaryIO
 
 from rich.console import Console
 
-from rl.bench.learning.arms import RL, Arm, Spent, Training, Wanted, planned
+from rl.bench.learning.arms import RL, Arm, Spent, Training, Wanted, planned, rl_sft
+from rl.config.run import RunConfig
 from rl.lab.ablate import locked, polytrace, running
 from rl.run.parts import run_parts
 from rl.run.preflight import preflight
@@ -43,9 +44,10 @@ def refuse_unfit(wanted: Wanted) -> list[str]:
     config = wanted.base(0)
     parts = run_parts(config)
     preflight(config, parts)
-    beside = planned(wanted, wanted.arms[-1], 0).config
+    beside = planned(wanted, rl_sft(wanted.sft_weight), 0).config
+    assert isinstance(beside, RunConfig)
     try:
-        refuse_unfit_teaching(beside, parts)  # type: ignore[arg-type]  # the last arm is a run of `train`
+        refuse_unfit_teaching(beside, parts)
     except ValueError as error:
         return [f"{arm.title} is left out: {error}" for arm in wanted.arms if _needs_outlines(arm)]
     return []
@@ -64,34 +66,38 @@ def train_all(wanted: Wanted, without_outlines: bool, console: Console) -> Itera
     arms = [arm for arm in wanted.arms if not (without_outlines and _needs_outlines(arm))]
     with locked(wanted.out) as lock:
         for seed in range(wanted.seeds):
-            seconds = 0.0
-            for arm in arms:
-                done = _trained(wanted, arm, seed, seconds, lock, console)
-                seconds = done.spent.seconds if arm == RL else seconds
-                yield done
+            # Pilots first, so that what is wrong with an arm shows before RL has taken its time.
+            pilots = {arm: planned(wanted, arm, seed).pilot() for arm in arms if arm != RL}
+            for pilot in pilots.values():
+                _done(pilot, lock, console)
+            first = planned(wanted, RL, seed)
+            spent = _done(first, lock, console)
+            yield _told(Trained(first, spent), spent.seconds, console)
+            for arm, pilot in pilots.items():
+                training = planned(wanted, arm, seed, max(1, round(spent.seconds / pilot.step_seconds)))
+                yield _told(Trained(training, _done(training, lock, console)), spent.seconds, console)
 
 
-def _trained(wanted: Wanted, arm: Arm, seed: int, seconds: float, lock: BinaryIO, console: Console) -> Trained:
-    training = planned(wanted, arm, seed)
-    if arm != RL:
-        pilot = training.pilot()
-        pilot.refuse_other_settings()
-        if pilot.spent is None:
-            _run(pilot, lock, console)
-        training = planned(wanted, arm, seed, max(1, round(seconds / pilot.step_seconds)))
+def _done(training: Training, lock: BinaryIO, console: Console) -> Spent:
+    """What it took, once it is finished."""
     training.refuse_other_settings()
-    spent = training.spent or _run(training, lock, console)
+    return training.spent or _run(training, lock, console)
+
+
+def _told(trained: Trained, seconds: float, console: Console) -> Trained:
+    """The same, once it is said, and whether it took as long as RL did."""
+    arm, spent, seed = trained.arm, trained.spent, trained.seed
     console.print(
         f"seed {seed}, {arm.title}: {spent.steps} steps in {spent.seconds:.0f} s", markup=False, highlight=False
     )
-    if arm != RL and not _ALIKE * seconds < spent.seconds < seconds / _ALIKE:
+    if not _ALIKE * seconds < spent.seconds < seconds / _ALIKE:
         console.print(
             f"note: that is not the {seconds:.0f} s of RL, since the pilot's steps took other times; remove "
-            f"{training.folder} and {pilot.folder}, and run again on a quiet machine",
+            f"{trained.training.folder} and {trained.training.folder}-pilot, and run again on a quiet machine",
             markup=False,
             soft_wrap=True,
         )
-    return Trained(training, spent)
+    return trained
 
 
 def _run(training: Training, lock: BinaryIO, console: Console) -> Spent:

@@ -9,7 +9,7 @@ import pytest
 from envs.polygons import AnswerStatus
 from rl.bench.learning.arms import BEST_OF, PILOT_STEPS, RL, SFT, Spent, Wanted, planned, rl_sft
 from rl.bench.learning.page import curve_of, write
-from rl.bench.learning.scores import NOTHING, Policy, Scored, as_json, difference, lines
+from rl.bench.learning.scores import NOTHING, Contender, Scored, as_json, difference, lines
 from rl.bench.learning.trainings import Trained, refuse_unfit
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
@@ -24,7 +24,7 @@ def wanted(out: Path, *overrides: str, **settings: Any) -> Wanted:
 
 def scored(arm: Any, seed: int, ious: list[float]) -> Scored:
     scenes = [SceneScore(f"{k}", iou, 10, 20, iou / 2, True, AnswerStatus.OK) for k, iou in enumerate(ious)]
-    return Scored(Policy(arm, seed, Spent(10, 5.0, 320), Path()), scenes, ious, 12.0)
+    return Scored(Contender(arm, seed, Spent(10, 5.0, 320), Path()), scenes, ious, 12.0)
 
 
 def trained(out: Path, arm: Any, rows: list[dict[str, float]]) -> Trained:

@@ -38,6 +38,15 @@ def test_each_example_is_taught_its_own_outline_and_an_absent_thing_the_empty_an
     assert 3 < empty < 30
 
 
+def test_under_a_grammar_every_outline_is_one_that_could_be_sampled(tmp_path: Path) -> None:
+    grammar = ["sampling.grammar=true", "sampling.max_tokens=48"]
+    config = settings(tmp_path / "run", WEIGHT, "env.absent_share=0.2", *grammar)
+    parts = run_parts(config)
+    teacher, env = teacher_of(config, parts), parts.env.build(split="train")
+    assert teacher is not None and len(teacher.answers([env[k] for k in range(60)])) == 60
+    refuse_unfit_teaching(config, parts)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -56,9 +65,13 @@ def test_settings_out_of_range_are_named(tmp_path: Path, overrides: list[str], m
     [
         (
             ["sampling.max_tokens=9"],
-            r"sampling.max_tokens is 9, but the outline .* takes \d+ tokens.*, or lower",
+            r"answer to .* takes \d+ tokens, and sampling.max_tokens is 9; set .* or lower",
         ),
         (["sampling.max_tokens=99", "codec.max_vertices=4"], r"^learner.sft_weight is 0.5, and the answer to .* write"),
+        (
+            ["sampling.max_tokens=99", "sampling.grammar=true", "outlines.answers=['1 {answer}']"],
+            r"would be '1 .*which the grammar does not let be sampled .*set sampling.grammar to false",
+        ),
         (["env.absent_share=1"], r"of 64 training examples looked at none has a mask.*set learner.sft_weight to 0"),
     ],
 )
