@@ -110,8 +110,21 @@ class Dispatcher:
             worker.answer(self.waiting.popleft())
         elif not worker.tasks and proves:
             worker.prove(worker.unproved[0].batch.weights)
-        elif not worker.tasks and worker.holds != weights.key:
+        elif not worker.tasks and worker.holds != weights.key and not self._arrives(weights):
             worker.take(weights, self._refs_of(weights))
+
+    def _arrives(self, weights: WeightVersion) -> bool:
+        """Whether a worker is just taking these weights from a whole group, so that who missed them can soon ask it."""
+        if not isinstance(weights.weights, Broadcast) or weights.weights.sent.broken or self._again is not None:
+            return False
+        if any(worker.is_serving and worker.holds == weights.key for worker in self.workers):
+            return False
+        return any(
+            task.doing is Doing.TAKING and task.weights is not None and task.weights.key == weights.key
+            for worker in self.workers
+            if worker.is_serving
+            for task in worker.tasks.values()
+        )
 
     def _refs_of(self, weights: WeightVersion) -> Sequence[Any]:
         """The buckets of weights by reference; of those sent through a group, from a worker that has them.

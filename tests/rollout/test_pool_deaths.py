@@ -1,4 +1,5 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 from ray.core.generated.common_pb2 import WorkerExitType
@@ -9,6 +10,7 @@ from rollout.pool.actor import Vitals
 from rollout.pool.deaths import _cause, cause_of_death, death_report
 from rollout.pool.dispatch import Dispatcher
 from rollout.pool.handle import Batch, Doing, Task, WeightVersion, WorkerHandle
+from rollout.pool.source import Broadcast, Sent
 from rollout.pool.stored import WeightRefs
 from rollout.settings import PoolSettings
 from rollout.worker import Unit
@@ -91,3 +93,49 @@ def test_answers_of_every_so_many_steps_count_only_when_the_weights_are_proved(v
     assert batch.done and batch.groups == []
     request.forget()
     assert not batch.done
+
+
+class _Calls:
+    """Stands for an actor and for each of its methods: counts what is asked, and returns marks for Ray's references."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        def remote(*_: object) -> object:
+            self.asked.append(method)
+            return object()
+
+        return SimpleNamespace(remote=remote)
+
+
+class _Store:
+    """A source whose weights have to go through the object store."""
+
+    def __init__(self) -> None:
+        self.by_refs = 0
+
+    def refs(self, strong: bool = False) -> WeightRefs:
+        self.by_refs += 1
+        return WeightRefs((), "0" * 32)
+
+
+@pytest.mark.parametrize("broken", [None, "the group broke"])
+def test_who_comes_back_while_another_takes_the_weights_waits_for_that_one_unless_the_group_broke(
+    broken: str | None,
+) -> None:
+    source = _Store()
+    sent = WeightVersion(7, Broadcast(source, Sent("0" * 32, None, broken)))  # type: ignore[arg-type]
+    back, taking = WorkerHandle("0", _Calls()), WorkerHandle("1", _Calls())
+    for worker in (back, taking):
+        worker.heard(VITALS)
+    dispatcher = Dispatcher([back, taking], PoolSettings(), units_each=2)
+    dispatcher.set_weights(sent)
+    taking.is_taking("word", sent)
+    dispatcher.hand_out()
+    assert (back.actor.asked, source.by_refs) == (([], 0) if broken is None else (["take"], 1))
+    taking.tasks, taking.holds, taking.num_buckets = {}, sent.key, 3
+    back.tasks = {}
+    dispatcher.hand_out()
+    assert taking.actor.asked == ["bucket"] * 3 and back.actor.asked[-1:] == ["take"]
+    assert source.by_refs == (broken is not None)
