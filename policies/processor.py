@@ -90,6 +90,7 @@ class Processor:
         self.thinking = Thinking.behind(self._template.ending, asking, marks)
         """Whether reasoning stands before an answer, and how it is marked."""
         self._grammar: TokenGrammar | None = None
+        self._token_texts: dict[int, str] = {}
 
     # Questions in.
 
@@ -239,6 +240,16 @@ class Processor:
         """The response's text without its end token."""
         tokens = response.tokens[:-1] if response.finish == "stop" else response.tokens
         return str(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+
+    def token_texts(self, response: Response) -> list[str]:
+        """[T] text of each token alone, "" of the end token."""
+        stopped = response.finish == "stop"
+        return [*map(self._token_text, response.tokens[: len(response.tokens) - stopped].tolist()), *[""] * stopped]
+
+    def _token_text(self, token: int) -> str:
+        if token not in self._token_texts:
+            self._token_texts[token] = str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        return self._token_texts[token]
 
     def read(self, response: Response, height: int, width: int) -> Answer:
         """The response as polygons in pixels of a height x width image; never raises on model output."""

@@ -131,8 +131,7 @@ class Comparisons(Sequence["Comparison"]):
 
     def instance_iou(self, k: int) -> NDArray[np.float64]:
         """[P, K] IoU of each instance of answer k with each instance of the truth."""
-        instances = [instance.rings_px for instance in self.answers.whole[k].instances]
-        return self.target.instance_iou(flat_answers(instances))
+        return self.target.instance_iou_of(self.answers.whole[k])
 
 
 class Comparison:

@@ -20,7 +20,7 @@ from envs.example import Truth
 from envs.geometry.contours import outline_to_iou
 from envs.geometry.rle import spans_from_rle
 from envs.geometry.spans import Spans, mask_from_spans, spans_from_mask, spans_from_rings
-from envs.polygons import Box, FlatAnswers, Ring, flat_answers
+from envs.polygons import Answer, Box, FlatAnswers, Ring, flat_answers
 from rewards.kernels import overlap as kernels
 from rewards.kernels.bands import eroded, shared_pixels, span_sums, united, without
 from rewards.kernels.chains import SpanTable, span_table
@@ -221,6 +221,10 @@ class Target:
             shared[a], areas[a] = [shared_pixels(drawn, instance) for instance in self.instances], span_sums(drawn)[0]
         either = areas + [span_sums(instance)[0] for instance in self.instances] - shared
         return np.divide(shared, either, out=np.zeros(shared.shape), where=either > 0)
+
+    def instance_iou_of(self, answer: Answer) -> NDArray[np.float64]:
+        """[M, K] IoU of each instance of an answer with each true one."""
+        return self.instance_iou(flat_answers([instance.rings_px for instance in answer.instances]))
 
 
 def _as_bool(name: str, mask: NDArray) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 From a checkpoint, or from a new tiny model that is made for the words of env and codec. A folder holds
 
-    policy/            Hugging Face folder of the policy as of the last evaluation
+    policy/            Hugging Face folder of the policy as of the last evaluation, or of the best one (sft.keep)
     curve.tsv          what each evaluation found
     metrics.jsonl, TensorBoard events, config.yaml, data.json
     checkpoints/       what is needed to go on (rl/run/checkpoints.py)
@@ -96,6 +96,9 @@ def _refuse_other_run(config: SftConfig, data: RunData, folder: Path) -> None:
     kept |= {"policy": (config.policy, begun.policy), "tiny": (config.tiny, begun.tiny)}
     kept["sft.scenes_per_step"] = config.sft.scenes_per_step, begun.sft.scenes_per_step
     kept |= {"sft.shuffle": (config.sft.shuffle, begun.sft.shuffle)}
+    kept |= {"sft.scenes": (config.sft.scenes, begun.sft.scenes)}
+    kept |= {"sft.questions": (config.sft.questions, begun.sft.questions)}
+    kept |= {"sft.keep": (config.sft.keep, begun.sft.keep)}
     kept |= {"sft.max_vertices": (config.sft.max_vertices, begun.sft.max_vertices)}
     kept |= {"sft.max_rings": (config.sft.max_rings, begun.sft.max_rings)}
     kept |= {"sft.outline_margin": (config.sft.outline_margin, begun.sft.outline_margin)}

@@ -34,6 +34,9 @@ class Rollout:
     """Version of the weights that sampled it."""
     seed: int
     """Key of its random stream, 0 .. 2**64 - 1."""
+    token_places: NDArray[np.int16] | None = None
+    """[T, 2] the instance and the vertex that each token says (policies/token_places.py); None where it is not known,
+    as from an archive."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from envs.example import Example, Question
 from envs.plugin import Plugin
 from envs.polygons import Answer, FlatAnswers
 from policies.families.base import Response
+from policies.token_places import token_places
 from policies.weights import Bucket, bucket_names
 from rewards.kernels import overlap as kernels
 from rewards.score import Comparisons, Target, compare
@@ -105,6 +106,8 @@ class _Sampled:
     comparisons: Comparisons
     policy_version: int
     seeds: tuple[int, ...]
+    token_places: tuple[NDArray[np.int16] | None, ...]
+    """Of each answer, as Rollout has it."""
 
 
 class RolloutWorker:
@@ -214,17 +217,28 @@ class RolloutWorker:
         ]
         responses = self._sampler.sample_prepared(prepared.rows, unit.sampling, seeds)
         comparisons = self._compared(examples, prepared.images, responses)
+        texts = [tuple(map(self._sampler.policy.processor.text, group)) for group in responses]
         return [
             _Sampled(
-                self._group(unit, n, example, questions[n]),
-                texts=tuple(self._sampler.policy.processor.text(response) for response in responses[n]),
+                self._group(unit, n, examples[n], questions[n]),
+                texts=texts[n],
                 responses=tuple(responses[n]),
                 comparisons=comparisons[n],
                 policy_version=self._version,
                 seeds=tuple(seeds[n]),
+                token_places=self._token_places(responses[n], texts[n], comparisons[n]),
             )
-            for n, example in enumerate(examples)
+            for n in range(len(examples))
         ]
+
+    def _token_places(
+        self, responses: Sequence[Response], texts: Sequence[str], comparisons: Comparisons
+    ) -> tuple[NDArray[np.int16] | None, ...]:
+        if comparisons.asked != "mask":
+            return (None,) * len(responses)
+        processor = self._sampler.policy.processor
+        each = zip(responses, texts, comparisons.answers.whole, strict=True)
+        return tuple(token_places(processor, response, text, answer) for response, text, answer in each)
 
     def _compared(
         self, examples: Sequence[Example], images: Sequence[NDArray[np.uint8]], responses: Sequence[Sequence[Response]]
@@ -271,7 +285,7 @@ def _compared(answers: Sequence[Answer], example: Example, refined: FlatAnswers 
 
 def _scored(sampled: _Sampled, columns: Columns) -> Group:
     """The group with its rollouts; columns: the term of each answer, by reward name."""
-    parts = zip(sampled.responses, sampled.texts, sampled.comparisons, sampled.seeds, strict=True)
+    parts = zip(sampled.responses, sampled.texts, sampled.comparisons, sampled.seeds, sampled.token_places, strict=True)
     rollouts = tuple(
         Rollout(
             index=k,
@@ -284,7 +298,8 @@ def _scored(sampled: _Sampled, columns: Columns) -> Group:
             terms={name: terms[k] for name, terms in columns.items()},
             policy_version=sampled.policy_version,
             seed=seed,
+            token_places=places,
         )
-        for k, (response, text, comparison, seed) in enumerate(parts)
+        for k, (response, text, comparison, seed, places) in enumerate(parts)
     )
     return replace(sampled.group, rollouts=rollouts)

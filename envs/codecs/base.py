@@ -154,6 +154,28 @@ class AnswerCodec(Protocol):
         ...
 
 
+class TextPlace(NamedTuple):
+    """Where a text says a vertex, or the box of an instance."""
+
+    begin: int
+    """First character."""
+    end: int
+    """The character after its last."""
+    instance: int
+    """Number of the instance, from 0."""
+    vertex: int | None
+    """Number of the vertex among all of the answer, from 0; None for the box."""
+
+
+@runtime_checkable
+class LocatingCodec(Protocol):
+    """A codec that can say which characters of an answer are which vertex."""
+
+    def text_places(self, text: str) -> list[TextPlace]:
+        """The places of a text that reads as `ok`, in order; of any other whatever is found."""
+        ...
+
+
 @runtime_checkable
 class PlaceCodec(Protocol):
     """A codec that writes and reads boxes and points too, as answers and as parts of questions.

@@ -21,6 +21,7 @@ fractions 36).
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,11 +29,12 @@ from envs.codecs._json_grammar import JsonObjectsGrammar
 from envs.codecs._json_scan import BOX_KEY, LABEL_KEY, POINT_KEY, JsonScan, read_place_objects
 from envs.codecs._lenient import bare_objects
 from envs.codecs._places import CORNERS
-from envs.codecs._point_codec import EMPTY_TEXT, SPACE, Draft, PointCodec
-from envs.codecs.base import State
+from envs.codecs._point_codec import EMPTY_TEXT, NUMBER, SPACE, Draft, PointCodec
+from envs.codecs.base import State, TextPlace
 from envs.geometry.grid_rings import GridRing
 from envs.polygons import Answer, AnswerStatus, Ring
 
+_PAIR = re.compile(rf"{NUMBER.pattern}[{SPACE}]*,[{SPACE}]*{NUMBER.pattern}")
 _NO_KEY = re.compile(r'["\\\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 
 
@@ -108,6 +110,21 @@ class Codec(PointCodec):
         as_it_was = inner.strip(SPACE) == text.strip(SPACE)
         return replace(answer, bare=as_it_was and isinstance(read, AnswerStatus))
 
+    def text_places(self, text: str) -> list[TextPlace]:
+        """Characters of each box and each vertex of a text that reads as `ok`."""
+        places: list[TextPlace] = []
+        instance = vertices = 0
+        for part in _parts(self.outline_key).finditer(text):
+            if part["end"]:
+                instance += 1
+            elif part["box"]:
+                places.append(TextPlace(*part.span("box"), instance, None))
+            elif part["rings"]:
+                for pair in _PAIR.finditer(text, *part.span("rings")):
+                    places.append(TextPlace(*pair.span(), instance, vertices))
+                    vertices += 1
+        return places
+
     def encode_places(self, places: Sequence[Ring], height: int, width: int) -> str:
         """Text of places px as released models write them: {"bbox_2d": [x0, y0, x1, y1]} or {"point_2d": [x, y]} each.
 
@@ -145,3 +162,14 @@ class Codec(PointCodec):
         if isinstance(read, AnswerStatus):
             return Answer(read)
         return self.answer(read, height, width) if len(read.instance_ends) > 1 else Answer(AnswerStatus.EMPTY)
+
+
+@lru_cache(maxsize=16)
+def _parts(outline_key: str) -> re.Pattern[str]:
+    """What finds boxes, rings and ends of objects in a text, and passes over every other string."""
+    numbers, free = r"\[[^\[\]{}\"]*\]", f"[{SPACE}]*"
+    return re.compile(
+        rf'"{BOX_KEY}"{free}:{free}(?P<box>{numbers})'
+        rf'|"{re.escape(outline_key)}"{free}:{free}(?P<rings>[^{{}}"]*)'
+        r'|"(?:[^"\\]|\\.)*"|(?P<end>\})'
+    )

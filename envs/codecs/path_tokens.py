@@ -9,6 +9,7 @@ gives
 more precision per token than points of the whole image. Direction says outer ring or hole, as everywhere.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -17,6 +18,7 @@ import numpy as np
 
 from envs.codecs._path_tokens_grammar import EMPTY_WORD, INSTANCE_WORD, RING_WORD, PathTokensGrammar
 from envs.codecs._places import CORNERS, answer_of_places, grid_places, places_of
+from envs.codecs.base import TextPlace
 from envs.geometry import grid_rings
 from envs.polygons import Answer, AnswerStatus, Box, Instance, Ring, instance_from_rings, px_from_grid, signed_area_px
 from envs.ranges import at_least, between, check_ranges
@@ -120,6 +122,22 @@ class Codec:
         if num_rings > self.max_rings or num_vertices > self.max_vertices:
             return Answer(AnswerStatus.OUT_OF_RANGE)
         return Answer(AnswerStatus.OK, tuple(instances))
+
+    def text_places(self, text: str) -> list[TextPlace]:
+        """Characters of each box and each vertex of a text that reads as `ok`."""
+        places: list[TextPlace] = []
+        instance, vertices, numbers = 0, 0, list[re.Match[str]]()
+        for word in re.finditer(r"\S+", text):
+            if word[0] == INSTANCE_WORD:
+                instance, numbers = instance + 1, []
+            elif word[0] != RING_WORD:
+                numbers.append(word)
+                if len(numbers) == 4:
+                    places.append(TextPlace(numbers[0].start(), word.end(), instance, None))
+                elif len(numbers) > 4 and len(numbers) % 2 == 0:
+                    places.append(TextPlace(numbers[-2].start(), word.end(), instance, vertices))
+                    vertices += 1
+        return places
 
     def encode_places(self, places: Sequence[Ring], height: int, width: int) -> str:
         """Text of places px on the grid of boxes: "x y" for a point, "x0 y0 x1 y1" for a box, " ; " between them.

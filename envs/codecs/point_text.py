@@ -23,11 +23,13 @@ from envs.codecs._lenient import bare_answer
 from envs.codecs._places import CORNERS
 from envs.codecs._point_codec import EMPTY_TEXT, NUMBER, NUMBER_BEGUN, SPACE, Draft, PointCodec
 from envs.codecs._point_text_grammar import SIGNS, PointTextGrammar
+from envs.codecs.base import TextPlace
 from envs.polygons import Answer, AnswerStatus, Ring
 
 _EMPTY = re.compile(rf"\[[{SPACE}]*\]")
 _TOKEN = re.compile(rf"[{SPACE}]*([\[\],;]|[-+.0-9eE]+)")
 _SPACED = rf"[{SPACE}]*{NUMBER.pattern}[{SPACE}]*"
+_POINT = re.compile(rf"{_SPACED},{_SPACED}")
 _PLACE = re.compile(rf"[{SPACE}]*\[({_SPACED}(?:,{_SPACED})*)\][{SPACE}]*")
 """A point or a box: a list of numbers alone."""
 
@@ -76,6 +78,14 @@ class Codec(PointCodec):
         inner = bare_answer(text)
         answer = self._read_bare(inner.strip(SPACE), height, width)
         return answer if inner == text else replace(answer, bare=_keeps_to_grammar(text.strip(SPACE)))
+
+    def text_places(self, text: str) -> list[TextPlace]:
+        """Characters of each vertex of a text that reads as `ok`."""
+        pairs, instance, places = _POINT.finditer(text), 0, list[TextPlace]()
+        for k, pair in enumerate(pairs):
+            instance += text.count(";", places[-1].end if places else 0, pair.start())
+            places.append(TextPlace(pair.start(), pair.end(), instance, k))
+        return places
 
     def encode_places(self, places: Sequence[Ring], height: int, width: int) -> str:
         """Text of places px: "[x, y]" for a point, "[x0, y0, x1, y1]" for a box, "; " between them.

@@ -28,6 +28,8 @@ class Env:
     image_size: int = 64
     """H and W, pixels."""
     num_scenes: int = 100_000
+    train_scenes: int | None = None
+    """Scenes of the split train alone, to see what few masks teach; None is num_scenes."""
     folder: str | None = None
     """Folder of cut-outs (see envs/datasets/_cutouts.py); None is OpenMoji."""
     held_out_share: float = 0.1
@@ -79,6 +81,8 @@ class Env:
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"env.{name} is {share}; a share is 0 to 1.")
+        if self.train_scenes is not None and self.train_scenes < 1:
+            raise ValueError(f"env.train_scenes is {self.train_scenes}; set it to 1 or more, or to null.")
         if not 0 <= self.max_overlap < 1 or self.num_scenes < 1 or self.seed < 0:
             raise ValueError(
                 f"env.max_overlap is {self.max_overlap}, env.num_scenes {self.num_scenes}, env.seed {self.seed}; set "
@@ -108,7 +112,7 @@ class Env:
         return tuple(split for split in SPLITS if split != "held_out_names" or len(held_out) > 1)
 
     def __len__(self) -> int:
-        return self.num_scenes
+        return self.num_scenes if self.train_scenes is None or self.split != "train" else self.train_scenes
 
     def __getitem__(self, index: int) -> Example:
         scene = self._scene(index)
@@ -137,7 +141,7 @@ class Env:
         """
         tail = ref.key.rpartition("/")[2]
         index = int(tail) if tail.isascii() and tail.isdigit() else -1
-        ours = 0 <= index < self.num_scenes and self._key(index) == ref.key
+        ours = 0 <= index < len(self) and self._key(index) == ref.key
         if not ours or image_sha256(self._scene(index).image) != ref.sha256:
             raise ValueError(
                 f"scene {ref.key} no longer has the pixels that its reference names ({ref.sha256[:12]}); it was "
@@ -159,9 +163,10 @@ class Env:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
 
     def _scene(self, index: int) -> Scene:
-        if not 0 <= index < self.num_scenes:
+        if not 0 <= index < len(self):
             raise IndexError(
-                f"example {index} is outside 0..{self.num_scenes - 1} (env.num_scenes is {self.num_scenes})"
+                f"example {index} is outside 0..{len(self) - 1} (env.num_scenes is {self.num_scenes}, "
+                f"env.train_scenes {self.train_scenes})"
             )
         return _composed(self, index)
 

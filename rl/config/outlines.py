@@ -10,6 +10,9 @@ from envs.ranges import at_least, between, check_ranges, one_of
 class OutlineSettings:
     """Outlines as an annotator would draw them around a mask."""
 
+    scenes: Annotated[int | None, at_least(1, ", or to null where every training scene has outlines.")] = None
+    """How many training scenes, the first ones, have outlines; null: all of them. Boxes are taught of every scene, and
+    rewards see the masks of every scene."""
     max_vertices: int = 12
     """Vertices of an annotated outline."""
     max_rings: Annotated[int, at_least(1)] = 3

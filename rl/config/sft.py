@@ -89,6 +89,8 @@ class SftSettings(OutlineSettings):
     stages: list[SftStage] = field(default_factory=list)
     scenes_per_step: Annotated[int, at_least(1)] = 32
     """Scenes per step, each with all its questions."""
+    questions: Annotated[str, one_of("all", "one")] = "all"
+    """What a scene teaches: all that can be asked about it, or the one question that RL would ask."""
     shuffle: bool = True
     """Whether scenes come in another order in every pass over the data; else always in that of the env."""
     warmup_steps: Annotated[int, at_least(0)] = 50
@@ -97,6 +99,9 @@ class SftSettings(OutlineSettings):
     """Steps between evaluations on the split `validation`, each with a checkpoint."""
     evaluate_scenes: Annotated[int, at_least(1)] = 256
     """Scenes of each of these evaluations."""
+    keep: Annotated[str, one_of("last", "best")] = "last"
+    """Which policy is kept: that of the last evaluation, or that of the one with the highest greedy gIoU; then one
+    comes before the first step, too."""
 
     @property
     def num_steps(self) -> int:
@@ -122,9 +127,11 @@ class SftSettings(OutlineSettings):
         return [*begun[:-1], replace(begun[-1], steps=0)] if begun else []
 
     def scenes_at(self, step: int, num: int, seed: int) -> list[int]:
-        """Which of `num` scenes a step takes: all in turn, then again; where shuffled, in an order that follows from
-        seed and pass."""
+        """Which of `num` scenes a step takes: all that its stage can teach in turn, then again; where shuffled, in an
+        order that follows from seed and pass."""
         first = step * self.scenes_per_step
+        if self.scenes is not None and self.stage_at(step)[0].answer == "outline":
+            num = min(num, self.scenes)
         turns = [divmod(first + k, num) for k in range(self.scenes_per_step)]
         if not self.shuffle:
             return [place for _, place in turns]

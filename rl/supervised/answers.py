@@ -115,6 +115,11 @@ def answer_tokens(example: Example, processor: Processor, text: str) -> NDArray[
     return processor.answer_tokens(text)
 
 
+def questions_about(env: Env, index: int, settings: SftSettings) -> list[Example]:
+    """The examples that a scene of `env` teaches."""
+    return env.scene(index) if settings.questions == "all" else [env[index]]
+
+
 def taught(examples: list[Example], env: Env, processor: Processor, settings: SftSettings, stage: SftStage) -> Taught:
     """The examples of one image of `env`, as a stage teaches them; none of those it does not ask about.
 
@@ -150,7 +155,7 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
     if set(forms_asked(train)) - {"mask"}:
         refuse_unasked_forms(train, processor)
     for index in range(min(CHECKED, len(train))):
-        for example in train.scene(index):
+        for example in questions_about(train, index, settings):
             text = answer_text(example, codec, settings)
             answer_tokens(example, processor, text)
             if settings.answers is not None:

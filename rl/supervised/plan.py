@@ -13,7 +13,7 @@ from envs.datasets.base import Env
 from policies.processor import Processor
 from rl.config.sft import SftConfig, SftLearner
 from rl.learner.batches.micro_batches import GroupTokens, PassBudget, budgeted_micro_batches
-from rl.supervised.answers import CHECKED, Taught, answer_text
+from rl.supervised.answers import CHECKED, Taught, answer_text, questions_about
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def refuse_small_budgets(env: Env, processor: Processor, config: SftConfig) -> N
         return
     for index in range(min(CHECKED, len(env))):
         scene = []
-        for example in env.scene(index):
+        for example in questions_about(env, index, config.sft):
             blank = np.broadcast_to(np.zeros(3, np.uint8), (example.image.height, example.image.width, 3))
             text = answer_text(example, processor.codec, config.sft)
             scene.append((example.question(blank), processor.answer_tokens(text)))

@@ -23,7 +23,7 @@ from rl.config.sft import SftLearner, SftSettings, SftStage
 from rl.learner.engine import Watchdog, watched
 from rl.learner.muon import MuonAdamW
 from rl.learner.policy import TrainedPolicy
-from rl.supervised.answers import Taught, taught
+from rl.supervised.answers import Taught, questions_about, taught
 from rl.supervised.greedy import greedy_sums
 from rl.supervised.plan import Pass, Passes, agreed, stretches
 
@@ -88,7 +88,8 @@ class SftRank:
         settings, step = self._settings.sft, self._engine.steps_done
         stage, lr = settings.stage_at(step)
         numbers = settings.scenes_at(step, len(self._train), self._settings.seed)
-        mine = [self._train.scene(number) for number in numbers[self._place.rank :: self._place.world_size]]
+        numbers_here = numbers[self._place.rank :: self._place.world_size]
+        mine = [questions_about(self._train, number, settings) for number in numbers_here]
         scenes, planned = self._planned(mine, self._train, stage)
         if not planned.scored:
             raise ValueError(

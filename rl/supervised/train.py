@@ -1,5 +1,6 @@
 """A policy taught stage by stage, by one rank in this process or several as Ray actors, with checkpoints and curves."""
 
+import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, fields
@@ -103,6 +104,13 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
     metrics.drop_after(done)
     curve = [point for point in read_curve(folder) if point.step <= done]
     losses: list[float] = []
+    if settings.keep == "best" and not curve:
+        scores = ranks.evaluate()
+        curve = [SftPoint(0, "start", math.nan, scores.loss, scores.greedy_giou, scores.valid)]
+        console.print(_told(curve[0]), markup=False, highlight=False)
+        _write_policy(ranks, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_curve(folder, curve)
     with StepProgress(console, "SFT", total, done) as progress:
         while done < total:
             began = time.perf_counter()
@@ -119,18 +127,22 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
                 progress.print(_told(point))
                 curve, losses = [*curve, point], []
                 metrics.scalars(done, {f"sft/validation_{k}": value for k, value in asdict(scores).items()})
+                if settings.keep == "last" or _is_best(curve):
+                    _write_policy(ranks, folder)
                 _write_curve(folder, curve)
                 checkpoints.save(ranks, Position(done, done * settings.scenes_per_step, 0, *_shape(config)))
-                _write_policy(ranks, folder)
     if first >= total:
         console.print(f"nothing is left to train: {first} of {total} steps are done")
-        # It may have been killed between the last checkpoint and its policy.
-        _write_policy(ranks, folder)
     metrics.close()
 
 
 def _shape(config: SftConfig) -> tuple[int, int]:
     return config.learner.ranks, config.learner.zero_stage
+
+
+def _is_best(curve: list[SftPoint]) -> bool:
+    """Whether no point before the last one has as high a greedy gIoU; of boxes alone there is none."""
+    return all(not curve[-1].greedy_giou <= point.greedy_giou for point in curve[:-1])
 
 
 def _told(point: SftPoint) -> str:

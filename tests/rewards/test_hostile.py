@@ -149,6 +149,7 @@ FITNESS = {
     "mask_iou": ("passes", inf),
     "matched_iou": ("passes", inf),
     "point_in_mask": ("beside_mask_iou", inf),
+    "soft_matched_iou": ("passes", inf),
     "thinking_format": ("teaches_nothing", inf),
     "thinking_length": ("teaches_nothing", inf),
     "vertex_economy": ("passes", inf),
