@@ -301,26 +301,29 @@ def learning(  # noqa: PLR0913  # options of a command
     ] = None,
     sft_weight: Annotated[float, typer.Option(help="Weight of outlines beside RL.")] = 0.1,
 ) -> None:
-    """Whether RL teaches what SFT on the same masks would not: one checkpoint, the same seconds, five ways.
+    """Whether RL teaches what SFT would not: one checkpoint, the same seconds, five ways.
 
-    RL as configured; SFT on outlines of the masks; SFT on the best of each group; RL with outlines beside; nothing.
+    RL as configured; SFT on outlines of the masks, of as many as have some (outlines.scenes); SFT on the best of each
+    group; RL with outlines beside; nothing.
+
     Takes four trainings as long as the config's own for each seed.
     """
     from rl.bench.learning import page, scores
     from rl.bench.learning.arms import Wanted
-    from rl.bench.learning.trainings import refuse_unfit, train_all
+    from rl.bench.learning.trainings import left_out, train_all
     from rollout.disk import refuse_unwritable
 
     wanted, quiet = Wanted(config, out, tuple(overrides or ()), seeds, sft_lr, sft_weight), Console(stderr=True)
     refuse_unwritable(out / "learning.json")
-    left_out = refuse_unfit(wanted)
-    for line in left_out:
+    without = left_out(wanted)
+    said = [*map(str, without)]
+    for line in said:
         quiet.print(f"note: {line}", markup=False, soft_wrap=True)
-    trained = list(train_all(wanted, bool(left_out), quiet))
+    trained = list(train_all(wanted, without, quiet))
     found = scores.score_all(wanted, trained, quiet)
-    for path in page.write(wanted, trained, found, left_out):
+    for path in page.write(wanted, trained, found, said):
         quiet.print(f"wrote {path}", markup=False, soft_wrap=True)
-    _tell(as_json, scores.as_json(found, left_out), scores.table(found), *scores.lines(found))
+    _tell(as_json, scores.as_json(found, said), scores.table(found), *scores.lines(found))
 
 
 @bench_app.command()

@@ -77,6 +77,12 @@ def refuse_unfit_teaching(config: RunConfig, parts: RunParts) -> None:
             "without reasoning, so that they would teach to leave it out; set learner.sft_weight to 0, or "
             "policy.thinking to optional."
         )
+    if config.outlines.scenes is not None:
+        raise ValueError(
+            f"learner.sft_weight is {config.learner.sft_weight:g} and outlines.scenes is {config.outlines.scenes}, but "
+            "outlines beside rollouts are of the questions that a step asks, all of which must have some; set "
+            "outlines.scenes to null, or learner.sft_weight to 0."
+        )
     env = parts.env.build(split="train")
     examples = [env[index] for index in np.linspace(0, len(env) - 1, min(len(env), _CHECKED)).astype(int).tolist()]
     if not any(mask.any() for example in examples for mask in example.truth.masks):

@@ -84,7 +84,7 @@ class SftPoint:
     stage: str
     """Name of the stage of the last of them."""
     loss: float
-    """Nats a scored token, mean over the steps since the last point."""
+    """Nats a scored token, mean over the steps since the last point; NaN of a point before the first step."""
     validation_loss: float
     """Nats a token of the answers to validation scenes that would be taught."""
     greedy_giou: float
@@ -146,8 +146,9 @@ def _is_best(curve: list[SftPoint]) -> bool:
 
 
 def _told(point: SftPoint) -> str:
+    trained = "" if math.isnan(point.loss) else f"loss {point.loss:.3f}  "
     return (
-        f"step {point.step:>5} {point.stage:>9}  loss {point.loss:.3f}  on validation: loss {point.validation_loss:.3f}"
+        f"step {point.step:>5} {point.stage:>9}  {trained}on validation: loss {point.validation_loss:.3f}"
         f"  greedy gIoU {point.greedy_giou:.3f}  valid {point.valid:.1%}"
     )
 

@@ -97,8 +97,9 @@ class Spent:
     steps: int
     seconds: float
     """Of its steps; evaluations, checkpoints and the start are not among them."""
-    masks: int
-    """Masks that were looked at, one more each time that the same is."""
+    scenes: int
+    """Scenes that were looked at, one more each time that the same is. RL asks one question about each, outlines teach
+    all that there are."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Training:
 
     @property
     def policy(self) -> Path:
-        """Hugging Face folder of what it ends with: of RL the best on validation, of SFT the last."""
+        """Hugging Face folder of what it ends with: the best on validation."""
         if isinstance(self.config, SftConfig):
             return self.folder / "policy"
         return RunFolder(self.folder).best_policy().folder
@@ -223,6 +224,7 @@ def supervised(run: RunConfig, folder: str, steps: int, lr: float) -> SftConfig:
             scenes_per_step=run.groups_per_step,
             evaluate_every=max(1, -(-steps // _CURVE_POINTS)),
             evaluate_scenes=run.evaluation.num_scenes,
+            keep="best",
             **asdict(run.outlines),
         ),
         learner=SftLearner(

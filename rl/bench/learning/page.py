@@ -1,4 +1,4 @@
-"""learning.html and learning.json: what the same seconds and masks came to, as tables and curves."""
+"""learning.html and learning.json: what the same seconds came to, as tables and curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

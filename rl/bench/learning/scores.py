@@ -112,7 +112,7 @@ def arms_of(scored: Sequence[Scored]) -> list[Arm]:
 
 
 def numbers(scored: Sequence[Scored], arm: Arm) -> dict[str, float]:
-    """Of an arm, means over its seeds: giou, sampled_giou, boundary_iou, valid, vertices, seconds, steps, masks."""
+    """Of an arm, means over its seeds: giou, sampled_giou, boundary_iou, valid, vertices, seconds, steps, scenes."""
     mine = [one for one in scored if one.contender.arm.name == arm.name]
     stages = [summarise(one.greedy) for one in mine]
     spent = [one.contender.spent or Spent(0, 0.0, 0) for one in mine]
@@ -124,14 +124,14 @@ def numbers(scored: Sequence[Scored], arm: Arm) -> dict[str, float]:
         "vertices": [one.vertices for one in mine],
         "seconds": [one.seconds for one in spent],
         "steps": [float(one.steps) for one in spent],
-        "masks": [float(one.masks) for one in spent],
+        "scenes": [float(one.scenes) for one in spent],
     }
     return {name: float(np.mean(values)) for name, values in columns.items()}
 
 
 def table(scored: Sequence[Scored]) -> Table:
     """A row an arm; means over seeds."""
-    made = Table(title="The same checkpoint, seconds and masks", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    made = Table(title="The same checkpoint and seconds", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("")
     for column in ("gIoU", "sampled", "boundary", "valid", "vertices", "s", "steps"):
         made.add_column(column, justify="right", no_wrap=True)

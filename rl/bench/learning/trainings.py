@@ -1,12 +1,12 @@
 """The trainings of the bench, one child process of the command after another; what is finished is not done again."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from rich.console import Console
 
-from rl.bench.learning.arms import RL, Arm, Spent, Training, Wanted, planned, rl_sft
+from rl.bench.learning.arms import RL, SFT, Arm, Spent, Training, Wanted, planned, rl_sft
 from rl.config.run import RunConfig
 from rl.lab.ablate import locked, polytrace, running
 from rl.run.parts import run_parts
@@ -36,34 +36,44 @@ class Trained:
         return self.training.config.seed
 
 
-def refuse_unfit(wanted: Wanted) -> list[str]:
-    """Names of the arms that cannot be had since the data has no outlines, with the reason; the others fit.
+@dataclass(frozen=True)
+class LeftOut:
+    """An arm that cannot be had, since the data lacks outlines for it."""
+
+    arm: Arm
+    why: str
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"{self.arm.title} is left out: {self.why}"
+
+
+def left_out(wanted: Wanted) -> list[LeftOut]:
+    """The arms that cannot be had since the data has no outlines, with the reason; the others fit.
 
     Raises ValueError or FileNotFoundError for what is wrong with the config, before anything starts.
     """
     config = wanted.base(0)
     parts = run_parts(config)
     preflight(config, parts)
-    beside = planned(wanted, rl_sft(wanted.sft_weight), 0).config
-    assert isinstance(beside, RunConfig)
-    try:
-        refuse_unfit_teaching(beside, parts)
-    except ValueError as error:
-        return [f"{arm.title} is left out: {error}" for arm in wanted.arms if _needs_outlines(arm)]
+    beside = planned(wanted, rl_sft(wanted.sft_weight), 0)
+    assert isinstance(beside.config, RunConfig)
+    everywhere = replace(beside.config, outlines=replace(config.outlines, scenes=None))
+    for taught, arms in ((everywhere, (SFT, beside.arm)), (beside.config, (beside.arm,))):
+        try:
+            refuse_unfit_teaching(taught, parts)
+        except ValueError as error:
+            return [LeftOut(arm, str(error)) for arm in arms]
     return []
 
 
-def _needs_outlines(arm: Arm) -> bool:
-    return arm.supervised or any("sft_weight" in override for override in arm.overrides)
-
-
-def train_all(wanted: Wanted, without_outlines: bool, console: Console) -> Iterator[Trained]:
+def train_all(wanted: Wanted, without: Sequence[LeftOut], console: Console) -> Iterator[Trained]:
     """Every arm under every seed, seed by seed, RL first: the others get as many steps as its seconds allow.
 
-    without_outlines: leave out arms that need some. Raises ChildProcessError where a training fails, with the end of
+    without: arms that are not trained. Raises ChildProcessError where a training fails, with the end of
     what it said.
     """
-    arms = [arm for arm in wanted.arms if not (without_outlines and _needs_outlines(arm))]
+    arms = [arm for arm in wanted.arms if arm not in [one.arm for one in without]]
     with locked(wanted.out) as lock:
         for seed in range(wanted.seeds):
             # Pilots first, so that what is wrong with an arm shows before RL has taken its time.

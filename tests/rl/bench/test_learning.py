@@ -10,7 +10,7 @@ from envs.polygons import AnswerStatus
 from rl.bench.learning.arms import BEST_OF, PILOT_STEPS, RL, SFT, Spent, Wanted, planned, rl_sft
 from rl.bench.learning.page import curve_of, write
 from rl.bench.learning.scores import NOTHING, Contender, Scored, as_json, difference, lines
-from rl.bench.learning.trainings import Trained, refuse_unfit
+from rl.bench.learning.trainings import Trained, left_out
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
 from rl.evaluation.scores import SceneScore
@@ -54,6 +54,9 @@ def test_outlines_are_learned_from_the_same_checkpoint_and_data_at_eight_times_t
     assert (sft.env, sft.codec, sft.policy, sft.seed) == (base.env, base.codec, base.policy, 2)
     assert (sft.sft.num_steps, sft.sft.scenes_per_step, sft.sft.max_vertices) == (500, 32, 9)
     assert sft.sft.stages[0].lr == pytest.approx(8 * base.learner.lr)
+    assert (sft.sft.scenes, sft.sft.keep) == (None, "best")
+    few = planned(wanted(tmp_path, "outlines.scenes=64"), SFT, 0).config
+    assert isinstance(few, SftConfig) and few.sft.scenes == 64
     assert (sft.learner.average, sft.learner.threads) == (base.learner.average, base.learner.threads)
     other = planned(wanted(tmp_path, sft_lr=1e-3), SFT, 0).config
     assert isinstance(other, SftConfig) and other.sft.stages[0].lr == 1e-3
@@ -106,6 +109,10 @@ def test_differences_are_paired_by_scene_and_seed() -> None:
     assert lines(found)[0].startswith("RL less the checkpoint as it is: gIoU +0.450 [")
 
 
+def told(asked: Wanted) -> list[str]:
+    return [*map(str, left_out(asked))]
+
+
 def test_wrong_options_and_data_without_masks_are_told_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^--seeds is 0; give 1 or more"):
         wanted(tmp_path, seeds=0)
@@ -116,11 +123,14 @@ def test_wrong_options_and_data_without_masks_are_told_before_anything_starts(tm
         wanted(tmp_path / "run")
     with pytest.raises(ValueError, match=r"'seed=3': the bench sets seed itself"):
         wanted(tmp_path, "seed=3")
-    assert refuse_unfit(wanted(tmp_path)) == []
-    said = refuse_unfit(wanted(tmp_path, "env.absent_share=1"))
+    assert left_out(wanted(tmp_path)) == []
+    said = told(wanted(tmp_path, "env.absent_share=1"))
     assert len(said) == 2 and all("is left out" in line and "none has a mask" in line for line in said)
+    assert len(told(wanted(tmp_path, "env.absent_share=1", "outlines.scenes=64"))) == 2
+    said = told(wanted(tmp_path, "outlines.scenes=64"))
+    assert len(said) == 1 and "outlines.scenes is 64" in said[0] and said[0].startswith("RL, and outlines at")
     with pytest.raises(ValueError, match="lr"):
-        refuse_unfit(wanted(tmp_path, "learner.lr=0"))
+        left_out(wanted(tmp_path, "learner.lr=0"))
 
 
 def test_the_json_holds_every_pair() -> None:
@@ -136,7 +146,7 @@ def test_the_json_holds_every_pair() -> None:
             "vertices": 12.0,
             "seconds": 5.0,
             "steps": 10.0,
-            "masks": 320.0,
+            "scenes": 320.0,
         }
     )
     assert found["left_out"] == ["why"]

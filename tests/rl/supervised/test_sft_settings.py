@@ -30,6 +30,12 @@ def test_scenes_are_taken_in_turn_and_begin_again() -> None:
     assert [in_order.scenes_at(step, num=5, seed=0) for step in range(3)] == [[0, 1], [2, 3], [4, 0]]
 
 
+def test_of_few_outlines_boxes_are_still_taught_of_every_scene() -> None:
+    few = replace(SETTINGS, shuffle=False, scenes=3)  # BOXES takes two steps
+    assert [few.scenes_at(step, num=5, seed=0) for step in range(4)] == [[0, 1], [2, 3], [1, 2], [0, 1]]
+    assert few.scenes_at(2, num=2, seed=0) == [0, 1]
+
+
 def test_of_the_steps_that_are_done_the_stages_are_told_and_the_length_of_the_last_is_open() -> None:
     assert SETTINGS.done_by(0) == []
     assert SETTINGS.done_by(1) == [replace(BOXES, steps=0)]

@@ -51,6 +51,29 @@ def test_a_run_stopped_after_its_first_stage_ends_as_if_it_had_not_been_stopped(
     assert Policy(folder, CODEC).processor.tokenizer("the left").input_ids != [2, 2]  # words of phrases are known
 
 
+def test_the_best_policy_is_kept_where_that_is_wanted_also_one_from_before_the_first_step(
+    tmp_path: Path, tiny_untrained: Path
+) -> None:
+    """A rate that destroys the policy: whatever comes later, what it began with is kept."""
+    config = small_run(tmp_path / "run")
+    ruinous = SftStage("ruin", 4, lr=5.0)
+    config = replace(
+        config,
+        policy={"checkpoint": "tiny"},
+        env={**config.env, "image_size": 64},
+        max_tokens=48,
+        sft=replace(config.sft, stages=[ruinous], warmup_steps=0, keep="best"),
+        learner=SftLearner(threads=1),
+    )
+    folder = run_sft(config, QUIET)
+    curve = read_curve(tmp_path / "run")
+    assert [point.step for point in curve] == [0, 2, 4]
+    assert curve[0].greedy_giou > 0.3 > max(point.greedy_giou for point in curve[1:])
+    begun = Policy(Path("policies/tiny"), CODEC).model.state_dict()
+    kept = Policy(folder, CODEC).model.state_dict()
+    assert all(bool((kept[name] == value).all()) for name, value in begun.items())
+
+
 def lines_of(config: SftConfig) -> list[str]:
     """What a training prints, one line a message."""
     out = io.StringIO()
