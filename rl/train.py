@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from envs.datasets.base import Env
 from policies.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from rl.algorithms.base import PolicyGradient
 from rl.check import notes_of
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_units, record_evaluation, score_groups
+from rl.evaluation.early_signs import EarlySigns
 from rl.learner.batches.batch import Batch, pack
 from rl.learner.batches.stats import sampler_warning, signal_warning
 from rl.learner.dropped import DroppedSteps
@@ -46,15 +48,22 @@ def loop(run: "Run", console: Console) -> None:
     with StepProgress(console, "RL", config.steps, run.first_step) as progress:
         for step in range(run.first_step, config.steps + 1):
             if step % config.evaluation.every == 0 or step == config.steps:
-                progress.print(f"step {step:>5}  greedy gIoU on validation {run.evaluate(step):.3f}")
+                giou = run.evaluate(step)
+                progress.print(f"step {step:>5}  greedy gIoU on validation {giou:.3f}")
+                warn(progress, step, run.signs.evaluated(giou))
             if step % config.save_every == 0 or step == config.steps:
                 run.save(step)
             if step < config.steps:
                 numbers = take_step(run, step)
-                if warning := run.new_warning(numbers):
-                    progress.print(f"step {step:>5}  [yellow]warning:[/yellow] {warning}", markup=True)
+                warn(progress, step, [*run.new_warnings(numbers), *run.signs.stepped(numbers)])
                 reward = numbers.get("reward/unshaped_mean", numbers["reward/mean"])
                 progress.update(step + 1, f"reward {reward:.3f}")
+
+
+def warn(progress: StepProgress, step: int, warnings: list[str]) -> None:
+    """Print what deserves to be looked at."""
+    for text in warnings:
+        progress.print(f"step {step:>5}  [yellow]warning:[/yellow] {escape(text)}", markup=True)
 
 
 def take_step(run: "Steps", step: int) -> dict[str, float]:
@@ -114,6 +123,7 @@ class Run:
         self.dropped = DroppedSteps(self.folder.path)
         self.teacher = teacher_of(config, parts)
         self.timings = Timings()
+        self.signs = EarlySigns(config.sampling.temperature, config.groups_per_step / config.learner.minibatches)
         self._warned: set[int] = set()
         self._silent_steps = 0
         self._next_to_ask = first_step
@@ -166,7 +176,7 @@ class Run:
         self.metrics.timings(scored.step, self.timings.end_step())
         return numbers.scalars
 
-    def new_warning(self, numbers: dict[str, float]) -> str | None:
+    def new_warnings(self, numbers: dict[str, float]) -> list[str]:
         """What a step's numbers should be warned of, the first time that there is something of its kind."""
         self._silent_steps = self._silent_steps + 1 if numbers["group/without_signal"] == 1 else 0
         found = (
@@ -175,7 +185,7 @@ class Run:
         )
         new = [(kind, text) for kind, text in enumerate(found) if text is not None and kind not in self._warned]
         self._warned |= {kind for kind, _ in new}
-        return " ".join(text for _, text in new) or None
+        return [text for _, text in new]
 
     def evaluate(self, step: int) -> float:
         """Greedy gIoU on validation of the policy as it would be handed out; keeps it if it is the best so far."""

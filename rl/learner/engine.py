@@ -226,6 +226,13 @@ class TrainingEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
+    def gradients(self) -> list[Tensor] | None:
+        """The gradients that `update` would take, whole and the same on all ranks; None where they are cut up (ZeRO) or
+        DeepSpeed keeps them in another format."""
+        if self._learner.zero_stage or self._learner.dtype != "float32":
+            return None
+        return [p.grad for p in self.network.parameters() if p.grad is not None] or None
+
     def update(self, lr: float) -> tuple[float, bool]:
         """Change the weights, after the last backward pass, on all ranks or, by a gradient that is not finite, on none;
         the gradient's norm, and whether it was done."""

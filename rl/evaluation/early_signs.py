@@ -1,0 +1,126 @@
+"""What the first steps of a run tell of whether it will help: four signs, each with what to change.
+
+They are read off numbers that are logged anyway. A run that shows none may still not help, and one that shows one may:
+they say where to look first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rl.learner.noise import noise_scale
+
+LOOKED_AT = 50
+"""Steps that are looked at."""
+_FIRST = 5
+"""Steps by which samples are compared with greedy answers, and groups are looked at."""
+_COSINES = 20
+"""Steps over which the cosine of gradients is averaged: one says little."""
+_BELOW_GREEDY = 0.05
+"""IoU by which samples may lie below the greedy answers."""
+_GROUP_SPREAD = 0.02
+"""Standard deviation of rewards within groups below which there is little to learn from."""
+_SILENT_SHARE = 0.5
+"""Share of groups without signal from which on more than half of the work is for nothing."""
+_NOISE_BATCHES = 20.0
+"""Noise scale, in mini-batches, above which a step is nearly all noise."""
+_REWARD_ROSE = 0.01
+_GREEDY_FELL = 0.01
+
+
+@dataclass
+class EarlySigns:
+    """Gathers the numbers of the first steps; tells each sign once."""
+
+    temperature: float
+    """What answers are sampled at."""
+    groups: float
+    """Groups of a mini-batch."""
+    _steps: list[Mapping[str, float]] = field(default_factory=list)
+    _greedy: list[float] = field(default_factory=list)
+    _told: set[str] = field(default_factory=set)
+    _over: bool = False
+
+    def evaluated(self, giou: float) -> list[str]:
+        """Note a greedy gIoU on validation; the signs that show by now."""
+        self._greedy.append(giou)
+        new = self._new()
+        self._over = self._over or len(self._steps) >= LOOKED_AT
+        return new
+
+    def stepped(self, numbers: Mapping[str, float]) -> list[str]:
+        """Note what is logged of a step; the signs that show by now."""
+        if len(self._steps) < LOOKED_AT:
+            self._steps.append(numbers)
+        return self._new()
+
+    def _new(self) -> list[str]:
+        if self._over:
+            return []
+        signs = {
+            "narrow": self._samples_far_below_greedy(),
+            "spread": self._groups_without_spread(),
+            "noise": self._mostly_noise(),
+            "apart": self._reward_and_greedy_part(),
+        }
+        new = [text for sign, text in signs.items() if text is not None and sign not in self._told]
+        self._told |= {sign for sign, text in signs.items() if text is not None}
+        return new
+
+    def _mean(self, name: str, steps: slice) -> float:
+        return float(np.mean([numbers[name] for numbers in self._steps[steps]]))
+
+    def _samples_far_below_greedy(self) -> str | None:
+        if len(self._steps) < _FIRST or not self._greedy:
+            return None
+        sampled = self._mean("sampled/giou", slice(_FIRST))
+        if sampled >= self._greedy[0] - _BELOW_GREEDY:
+            return None
+        return (
+            f"samples at temperature {self.temperature:g} have a mean IoU of {sampled:.3f}, the greedy answers "
+            f"{self._greedy[0]:.3f}: RL will first narrow the policy, and greedy answers rise late. Lower "
+            "sampling.temperature, or end SFT on hard targets (number_spread 0)."
+        )
+
+    def _groups_without_spread(self) -> str | None:
+        if len(self._steps) < _FIRST:
+            return None
+        spread = self._mean("reward/group_std", slice(_FIRST))
+        silent = self._mean("group/without_signal", slice(_FIRST))
+        if spread >= _GROUP_SPREAD and silent <= _SILENT_SHARE:
+            return None
+        return (
+            f"rewards within groups differ by {spread:.3f} (standard deviation), and {silent:.0%} of the groups teach "
+            "nothing: there is little to choose from. Raise sampling.temperature or group_size, ask harder questions, "
+            "or set refills."
+        )
+
+    def _mostly_noise(self) -> str | None:
+        cosines = [
+            numbers["learner/gradient_cosine"] for numbers in self._steps if "learner/gradient_cosine" in numbers
+        ]
+        if len(cosines) < _COSINES:
+            return None
+        scale = noise_scale(float(np.mean(cosines)), self.groups)
+        if scale <= _NOISE_BATCHES * self.groups:
+            return None
+        said = "no agreement at all" if np.isinf(scale) else f"half of it noise only from {scale:.0f} groups on"
+        return (
+            f"gradients of mini-batches of {self.groups:.0f} groups have a mean cosine of {np.mean(cosines):.3f} "
+            f"({said}). Raise groups_per_step or group_size, lower learner.minibatches, or lower learner.lr and set "
+            "learner.average."
+        )
+
+    def _reward_and_greedy_part(self) -> str | None:
+        if len(self._greedy) < 2 or len(self._steps) < 4 * _FIRST:
+            return None
+        rose = self._mean("reward/mean", slice(-_FIRST, None)) - self._mean("reward/mean", slice(_FIRST))
+        fell = self._greedy[0] - self._greedy[-1]
+        if rose < _REWARD_ROSE or fell < _GREEDY_FELL:
+            return None
+        return (
+            f"the reward of samples rose by {rose:.3f} while greedy answers fell by {fell:.3f}: it is earned by "
+            "something else than the IoU, or by narrowing alone. See term/ and answer/ in the log, and `polytrace "
+            "rewards test`; lower sampling.temperature or learner.lr, lengthen learner.warmup_steps."
+        )

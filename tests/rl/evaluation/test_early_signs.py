@@ -1,0 +1,60 @@
+"""Signs of the first steps: each shows at the numbers that it names, once, and not on those of a run that helps."""
+
+import re
+
+import pytest
+
+from rl.evaluation.early_signs import EarlySigns
+
+FINE = {
+    "sampled/giou": 0.63,
+    "reward/group_std": 0.05,
+    "group/without_signal": 0.0,
+    "reward/mean": 0.7,
+    "learner/gradient_cosine": 0.3,
+}
+
+
+def told(numbers: dict[str, float], steps: int, greedy: tuple[float, ...] = (0.65,)) -> list[str]:
+    """What is told of a run whose steps all have these numbers, the greedy gIoUs coming before the first and last."""
+    signs = EarlySigns(temperature=0.6, groups=16)
+    said = signs.evaluated(greedy[0])
+    for step in range(steps):
+        said += signs.stepped(FINE | {"reward/mean": 0.7 + 0.001 * step} | numbers)
+    return said + [text for giou in greedy[1:] for text in signs.evaluated(giou)]
+
+
+def test_a_run_that_helps_shows_no_sign() -> None:
+    assert told({}, 60, (0.65, 0.69, 0.7)) == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "greedy", "said"),
+    [
+        (
+            {"sampled/giou": 0.43},
+            (0.75,),
+            "samples at temperature 0.6 have a mean IoU of 0.430, the greedy answers 0.750",
+        ),
+        ({"reward/group_std": 0.01}, (0.65,), r"rewards within groups differ by 0.010 .*, and 0% of the groups"),
+        ({"group/without_signal": 0.8}, (0.65,), "80% of the groups teach nothing"),
+        ({"learner/gradient_cosine": 0.02}, (0.65,), "cosine of 0.020 .half of it noise only from 784 groups on"),
+        ({"learner/gradient_cosine": -0.02}, (0.65,), "no agreement at all"),
+        ({}, (0.65, 0.63), "the reward of samples rose by 0.0.. while greedy answers fell by 0.020"),
+    ],
+)
+def test_each_sign_is_told_once_with_its_numbers(
+    numbers: dict[str, float], greedy: tuple[float, ...], said: str
+) -> None:
+    found = told(numbers, 40, greedy)
+    assert len(found) == 1
+    assert re.search(said, found[0])
+
+
+def test_what_comes_after_the_first_fifty_steps_is_not_told() -> None:
+    signs = EarlySigns(0.6, 16)
+    signs.evaluated(0.65)
+    for _ in range(60):
+        assert signs.stepped(FINE) == []
+    assert signs.evaluated(0.69) == []
+    assert signs.stepped(FINE | {"reward/group_std": 0.0}) == [] and signs.evaluated(0.5) == []
