@@ -29,7 +29,7 @@ def vertex_gains(answers: Sequence[Answer], target: Target) -> list[NDArray[np.f
     flat = flat_answers([answer.rings_px for answer in answers])
     if not target.area_px:
         return [np.zeros(answer.num_vertices) for answer in answers]
-    sums = left_out(*flat, target.spans, target.ignored, target.width)
+    sums = left_out(*flat, target.spans, target.table, target.ignored, target.width)
     without = sums[:, 0] / (target.area_px + sums[:, 1] - sums[:, 0])
     counts = [answer.num_vertices for answer in answers]
     with_all = np.repeat(target.overlap_flat(flat).iou, counts)

@@ -13,6 +13,7 @@ from envs.datasets.base import Env
 from envs.geometry.contours import mask_from_rings, rings_from_mask
 from policies.families.vision_language import Policy
 from policies.refiner.mask_refiner import MaskRefiner
+from rl.config.plugins import checkpoint_folder
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_groups, score_groups, score_masks
 from rl.evaluation.page import PAIR_TITLES, Drawn, Report, SceneRow, choose_scenes, write_report
@@ -79,10 +80,7 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     refiner = evaluate_refiner(config, parts, masked, console)
     stages["refined"] = _refined_stage(stages["rl"], masked, refiner.masks)
     scores = {name: summarise(stage.scores) for name, stage in stages.items()}
-    paired = {
-        "rl_minus_sft": paired_difference(stages["sft"].scores, stages["rl"].scores),
-        "refined_minus_rl": paired_difference(stages["rl"].scores, stages["refined"].scores),
-    }
+    paired = _paired({name: stage.scores for name, stage in stages.items()})
     seconds, peak_gib, num_scenes = usage.seconds, usage.peak_gib, len(answered)
     summary = summary_dict(scores, paired, num_scenes, seconds, peak_gib, _extras(config, best))
     summary["refiner"] = refiner.as_dict()
@@ -110,6 +108,14 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     return folder
 
 
+def _paired(scores: Mapping[str, Sequence[SceneScore]]) -> dict[str, Interval]:
+    """Differences in gIoU between stages on the same scenes, by a key of PAIR_TITLES."""
+    pairs = {name: name.split("_minus_") for name in PAIR_TITLES}
+    return {
+        name: paired_difference(scores[other], scores[one]) for name, (one, other) in pairs.items() if other in scores
+    }
+
+
 def _refined_stage(drawn: StageAnswers, masked: Sequence[Group], masks: Sequence[NDArray[np.bool_]]) -> StageAnswers:
     """The answers with refined masks [H, W], those groups that were asked for masks; boxes and points as they are."""
     ids, scores = [group.example.id for group in masked], score_masks(masks, masked)
@@ -134,7 +140,7 @@ def _warn_of_changed_data(parts: RunParts, folder: Path, console: Console) -> No
 
 
 def evaluate_stages(config: RunConfig, parts: RunParts, best: BestPolicy, console: Console) -> dict[str, StageAnswers]:
-    """Answers of the SFT checkpoint, and of the best policy of the run."""
+    """Answers of the SFT checkpoint, of the control where there is one, and of the best policy of the run."""
     split = config.evaluation.final_split
     env: Env = parts.env.build(split=split)
     num_scenes = min(config.evaluation.final_scenes, len(env))
@@ -142,13 +148,22 @@ def evaluate_stages(config: RunConfig, parts: RunParts, best: BestPolicy, consol
     cluster.start(config.ray.address, num_cpus, num_gpus(config), store)
     pool = WorkerPool(config.pool.without_ranks(), worker_settings(config, parts))
     stages = {}
-    checkpoints = {"sft": Path(parts.policy.settings["checkpoint"]), "rl": best.folder.resolve()}
-    for name, checkpoint in checkpoints.items():
+    for name, checkpoint in _checkpoints(config, parts, best).items():
         with console.status(f"evaluating {name} on {num_scenes} scenes of split {split}"):
             groups = greedy_groups(pool, config, split, num_scenes, checkpoint)
         stages[name] = StageAnswers(groups, score_groups(groups))
     pool.close()
     return stages
+
+
+def _checkpoints(config: RunConfig, parts: RunParts, best: BestPolicy) -> dict[str, Path]:
+    """The Hugging Face folder of each stage that draws, in the order of the page."""
+    control = config.evaluation.control
+    return (
+        {"sft": Path(parts.policy.settings["checkpoint"])}
+        | ({} if control is None else {"control": checkpoint_folder(control).resolve()})
+        | {"rl": best.folder.resolve()}
+    )
 
 
 def evaluate_refiner(config: RunConfig, parts: RunParts, groups: Sequence[Group], console: Console) -> RefinerReport:

@@ -27,7 +27,7 @@ from policies.question import check_phrase
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.refiner.refining import RefinedMask, refine_masks
 from rl.config.load import read_mapping, settings_from
-from rl.config.plugins import EMBEDDED, codec_plugin, env_plugin, policy_plugin
+from rl.config.plugins import EMBEDDED, NAMED, codec_plugin, env_plugin, policy_plugin
 from rl.pages.json_text import json_text
 from rl.pages.pictures import COLOURS, png, svg_overlay
 from rl.run.folder import RunFolder
@@ -125,10 +125,10 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def _policy_folder(checkpoint: Path) -> str:
-    if str(checkpoint) != EMBEDDED and not (checkpoint / "config.json").is_file():
+    if str(checkpoint) not in EMBEDDED and not (checkpoint / "config.json").is_file():
         what = "holds neither config.yaml nor config.json" if checkpoint.is_dir() else "is not a folder"
         raise FileNotFoundError(
-            f"{checkpoint} {what}; give the folder of a run, a Hugging Face folder of a policy, or {EMBEDDED} for the "
+            f"{checkpoint} {what}; give the folder of a run, a Hugging Face folder of a policy, or {NAMED} for an "
             "embedded one."
         )
     return str(checkpoint)

@@ -19,7 +19,7 @@ from policies.families.base import PolicyContract, VisionFeatures
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.vision.features import policy_with_tower_alone
 from rl.config.load import load_settings, plugin_from_settings, read_mapping, save_settings
-from rl.config.plugins import EMBEDDED, policy_plugin
+from rl.config.plugins import NAMED, checkpoint_folder, policy_plugin
 from rl.config.refiner import RefineConfig
 from rl.config.run import RunConfig
 from rl.pages.progress import bar
@@ -77,10 +77,10 @@ def tower_of(config: RefineConfig) -> PolicyContract:
     parts = run_parts(settings)
     recipe = parts.policy  # without `checkpoint`, the one that a run drew from which never learned
     if config.checkpoint is not None:
-        if config.checkpoint != EMBEDDED and not (Path(config.checkpoint) / "config.json").is_file():
+        if not (checkpoint_folder(config.checkpoint) / "config.json").is_file():
             raise FileNotFoundError(
                 f"checkpoint is {config.checkpoint}, which holds no config.json; give a Hugging Face model folder, or "
-                f"{EMBEDDED} for the embedded one."
+                f"{NAMED} for an embedded one."
             )
         recipe = policy_plugin(settings.policy | {"checkpoint": config.checkpoint}, parts.codec)
     elif run.has_trained:

@@ -98,7 +98,7 @@ def tame(vertices: Any, first: int, end: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _write_columns(columns: Any, place: int, num: int, x: float, slope: float, width: int) -> int:
+def write_columns(columns: Any, place: int, num: int, x: float, slope: float, width: int) -> int:
     """Columns of `num` rows, rounded up to LANES, from x - 0.5 at the first; above 0 where one may be off by one."""
     doubtful, last, first = 0, np.float64(width), np.uintp(place)
     for i in range((num + LANES - 1) & ~(LANES - 1)):
@@ -151,7 +151,7 @@ def add_chains(
                 continue
             x0, y0, slope = vertices[upper, 0], vertices[upper, 1], slopes[n]
             count = int(rows_end - row)
-            if _write_columns(columns, place, count, x0 - 0.5 + (row + 0.5 - y0) * slope, slope, width):
+            if write_columns(columns, place, count, x0 - 0.5 + (row + 0.5 - y0) * slope, slope, width):
                 for i in range(count):
                     columns[place + i] = crossing_column(x0, y0, vertices[lower, 0], vertices[lower, 1], row + i, width)
             place += count
@@ -195,7 +195,7 @@ def _row_sums(columns: Any, place: int, num: int, left: Any, right: Any, n: int,
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})
-def _left_of(columns: Any, place: int, num: int, left: Any, right: Any, n: int, top: int) -> float:
+def left_of(columns: Any, place: int, num: int, left: Any, right: Any, n: int, top: int) -> float:
     """Pixels of the n-th spans that lie left of the columns, over `num` rows from `top` on."""
     total, start, row, m = 0.0, np.uintp(place), np.uintp(top), np.uintp(n)
     for i in range(num):
@@ -212,7 +212,7 @@ def add_sums(sums: Any, sign: int, columns: Any, place: int, top: int, bottom: i
     for n in range(1, len(table.rows)):
         first, end = max(top, table.rows[n, 0]), min(bottom, table.rows[n, 1])
         if first < end:
-            true += _left_of(columns, place + first - top, end - first, table.left, table.right, n, first)
+            true += left_of(columns, place + first - top, end - first, table.left, table.right, n, first)
     sums[0] += sign * np.int64(true)
     sums[1] += sign * np.int64(area)
     sums[2] += sign * np.int64(squares)

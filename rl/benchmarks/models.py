@@ -6,7 +6,7 @@ from typing import Any
 
 from rl.benchmarks.sets import BenchmarkSet, refuse_no_name
 from rl.config.load import load_settings, override_of
-from rl.config.plugins import EMBEDDED
+from rl.config.plugins import EMBEDDED, NAMED
 from rl.config.run import RunConfig
 from rl.run.folder import RunFolder
 
@@ -50,19 +50,19 @@ def benchmark_model(
         best = run.best_policy("let it train until its first evaluation")
         refiner = run.refiner if not raw and run.has_refiner else None
         return BenchmarkModel(called, str(best.folder.resolve()), _without_learner(settings), refiner)
-    if str(path) != EMBEDDED and not (path / "config.json").is_file():
+    if str(path) not in EMBEDDED and not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"{path} holds neither config.yaml nor config.json; give the folder of a run, a Hugging Face folder, or "
-            f"{EMBEDDED} for the embedded checkpoint."
+            f"{NAMED} for an embedded checkpoint."
         )
-    if config is None and str(path) != EMBEDDED:
+    if config is None and str(path) not in EMBEDDED:
         raise ValueError(
             f"{path} is no run, so nothing says how it is asked; give --config, such as presets/qwen3_vl or "
             "presets/simpleseg_qwen2_5_vl."
         )
     settings = load_settings(RunConfig, config or Path("demo"), overrides)
     return BenchmarkModel(
-        called, str(path if str(path) == EMBEDDED else path.resolve()), _without_learner(settings), None
+        called, str(path if str(path) in EMBEDDED else path.resolve()), _without_learner(settings), None
     )
 
 

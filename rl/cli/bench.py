@@ -52,6 +52,21 @@ def rewards(
 
 
 @bench_app.command()
+def vertices(as_json: AsJson = False) -> None:
+    """What every vertex is worth: outlines that lack one, all in one pass, and one at a time; one thread.
+
+    Takes about half a minute.
+    """
+    from rich.progress import track
+
+    from rl.bench.scoring import vertices as bench
+
+    total = len(bench.cases())
+    timed = list(track(bench.bench(), "measuring", total=total, console=Console(stderr=True), transient=True))
+    _tell(as_json, bench.as_json(timed), bench.table(timed))
+
+
+@bench_app.command()
 def benchmark(
     as_json: AsJson = False,
     quick: Annotated[bool, typer.Option("--quick", help="1,000 answers instead of 10,000.")] = False,

@@ -12,8 +12,15 @@ from rl.config.load import plugin_from_settings
 from rl.config.rewards import reward_recipes
 from rl.config.run import RunConfig
 
-EMBEDDED = "tiny"
-"""What policy.checkpoint says for the checkpoint that comes with Polytrace."""
+EMBEDDED = {"tiny": "tiny", "tiny_few": "tiny_few", "tiny_few_control": "tiny_few_control"}
+"""What policy.checkpoint says for the checkpoints that come with Polytrace, and the folder of each in `policies`."""
+NAMED = " or ".join(EMBEDDED)
+"""These names, for messages."""
+
+
+def checkpoint_folder(checkpoint: str) -> Path:
+    """The folder of a checkpoint that is named as policy.checkpoint names it."""
+    return Path(str(files("policies") / EMBEDDED[checkpoint])) if checkpoint in EMBEDDED else Path(checkpoint)
 
 
 def env_plugin(env: Mapping[str, Any], where: str = "env") -> Plugin:
@@ -51,16 +58,16 @@ def policy_plugin(policy: Mapping[str, Any], codec: Plugin) -> Plugin:
     entry = {"name": "vision_language"} | dict(policy)
     if entry.get("checkpoint") is None:
         raise ValueError(
-            f"policy.checkpoint is not set; give a Hugging Face model folder, or {EMBEDDED} for the embedded one."
+            f"policy.checkpoint is not set; give a Hugging Face model folder, or {NAMED} for an embedded one."
         )
     checkpoint = str(entry["checkpoint"])
-    folder = Path(str(files("policies") / "tiny")) if checkpoint == EMBEDDED else Path(checkpoint)
+    folder = checkpoint_folder(checkpoint)
     if (folder / "adapter_config.json").is_file():  # told before the class and its libraries load
         Checkpoint(folder).refuse_foreign()
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"policy.checkpoint is {checkpoint}, but {folder} holds no config.json; give a Hugging Face model folder, "
-            f"or {EMBEDDED} for the embedded one."
+            f"or {NAMED} for an embedded one."
         )
     given = ["codec", "weights", "lora"]
     plugin = plugin_from_settings("policies.families", "Policy", entry | {"checkpoint": checkpoint}, "policy", given)

@@ -28,6 +28,9 @@ class EvaluationSettings:
     """Split of the table at the end, one that chose nothing."""
     final_scenes: Annotated[int, at_least(1)] = 512
     """Scenes of the table at the end."""
+    control: str | None = None
+    """What else the same checkpoint became, such as by further supervised training as long as RL takes: a Hugging Face
+    folder, or the name of an embedded one. The table has a column for it; null: none."""
 
 
 @dataclass

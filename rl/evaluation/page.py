@@ -14,7 +14,11 @@ from rl.pages.charts import Chart
 from rl.pages.page import render_page, write_page
 from rl.pages.pictures import COLOURS, svg_overlay
 
-PAIR_TITLES = {"rl_minus_sft": "RL over SFT", "refined_minus_rl": "refiner over RL"}
+PAIR_TITLES = {
+    "rl_minus_sft": "RL over SFT",
+    "rl_minus_control": "RL over SFT, as long",
+    "refined_minus_rl": "refiner over RL",
+}
 CHOICE_TITLES = {"random": "Random", "best": "Best", "median": "Median", "worst": "Worst"}
 
 

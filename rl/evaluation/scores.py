@@ -23,7 +23,7 @@ from rewards.score import Target, compare
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 
-STAGE_TITLES = {"sft": "SFT", "rl": "after RL", "refined": "RL + refiner"}
+STAGE_TITLES = {"sft": "SFT", "control": "SFT, as long", "rl": "after RL", "refined": "RL + refiner"}
 METRIC_TITLES = {
     "giou": "gIoU",
     "ciou": "cIoU",
@@ -252,7 +252,7 @@ def summary_dict(
     """What summary.json holds: JSON-ready scores by stage, paired gIoU differences, and what the run took.
 
     stages: by `sft`, `rl`, `refined`; plain numbers, with low and high of each beside them under `intervals`.
-    paired: by `rl_minus_sft`, `refined_minus_rl`. peak_rss_gib: GiB of all processes of the run together.
+    paired: by `rl_minus_sft`, `rl_minus_control`, `refined_minus_rl`. peak_rss_gib: GiB of all processes of the run.
     Raises ValueError where a key of `extras` is one of the fixed ones.
     """
     fixed: dict[str, object] = {

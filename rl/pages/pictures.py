@@ -19,7 +19,7 @@ from envs.geometry.raster import fill
 from envs.geometry.vector import svg_path
 from envs.polygons import Ring, flatten_rings
 
-COLOURS = {"truth": "#2fbf71", "sft": "#f59f00", "rl": "#3b9eff", "refined": "#e64fb4"}
+COLOURS = {"truth": "#2fbf71", "sft": "#f59f00", "control": "#9a7bff", "rl": "#3b9eff", "refined": "#e64fb4"}
 """Fill and outline by stage, the truth among them, as "#rrggbb"; told apart on photos, on light and on dark pages."""
 
 _OVERLAY_MIN_SIDE_PX = 256

@@ -17,6 +17,7 @@ from policies.processor import Processor
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.weights import stored_sha256
 from rl.config.learner import LearnerSettings
+from rl.config.plugins import checkpoint_folder
 from rl.config.run import RunConfig, most_answer_tokens, num_gpus
 from rl.run.machine import largest_card_bytes, refuse_small_cards, refuse_small_shared_memory
 from rl.run.parts import RunParts, processor_of
@@ -51,6 +52,7 @@ def preflight(config: RunConfig, parts: RunParts, learns: bool = True) -> None:
     if learns:
         refuse_full_disk(config, parts)
     refuse_unfit_policy(config, parts, processor_of(parts.policy))
+    refuse_unfit_control(config, parts)
     refuse_unfit_refiner(config, parts, policy_without_weights(config, parts))
 
 
@@ -193,6 +195,25 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
     refuse_unwritable_codec(processor, parts.policy, parts.codec)
     if budget is not None:
         _refuse_long_prompts(parts.env.build(split="train"), processor, config.learner, most_answer_tokens(config))
+
+
+def refuse_unfit_control(config: RunConfig, parts: RunParts) -> None:
+    """Raise ValueError or FileNotFoundError where evaluation.control is no policy as the run's own."""
+    if config.evaluation.control is None:
+        return
+    folder, own = checkpoint_folder(config.evaluation.control), Path(parts.policy.settings["checkpoint"])
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"evaluation.control is {config.evaluation.control}, but {folder} holds no config.json; give the policy "
+            "folder of a supervised training from the same checkpoint, or null."
+        )
+    theirs, ours = Checkpoint(folder).stored_shapes(), Checkpoint(own).stored_shapes()
+    if theirs != ours:
+        other = next(name for name in sorted(theirs | ours) if theirs.get(name) != ours.get(name))
+        raise ValueError(
+            f"evaluation.control is {folder}, whose {other} has the shape {theirs.get(other)} where policy.checkpoint "
+            f"has {ours.get(other)}; give what the same checkpoint became, or null."
+        )
 
 
 def policy_without_weights(config: RunConfig, parts: RunParts) -> PolicyContract | None:

@@ -98,7 +98,7 @@ def measure(case: Case, seed: int = 0) -> Timed:
     given = {name: run() for name, run in contenders.items()}
     difference = {name: float(np.abs(iou - ours[: len(iou)]).max()) for name, iou in given.items()}
     num = dict.fromkeys(kernels, case.group) | {name: len(iou) for name, iou in given.items()}
-    seconds = _median_seconds({**contenders, **kernels})
+    seconds = median_seconds({**contenders, **kernels})
     return Timed(case, {name: 1e6 * value / num[name] for name, value in seconds.items()}, difference)
 
 
@@ -168,7 +168,7 @@ def _skimage(answers: Sequence[Ring], target: Target) -> Iou:
     return lambda: np.array([iou(ring) for ring in answers])
 
 
-def _median_seconds(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def median_seconds(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Median seconds of a call of each, timed in turn; a round repeats what is quick."""
     repeats = {}
     for name, run in runs.items():
