@@ -16,6 +16,7 @@ from policies.refiner.mask_refiner import MaskRefiner
 from rl.config.plugins import checkpoint_folder
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_groups, score_groups, score_masks
+from rl.evaluation.missing import Missing, missing_dict, missing_iou, missing_table
 from rl.evaluation.page import PAIR_TITLES, Drawn, Report, SceneRow, choose_scenes, write_report
 from rl.evaluation.scores import (
     Interval,
@@ -81,9 +82,11 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     stages["refined"] = _refined_stage(stages["rl"], masked, refiner.masks)
     scores = {name: summarise(stage.scores) for name, stage in stages.items()}
     paired = _paired({name: stage.scores for name, stage in stages.items()})
+    missing = _missing(stages, OutlineBudget.of(parts.codec.build()))
     seconds, peak_gib, num_scenes = usage.seconds, usage.peak_gib, len(answered)
     summary = summary_dict(scores, paired, num_scenes, seconds, peak_gib, _extras(config, best))
     summary["refiner"] = refiner.as_dict()
+    summary["missing"] = missing_dict(missing)
     of_parts = {
         name: {part: summarise(of) for part, of in by_part(stage.scores).items()} for name, stage in stages.items()
     }
@@ -92,9 +95,11 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     (folder / "summary.json").write_text(json_text(summary, indent=2) + "\n")
     facts = [("seconds", f"{seconds:.0f}"), ("peak memory", f"{peak_gib:.2f} GiB"), ("polytrace", version("polytrace"))]
     facts.append(("config", (folder / "config.yaml").read_text()))
-    write_report(folder / "report.html", _report(config, parts, stages, scores, paired, facts))
+    write_report(folder / "report.html", _report(config, parts, stages, (scores, paired, missing), facts))
     refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(run.refiner), facts)
     console.print(stage_table(scores))
+    if missing:
+        console.print(missing_table(missing))
     if of_parts["rl"]:
         console.print(parts_table(of_parts))
     for name, interval in paired.items():
@@ -114,6 +119,18 @@ def _paired(scores: Mapping[str, Sequence[SceneScore]]) -> dict[str, Interval]:
     return {
         name: paired_difference(scores[other], scores[one]) for name, (one, other) in pairs.items() if other in scores
     }
+
+
+def _missing(stages: Mapping[str, StageAnswers], budget: OutlineBudget | None) -> dict[str, Missing]:
+    """Where the missing IoU of each stage that draws lies; {} where the codec has no limits, or nothing is shown."""
+    found = {}
+    for name, stage in stages.items():
+        masked = [group for group in stage.groups if group.example.prompt.asked == "mask"]
+        shown = any(mask.any() for group in masked for mask in group.example.truth.masks)
+        if stage.masks is None and budget is not None and shown:
+            answers, truths = [g.rollouts[0].answer for g in masked], [g.example.truth for g in masked]
+            found[name] = missing_iou(answers, truths, budget.max_vertices, budget.max_rings)
+    return found
 
 
 def _refined_stage(drawn: StageAnswers, masked: Sequence[Group], masks: Sequence[NDArray[np.bool_]]) -> StageAnswers:
@@ -195,10 +212,10 @@ def _report(
     config: RunConfig,
     parts: RunParts,
     stages: Mapping[str, StageAnswers],
-    scores: Mapping[str, StageScores],
-    paired: Mapping[str, Interval],
+    numbers: tuple[Mapping[str, StageScores], Mapping[str, Interval], Mapping[str, Missing]],
     facts: Sequence[tuple[str, str]],
 ) -> Report:
+    scores, paired, missing = numbers
     env: Env = parts.env.build(split=config.evaluation.final_split)
     rows = []
     for choice, k in choose_scenes(stages["refined"].scores):
@@ -210,6 +227,7 @@ def _report(
         title=f"Polytrace: {Path(config.run).name}",
         stages=scores,
         paired=paired,
+        missing=missing,
         num_scenes=len(stages["rl"].scores),
         split=config.evaluation.final_split,
         scenes=rows,

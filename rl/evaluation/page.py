@@ -9,6 +9,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from envs.polygons import AnswerStatus, Ring
+from rl.evaluation.missing import FAULTS, Missing
 from rl.evaluation.scores import METRIC_TITLES, STAGE_TITLES, Interval, SceneScore, StageScores
 from rl.pages.charts import Chart
 from rl.pages.page import render_page, write_page
@@ -56,6 +57,8 @@ class Report:
     """By stage, a key of STAGE_TITLES, in the order of the page."""
     paired: Mapping[str, Interval]
     """gIoU differences over the same scenes, by a key of PAIR_TITLES."""
+    missing: Mapping[str, Missing]
+    """Where the missing IoU lies, by the stages that draw; none where that is not known."""
     num_scenes: int
     """Number of scenes behind `stages` and `paired`."""
     split: str
@@ -125,6 +128,7 @@ def render(report: Report) -> str:
         stage_titles=STAGE_TITLES,
         metric_titles=METRIC_TITLES,
         pair_titles=PAIR_TITLES,
+        faults=FAULTS,
         choice_titles=CHOICE_TITLES,
     )
 

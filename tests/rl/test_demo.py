@@ -39,10 +39,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_summary_has_what_an_outside_program_is_promised(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    for stage in ("sft", "rl", "refined"):
+    for stage in ("sft", "control", "rl", "refined"):
         scores = summary["stages"][stage]
         assert all(0 <= scores[name] <= 1 for name in ("giou", "ciou", "acc50", "boundary_iou", "valid"))
-    for pair, (first, second) in {"rl_minus_sft": ("sft", "rl"), "refined_minus_rl": ("rl", "refined")}.items():
+    for pair in ("rl_minus_sft", "rl_minus_control", "refined_minus_rl"):
+        second, first = pair.split("_minus_")
         difference = summary["stages"][second]["giou"] - summary["stages"][first]["giou"]
         assert summary["paired"][pair]["giou"] == pytest.approx(difference)
         assert summary["paired"][pair]["low"] <= summary["paired"][pair]["giou"] <= summary["paired"][pair]["high"]

@@ -12,6 +12,7 @@ from envs.geometry.contours import rings_from_mask
 from envs.geometry.raster import fill
 from envs.geometry.vector import svg_path
 from envs.polygons import AnswerStatus, Ring, flatten_rings
+from rl.evaluation.missing import FAULTS, Missing
 from rl.evaluation.page import Drawn, Report, SceneRow, choose_scenes, render, write_report
 from rl.evaluation.scores import SceneScore, paired_difference, score_mask, summarise
 from rl.pages.charts import chart, line_chart, nice_ticks
@@ -92,7 +93,8 @@ def small_report(num_scenes: int = 40) -> Report:
         "refined_minus_rl": paired_difference(scores["rl"], scores["refined"]),
     }
     facts = [("wall time", "12 min 30 s"), ("peak memory", "5.1 GiB"), ("config", "seed: 7\nsteps: 60")]
-    return Report("Circles, drawn better", stages, paired, num_scenes, "validation", rows, charts, facts)
+    missing = {"rl": Missing(0.6125, dict.fromkeys(FAULTS, 0.125) | {"order": -0.0625})}
+    return Report("Circles, drawn better", stages, paired, missing, num_scenes, "validation", rows, charts, facts)
 
 
 def test_page_is_well_formed_and_loads_nothing_from_elsewhere(tmp_path):
@@ -113,6 +115,8 @@ def test_page_shows_every_stage_score_and_gain():
         assert all(f"{interval.value:.3f}" in page for interval in scores.intervals().values())
     assert f"+{report.paired['rl_minus_sft'].value:.3f}" in page
     assert "the interval is above 0" in page
+    for said in ("Where the missing IoU lies", *FAULTS.values(), "0.613", "0.125"):
+        assert said in page
 
 
 def test_a_chart_of_curves_that_were_not_recorded_is_left_out():

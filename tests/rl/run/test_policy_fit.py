@@ -53,3 +53,13 @@ def test_a_checkpoint_that_lacks_weights_is_refused_before_anything_starts(tmp_p
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="holds no weights"):
         look(f"policy.checkpoint={folder}")
+
+
+def test_a_control_must_be_a_policy_of_the_runs_own_shape(tmp_path: Path, tiny_untrained: Path) -> None:
+    look("evaluation.control=tiny")
+    with pytest.raises(FileNotFoundError, match=r"^evaluation\.control is nowhere, but nowhere holds no config\.json"):
+        look("evaluation.control=nowhere")
+    with pytest.raises(
+        ValueError, match=r"^evaluation\.control is .*, whose .* has the shape .* where policy\.checkpoint"
+    ):
+        look(f"evaluation.control={tiny_untrained}")
