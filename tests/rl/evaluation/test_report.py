@@ -140,7 +140,7 @@ def test_an_unreadable_answer_is_said_under_its_picture():
 
 def test_page_of_one_stage_without_scenes_or_curves_renders():
     full = small_report()
-    page = render(Report("Bare", {"sft": full.stages["sft"]}, {}, 40, "test", [], [], []))
+    page = render(Report("Bare", {"sft": full.stages["sft"]}, {}, {}, 40, "test", [], [], []))
     assert "Curves" not in page
     assert "Scenes</h2>" not in page
 
