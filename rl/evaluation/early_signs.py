@@ -1,4 +1,4 @@
-"""What the first steps of a run tell of whether it will help: four signs, each with what to change.
+"""What the first steps of a run tell of whether it will help: five signs, each with what to change.
 
 They are read off numbers that are logged anyway. A run that shows none may still not help, and one that shows one may:
 they say where to look first.
@@ -25,6 +25,8 @@ _SILENT_SHARE = 0.5
 """Share of groups without signal from which on more than half of the work is for nothing."""
 _NOISE_BATCHES = 20.0
 """Noise scale, in mini-batches, above which a step is nearly all noise."""
+_OVERSHOT = -0.1
+"""Mean cosine of the gradients before and after an update, below which it takes back what it was to give."""
 _REWARD_ROSE = 0.01
 _GREEDY_FELL = 0.01
 
@@ -36,7 +38,7 @@ class EarlySigns:
     temperature: float
     """What answers are sampled at."""
     groups: float
-    """Groups of a mini-batch."""
+    """Groups of half a mini-batch."""
     _steps: list[Mapping[str, float]] = field(default_factory=list)
     _greedy: list[float] = field(default_factory=list)
     _told: set[str] = field(default_factory=set)
@@ -62,6 +64,7 @@ class EarlySigns:
             "narrow": self._samples_far_below_greedy(),
             "spread": self._groups_without_spread(),
             "noise": self._mostly_noise(),
+            "overshot": self._updates_overshoot(),
             "apart": self._reward_and_greedy_part(),
         }
         new = [text for sign, text in signs.items() if text is not None and sign not in self._told]
@@ -97,20 +100,31 @@ class EarlySigns:
         )
 
     def _mostly_noise(self) -> str | None:
-        cosines = [
-            numbers["learner/gradient_cosine"] for numbers in self._steps if "learner/gradient_cosine" in numbers
-        ]
+        cosines = self._cosines("learner/gradient_cosine")
         if len(cosines) < _COSINES:
             return None
         scale = noise_scale(float(np.mean(cosines)), self.groups)
-        if scale <= _NOISE_BATCHES * self.groups:
+        if scale <= 2 * _NOISE_BATCHES * self.groups:
             return None
         said = "no agreement at all" if np.isinf(scale) else f"half of it noise only from {scale:.0f} groups on"
         return (
-            f"gradients of mini-batches of {self.groups:.0f} groups have a mean cosine of {np.mean(cosines):.3f} "
+            f"gradients of half mini-batches, {self.groups:g} groups, have a mean cosine of {np.mean(cosines):.3f} "
             f"({said}). Raise groups_per_step or group_size, lower learner.minibatches, or lower learner.lr and set "
             "learner.average."
         )
+
+    def _updates_overshoot(self) -> str | None:
+        cosines = self._cosines("learner/update_cosine")
+        if len(cosines) < _COSINES or np.mean(cosines) >= _OVERSHOT:
+            return None
+        return (
+            f"the gradients of a step's mini-batches, between which lies an update, have a mean cosine of "
+            f"{np.mean(cosines):.3f}: the second takes back what the first did. Lower learner.lr, or set "
+            "learner.minibatches to 1."
+        )
+
+    def _cosines(self, name: str) -> list[float]:
+        return [numbers[name] for numbers in self._steps if name in numbers]
 
     def _reward_and_greedy_part(self) -> str | None:
         if len(self._greedy) < 2 or len(self._steps) < 4 * _FIRST:

@@ -227,8 +227,8 @@ class TrainingEngine:
         self._engine.backward(loss)
 
     def gradients(self) -> list[Tensor] | None:
-        """The gradients that `update` would take, whole and the same on all ranks; None where they are cut up (ZeRO) or
-        DeepSpeed keeps them in another format."""
+        """The gradients so far: of this rank, and after the last backward pass the mean over ranks. None where they are
+        cut up (ZeRO) or DeepSpeed keeps them in another format."""
         if self._learner.zero_stage or self._learner.dtype != "float32":
             return None
         return [p.grad for p in self.network.parameters() if p.grad is not None] or None

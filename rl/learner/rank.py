@@ -36,7 +36,7 @@ from rl.learner.batches.micro_batches import (
 )
 from rl.learner.batches.stats import MicroBatchStats, of_all_ranks, step_stats
 from rl.learner.engine import Watchdog, watched
-from rl.learner.noise import mean_cosine, sketch
+from rl.learner.noise import GradientSketches
 from rl.learner.policy import TrainedPolicy, Weights
 
 
@@ -87,20 +87,21 @@ class LearnerRank:
         # Before the first update the new log-probabilities are the old ones, so these need no pass of their own.
         old = [[self._logprobs(micro) if m else None for micro in share] for m, share in enumerate(shares)]
         logs: list[MicroBatchStats] = []
-        norms, dropped, sketches = [], 0.0, list[Tensor]()
+        norms, dropped, sketches = [], 0.0, GradientSketches(self._engine.steps_done, self._place.world_size)
         for share, before in zip(shares, old, strict=True):
-            for micro, logprobs in zip(share, before, strict=True):
+            for k, (micro, logprobs) in enumerate(zip(share, before, strict=True)):
+                if k and k == len(share) // 2 and (gradients := self._engine.gradients()) is not None:
+                    sketches.half(gradients)
                 logs.append(self._learn(micro, logprobs, last=micro is share[-1]))
-            if len(shares) > 1 and (gradients := self._engine.gradients()) is not None:
-                sketches.append(sketch(gradients, self._engine.steps_done))
+            if (gradients := self._engine.gradients()) is not None:
+                sketches.minibatch(gradients)
             norm, applied = self._engine.update(lr)
             norms.append(norm)
             dropped += not applied
         self._engine.end_step()
         stats = step_stats(of_all_ranks(logs, self._engine.device))
         stats |= {"grad_norm": float(np.mean(norms)), "updates_dropped": dropped, "lr": lr}
-        cosine = mean_cosine(sketches)
-        return stats if cosine is None or not math.isfinite(cosine) else stats | {"gradient_cosine": cosine}
+        return stats | sketches.stats()
 
     def _share(self, batch: Batch, groups: NDArray[np.int64]) -> list[MicroBatch]:
         """This rank's micro-batches over a mini-batch, some groups of the batch."""

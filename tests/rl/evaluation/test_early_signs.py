@@ -40,6 +40,11 @@ def test_a_run_that_helps_shows_no_sign() -> None:
         ({"group/without_signal": 0.8}, (0.65,), "80% of the groups teach nothing"),
         ({"learner/gradient_cosine": 0.02}, (0.65,), "cosine of 0.020 .half of it noise only from 784 groups on"),
         ({"learner/gradient_cosine": -0.02}, (0.65,), "no agreement at all"),
+        (
+            {"learner/update_cosine": -0.2},
+            (0.65,),
+            "have a mean cosine of -0.200: the second takes back what the first",
+        ),
         ({}, (0.65, 0.63), "the reward of samples rose by 0.0.. while greedy answers fell by 0.020"),
     ],
 )

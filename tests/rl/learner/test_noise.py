@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rl.learner.noise import SKETCH, mean_cosine, noise_scale, sketch
+from rl.learner.noise import SKETCH, GradientSketches, mean_cosine, noise_scale, sketch
 
 
 def test_sketches_keep_inner_products_of_tensors_larger_and_smaller_than_themselves() -> None:
@@ -23,6 +23,20 @@ def test_equal_gradients_have_the_cosine_1_and_opposite_ones_minus_1_and_one_alo
     assert mean_cosine([row, row, row]) == pytest.approx(1.0)
     assert mean_cosine([row, -row]) == pytest.approx(-1.0)
     assert mean_cosine([row]) is None and mean_cosine([torch.zeros(3)] * 2) is None
+
+
+def test_of_a_step_the_halves_of_mini_batches_and_mini_batches_are_compared() -> None:
+    torch.manual_seed(2)
+    one, two = torch.randn(5000), torch.randn(5000)
+    sketches = GradientSketches(step=7, ranks=1)
+    assert sketches.stats() == {}
+    for first, second in ((one, one), (one, two), (-one, -one)):
+        sketches.half([first])
+        sketches.minibatch([first + second])
+    halves = (1 + float(2 * one @ two / (one @ one + two @ two)) + 1) / 3
+    assert sketches.stats()["gradient_cosine"] == pytest.approx(halves, abs=0.02)
+    # Of 2 a, a + b and -2 a: 2 - 4 - 2 over three pairs, over the mean square (4 + 2 + 4) / 3; a is about square to b.
+    assert sketches.stats()["update_cosine"] == pytest.approx(-4 / 10, abs=0.05)
 
 
 def test_the_noise_scale_is_that_of_the_gradients_it_was_drawn_from() -> None:
