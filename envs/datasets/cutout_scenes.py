@@ -29,7 +29,8 @@ class Env:
     """H and W, pixels."""
     num_scenes: int = 100_000
     train_scenes: int | None = None
-    """Scenes of the split train alone, to see what few masks teach; None is num_scenes."""
+    """Different scenes of the split train, to see what few teach: they come again and again, each time with a question
+    drawn anew. None is num_scenes."""
     folder: str | None = None
     """Folder of cut-outs (see envs/datasets/_cutouts.py); None is OpenMoji."""
     held_out_share: float = 0.1
@@ -92,7 +93,8 @@ class Env:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what shapes the scenes, the pixels of the cut-outs among it."""
-        digest = sha256(f"{self._key(0)}:{self.absent_share}".encode())
+        few = "" if self.train_scenes is None or self.split != "train" else f":{self.train_scenes}"
+        digest = sha256(f"{self._key(0)}:{self.absent_share}{few}".encode())
         for name, cutout in self._cutouts.items():
             digest.update(f"{name}:{cutout.rgba.shape}:".encode() + cutout.rgba.tobytes())
         return digest.hexdigest()
@@ -112,26 +114,27 @@ class Env:
         return tuple(split for split in SPLITS if split != "held_out_names" or len(held_out) > 1)
 
     def __len__(self) -> int:
-        return self.num_scenes if self.train_scenes is None or self.split != "train" else self.train_scenes
+        return self.num_scenes
 
     def __getitem__(self, index: int) -> Example:
-        scene = self._scene(index)
-        rng = self._rng(index, stream=1)
+        number = self._number(index)
+        scene, rng = self._scene(number), self._rng(index, stream=1)
         if rng.random() < self.absent_share:
             absent = sorted(set(self.names) - set(scene.names))
-            return self._example(index, scene, absent[rng.integers(len(absent))], None)
+            return self._example(number, scene, absent[rng.integers(len(absent))], None)
         k = int(rng.integers(len(scene.names)))
-        return self._example(index, scene, scene.phrases[k], k)
+        return self._example(number, scene, scene.phrases[k], k)
 
     def scene(self, index: int) -> list[Example]:
         """One example for every object of scene `index`, back to front, then perhaps one that asks for something
         absent."""
-        scene = self._scene(index)
-        examples = [self._example(index, scene, phrase, k) for k, phrase in enumerate(scene.phrases)]
+        number = self._number(index)
+        scene = self._scene(number)
+        examples = [self._example(number, scene, phrase, k) for k, phrase in enumerate(scene.phrases)]
         rng = self._rng(index, stream=2)
         if rng.random() < self.absent_share * (len(examples) + 1):
             absent = sorted(set(self.names) - set(scene.names))
-            examples.append(self._example(index, scene, absent[rng.integers(len(absent))], None))
+            examples.append(self._example(number, scene, absent[rng.integers(len(absent))], None))
         return examples
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
@@ -141,7 +144,7 @@ class Env:
         """
         tail = ref.key.rpartition("/")[2]
         index = int(tail) if tail.isascii() and tail.isdigit() else -1
-        ours = 0 <= index < len(self) and self._key(index) == ref.key
+        ours = 0 <= index < self.num_scenes and self._key(index) == ref.key
         if not ours or image_sha256(self._scene(index).image) != ref.sha256:
             raise ValueError(
                 f"scene {ref.key} no longer has the pixels that its reference names ({ref.sha256[:12]}); it was "
@@ -162,20 +165,23 @@ class Env:
     def _rng(self, index: int, stream: int) -> Generator:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
 
-    def _scene(self, index: int) -> Scene:
-        if not 0 <= index < len(self):
+    def _number(self, index: int) -> int:
+        """The scene of an example; raises IndexError where there is no such example."""
+        if not 0 <= index < self.num_scenes:
             raise IndexError(
-                f"example {index} is outside 0..{len(self) - 1} (env.num_scenes is {self.num_scenes}, "
-                f"env.train_scenes {self.train_scenes})"
+                f"example {index} is outside 0..{self.num_scenes - 1} (env.num_scenes is {self.num_scenes})"
             )
-        return _composed(self, index)
+        return index if self.train_scenes is None or self.split != "train" else index % self.train_scenes
 
-    def _example(self, index: int, scene: Scene, phrase: str, k: int | None) -> Example:
+    def _scene(self, number: int) -> Scene:
+        return _composed(self, number)
+
+    def _example(self, number: int, scene: Scene, phrase: str, k: int | None) -> Example:
         size = self.image_size
         masks = np.zeros((0, size, size), np.bool_) if k is None else scene.masks[k : k + 1]
         return Example(
-            id=f"{self._key(index)}/{phrase.replace(' ', '-')}",
-            image=ImageRef(self._key(index), image_sha256(scene.image), size, size),
+            id=f"{self._key(number)}/{phrase.replace(' ', '-')}",
+            image=ImageRef(self._key(number), image_sha256(scene.image), size, size),
             prompt=Prompt.of_text(phrase),
             truth=Truth(masks),
             split=self.split,

@@ -346,3 +346,22 @@ def test_a_scene_of_cutouts_too_faint_to_see_says_which(tmp_path):
         ValueError, match=r"nothing could be placed in scene 0 of split train: .*(mist|haze).*env\.min_scale"
     ):
         env[0]
+
+
+def test_few_training_scenes_come_again_with_other_questions_and_other_splits_are_as_they_were() -> None:
+    few, all_of_them = Env("train", num_scenes=400, train_scenes=10), Env("train", num_scenes=400)
+    assert len(few) == 400 and len({few[k].image.key for k in range(400)}) == 10
+    assert [few[k].id for k in range(10)] == [all_of_them[k].id for k in range(10)]
+    ids = {few[k].id for k in range(400)}
+    assert ids == {example.id for k in range(10) for example in all_of_them.scene(k)}
+    assert [one.id for one in few.scene(13)] == [one.id for one in all_of_them.scene(3)]
+    image = few.image(few[25].image)
+    assert (image == all_of_them.image(all_of_them[5].image)).all()
+    assert few.fingerprint != all_of_them.fingerprint
+    test = Env("test", num_scenes=400, train_scenes=10)
+    assert (
+        test.fingerprint == Env("test", num_scenes=400).fingerprint
+        and len({test[k].image.key for k in range(50)}) == 50
+    )
+    with pytest.raises(ValueError, match=r"env\.train_scenes is 0; set it to 1 or more"):
+        Env("train", train_scenes=0)
