@@ -43,6 +43,8 @@ class _RewardFile:
 
     rewards: dict[str, Any]
     shaping: dict[str, TermShaping] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    """Other settings that an ablation changes, which no reward looks at."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ settings), modules.json (digests of the user's own reward files), log.txt (what 
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ _TAIL_LINES = 15
 
 @dataclass
 class RewardFile:
-    """A reward config: all that differs between the runs of an ablation."""
+    """All that differs between the runs of an ablation: rewards and their shaping, and other settings."""
 
     rewards: dict[str, Any]
     shaping: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    """What else differs, as "dotted.key=value", such as "algorithm.vertex_credit=0.5"."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,7 @@ class Ablation:
             raise ValueError(
                 f"The reward configs are called {', '.join(names)}; a run's folder needs a name of its own."
             )
-        for override in self.overrides:
-            if (key := override.partition("=")[0].split(".")[0]) in _GIVEN:
-                raise ValueError(
-                    f"override {override!r}: an ablation sets {key} itself, by {_GIVEN[key]}; leave it out."
-                )
+        _refuse_given(self.overrides)
 
     def schedule(self) -> dict[str, int]:
         """Settings of the base that a short run needs otherwise; an override goes before them.
@@ -154,15 +153,26 @@ def plan(ablation: Ablation) -> list[PlannedRun]:
     for seed in range(ablation.seeds):
         for path in ablation.rewards:
             file = _reward_file(path)
+            try:
+                _refuse_given(file.overrides)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
             given = {"rewards": file.rewards, "shaping": file.shaping, "seed": seed, "steps": ablation.steps}
             given["run"] = str(ablation.out / path.stem / f"seed-{seed}")
             fixed = [override_of(key, value) for key, value in given.items()]
-            runs.append(_planned(path, [*schedule, *ablation.overrides, *fixed], ablation.base))
+            runs.append(_planned(path, [*schedule, *ablation.overrides, *file.overrides, *fixed], ablation.base))
     data = run_parts(runs[0].config).data
     for run in runs:
         run.refuse_other_settings()
         data.refuse_other(run.folder)
     return runs
+
+
+def _refuse_given(overrides: Sequence[str]) -> None:
+    """Raise ValueError for an override of what an ablation sets itself."""
+    for override in overrides:
+        if (key := override.partition("=")[0].split(".")[0]) in _GIVEN:
+            raise ValueError(f"override {override!r}: an ablation sets {key} itself, by {_GIVEN[key]}; leave it out.")
 
 
 def _reward_file(path: Path) -> RewardFile:

@@ -121,6 +121,26 @@ def test_every_shipped_reward_config_can_be_trained_under(name: str, tmp_path: P
     assert "mask_iou" in run.config.rewards
 
 
+@pytest.mark.parametrize("name", sorted({*shipped_configs("findings")} - {"plain"}))
+def test_every_config_of_a_finding_can_be_trained_and_differs_from_the_plain_one_in_one_section(
+    name: str, tmp_path: Path
+) -> None:
+    plain, one = plan(Ablation((Path("findings/plain"), Path("findings") / name), tmp_path, seeds=1))
+    changed = {key for key, value in vars(one.config).items() if value != vars(plain.config)[key]}
+    assert len(changed - {"run"}) == 1
+
+
+def test_a_reward_config_may_change_other_settings_but_not_what_the_ablation_sets(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("rewards: {mask_iou: {weight: 1}}\noverrides: [learner.lr=1.0e-6, group_size=4]\n")
+    plain, changed = plan(Ablation((IOU, own), tmp_path / "out", seeds=1))
+    assert (changed.config.learner.lr, changed.config.group_size) == (1e-6, 4)
+    assert plain.config.group_size == 8
+    own.write_text("rewards: {mask_iou: {weight: 1}}\noverrides: [seed=3]\n")
+    with pytest.raises(ValueError, match=r"own\.yaml: override 'seed=3': an ablation sets seed itself"):
+        plan(Ablation((IOU, own), tmp_path / "out", seeds=1))
+
+
 @pytest.mark.parametrize(
     ("rewards", "overrides", "message"),
     [
