@@ -97,13 +97,7 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     facts.append(("config", (folder / "config.yaml").read_text()))
     write_report(folder / "report.html", _report(config, parts, stages, (scores, paired, missing), facts))
     refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(run.refiner), facts)
-    console.print(stage_table(scores))
-    if missing:
-        console.print(missing_table(missing))
-    if of_parts["rl"]:
-        console.print(parts_table(of_parts))
-    for name, interval in paired.items():
-        console.print(f"{PAIR_TITLES[name]}: gIoU {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
+    _show(console, (scores, paired, missing), of_parts)
     split = config.evaluation.final_split
     console.print(f"{num_scenes} scenes of split {split}, {seconds:.0f} s, peak memory {peak_gib:.2f} GiB")
     refiner.show(console)
@@ -111,6 +105,21 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     for name in ("report.html", "refiner.html", "summary.json", "archive"):
         console.print(f"wrote {folder / name}", markup=False)
     return folder
+
+
+Numbers = tuple[Mapping[str, StageScores], Mapping[str, Interval], Mapping[str, Missing]]
+"""Scores of the stages, differences between them, and where their missing IoU lies."""
+
+
+def _show(console: Console, numbers: Numbers, of_parts: Mapping[str, Mapping[str, StageScores]]) -> None:
+    scores, paired, missing = numbers
+    console.print(stage_table(scores))
+    if missing:
+        console.print(missing_table(missing))
+    if of_parts["rl"]:
+        console.print(parts_table(of_parts))
+    for name, interval in paired.items():
+        console.print(f"{PAIR_TITLES[name]}: gIoU {interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
 
 
 def _paired(scores: Mapping[str, Sequence[SceneScore]]) -> dict[str, Interval]:
@@ -212,7 +221,7 @@ def _report(
     config: RunConfig,
     parts: RunParts,
     stages: Mapping[str, StageAnswers],
-    numbers: tuple[Mapping[str, StageScores], Mapping[str, Interval], Mapping[str, Missing]],
+    numbers: Numbers,
     facts: Sequence[tuple[str, str]],
 ) -> Report:
     scores, paired, missing = numbers

@@ -35,7 +35,7 @@ class Rollout:
     seed: int
     """Key of its random stream, 0 .. 2**64 - 1."""
     token_places: NDArray[np.int16] | None = None
-    """[T, 2] the instance and the vertex that each token says (policies/token_places.py); None where it is not known,
+    """[T, 2] the instance and the vertex that each token says (rollout/token_places.py); None where it is not known,
     as from an archive."""
 
 

@@ -18,7 +18,6 @@ from envs.example import Example, Question
 from envs.plugin import Plugin
 from envs.polygons import Answer, FlatAnswers
 from policies.families.base import Response
-from policies.token_places import token_places
 from policies.weights import Bucket, bucket_names
 from rewards.kernels import overlap as kernels
 from rewards.score import Comparisons, Target, compare
@@ -28,6 +27,7 @@ from rollout.engines.base import Sampler
 from rollout.records import Group, Rollout
 from rollout.refined import AnswerRefiner
 from rollout.settings import RefinedSettings, Sampling
+from rollout.token_places import token_places
 
 _SHARED = Plugin("rollout.engines", "Engine", "shared", {})
 

@@ -49,7 +49,7 @@ def here(*arguments: object) -> Told:
 
 
 def train(folder: Path, *arguments: str) -> None:
-    command = polytrace("train", "demo", f"run={folder}", *SMALL, *arguments)
+    command = polytrace("train", "tiny", f"run={folder}", *SMALL, *arguments)
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -123,7 +123,7 @@ class LocalWriter:
 
 
 def settings(folder: Path, *overrides: str) -> RunConfig:
-    return load_settings(RunConfig, Path("demo"), [f"run={folder}", *TINY, *overrides])
+    return load_settings(RunConfig, Path("tiny"), [f"run={folder}", *TINY, *overrides])
 
 
 def run_here(folder: Path, port: int, overrides: Sequence[str] = ()) -> None:

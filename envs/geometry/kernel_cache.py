@@ -13,7 +13,10 @@ KERNEL_FILES = tuple(
     _PACKAGES / name
     for name in (
         *(f"envs/geometry/{name}.py" for name in ("spans", "rle", "raster")),
-        *(f"rewards/kernels/{name}.py" for name in ("bands", "chains", "slabs", "overlap", "cores", "judging")),
+        *(
+            f"rewards/kernels/{name}.py"
+            for name in ("bands", "chains", "slabs", "overlap", "cores", "judging", "vertices")
+        ),
         "policies/checksums.py",
     )
 )

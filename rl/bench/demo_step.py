@@ -107,7 +107,7 @@ class TimedRun(Run):
 def measure(overrides: Sequence[str] = (), steps: int = _STEPS) -> DemoStep:
     """Take steps of the config `demo`, changed by `overrides`, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as folder:
-        config = load_settings(RunConfig, Path("demo"), [f"run={folder}/demo", *overrides])
+        config = load_settings(RunConfig, Path("tiny"), [f"run={folder}/demo", *overrides])
         parts = run_parts(config)
         scorer = Scorer(parts.rewards.recipes)
         run = TimedRun(config, parts, scorer)

@@ -42,7 +42,7 @@ class OwnSteps:
     """A worker and a learner in this process, ready to take steps."""
 
     def __init__(self, policy: Plugin, env: Plugin, workload: Workload) -> None:
-        rewards = load_rewards(Path("demo")).recipes
+        rewards = load_rewards(Path("tiny")).recipes
         self._algorithm: PolicyGradient = _ALGORITHM.build()
         self._worker = RolloutWorker(WorkerSettings("bench", 0, env, policy, rewards=rewards, threads=THREADS), "bench")
         self._rank = LearnerRank(
@@ -134,7 +134,7 @@ def measure(workload: Workload, rounds: int = ROUNDS) -> SideBySide:
 def _scene(folder: Path, policy: Policy, env: Env, workload: Workload) -> trl_step.BenchScene:
     examples = tuple(env[index] for index in range(workload.groups))
     images = tuple(env.image(example.image) for example in examples)
-    return trl_step.BenchScene(folder, policy, Scorer(load_rewards(Path("demo")).recipes), workload, examples, images)
+    return trl_step.BenchScene(folder, policy, Scorer(load_rewards(Path("tiny")).recipes), workload, examples, images)
 
 
 def _prompt_lengths(scene: trl_step.BenchScene) -> list[int]:

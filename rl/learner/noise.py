@@ -87,8 +87,3 @@ def mean_cosine(sketches: Sequence[Tensor]) -> float | None:
     whole = float(rows.sum(0).square().sum())
     inner = (whole - square * len(rows)) / (len(rows) * (len(rows) - 1))
     return inner / square if square > 0 else None
-
-
-def noise_scale(cosine: float, groups: float) -> float:
-    """Groups at which a gradient is half noise, from the mean cosine of gradients of so many each; inf for none."""
-    return groups * (1 / cosine - 1) if cosine > 0 else float("inf")

@@ -105,12 +105,7 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
     curve = [point for point in read_curve(folder) if point.step <= done]
     losses: list[float] = []
     if settings.keep == "best" and not curve:
-        scores = ranks.evaluate()
-        curve = [SftPoint(0, "start", math.nan, scores.loss, scores.greedy_giou, scores.valid)]
-        console.print(_told(curve[0]), markup=False, highlight=False)
-        _write_policy(ranks, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_curve(folder, curve)
+        curve = [_before_the_first_step(ranks, folder, console)]
     with StepProgress(console, "SFT", total, done) as progress:
         while done < total:
             began = time.perf_counter()
@@ -134,6 +129,17 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
     if first >= total:
         console.print(f"nothing is left to train: {first} of {total} steps are done")
     metrics.close()
+
+
+def _before_the_first_step(ranks: SftRanks, folder: Path, console: Console) -> SftPoint:
+    """Evaluate what the training begins with, and keep it."""
+    scores = ranks.evaluate()
+    point = SftPoint(0, "start", math.nan, scores.loss, scores.greedy_giou, scores.valid)
+    console.print(_told(point), markup=False, highlight=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_policy(ranks, folder)
+    _write_curve(folder, [point])
+    return point
 
 
 def _shape(config: SftConfig) -> tuple[int, int]:

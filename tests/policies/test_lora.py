@@ -154,7 +154,7 @@ def test_what_is_saved_by_merged_weights_is_an_ordinary_folder(tiny_untrained: P
 
 def test_a_run_reads_its_adapters_from_yaml_and_workers_build_them_where_they_travel_alone(tmp_path: Path) -> None:
     lora = "learner.lora={rank: 4, targets: [q_proj, v_proj], push: adapters}"
-    config = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "learner.average=0", lora])
+    config = load_settings(RunConfig, Path("tiny"), [f"run={tmp_path}", "learner.average=0", lora])
     assert config.learner.lora == LoraSettings(rank=4, targets=["q_proj", "v_proj"], push="adapters")
     save_settings(config, tmp_path / "config.yaml")
     assert load_settings(RunConfig, tmp_path / "config.yaml") == config
@@ -163,9 +163,9 @@ def test_a_run_reads_its_adapters_from_yaml_and_workers_build_them_where_they_tr
     config.learner.lora.push = "merged"
     assert "lora" not in worker_settings(config, parts).policy.settings
     with pytest.raises(ValueError, match=r"^learner\.lora\.rnk is not a setting"):
-        load_settings(RunConfig, Path("demo"), ["learner.lora={rnk: 4}"])
+        load_settings(RunConfig, Path("tiny"), ["learner.lora={rnk: 4}"])
     with pytest.raises(ValueError, match=r"learner\.average is 0\.9 with learner\.lora"):
-        load_settings(RunConfig, Path("demo"), ["learner.average=0.9", "learner.lora={}"])
+        load_settings(RunConfig, Path("tiny"), ["learner.average=0.9", "learner.lora={}"])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ RUN = CliRunner()
 
 
 def test_the_embedded_model_under_the_demo_is_told_by_numbers() -> None:
-    report = check("tiny", Path("demo"))
+    report = check("tiny", Path("tiny"))
     assert report.problems == [] and report.family == "Qwen3-VL"
     assert (
         report.parameters["all"] == 1_221_152 == report.parameters["vision tower"] + report.parameters["language model"]
@@ -36,7 +36,7 @@ def test_a_codec_that_the_model_cannot_write_and_missing_shards_are_problems(tmp
     assert [problem[:20] for problem in found["problems"]] == ["codec is point_text,"]
     folder = Path(shutil.copytree("policies/tiny", tmp_path / "model"))
     (folder / "model.safetensors").unlink()
-    report = check(str(folder), Path("demo"))
+    report = check(str(folder), Path("tiny"))
     assert report.parameters == {} and len(report.problems) == 1 and "holds no weights" in report.problems[0]
     (folder / "config.json").write_text('{"model_type": "florence2"}')
     result = RUN.invoke(app, ["check", str(folder)])
@@ -79,10 +79,10 @@ def test_weights_elsewhere_and_a_limit_as_sft_has_it_are_reported(tmp_path: Path
 
 
 def test_overrides_change_the_config_and_need_one() -> None:
-    alone = check("tiny", Path("demo")).memory_gib["learner rank"]
-    shared = check("tiny", Path("demo"), ["learner.zero_stage=3", "learner.ranks=4", "learner.average=0"])
+    alone = check("tiny", Path("tiny")).memory_gib["learner rank"]
+    shared = check("tiny", Path("tiny"), ["learner.zero_stage=3", "learner.ranks=4", "learner.average=0"])
     assert shared.memory_gib["learner rank"] == pytest.approx(alone / 4)
-    adapted = check("tiny", Path("demo"), ["learner.lora.rank=2", "learner.average=0"]).memory_gib
+    adapted = check("tiny", Path("tiny"), ["learner.lora.rank=2", "learner.average=0"]).memory_gib
     assert adapted["learner rank"] == adapted["worker"] == pytest.approx(alone / 4)  # weights alone
     with pytest.raises(ValueError, match=r"^learner.ranks=4 changes a setting of no config; give the config by --conf"):
         check("tiny", None, ["learner.ranks=4"])

@@ -61,8 +61,8 @@ def test_a_spread_is_the_tenth_half_and_ninetieth_percentile():
 
 
 def test_both_kinds_of_config_say_what_they_train_on():
-    assert data_config(Path("demo"), []).splits == ("train", "validation", "test")
-    assert data_config(Path("demo"), ["evaluation.final_split=validation"]).splits == ("train", "validation")
+    assert data_config(Path("tiny"), []).splits == ("train", "validation", "test")
+    assert data_config(Path("tiny"), ["evaluation.final_split=validation"]).splits == ("train", "validation")
     assert data_config(Path("sft_tiny"), []).sft.outline_margin == 0.06
     with pytest.raises(ValueError, match=r"sft\.max_vertexes.*did you mean sft\.max_vertices"):
         data_config(Path("sft_tiny"), ["sft.max_vertexes=3"])
@@ -73,18 +73,18 @@ def test_the_command_shows_and_prepares(tmp_path):
         return CliRunner().invoke(app, [*words], catch_exceptions=False)
 
     small = ["env.num_scenes=12", "--split", "train"]
-    shown = run("data", "show", "demo", *small, "--limit", "5", "--json", "--out", str(tmp_path / "page.html"))
+    shown = run("data", "show", "tiny", *small, "--limit", "5", "--json", "--out", str(tmp_path / "page.html"))
     numbers = json.loads(shown.stdout[: shown.stdout.rindex("}") + 1])["splits"]["train"]
     assert (numbers["examples"], numbers["looked_at"]) == (12, 5)
     assert 0.6 < numbers["codec_iou"]["median"] <= 1 and numbers["prompt_tokens"]["median"] > 60
     page = (tmp_path / "page.html").read_text()
     assert page.count("<figure") == 5 and "best IoU of the codec" in page
-    done = run("data", "prepare", "demo", *small, "--out", str(tmp_path / "shards"))
+    done = run("data", "prepare", "tiny", *small, "--out", str(tmp_path / "shards"))
     assert f"env: {{name: shards, folder: {tmp_path / 'shards'}}}" in done.stdout.replace("\n", "")
     env = f"env={{name: shards, folder: {tmp_path / 'shards'}}}"
-    again = run("data", "show", "demo", env, "--split", "train", "--limit", "5", "--json")
+    again = run("data", "show", "tiny", env, "--split", "train", "--limit", "5", "--json")
     assert json.loads(again.stdout)["splits"]["train"] == numbers
     with pytest.raises(ValueError, match="limit is 0"):
-        run("data", "show", "demo", "--limit", "0")
+        run("data", "show", "tiny", "--limit", "0")
     with pytest.raises(ValueError, match=r"page\.png.*\.html"):
-        run("data", "show", "demo", "--out", "page.png")
+        run("data", "show", "tiny", "--out", "page.png")

@@ -102,9 +102,9 @@ def test_it_is_shown_trained_on_and_benchmarked(name: str, tmp_path: Path) -> No
     names = dict.fromkeys(("train", "validation", "test"), split)
     entry: dict[str, Any] = {"name": "shards", "folder": str(folder), "names": names, "candidates": False}
     env = f"env={json.dumps(entry)}"
-    run("data", "show", "demo", env, "max_left_out=1.0", "--split", "train", "--out", tmp_path / "data.html")
+    run("data", "show", "tiny", env, "max_left_out=1.0", "--split", "train", "--out", tmp_path / "data.html")
     assert (tmp_path / "data.html").read_text(encoding="utf-8").count("data:image/png") == EVERY[name].questions
-    run("train", "demo", env, f"run={tmp_path / 'run'}", *SMALL)
+    run("train", "tiny", env, f"run={tmp_path / 'run'}", *SMALL)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert max(row["step"] for row in rows) >= 4
     run("benchmark", tmp_path / "run", "--data", f"mine={folder}:{split}", "--out", tmp_path / "bench", "--workers", 1)

@@ -45,7 +45,7 @@ def test_a_step_is_asked_as_early_as_staleness_allows_but_never_across_a_checkpo
     staleness: int, versions: list[int]
 ) -> None:
     config = load_settings(
-        RunConfig, Path("demo"), ["run=unused", "steps=9", "save_every=4", f"pool.staleness={staleness}"]
+        RunConfig, Path("tiny"), ["run=unused", "steps=9", "save_every=4", f"pool.staleness={staleness}"]
     )
     asked_at: list[int] = []
     for step in range(9):
@@ -56,36 +56,36 @@ def test_a_step_is_asked_as_early_as_staleness_allows_but_never_across_a_checkpo
 
 
 def test_a_run_does_not_go_on_under_another_staleness(tmp_path: Path) -> None:
-    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
+    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("tiny"), [f"run={tmp_path}"]), NO_DATA, resume=False)
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
-    stale = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "pool.staleness=1"])
+    stale = load_settings(RunConfig, Path("tiny"), [f"run={tmp_path}", "pool.staleness=1"])
     with pytest.raises(ValueError, match=r"^pool.staleness is 1, but .* began with 0; resume with the same settings"):
         RunFolder(tmp_path).begin(stale, NO_DATA, resume=True)
 
 
 def test_a_run_does_not_go_on_under_another_shaping(tmp_path: Path) -> None:
-    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
+    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("tiny"), [f"run={tmp_path}"]), NO_DATA, resume=False)
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
-    shaped = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "shaping.total.kind=rank"])
+    shaped = load_settings(RunConfig, Path("tiny"), [f"run={tmp_path}", "shaping.total.kind=rank"])
     with pytest.raises(ValueError, match=r"^shaping is .*kind='rank'.* began with \{\}; resume with the same settings"):
         RunFolder(tmp_path).begin(shaped, NO_DATA, resume=True)
 
 
 def test_a_run_does_not_go_on_with_the_grammar_where_it_began_without(tmp_path: Path) -> None:
-    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), NO_DATA, resume=False)
+    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("tiny"), [f"run={tmp_path}"]), NO_DATA, resume=False)
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
-    masked = load_settings(RunConfig, Path("demo"), [f"run={tmp_path}", "sampling.grammar=true"])
+    masked = load_settings(RunConfig, Path("tiny"), [f"run={tmp_path}", "sampling.grammar=true"])
     with pytest.raises(ValueError, match=r"^sampling is .*grammar=True.* began with .*grammar=False"):
         RunFolder(tmp_path).begin(masked, NO_DATA, resume=True)
 
 
 def test_a_run_may_go_on_with_another_number_of_ranks_but_not_at_another_zero_stage(tmp_path: Path) -> None:
     base = [f"run={tmp_path}", *SMALL]
-    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("demo"), base), NO_DATA, resume=False)
+    RunFolder(tmp_path).begin(load_settings(RunConfig, Path("tiny"), base), NO_DATA, resume=False)
     (tmp_path / "checkpoints/step-000001").mkdir(parents=True)
-    more = load_settings(RunConfig, Path("demo"), [*base, "learner.ranks=2", "learner.micro_groups=1"])
+    more = load_settings(RunConfig, Path("tiny"), [*base, "learner.ranks=2", "learner.micro_groups=1"])
     RunFolder(tmp_path).begin(more, NO_DATA, resume=True)
-    other = load_settings(RunConfig, Path("demo"), [*base, "learner.zero_stage=1"])
+    other = load_settings(RunConfig, Path("tiny"), [*base, "learner.zero_stage=1"])
     with pytest.raises(ValueError, match=r"^learner\.zero_stage is 1, but .* began with 0; resume with the same"):
         RunFolder(tmp_path).begin(other, NO_DATA, resume=True)
 
@@ -122,7 +122,7 @@ def test_a_run_whose_losses_are_not_finite_stops_after_three_steps_and_their_bat
     )
     settings = [f"run={folder}", *SMALL, "steps=9", "pool.workers=1", f"algorithm={{module: {algorithm}}}"]
     done = subprocess.run(
-        polytrace("train", "demo", *settings), capture_output=True, text=True, timeout=400, check=False
+        polytrace("train", "tiny", *settings), capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
     said = " ".join(done.stderr.split())
@@ -146,7 +146,7 @@ def test_a_run_killed_after_its_last_checkpoint_sets_aside_what_came_later_and_g
 ) -> None:
     folder = tmp_path / "run"
     # One worker where the uninterrupted run has two: their number changes nothing.
-    command = polytrace("train", "demo", f"run={folder}", *SMALL, "steps=1000", "pool.workers=1")
+    command = polytrace("train", "tiny", f"run={folder}", *SMALL, "steps=1000", "pool.workers=1")
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 300
     while not (folder / "archive/rollouts/step-00000003.parquet").exists():

@@ -109,7 +109,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 def config(*overrides: str) -> RunConfig:
-    return load_settings(RunConfig, Path("demo"), ["run=unused", "pool.workers=2", *overrides])
+    return load_settings(RunConfig, Path("tiny"), ["run=unused", "pool.workers=2", *overrides])
 
 
 @pytest.fixture(scope="module")

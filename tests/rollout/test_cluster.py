@@ -39,7 +39,7 @@ def test_wrong_ray_settings_are_refused_when_the_config_is_read(settings: dict[s
 
 
 def test_the_object_store_is_as_large_as_the_weights_ask_or_as_one_says() -> None:
-    config = load_settings(RunConfig, Path("demo"), ["run=unused"])
+    config = load_settings(RunConfig, Path("tiny"), ["run=unused"])
     parts = run_parts(config)
     checkpoint = Path(parts.policy.settings["checkpoint"]) / "model.safetensors"
     size = 4 * sum(value.numel() for value in load_file(checkpoint).values())
@@ -47,17 +47,17 @@ def test_the_object_store_is_as_large_as_the_weights_ask_or_as_one_says() -> Non
     half = replace(parts, policy=parts.policy.with_settings(dtype="bfloat16"))
     assert weight_bytes(half) == size // 2
     assert object_store_bytes(config, parts) == 3 * size + 256 * 2**20
-    assert object_store_bytes(load_settings(RunConfig, Path("demo"), ["ray.object_store_gb=2"]), parts) == 2**31
+    assert object_store_bytes(load_settings(RunConfig, Path("tiny"), ["ray.object_store_gb=2"]), parts) == 2**31
 
 
 def test_more_ranks_than_gpus_are_refused_with_the_arithmetic_unless_a_cluster_has_them() -> None:
     asked = ["run=unused", "learner.ranks=2", "learner.micro_groups=8", "learner.gpus_per_rank=1"]
-    config = load_settings(RunConfig, Path("demo"), [*asked, "pool.gpus_per_worker=0.5"])
+    config = load_settings(RunConfig, Path("tiny"), [*asked, "pool.gpus_per_worker=0.5"])
     refuse_missing_gpus(config, found=3)
     message = "^learner.ranks 2 x learner.gpus_per_rank 1 .* 2 x pool.gpus_per_worker 0.5 = 3 GPUs, but .* has 2; lower"
     with pytest.raises(ValueError, match=message):
         refuse_missing_gpus(config, found=2)
-    refuse_missing_gpus(load_settings(RunConfig, Path("demo"), [*asked, "ray.address=10.0.0.1:6379"]), found=0)
+    refuse_missing_gpus(load_settings(RunConfig, Path("tiny"), [*asked, "ray.address=10.0.0.1:6379"]), found=0)
 
 
 START = """
@@ -152,14 +152,14 @@ def test_a_node_removed_in_mid_run_costs_nothing_and_what_does_not_fit_is_refuse
     train(whole, "steps=5", "pool.workers=1")
     with nodes(3) as joined:
         there = [f"ray.address={joined.address}", "ray.placement=apart"]
-        large = polytrace("train", "demo", f"run={tmp_path / 'large'}", *SMALL, "steps=5", *there, "pool.workers=3")
+        large = polytrace("train", "tiny", f"run={tmp_path / 'large'}", *SMALL, "steps=5", *there, "pool.workers=3")
         done = subprocess.run(large, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 2
         assert "1 learner ranks and 3 rollout workers need 4 CPUs (every actor counts as one CPU), but" in done.stderr
         assert "the cluster has 3; lower learner.ranks" in done.stderr
 
         two = ["pool.workers=2", "pool.restart_seconds=4"]
-        command = polytrace("train", "demo", f"run={broken}", *SMALL, "steps=5", *there, *two)
+        command = polytrace("train", "tiny", f"run={broken}", *SMALL, "steps=5", *there, *two)
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 300
         while not (broken / "archive/rollouts/step-00000001.parquet").exists():

@@ -80,7 +80,7 @@ def test_wherever_the_disk_gets_full_one_line_says_so_and_the_run_goes_on_when_t
 @pytest.mark.long
 def test_a_rank_that_cannot_write_its_checkpoint_ends_the_command_with_one_line(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 80) as disk:
-        command = polytrace("train", "demo", f"run={disk / 'run'}", *SMALL, "steps=1000")
+        command = polytrace("train", "tiny", f"run={disk / 'run'}", *SMALL, "steps=1000")
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 300
         while not (disk / "run/archive/rollouts/step-00000000.parquet").exists():

@@ -41,7 +41,7 @@ def large_checkpoint(folder: Path) -> Path:
 
 def train(checkpoint: Path, run: Path, store_gb: float, **environment: str) -> subprocess.CompletedProcess[str]:
     settings = [f"run={run}", f"policy.checkpoint={checkpoint}", f"ray.object_store_gb={store_gb}"]
-    command = polytrace("train", "demo", *SMALL, *settings)
+    command = polytrace("train", "tiny", *SMALL, *settings)
     return subprocess.run(
         command, capture_output=True, text=True, timeout=500, check=False, env=os.environ | environment
     )

@@ -118,7 +118,7 @@ def seeing() -> type:
 
 
 def test_a_worker_that_reserves_no_gpu_samples_on_the_cpu_though_ray_shows_it_all(eight_gpus: None) -> None:
-    config = load_settings(RunConfig, Path("demo"), ["run=unused"])
+    config = load_settings(RunConfig, Path("tiny"), ["run=unused"])
     actor = ray.remote(num_cpus=1)(seeing()).remote(worker_settings(config, run_parts(config)), "0")
     shown, device = ray.get(actor.card.remote(), timeout=300)
     ray.kill(actor)
@@ -126,7 +126,7 @@ def test_a_worker_that_reserves_no_gpu_samples_on_the_cpu_though_ray_shows_it_al
 
 
 def test_a_rank_whose_card_is_not_there_says_so_in_one_line(eight_gpus: None) -> None:
-    config = load_settings(RunConfig, Path("demo"), ["run=unused", "learner.gpus_per_rank=1"])
+    config = load_settings(RunConfig, Path("tiny"), ["run=unused", "learner.gpus_per_rank=1"])
     learner = Learner(rank_settings(config, run_parts(config)))
     told = (
         r"^learner rank 0 reserves a GPU \(learner.gpus_per_rank\), but its process sees 0 \(CUDA_VISIBLE_DEVICES is "

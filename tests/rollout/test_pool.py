@@ -87,7 +87,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 def started(*overrides: str) -> WorkerPool:
-    config = load_settings(RunConfig, Path("demo"), ["run=unused", *overrides])
+    config = load_settings(RunConfig, Path("tiny"), ["run=unused", *overrides])
     parts = run_parts(config)
     pool = WorkerPool(config.pool, worker_settings(config, parts))
     pool.set_weights(pool.checkpoint_weights(Path(parts.policy.settings["checkpoint"])), version=7)
@@ -102,7 +102,7 @@ def pool(ray_cluster: None) -> Iterator[WorkerPool]:
 
 
 def example_id(index: int) -> str:
-    return run_parts(load_settings(RunConfig, Path("demo"), ["run=unused"])).env.build(split="train")[index].id
+    return run_parts(load_settings(RunConfig, Path("tiny"), ["run=unused"])).env.build(split="train")[index].id
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def ray_cluster() -> Iterator[None]:
 
 def test_a_pool_that_slept_answers_the_same_and_what_dies_asleep_comes_back_asleep(ray_cluster: None) -> None:
     config = load_settings(
-        RunConfig, Path("demo"), ["run=unused", "pool.colocate=true", "learner.ranks=2", "learner.micro_groups=8"]
+        RunConfig, Path("tiny"), ["run=unused", "pool.colocate=true", "learner.ranks=2", "learner.micro_groups=8"]
     )
     parts = run_parts(config)
     pool = WorkerPool(config.pool, worker_settings(config, parts))

@@ -208,7 +208,7 @@ def test_in_bfloat16_sampler_and_policy_differ_by_hundredths(
 
 
 def test_a_pool_proves_a_vllm_workers_weights_in_every_step(tmp_path: Path) -> None:
-    config = load_settings(RunConfig, Path("demo"), ["run=unused", "pool.workers=1", "pool.verify_every=1"])
+    config = load_settings(RunConfig, Path("tiny"), ["run=unused", "pool.workers=1", "pool.verify_every=1"])
     config = replace(config, pool=replace(config.pool, engine={"name": "vllm_on_cpu", "module": str(ENGINE)}))
     cluster.start(None, num_cpus=2)
     try:

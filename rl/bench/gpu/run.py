@@ -29,7 +29,7 @@ def overrides_of(site: Site) -> list[str]:
 
 def measure(site: Site) -> Measured:
     """Train, and read what the run wrote."""
-    config = load_settings(RunConfig, Path("demo"), overrides_of(site))
+    config = load_settings(RunConfig, Path("tiny"), overrides_of(site))
     try:
         folder = train(config, resume=False, console=Console(width=120))
     finally:

@@ -47,12 +47,12 @@ class Rescoring:
 
 def write_archive(run: Path, height: int, width: int) -> None:
     """In the folder `run`, an archive of random answers under the rewards of the config `demo`, and its config.yaml."""
-    rng, parts = np.random.default_rng(0), load_rewards(Path("demo"))
+    rng, parts = np.random.default_rng(0), load_rewards(Path("tiny"))
     scorer, shaper, archive = Scorer(parts.recipes), parts.shaper(), RolloutArchive(run / "archive")
     for step in range(_STEPS):
         groups = [_group(rng, scorer, step, position, height, width) for position in range(_GROUPS)]
         archive.append(step, with_totals(groups, shaper.totals(step, group_terms(groups))))
-    (run / "config.yaml").write_text(find_config(Path("demo")).read_text())
+    (run / "config.yaml").write_text(find_config(Path("tiny")).read_text())
 
 
 def _group(rng: np.random.Generator, scorer: Scorer, step: int, position: int, height: int, width: int) -> Group:

@@ -245,7 +245,7 @@ _BATCH_ROUNDS = 15
 def batch_milliseconds() -> float:
     """Median milliseconds for 32 groups of 16 answers of 12 vertices over 64 x 64 pixels, in one thread."""
     warm()
-    rng, scorer = np.random.default_rng(0), Scorer(load_rewards(Path("demo")).recipes)
+    rng, scorer = np.random.default_rng(0), Scorer(load_rewards(Path("tiny")).recipes)
     masks = [fill(smooth(rng, 40, SIDE, SIDE), np.array([0, 40]), SIDE, SIDE)[None] for _ in range(GROUPS)]
     answers = [[answer_from_rings([smooth(rng, VERTICES, SIDE, SIDE)]) for _ in range(ANSWERS)] for _ in range(GROUPS)]
     seconds = []

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from envs.datasets.cutout_scenes import Env
 from envs.example import Example, Truth
 from policies.families.base import Response
-from policies.token_places import token_places
 from rl.algorithms.gspo_token import Algorithm
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
 from rl.run.parts import processor_of, run_parts
 from rollout.records import Group, Rollout
+from rollout.token_places import token_places
 from tests.made_run import group_of
 
 HALVES = np.zeros((2, 64, 64), np.bool_)
@@ -25,7 +25,7 @@ HALVES[1, :, 48:] = True
 
 def group(texts: list[str], masks: NDArray[np.bool_]) -> Group:
     """Answers of `path_tokens` to a scene whose truth is `masks`."""
-    processor = processor_of(run_parts(load_settings(RunConfig, Path("demo"), ["run=unused"])).policy)
+    processor = processor_of(run_parts(load_settings(RunConfig, Path("tiny"), ["run=unused"])).policy)
     example: Example = replace(Env("train")[0], truth=Truth(masks))
     rollouts = []
     for k, text in enumerate(texts):

@@ -15,7 +15,7 @@ from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
 from rl.evaluation.scores import SceneScore
 
-DEMO = Path("demo")
+DEMO = Path("tiny")
 
 
 def wanted(out: Path, *overrides: str, **settings: Any) -> Wanted:

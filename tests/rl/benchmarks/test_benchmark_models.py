@@ -31,22 +31,22 @@ def test_the_embedded_checkpoint_is_asked_as_the_demo_asks_it() -> None:
 def test_a_folder_of_hugging_face_needs_a_config_and_is_called_by_its_own_name(tiny_untrained: Path) -> None:
     with pytest.raises(ValueError, match=r"is no run, so nothing says how it is asked; give --config, such as presets"):
         model(str(tiny_untrained))
-    found = model(str(tiny_untrained), "demo")
+    found = model(str(tiny_untrained), "tiny")
     assert (found.name, found.checkpoint) == (tiny_untrained.name, str(tiny_untrained))
-    assert model(f"a={tiny_untrained}", "demo").name == "a"
+    assert model(f"a={tiny_untrained}", "tiny").name == "a"
     assert model(f"{tiny_untrained}/../{tiny_untrained.name}/.", "demo").name == tiny_untrained.name
 
 
 def test_a_path_with_an_equals_sign_is_a_path_where_it_is_there(tiny_untrained: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_untrained, tmp_path / "lr=1e-4")
-    assert model(str(tmp_path / "lr=1e-4"), "demo").name == "lr=1e-4"
-    assert model(f"a={tmp_path / 'lr=1e-4'}", "demo").name == "a"
+    assert model(str(tmp_path / "lr=1e-4"), "tiny").name == "lr=1e-4"
+    assert model(f"a={tmp_path / 'lr=1e-4'}", "tiny").name == "a"
 
 
 def run_of(folder: Path, policy: Path) -> Path:
     """A run of step 3 with a refiner; its answers have 7 tokens."""
     folder.mkdir()
-    config = load_settings(RunConfig, Path("demo"), [f"run={folder}", "sampling.max_tokens=7"])
+    config = load_settings(RunConfig, Path("tiny"), [f"run={folder}", "sampling.max_tokens=7"])
     save_settings(config, folder / "config.yaml")
     shutil.copytree(policy, folder / "checkpoints/best-000003/policy")
     (folder / "checkpoints/best-000003/state.json").write_text(json.dumps({"format": FORMAT, "giou": 0.5}))
@@ -74,7 +74,7 @@ def test_what_is_no_checkpoint_or_has_no_policy_yet_is_refused(tmp_path: Path, t
         model(str(tmp_path))
     for name in ("a/b", "", ".."):
         with pytest.raises(ValueError, match="give a name without a slash"):
-            model(f"{name}={tiny_untrained}", "demo")
+            model(f"{name}={tiny_untrained}", "tiny")
     folder = run_of(tmp_path / "run", tiny_untrained)
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(FileNotFoundError, match="let it train until its first evaluation"):

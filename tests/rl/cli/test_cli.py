@@ -77,24 +77,24 @@ def test_every_command_has_help_without_loading_torch() -> None:
         (["train", "no_such.yaml"], "there is no file no_such.yaml"),
         (["train"], "train has no config; give a YAML file or the name of a shipped one"),
         (["train", "--replay", "no_such.npz"], "there is no file no_such.npz; give one of RUN/dropped/"),
-        (["train", "demo", "group_size=1"], "group_size is 1"),
-        (["train", "demo", "run=README.md/x"], "run is 'README.md/x', which cannot be a folder; give the folder of"),
+        (["train", "tiny", "group_size=1"], "group_size is 1"),
+        (["train", "tiny", "run=README.md/x"], "run is 'README.md/x', which cannot be a folder; give the folder of"),
         (["sample", "no_such.yaml"], "there is no file no_such.yaml"),
-        (["sample", "demo", "group_size=1"], "group_size is 1"),
-        (["sample", "demo", "--run", "no/such/run"], "no/such/run is not a folder"),
-        (["sample", "demo", "--run", "tests"], "tests holds no best policy; train it first"),
-        (["sample", "demo", "run=no/such/run", "--resume"], "no/such/run holds no archive to go on with"),
+        (["sample", "tiny", "group_size=1"], "group_size is 1"),
+        (["sample", "tiny", "--run", "no/such/run"], "no/such/run is not a folder"),
+        (["sample", "tiny", "--run", "tests"], "tests holds no best policy; train it first"),
+        (["sample", "tiny", "run=no/such/run", "--resume"], "no/such/run holds no archive to go on with"),
         (["bench", "archive", "--answers", "0"], "answers is 0 and pairs None; set each to 1 or more"),
-        (["train", "demo", "steps"], "'steps' is not of the form key=value"),
-        (["train", "demo", "groups_per_step=30"], "groups_per_step is 30, but learner.minibatches 2 x learner.micro_g"),
-        (["train", "demo", "learner.lr=.nan"], "learner.lr is nan, expected float"),
-        (["train", "demo", "seed=-1"], "seed is -1; set it to 0..9223372036854775807"),
-        (["train", "demo", "learner.grad_clip=-1"], "learner.grad_clip is -1; set it to 0 or more"),
-        (["train", "demo", "policy.checkpoint=null"], "policy.checkpoint is not set; give a Hugging Face model folder"),
-        (["train", "demo", "evaluation.final_scenes=0"], "evaluation.final_scenes is 0; set it to 1 or more"),
-        (["train", "demo", "refiner.rule.min_iou=2"], "refiner.rule.min_iou is 2; set it to 0..1"),
+        (["train", "tiny", "steps"], "'steps' is not of the form key=value"),
+        (["train", "tiny", "groups_per_step=30"], "groups_per_step is 30, but learner.minibatches 2 x learner.micro_g"),
+        (["train", "tiny", "learner.lr=.nan"], "learner.lr is nan, expected float"),
+        (["train", "tiny", "seed=-1"], "seed is -1; set it to 0..9223372036854775807"),
+        (["train", "tiny", "learner.grad_clip=-1"], "learner.grad_clip is -1; set it to 0 or more"),
+        (["train", "tiny", "policy.checkpoint=null"], "policy.checkpoint is not set; give a Hugging Face model folder"),
+        (["train", "tiny", "evaluation.final_scenes=0"], "evaluation.final_scenes is 0; set it to 1 or more"),
+        (["train", "tiny", "refiner.rule.min_iou=2"], "refiner.rule.min_iou is 2; set it to 0..1"),
         (
-            ["train", "demo", "refiner.min_iou=0.4"],
+            ["train", "tiny", "refiner.min_iou=0.4"],
             "refiner.min_iou is not a setting; did you mean refiner.rule.min_iou",
         ),
         (["refine", "nowhere"], "nowhere is neither the folder of a run nor a YAML file"),
@@ -104,18 +104,18 @@ def test_every_command_has_help_without_loading_torch() -> None:
         (["refine", "refiner", "head.name=pixel_hat"], "did you mean 'pixel_head'"),
         (["refine", "refiner", "network.passes=0"], "passes is 0"),
         (["train", "--replay", "tests/conftest.py"], "tests/conftest.py is no batch of a dropped step"),
-        (["train", "demo", "sampling.temperature=0"], "sampling.temperature is 0, so that all answers of a group"),
-        (["train", "demo", "learner.token_budget=300"], "can take group_size 8 x sampling.max_tokens 48 = 384 answer"),
+        (["train", "tiny", "sampling.temperature=0"], "sampling.temperature is 0, so that all answers of a group"),
+        (["train", "tiny", "learner.token_budget=300"], "can take group_size 8 x sampling.max_tokens 48 = 384 answer"),
         (
-            ["train", "demo", "algorithm.clip_low=0.5", "algorithm.clip_high=0.1"],
+            ["train", "tiny", "algorithm.clip_low=0.5", "algorithm.clip_high=0.1"],
             "algorithm.clip_low is 0.5, above clip_high 0.1",
         ),
         (
-            ["train", "demo", "learner.ranks=99", "learner.gpus_per_rank=1", "learner.token_budget=999"],
+            ["train", "tiny", "learner.ranks=99", "learner.gpus_per_rank=1", "learner.token_budget=999"],
             "learner.ranks 99 x learner.gpus_per_rank 1 + pool.workers 2 x",
         ),
-        (["train", "demo", "pool.engine.name=vllm"], "vllm"),
-        (["train", "demo", "pool.staleness=60"], "Set pool.staleness to 51, or save_every to 61 or more"),
+        (["train", "tiny", "pool.engine.name=vllm"], "vllm"),
+        (["train", "tiny", "pool.staleness=60"], "Set pool.staleness to 51, or save_every to 61 or more"),
         (["bench", "learner", "--work", "4x8"], "give groups, answers, image tokens and answer tokens"),
         (["export", "checkpoint", "no/such/run", "--out", "x"], "no/such/run is not a folder"),
         (["evaluate", "no/such/run"], "no/such/run is not a folder"),
@@ -154,7 +154,7 @@ def test_settings_of_a_runs_refiner_are_told_by_their_place_in_its_config(polytr
 
 def test_a_run_that_is_there_is_not_mixed_with_a_new_one(polytrace: Command, tmp_path: Path) -> None:
     (tmp_path / "run" / "archive").mkdir(parents=True)
-    done = polytrace("train", "demo", f"run={tmp_path / 'run'}")
+    done = polytrace("train", "tiny", f"run={tmp_path / 'run'}")
     assert done.status == 2
     assert "holds a run already" in " ".join(done.stderr.split())
 

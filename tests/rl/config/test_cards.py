@@ -17,7 +17,7 @@ HALVES = ["learner.gpus_per_rank=0.5", "pool.gpus_per_worker=0.5"]
 
 
 def run(*overrides: str) -> RunConfig:
-    return load_settings(RunConfig, Path("demo"), ["run=unused", *overrides])
+    return load_settings(RunConfig, Path("tiny"), ["run=unused", *overrides])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from rl.run.steps import step_units
 
 
 def demo(*overrides: str) -> RunConfig:
-    return load_settings(RunConfig, Path("demo"), overrides)
+    return load_settings(RunConfig, Path("tiny"), overrides)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from rl.cli.options import run_settings
 try:
-    run_settings(Path("demo"), sys.argv[1:2])
+    run_settings(Path("tiny"), sys.argv[1:2])
 except ValueError as error:
     print(error)
 print(*(name for name in ("torch", "transformers", "ray") if name in sys.modules))

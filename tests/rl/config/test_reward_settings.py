@@ -112,7 +112,7 @@ def test_a_file_of_rewards_is_read_with_its_shaping(tmp_path: Path) -> None:
 def test_of_a_runs_config_and_folder_only_rewards_and_shaping_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: r\nsteps: 3\nnonsense: 1\nrewards:\n  mask_iou: {weight: '${steps}'}\n")
     assert load_rewards(tmp_path).weights == load_rewards(tmp_path / "config.yaml").weights == {"mask_iou": 3.0}
-    assert load_rewards(Path("demo")).weights == {"mask_iou": 0.8, "centroid_distance": 0.2}
+    assert load_rewards(Path("tiny")).weights == {"mask_iou": 0.8, "centroid_distance": 0.2}
 
 
 def test_a_python_file_or_a_bare_name_is_one_reward_of_weight_1(own: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_run_that_helps_shows_no_sign() -> None:
         ),
         ({"reward/group_std": 0.01}, (0.65,), r"rewards within groups differ by 0.010 .*, and 0% of the groups"),
         ({"group/without_signal": 0.8}, (0.65,), "80% of the groups teach nothing"),
-        ({"learner/gradient_cosine": 0.02}, (0.65,), "cosine of 0.020 .half of it noise only from 784 groups on"),
+        ({"learner/gradient_cosine": 0.02}, (0.65,), "cosine of 0.020 .half noise at 784 groups or more"),
         ({"learner/gradient_cosine": -0.02}, (0.65,), "no agreement at all"),
         (
             {"learner/update_cosine": -0.2},
@@ -54,6 +54,13 @@ def test_each_sign_is_told_once_with_its_numbers(
     found = told(numbers, 40, greedy)
     assert len(found) == 1
     assert re.search(said, found[0])
+
+
+def test_cosines_that_scatter_so_that_there_may_be_agreement_are_no_sign() -> None:
+    signs = EarlySigns(0.6, 16)
+    signs.evaluated(0.65)
+    said = [signs.stepped(FINE | {"learner/gradient_cosine": 0.011 + 0.08 * (-1) ** step}) for step in range(50)]
+    assert not any(said)
 
 
 def test_what_comes_after_the_first_fifty_steps_is_not_told() -> None:

@@ -12,7 +12,7 @@ def test_on_a_card_an_evaluation_asks_as_many_scenes_at_once_as_training_and_on_
     gpus: float, sizes: list[int]
 ) -> None:
     overrides = ["run=unused", "groups_per_unit=16", f"pool.gpus_per_worker={gpus}"]
-    units = list(greedy_units(load_settings(RunConfig, Path("demo"), overrides), "validation", 130))
+    units = list(greedy_units(load_settings(RunConfig, Path("tiny"), overrides), "validation", 130))
     assert [len(unit.indices) for unit in units] == sizes
     assert [index for unit in units for index in unit.indices] == list(range(130))
     assert {(unit.group_size, unit.sampling.temperature) for unit in units} == {(1, 0.0)}

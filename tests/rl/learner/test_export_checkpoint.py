@@ -58,7 +58,7 @@ def config_of(folder: Path, checkpoint: Path, learner: LearnerSettings) -> RunCo
         "groups_per_step=4",
         f"policy.dtype={learner.dtype}",
     ]
-    return replace(load_settings(RunConfig, Path("demo"), overrides), learner=learner)
+    return replace(load_settings(RunConfig, Path("tiny"), overrides), learner=learner)
 
 
 def export_equals_the_policy_of_the_ranks(checkpoint: Path, tmp_path: Path, ranks: int, kinds: dict) -> None:

@@ -31,7 +31,7 @@ def rank_processes(driver: int) -> list[int]:
 def test_a_killed_rank_stops_the_run_within_seconds_and_it_resumes_with_nothing_lost_or_twice(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken" / "whole"
     train(whole, *RANKS)
-    command = polytrace("train", "demo", f"run={broken}", *SMALL, *RANKS[:-1], "steps=1000")
+    command = polytrace("train", "tiny", f"run={broken}", *SMALL, *RANKS[:-1], "steps=1000")
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not (broken / "archive/rollouts/step-00000003.parquet").exists():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rl.learner.noise import SKETCH, GradientSketches, mean_cosine, noise_scale, sketch
+from rl.evaluation.early_signs import noise_scale
+from rl.learner.noise import SKETCH, GradientSketches, mean_cosine, sketch
 
 
 def test_sketches_keep_inner_products_of_tensors_larger_and_smaller_than_themselves() -> None:

@@ -54,7 +54,7 @@ def test_a_weight_of_nan_is_found_before_all_that_follows_from_it(tiny_untrained
 
 def test_a_replay_without_a_checkpoint_is_refused_before_anything_starts(tiny_untrained: Path, tmp_path: Path) -> None:
     policy, env = Policy(tiny_untrained, Codec()), Env("train", image_size=32, num_scenes=8)
-    save_settings(load_settings(RunConfig, Path("demo"), [f"run={tmp_path}"]), tmp_path / "config.yaml")
+    save_settings(load_settings(RunConfig, Path("tiny"), [f"run={tmp_path}"]), tmp_path / "config.yaml")
     (tmp_path / "dropped").mkdir()
     file = tmp_path / "dropped/step-000001.npz"
     write_batch(batch(policy, env), file)

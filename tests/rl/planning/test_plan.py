@@ -189,7 +189,7 @@ def test_too_few_cards_and_wrong_options_are_refused_with_what_to_do(models: Pat
         assert isinstance(result.exception, ValueError) and message in str(result.exception), options
     result = RUN.invoke(app, ["plan", "gspo_polygons"])
     assert isinstance(result.exception, FileNotFoundError) and "holds no config.json" in str(result.exception)
-    result = RUN.invoke(app, ["plan", "demo"])
+    result = RUN.invoke(app, ["plan", "tiny"])
     assert isinstance(result.exception, ValueError) and "learner.gpus_per_rank is 0" in str(result.exception)
 
 
@@ -224,4 +224,4 @@ def test_a_run_on_cards_too_small_is_told_so_before_it_starts(models: Path) -> N
     assert small_cards_note(settings, None) is None
     note = small_cards_note(settings, 40_000_000_000)
     assert note is not None and "a learner rank does not fit a card of 40.0 GB" in note and "of 38.0 GB" in note
-    assert small_cards_note(run_settings(Path("demo"), []), 40_000_000_000) is None
+    assert small_cards_note(run_settings(Path("tiny"), []), 40_000_000_000) is None

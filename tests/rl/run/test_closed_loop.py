@@ -45,7 +45,7 @@ def test_a_fitting_refiner_travels_to_the_workers_by_its_absolute_path(
     assert parts.rewards.on_refined == ["refined_iou", "unmended"]
     save_settings(config, tmp_path / "config.yaml")
     assert load_settings(RunConfig, tmp_path / "config.yaml") == config
-    assert load_settings(RunConfig, Path("demo")).refined is None
+    assert load_settings(RunConfig, Path("tiny")).refined is None
 
 
 def check(config: RunConfig) -> None:
@@ -61,7 +61,7 @@ def test_a_reward_on_the_refined_mask_needs_a_refiner(tmp_path: Path) -> None:
     for name, entry in (("unmended", "{}"), ("own", f"{{module: {own}}}"), ("mine", "{name: refined_iou}")):
         says = f"rewards.{name} is measured on the refined mask, but `refined` is not set; set refined.refiner"
         with pytest.raises(ValueError, match=says):
-            check(load_settings(RunConfig, Path("demo"), [f"rewards.{name}={entry}"]))
+            check(load_settings(RunConfig, Path("tiny"), [f"rewards.{name}={entry}"]))
 
 
 def test_a_tower_that_learns_and_an_engine_without_a_policy_are_refused(tiny_untrained: Path, refiner: Path) -> None:

@@ -30,7 +30,7 @@ def test_what_is_no_version_is_refused() -> None:
 def test_the_installed_release_is_checked_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl.run.preflight.version", {"deepspeed": "0.18.1"}.__getitem__)
     for stage in (1, 2):
-        config = load_settings(RunConfig, Path("demo"), ["learner.average=0", f"learner.zero_stage={stage}"])
+        config = load_settings(RunConfig, Path("tiny"), ["learner.average=0", f"learner.zero_stage={stage}"])
         if stage == 1:
             preflight(config, run_parts(config))
             continue

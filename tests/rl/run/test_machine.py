@@ -35,7 +35,7 @@ class Usage(NamedTuple):
 
 
 def run(*overrides: str) -> RunConfig:
-    return load_settings(RunConfig, Path("demo"), ["run=unused", *overrides])
+    return load_settings(RunConfig, Path("tiny"), ["run=unused", *overrides])
 
 
 def shared_memory_of(monkeypatch: pytest.MonkeyPatch, free: int) -> None:

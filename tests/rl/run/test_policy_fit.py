@@ -12,7 +12,7 @@ from rl.run.preflight import preflight
 
 
 def look(*overrides: str) -> None:
-    config = load_settings(RunConfig, Path("demo"), ["learner.average=0", *overrides])
+    config = load_settings(RunConfig, Path("tiny"), ["learner.average=0", *overrides])
     preflight(config, run_parts(config))
 
 

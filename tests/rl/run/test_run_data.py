@@ -28,7 +28,7 @@ def cups(*sides: int) -> list[dict]:
 
 def test_a_run_does_not_go_on_where_a_mask_was_corrected(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = load_settings(RunConfig, Path("demo"), [f"run={run}"])
+    config = load_settings(RunConfig, Path("tiny"), [f"run={run}"])
     RunFolder(run).begin(config, of(tmp_path, cups(4, 5)), resume=False)
     (run / "checkpoints" / "step-000002").mkdir(parents=True)
     RunFolder(run).begin(config, of(tmp_path, cups(4, 5)), resume=True)
@@ -39,7 +39,7 @@ def test_a_run_does_not_go_on_where_a_mask_was_corrected(tmp_path: Path) -> None
 
 def test_a_sample_does_not_go_on_where_a_mask_was_corrected(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = load_settings(RunConfig, Path("demo"), [f"run={run}"])
+    config = load_settings(RunConfig, Path("tiny"), [f"run={run}"])
     RunFolder(run).begin_sampling(config, of(tmp_path, cups(4, 5)), resume=False)
     (run / "archive").mkdir()
     with pytest.raises(ValueError, match=r"^the data of split train is not what .*run began with"):

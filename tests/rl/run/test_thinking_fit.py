@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def look(*overrides: str) -> None:
-    config = load_settings(RunConfig, Path("demo"), ["learner.average=0", *overrides])
+    config = load_settings(RunConfig, Path("tiny"), ["learner.average=0", *overrides])
     preflight(config, run_parts(config))
 
 
@@ -87,11 +87,11 @@ def test_the_limit_on_tokens_has_room_for_the_marks_and_notes_say_what_is_left(f
 
 def test_check_shows_the_question_and_what_the_outline_leaves(folder: Path) -> None:
     asked = ["policy.thinking=required", "policy.thinking_question=left of", "sampling.max_tokens=300"]
-    report = check(str(folder), Path("demo"), asked)
+    report = check(str(folder), Path("tiny"), asked)
     assert report.prompt.replace(" ", "").endswith("theleftappleleftof<|answer|>")
     outline = round(report.tokens_per_vertex * 40)
     assert [note for note in report.notes if f"outline of {outline} tokens leaves {300 - outline} for it" in note]
-    unfit = [check("tiny", Path(name), asked[:1]).problems for name in ("demo", "sft_tiny")]
+    unfit = [check("tiny", Path(name), asked[:1]).problems for name in ("tiny", "sft_tiny")]
     assert [problem[:40] for [problem] in unfit] == [
         "policy.thinking is required, but the pol",
         "policy.thinking is required, but supervi",

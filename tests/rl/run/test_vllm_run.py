@@ -25,7 +25,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def demo(*overrides: str) -> RunConfig:
-    return load_settings(RunConfig, Path("demo"), ["run=unused", "groups_per_unit=null", *overrides])
+    return load_settings(RunConfig, Path("tiny"), ["run=unused", "groups_per_unit=null", *overrides])
 
 
 def asked(*overrides: str) -> list[tuple[int, int]]:

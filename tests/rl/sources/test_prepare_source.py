@@ -170,8 +170,8 @@ def test_a_run_refuses_data_of_which_more_was_lost_than_it_allows(thinned: Path)
     assert RunData.of(plugin, ["train"], 0.334).fingerprints.keys() == {"train"}  # what the message says is enough
     overrides = [f"env={json.dumps(env)}", f"run={thinned / 'run'}"]
     with pytest.raises(ValueError, match=SAYS):
-        run_parts(load_settings(RunConfig, Path("demo"), overrides))
-    data = run_parts(load_settings(RunConfig, Path("demo"), [*overrides, "max_left_out=0.5"])).data
+        run_parts(load_settings(RunConfig, Path("tiny"), overrides))
+    data = run_parts(load_settings(RunConfig, Path("tiny"), [*overrides, "max_left_out=0.5"])).data
     assert [note for note in data.notes if UNREADABLE in note] == [f"questions about {UNREADABLE}", UNREADABLE]
 
 

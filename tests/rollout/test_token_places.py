@@ -9,10 +9,10 @@ from envs.codecs import json_objects, path_tokens, point_text
 from envs.codecs.base import LocatingCodec
 from envs.polygons import Ring
 from policies.families.base import Response
-from policies.token_places import text_ends, token_places
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
 from rl.run.parts import processor_of, run_parts
+from rollout.token_places import text_ends, token_places
 
 RINGS: list[list[Ring]] = [
     [np.array([(2.0, 2.0), (20.0, 2.0), (20.0, 20.0), (2.0, 20.0)]), np.array([(5.0, 5.0), (5.0, 9.0), (9.0, 5.0)])],
@@ -57,7 +57,7 @@ def test_texts_of_tokens_end_where_they_are_put_together_with_or_without_spaces(
 
 
 def test_of_a_box_and_a_path_each_number_has_its_place_and_the_end_none() -> None:
-    processor = processor_of(run_parts(load_settings(RunConfig, Path("demo"), ["run=unused"])).policy)
+    processor = processor_of(run_parts(load_settings(RunConfig, Path("tiny"), ["run=unused"])).policy)
     text = "4 4 40 40 0 0 32 0 16 32 ; 1 2 3 5 0 0 8 0 8 8"
     tokens = processor.answer_tokens(text)
     response = Response(tokens, np.zeros(len(tokens), np.float32), "stop")
