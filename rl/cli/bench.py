@@ -315,20 +315,23 @@ def learning(  # noqa: PLR0913  # options of a command
         float | None, typer.Option(help="Rate at which outlines are learned.", show_default="8 x learner.lr")
     ] = None,
     sft_weight: Annotated[float, typer.Option(help="Weight of outlines beside RL.")] = 0.1,
+    controls: Annotated[str, typer.Option(help="What RL is compared with.")] = "sft,best_of,rl_sft",
 ) -> None:
     """Whether RL teaches what SFT would not: one checkpoint, the same seconds, five ways.
 
     RL as configured; SFT on outlines of the masks, of as many as have some (outlines.scenes); SFT on the best of each
     group; RL with outlines beside; nothing.
 
-    Takes four trainings as long as the config's own for each seed.
+    Takes as many trainings as long as the config's own for each seed as there are controls, and one more.
     """
     from rl.bench.learning import page, scores
     from rl.bench.learning.arms import Wanted
     from rl.bench.learning.trainings import left_out, train_all
     from rollout.disk import refuse_unwritable
 
-    wanted, quiet = Wanted(config, out, tuple(overrides or ()), seeds, sft_lr, sft_weight), Console(stderr=True)
+    chosen = tuple(controls.replace(" ", "").split(","))
+    wanted = Wanted(config, out, tuple(overrides or ()), seeds, sft_lr, sft_weight, chosen)
+    quiet = Console(stderr=True)
     refuse_unwritable(out / "learning.json")
     without = left_out(wanted)
     said = [*map(str, without)]
@@ -339,6 +342,27 @@ def learning(  # noqa: PLR0913  # options of a command
     for path in page.write(wanted, trained, found, said):
         quiet.print(f"wrote {path}", markup=False, soft_wrap=True)
     _tell(as_json, scores.as_json(found, said), scores.table(found), *scores.lines(found))
+
+
+@bench_app.command()
+def headroom(
+    config: Annotated[Path, typer.Argument(help="YAML of a run, or the name of a shipped one.")],
+    overrides: Overrides = None,
+    scenes: Annotated[int, typer.Option(help="Scenes of the split validation.", min=1)] = 256,
+    samples: Annotated[int, typer.Option(help="Samples of each scene.", min=2)] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """What RL could gain by choosing better among the answers that the checkpoint gives already; a minute, no training.
+
+    Greedy answers, samples at the config's temperature, their consensus, and the best of them.
+    """
+    from rl.bench.learning import headroom as bench
+    from rl.config.load import load_settings
+    from rl.config.run import RunConfig
+
+    asked = load_settings(RunConfig, config, ["run=unused", *(overrides or ())])
+    found = bench.measure(asked, "validation", scenes, samples, Console(stderr=True))
+    _tell(as_json, bench.as_json(found), bench.table(found), bench.line(found))
 
 
 @bench_app.command()

@@ -52,6 +52,10 @@ def rl_sft(weight: float) -> Arm:
     return Arm("rl_sft", f"RL, and outlines at weight {weight:g}", (f"learner.sft_weight={weight!r}",))
 
 
+CONTROLS = ("sft", "best_of", "rl_sft")
+"""Names of all arms but RL."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What the bench is asked for."""
@@ -65,8 +69,12 @@ class Wanted:
     """Rate at which outlines are learned; None for eight times the run's own."""
     sft_weight: float = 0.1
     """Weight of outlines beside RL."""
+    controls: tuple[str, ...] = CONTROLS
+    """Names of the arms that RL is compared with."""
 
     def __post_init__(self) -> None:
+        if unknown := [name for name in self.controls if name not in CONTROLS]:
+            raise ValueError(f"--controls names {unknown[0]!r}; choose of {', '.join(CONTROLS)}, with commas between.")
         if self.seeds < 1:
             raise ValueError(f"--seeds is {self.seeds}; give 1 or more.")
         for name, value in (("--sft-weight", self.sft_weight), ("--sft-lr", self.sft_lr)):
@@ -80,8 +88,9 @@ class Wanted:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """All that are trained, RL first: its seconds are what the others get."""
-        return RL, SFT, BEST_OF, rl_sft(self.sft_weight)
+        """Those that are trained, RL first: its seconds are what the others get."""
+        others = (SFT, BEST_OF, rl_sft(self.sft_weight))
+        return RL, *(arm for arm in others if arm.name in self.controls)
 
     def base(self, seed: int) -> RunConfig:
         """The run's own config under a seed."""

@@ -63,7 +63,7 @@ def left_out(wanted: Wanted) -> list[LeftOut]:
         try:
             refuse_unfit_teaching(taught, parts)
         except ValueError as error:
-            return [LeftOut(arm, str(error)) for arm in arms]
+            return [LeftOut(arm, str(error)) for arm in arms if arm in wanted.arms]
     return []
 
 

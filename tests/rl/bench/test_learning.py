@@ -116,6 +116,9 @@ def told(asked: Wanted) -> list[str]:
 def test_wrong_options_and_data_without_masks_are_told_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^--seeds is 0; give 1 or more"):
         wanted(tmp_path, seeds=0)
+    with pytest.raises(ValueError, match=r"^--controls names 'stf'; choose of sft, best_of, rl_sft"):
+        wanted(tmp_path, controls=("stf",))
+    assert [arm.name for arm in wanted(tmp_path, controls=("rl_sft", "sft")).arms] == ["rl", "sft", "rl_sft"]
     with pytest.raises(ValueError, match=r"^--sft-lr is -1; give a number above 0"):
         wanted(tmp_path, sft_lr=-1.0)
     (tmp_path / "run" / "archive").mkdir(parents=True)

@@ -1,0 +1,31 @@
+"""What a better choice among a policy's own answers is worth, by hand."""
+
+import numpy as np
+import pytest
+
+from envs.datasets.cutout_scenes import Env
+from rl.bench.learning.headroom import as_json, consensus, line, mutual_iou, of_groups, table
+from tests.made_run import group_of, scored
+
+LEFT = np.array([(0.0, 0.0), (4.0, 0.0), (4.0, 8.0), (0.0, 8.0)])
+
+
+def test_the_consensus_is_the_answer_that_agrees_most_with_the_others_whatever_is_true() -> None:
+    asked = Env("train", image_size=32)[0]
+    group = group_of("run", 0, 0, asked, scored(asked, [[LEFT], [LEFT * [1.5, 1]], [LEFT * [2, 1]], []]))
+    ious = mutual_iou(group)
+    # Rectangles of 4, 6 and 8 columns, and nothing.
+    rows = [[1, 4 / 6, 4 / 8, 0], [4 / 6, 1, 6 / 8, 0], [4 / 8, 6 / 8, 1, 0], [0, 0, 0, 1]]
+    assert ious == pytest.approx(np.array(rows))
+    assert consensus(ious) == 1
+
+
+def test_of_scenes_the_gain_is_that_of_the_chosen_answers_over_the_greedy_ones() -> None:
+    asked = Env("train", image_size=32)[0]
+    group = group_of("run", 0, 0, asked, scored(asked, [[LEFT], [LEFT * [1.5, 1]], [LEFT * [2, 1]]]))
+    found = of_groups([0.0, 0.1], [group, group], 0.6)
+    chosen = group.rollouts[1].iou
+    assert found.gain.value == pytest.approx(chosen - 0.05)
+    assert found.giou["best"].value == max(rollout.iou for rollout in group.rollouts)
+    assert as_json(found)["samples"] == 3 and table(found).row_count == 4
+    assert line(found).startswith("consensus less greedy: ")
