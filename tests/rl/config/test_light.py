@@ -14,9 +14,9 @@ from rl.config.pairs import PairExport
 from rl.config.refiner import RefineConfig
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
-named = {"pairs": PairExport, "sft_tiny": SftConfig, "sft_tiny_text": SftConfig, "sft_tasks": SftConfig}
+kinds = {"pairs": PairExport, "sft": SftConfig, "refiner": RefineConfig}
 for name in shipped_configs():
-    load_settings(named.get(name, RefineConfig if name.startswith("refiner") else RunConfig), Path(name))
+    load_settings(kinds.get(name.split("_")[0], RunConfig), Path(name))
 packages = ("envs", "rewards", "policies", "rollout", "rl")
 print(*(name for name in sys.modules if name.split(".")[0] in packages and "." in name))
 print(*(name for name in sys.argv[1:] if name in sys.modules))
