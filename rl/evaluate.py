@@ -13,6 +13,7 @@ from envs.datasets.base import Env
 from envs.geometry.contours import mask_from_rings, rings_from_mask
 from policies.families.vision_language import Policy
 from policies.refiner.mask_refiner import MaskRefiner
+from rewards.target import Target
 from rl.config.plugins import checkpoint_folder
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_groups, score_groups, score_masks
@@ -135,7 +136,7 @@ def _missing(stages: Mapping[str, StageAnswers], budget: OutlineBudget | None) -
     found = {}
     for name, stage in stages.items():
         masked = [group for group in stage.groups if group.example.prompt.asked == "mask"]
-        shown = any(mask.any() for group in masked for mask in group.example.truth.masks)
+        shown = any(Target.from_truth(group.example.truth).area_px for group in masked)
         if stage.masks is None and budget is not None and shown:
             answers, truths = [g.rollouts[0].answer for g in masked], [g.example.truth for g in masked]
             found[name] = missing_iou(answers, truths, budget.max_vertices, budget.max_rings)

@@ -315,7 +315,7 @@ def learning(  # noqa: PLR0913  # options of a command
         float | None, typer.Option(help="Rate at which outlines are learned.", show_default="8 x learner.lr")
     ] = None,
     sft_weight: Annotated[float, typer.Option(help="Weight of outlines beside RL.")] = 0.1,
-    controls: Annotated[str, typer.Option(help="What RL is compared with.")] = "sft,best_of,rl_sft",
+    controls: Annotated[str, typer.Option(help="What RL is compared with, of these.")] = "sft,best_of,rl_sft",
 ) -> None:
     """Whether RL teaches what SFT would not: one checkpoint, the same seconds, five ways.
 
@@ -360,7 +360,9 @@ def headroom(
     from rl.config.load import load_settings
     from rl.config.run import RunConfig
 
-    asked = load_settings(RunConfig, config, ["run=unused", *(overrides or ())])
+    if any(override.startswith("run=") for override in overrides or ()):
+        raise ValueError("bench headroom makes no run; leave run=... out.")
+    asked = load_settings(RunConfig, config, ["run=headroom", *(overrides or ())])
     found = bench.measure(asked, "validation", scenes, samples, Console(stderr=True))
     _tell(as_json, bench.as_json(found), bench.table(found), bench.line(found))
 

@@ -15,8 +15,8 @@ _FIRST = 5
 """Steps by which samples are compared with greedy answers, and groups are looked at."""
 _COSINES = 20
 """Steps over which the cosine of gradients is averaged: one says little."""
-_BELOW_GREEDY = 0.05
-"""IoU by which samples may lie below the greedy answers."""
+_BELOW_GREEDY = 0.1
+"""IoU by which samples may lie below the greedy answers: runs with 0.05 were seen to gain, with 0.19 hardly."""
 _GROUP_SPREAD = 0.02
 """Standard deviation of rewards within groups below which there is little to learn from."""
 _SILENT_SHARE = 0.5

@@ -80,12 +80,12 @@ def mended(rings_px: Sequence[Ring], target: Target, max_vertices: int, max_ring
     moved = _boxed(rings_px, true_box)
     ordered = [_uncrossed(ring) for ring in moved]
     true_rings = rings_from_mask(target.mask)
-    placed = [_onto(ring, true_rings) for ring in ordered]
+    placed = [_onto(ring, true_rings) for ring in ordered if len(ring)]
     num = sum(map(len, rings_px))
     spread = outline(target.mask, max(_SPARSE * max_rings, num), max_rings)
     if sum(map(len, spread)) > num >= _SPARSE:
         spread = outline(target.mask, max(num, _SPARSE), max(1, min(max_rings, num // _SPARSE)))
-    best = outline(target.mask, max_vertices, max_rings)
+    best = outline(target.mask, max_vertices, max(1, min(max_rings, max_vertices // _SPARSE)))
     return target.overlap([list(rings_px), moved, ordered, placed, spread, best]).iou.tolist()
 
 

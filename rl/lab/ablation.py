@@ -155,6 +155,7 @@ def plan(ablation: Ablation) -> list[PlannedRun]:
             file = _reward_file(path)
             try:
                 _refuse_given(file.overrides)
+                _refuse_twice(file.overrides, ablation.overrides)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
             given = {"rewards": file.rewards, "shaping": file.shaping, "seed": seed, "steps": ablation.steps}
@@ -173,6 +174,15 @@ def _refuse_given(overrides: Sequence[str]) -> None:
     for override in overrides:
         if (key := override.partition("=")[0].split(".")[0]) in _GIVEN:
             raise ValueError(f"override {override!r}: an ablation sets {key} itself, by {_GIVEN[key]}; leave it out.")
+
+
+def _refuse_twice(of_file: Sequence[str], of_all: Sequence[str]) -> None:
+    """Raise ValueError for a setting that a file and the command line both set."""
+    for one in of_file:
+        for other in of_all:
+            key, given = one.partition("=")[0], other.partition("=")[0]
+            if key == given or key.startswith(f"{given}.") or given.startswith(f"{key}."):
+                raise ValueError(f"override {one!r}: the command line sets {other!r}, too; leave one of them out.")
 
 
 def _reward_file(path: Path) -> RewardFile:

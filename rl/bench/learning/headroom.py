@@ -57,11 +57,13 @@ def consensus(ious: NDArray[np.float64]) -> int:
 
 
 def mutual_iou(group: Group) -> NDArray[np.float64]:
-    """[N, N] IoU of the answers of a group with each other; 1 for two that draw nothing."""
+    """[N, N] IoU of the answers of a group with each other: 1 for two that say "nothing", 0 with an unreadable one."""
     size = group.example.image
     rings = [rollout.answer.rings_px for rollout in group.rollouts]
     flat = flat_answers(rings)
-    return np.stack([Target.from_rings(one, size.height, size.width).overlap_flat(flat).iou for one in rings])
+    ious = np.stack([Target.from_rings(one, size.height, size.width).overlap_flat(flat).iou for one in rings])
+    valid = np.array([rollout.answer.status.valid for rollout in group.rollouts])
+    return np.where(valid & valid[:, None], ious, 0.0)
 
 
 def measure(config: RunConfig, split: str, num: int, samples: int, console: Console) -> Headroom:

@@ -1,9 +1,12 @@
 """What a better choice among a policy's own answers is worth, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from envs.datasets.cutout_scenes import Env
+from envs.polygons import Answer, AnswerStatus
 from rl.bench.learning.headroom import as_json, consensus, line, mutual_iou, of_groups, table
 from tests.made_run import group_of, scored
 
@@ -18,6 +21,15 @@ def test_the_consensus_is_the_answer_that_agrees_most_with_the_others_whatever_i
     rows = [[1, 4 / 6, 4 / 8, 0], [4 / 6, 1, 6 / 8, 0], [4 / 8, 6 / 8, 1, 0], [0, 0, 0, 1]]
     assert ious == pytest.approx(np.array(rows))
     assert consensus(ious) == 1
+
+
+def test_unreadable_answers_agree_with_none() -> None:
+    asked = Env("train", image_size=32)[0]
+    empty, square = scored(asked, [[], [LEFT]])
+    broken = replace(empty, answer=Answer(AnswerStatus.UNPARSABLE))
+    ious = mutual_iou(group_of("run", 0, 0, asked, (broken, broken, empty, empty, square)))
+    assert ious[0].tolist() == [0.0] * 5 and ious[2].tolist() == [0, 0, 1, 1, 0]
+    assert consensus(ious) == 2
 
 
 def test_of_scenes_the_gain_is_that_of_the_chosen_answers_over_the_greedy_ones() -> None:

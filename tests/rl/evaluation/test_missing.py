@@ -71,6 +71,14 @@ def test_the_table_and_the_json_have_a_column_for_each_stage() -> None:
     assert missing_dict({"sft": found})["sft"] == {"iou": 1.0} | dict.fromkeys(FAULTS, 0.0)
 
 
+@pytest.mark.parametrize(("max_vertices", "max_rings"), [(8, 4), (3, 4), (12, 1)])
+def test_limits_of_a_codec_that_leave_no_room_for_all_parts_do_not_stop_it(max_vertices: int, max_rings: int) -> None:
+    mask: NDArray[np.bool_] = np.zeros((1, 32, 32), np.bool_)
+    mask[0, 2:8, 2:8], mask[0, 2:8, 20:28], mask[0, 20:30, 20:30] = True, True, True
+    found = missing_iou([answer_from_rings([SQUARE])], [Truth(mask)], max_vertices, max_rings)
+    assert found.iou + sum(found.costs.values()) == pytest.approx(1.0)
+
+
 def test_holes_and_parts_do_not_stop_it() -> None:
     mask: NDArray[np.bool_] = np.zeros((1, 32, 32), np.bool_)
     mask[0, 2:14, 2:14], mask[0, 6:9, 6:9], mask[0, 20:30, 20:30] = True, False, True

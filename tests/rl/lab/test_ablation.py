@@ -136,6 +136,10 @@ def test_a_reward_config_may_change_other_settings_but_not_what_the_ablation_set
     plain, changed = plan(Ablation((IOU, own), tmp_path / "out", seeds=1))
     assert (changed.config.learner.lr, changed.config.group_size) == (1e-6, 4)
     assert plain.config.group_size == 8
+    with pytest.raises(
+        ValueError, match=r"own\.yaml: override 'learner.lr=1.0e-6': the command line sets 'learner.lr=2"
+    ):
+        plan(Ablation((IOU, own), tmp_path / "out", seeds=1, overrides=("learner.lr=2.0e-6",)))
     own.write_text("rewards: {mask_iou: {weight: 1}}\noverrides: [seed=3]\n")
     with pytest.raises(ValueError, match=r"own\.yaml: override 'seed=3': an ablation sets seed itself"):
         plan(Ablation((IOU, own), tmp_path / "out", seeds=1))
