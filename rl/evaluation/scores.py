@@ -20,6 +20,8 @@ from envs.geometry.contours import rings_from_mask
 from envs.polygons import Answer, AnswerStatus, instance_from_rings
 from rewards.score import Target, compare
 
+_ON_A_LINE = 3
+"""Stages whose scores and intervals fit side by side on a line of 80 characters."""
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 
@@ -221,16 +223,20 @@ def paired_difference(a: Sequence[SceneScore], b: Sequence[SceneScore], seed: in
 
 
 def stage_table(stages: Mapping[str, StageScores]) -> Table:
-    """A table of one row a score and one column a stage, each cell "value [low, high]"; 80 characters wide for three.
+    """A table of one row a score and one column a stage, each cell "value [low, high]", 80 characters wide for three.
+
+    Of more stages the interval stands below the value: as wide for four.
 
     stages: by a key of STAGE_TITLES, or by any name to show.
     """
+    end = " " if len(stages) <= _ON_A_LINE else "\n"
     table = Table(title="Scores with 95 % bootstrap intervals over scenes", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("score")
     for stage in stages:
         table.add_column(STAGE_TITLES.get(stage, stage), justify="right", no_wrap=True)
     for metric, title in METRIC_TITLES.items():
-        table.add_row(title, *(Text(str(scores.intervals()[metric])) for scores in stages.values()))
+        cells = [str(scores.intervals()[metric]) for scores in stages.values()]
+        table.add_row(title, *(Text(cell.replace(" [", f"{end}[")) for cell in cells))
     return table
 
 

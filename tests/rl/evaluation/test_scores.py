@@ -293,6 +293,18 @@ def test_table_fits_eighty_columns_and_shows_value_and_interval():
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
+def test_of_four_stages_every_name_and_number_is_whole_on_eighty_columns():
+    names = ["sft", "control", "rl", "refined"]
+    stages = {name: summarise(random_scenes(50, seed=8, shift=0.1 * k)) for k, name in enumerate(names)}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(stage_table(stages))
+    text = console.export_text()
+    for scores in stages.values():
+        value, interval = str(scores.giou).split(" ", 1)
+        assert value in text and interval in text
+    assert "SFT, as long" in text and "boundary" in text and "…" not in text
+
+
 def test_summary_json_has_the_promised_keys_and_plain_numbers():
     scenes = random_scenes(40, seed=9)
     stages = {name: summarise(scenes) for name in ("sft", "rl", "refined")}
