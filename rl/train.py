@@ -123,7 +123,8 @@ class Run:
         self.dropped = DroppedSteps(self.folder.path)
         self.teacher = teacher_of(config, parts)
         self.timings = Timings()
-        self.signs = EarlySigns(config.sampling.temperature, config.groups_per_step / config.learner.minibatches / 2)
+        half = config.groups_per_step / config.learner.minibatches / 2
+        self.signs = EarlySigns(config.sampling.temperature, half, over=first_step > 0)
         self._warned: set[int] = set()
         self._silent_steps = 0
         self._next_to_ask = first_step

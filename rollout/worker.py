@@ -107,7 +107,7 @@ class _Sampled:
     policy_version: int
     seeds: tuple[int, ...]
     token_places: tuple[NDArray[np.int16] | None, ...]
-    """Of each answer, as Rollout has it."""
+    """Token places of each answer, as Rollout has them."""
 
 
 class RolloutWorker:

@@ -5,11 +5,12 @@
 
 Where all tokens of a response have its advantage A, loss and gradient are GSPO's. With credit they have
 
-    A_it = A_i + (vertex_credit + instance_credit) |A_i| c_it,    c in [-1, 1], of mean 0 over the response
+    A_it = A_i + |A_i| (vertex_credit u_it + instance_credit v_it),    u, v in [-1, 1], of mean 0 over the response
 
 so that what was good in a bad answer is blamed less, and what was bad in a good one praised less: sign and mean of the
-answer's advantage stay (the form of ContourVLA's DECT-GRPO). c comes from what vertices, boxes and instances contribute
-to the score (rewards/credit.py). An algorithm of your own on top of this one gives tokens others by `token_advantages`.
+answer's advantage stay (the form of ContourVLA's DECT-GRPO). u comes from what vertices and boxes contribute to the
+score, v from what instances do (rewards/credit.py). An algorithm of your own on top of this one gives tokens others by
+`token_advantages`.
 """
 
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def _of_instances(rollout: Rollout, target: Target) -> NDArray[np.float64]:
 
 
 def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[T] values less their mean, scaled so that the largest is 1 in size; 0 where one is NaN, or all are alike."""
+    """[T] values less their mean, scaled so that the largest is 1 in size; NaN becomes 0, and all do if alike."""
     known = np.isfinite(values)
     if not known.any():
         return np.zeros(len(values))

@@ -37,16 +37,17 @@ class EarlySigns:
     """What answers are sampled at."""
     groups: float
     """Groups of half a mini-batch."""
+    over: bool = False
+    """Whether nothing is looked at any more, as in a run that goes on after its first steps."""
     _steps: list[Mapping[str, float]] = field(default_factory=list)
     _greedy: list[float] = field(default_factory=list)
     _told: set[str] = field(default_factory=set)
-    _over: bool = False
 
     def evaluated(self, giou: float) -> list[str]:
         """Note a greedy gIoU on validation; the signs that show by now."""
         self._greedy.append(giou)
         new = self._new()
-        self._over = self._over or len(self._steps) >= LOOKED_AT
+        self.over = self.over or len(self._steps) >= LOOKED_AT
         return new
 
     def stepped(self, numbers: Mapping[str, float]) -> list[str]:
@@ -56,7 +57,7 @@ class EarlySigns:
         return self._new()
 
     def _new(self) -> list[str]:
-        if self._over:
+        if self.over:
             return []
         signs = {
             "narrow": self._samples_far_below_greedy(),

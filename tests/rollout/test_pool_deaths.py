@@ -1,5 +1,6 @@
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.core.generated.common_pb2 import WorkerExitType
@@ -124,8 +125,8 @@ class _Store:
 def test_who_comes_back_while_another_takes_the_weights_waits_for_that_one_unless_the_group_broke(
     broken: str | None,
 ) -> None:
-    source = _Store()
-    sent = WeightVersion(7, Broadcast(source, Sent("0" * 32, None, broken)))  # type: ignore[arg-type]
+    source: Any = _Store()
+    sent = WeightVersion(7, Broadcast(source, Sent("0" * 32, None, broken)))
     back, taking = WorkerHandle("0", _Calls()), WorkerHandle("1", _Calls())
     for worker in (back, taking):
         worker.heard(VITALS)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from envs.codecs import json_objects, path_tokens, point_text
-from envs.codecs.base import LocatingCodec
 from envs.polygons import Ring
 from policies.families.base import Response
 from rl.config.load import load_settings
@@ -30,8 +29,10 @@ RINGS: list[list[Ring]] = [
         json_objects.Codec(outline_key="a[b"),
     ],
 )
-def test_places_of_a_text_are_its_vertices_in_order_with_the_instance_of_each(codec: LocatingCodec) -> None:
-    text = codec.encode(RINGS, 64, 64)  # type: ignore[attr-defined]
+def test_places_of_a_text_are_its_vertices_in_order_with_the_instance_of_each(
+    codec: path_tokens.Codec | point_text.Codec | json_objects.Codec,
+) -> None:
+    text = codec.encode(RINGS, 64, 64)
     places = codec.text_places(text)
     vertices = [place for place in places if place.vertex is not None]
     assert [place.vertex for place in vertices] == list(range(10))

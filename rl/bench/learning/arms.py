@@ -33,7 +33,7 @@ class Arm:
     """One way to go on from a checkpoint."""
 
     name: str
-    """Of its folder and in JSON."""
+    """Name of its folder, and in JSON."""
     title: str
     """For people."""
     overrides: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class Wanted:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """Those that are trained, RL first: its seconds are what the others get."""
+        """All that are trained, RL first: its seconds are what the others get."""
         others = (SFT, BEST_OF, rl_sft(self.sft_weight))
         return RL, *(arm for arm in others if arm.name in self.controls)
 
@@ -105,7 +105,7 @@ class Spent:
 
     steps: int
     seconds: float
-    """Of its steps; evaluations, checkpoints and the start are not among them."""
+    """Seconds of its steps; evaluations, checkpoints and the start are not among them."""
     scenes: int
     """Scenes that were looked at, one more each time that the same is. RL asks one question about each, outlines teach
     all that there are."""

@@ -112,7 +112,7 @@ def arms_of(scored: Sequence[Scored]) -> list[Arm]:
 
 
 def numbers(scored: Sequence[Scored], arm: Arm) -> dict[str, float]:
-    """Of an arm, means over its seeds: giou, sampled_giou, boundary_iou, valid, vertices, seconds, steps, scenes."""
+    """Means of an arm over its seeds: giou, sampled_giou, boundary_iou, valid, vertices, seconds, steps, scenes."""
     mine = [one for one in scored if one.contender.arm.name == arm.name]
     stages = [summarise(one.greedy) for one in mine]
     spent = [one.contender.spent or Spent(0, 0.0, 0) for one in mine]

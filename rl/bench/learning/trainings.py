@@ -32,7 +32,7 @@ class Trained:
 
     @property
     def seed(self) -> int:
-        """Its seed."""
+        """Seed of the training."""
         return self.training.config.seed
 
 
@@ -95,7 +95,7 @@ def _done(training: Training, lock: BinaryIO, console: Console) -> Spent:
 
 
 def _told(trained: Trained, seconds: float, console: Console) -> Trained:
-    """The same, once it is said, and whether it took as long as RL did."""
+    """What was trained, once it is said, and whether it took as long as RL did."""
     arm, spent, seed = trained.arm, trained.spent, trained.seed
     console.print(
         f"seed {seed}, {arm.title}: {spent.steps} steps in {spent.seconds:.0f} s", markup=False, highlight=False

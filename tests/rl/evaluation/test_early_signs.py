@@ -70,3 +70,9 @@ def test_what_comes_after_the_first_fifty_steps_is_not_told() -> None:
         assert signs.stepped(FINE) == []
     assert signs.evaluated(0.69) == []
     assert signs.stepped(FINE | {"reward/group_std": 0.0}) == [] and signs.evaluated(0.5) == []
+
+
+def test_a_run_that_goes_on_is_not_taken_for_one_that_begins() -> None:
+    signs = EarlySigns(0.6, 16, over=True)
+    assert signs.evaluated(0.65) == []
+    assert not any(signs.stepped(FINE | {"sampled/giou": 0.2, "reward/group_std": 0.0}) for _ in range(30))
