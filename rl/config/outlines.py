@@ -1,9 +1,25 @@
 """How the outlines are made that supervision teaches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from envs.ranges import at_least, between, check_ranges, one_of
+
+ORDERS = ("clockwise", "counter_clockwise", "any_start", "shuffled")
+"""Orders of a ring's vertices on screen: from its topmost, then leftmost vertex, one way or the other; clockwise from
+any vertex; in no order at all."""
+
+
+@dataclass
+class Annotator:
+    """One kind of annotator among several; what is left out is as the outlines' settings say for all."""
+
+    max_vertices: int | None = None
+    """Vertices of an outline."""
+    order: Annotated[str | None, one_of(*ORDERS)] = None
+    """Where a ring begins and which way it goes; see OutlineSettings."""
+    outline_margin: Annotated[float | None, at_least(0)] = None
+    """How far is drawn outside the object, as a share of the square root of its area."""
 
 
 @dataclass(kw_only=True)
@@ -25,6 +41,13 @@ class OutlineSettings:
     peucker_share: Annotated[float, between(0, 1, open=True)] = 0.001
     """How far a dropped vertex may lie from the outline under `simplify: douglas_peucker`, as a share of the ring's
     perimeter; SimpleSeg has a thousandth."""
+    order: Annotated[str, one_of(*ORDERS)] = "clockwise"
+    """Order of a ring's vertices on screen: `clockwise` or `counter_clockwise` from the topmost, then leftmost one;
+    `any_start`, clockwise from any; `shuffled`, none. Holes go the other way. What is free follows from the example's
+    id."""
+    annotators: list[Annotator] = field(default_factory=list)
+    """Kinds of annotators, such as {max_vertices: 8} and {order: any_start}; which draws an example follows from
+    its id. Empty: all outlines are drawn alike."""
     answers: list[str] | None = None
     """Sentences in which answers stand, {answer} in their place, such as "It is {answer}."; which one an example has
     follows from its id. Only lenient reading takes them. None for the bare answer."""
@@ -39,8 +62,12 @@ class OutlineSettings:
         check_ranges(self, section)
         if self.answers is not None and not (self.answers and all("{answer}" in text for text in self.answers)):
             raise ValueError(f"{section}.answers is {self.answers}; give texts with {{answer}} in each, or null.")
-        if self.max_vertices < 3 * self.max_rings:
-            raise ValueError(
-                f"{section}.max_vertices is {self.max_vertices}, but max_rings is {self.max_rings} and a ring needs 3 "
-                f"vertices; set max_vertices to {3 * self.max_rings} or more."
-            )
+        own = [one.max_vertices for one in self.annotators if one.max_vertices is not None]
+        for most in (self.max_vertices, *own):
+            if most < 3 * self.max_rings:
+                raise ValueError(
+                    f"{section}.max_vertices is {most}, but max_rings is {self.max_rings} and a ring needs 3 "
+                    f"vertices; set max_vertices to {3 * self.max_rings} or more."
+                )
+        for one in self.annotators:
+            check_ranges(one, f"{section}.annotators")

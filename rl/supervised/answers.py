@@ -1,43 +1,29 @@
-"""What supervised training teaches: outlines as a coarse annotator draws them, in the codec's words.
+"""What supervised training teaches: outlines as annotators draw them, in the codec's words.
 
 Whether the answers can be taught at all (limits of the codec, words of the tokenizer, tokens of an answer) is found
 before the first step, from a bounded number of examples; a later one that cannot be stops the training by its name.
 """
 
 import hashlib
-import math
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
 from envs.codecs.base import AnswerCodec, PlaceCodec
 from envs.datasets.base import Env
 from envs.datasets.tasks import box_px, inner_point_px
 from envs.example import Example, Question
-from envs.geometry.contours import (
-    largest_rings,
-    mask_from_rings,
-    outline,
-    outline_to_iou,
-    rings_from_mask,
-    simplify,
-)
-from envs.geometry.peucker import douglas_peucker
-from envs.polygons import Ring
 from policies.processor import Processor
 from rl.config.outlines import OutlineSettings
 from rl.config.sft import SftConfig, SftSettings, SftStage
 from rl.run.tasks import forms_asked, refuse_unasked_forms
 from rl.run.writable import refuse_unwritable
+from rl.supervised.annotator import annotate
 
 CHECKED = 64
 """Training scenes whose answers are looked at before the first step."""
-
-_LEAST_SHARE = 0.05
-"""Rings of less than this share of the largest one are not drawn."""
 
 Taught = list[tuple[Question, NDArray[np.int64]]]
 """Questions about one image, each with the token ids of the answer that is taught."""
@@ -50,21 +36,6 @@ class BoxCodec(Protocol):
     def box_text(self, text: str) -> str:
         """The beginning of a text that says the box, or all of it where it says none."""
         ...
-
-
-def annotate(mask: NDArray[np.bool_], settings: OutlineSettings) -> list[Ring]:
-    """The outline that a coarse annotator would draw around `mask` [H, W], in pixels."""
-    margin = settings.outline_margin * math.sqrt(mask.sum())
-    loose = distance_transform_edt(~mask) <= margin if margin > 0 else mask
-    if settings.simplify == "budget":
-        return outline(loose, settings.max_vertices, settings.max_rings, min_share=_LEAST_SHARE)
-    rings = largest_rings(rings_from_mask(loose), settings.max_rings, _LEAST_SHARE)
-    if settings.simplify == "douglas_peucker":
-        rings = [douglas_peucker(ring, settings.peucker_share) for ring in rings]
-    elif rings:
-        rings = outline_to_iou(mask_from_rings(rings, *mask.shape), settings.min_iou, settings.max_vertices)
-        rings = largest_rings(rings, settings.max_rings, 0.0)
-    return rings if sum(map(len, rings)) <= settings.max_vertices else simplify(rings, settings.max_vertices)
 
 
 def answer_text(example: Example, codec: AnswerCodec, settings: OutlineSettings) -> str:
@@ -88,7 +59,7 @@ def _in_sentence(text: str, example_id: str, settings: OutlineSettings) -> str:
 def _bare_text(example: Example, codec: AnswerCodec, settings: OutlineSettings) -> str:
     if example.prompt.asked != "mask":
         return _place_text(example, codec)
-    outlines = [annotate(mask, settings) for mask in example.truth.masks]
+    outlines = [annotate(mask, settings, example.id) for mask in example.truth.masks]
     try:
         return codec.encode(outlines, example.image.height, example.image.width)
     except ValueError as error:

@@ -9,7 +9,8 @@ from envs.geometry.contours import mask_from_rings
 from envs.geometry.masks import iou
 from envs.polygons import AnswerStatus
 from rl.config.sft import SftSettings, SftStage
-from rl.supervised.answers import annotate, answer_text
+from rl.supervised.annotator import annotate
+from rl.supervised.answers import answer_text
 
 ROWS, COLUMNS = np.mgrid[:60, :80]
 DISC = np.hypot(ROWS + 0.5 - 30, COLUMNS + 0.5 - 40) <= 22

@@ -13,7 +13,8 @@ from envs.datasets.cutout_scenes import Env
 from envs.geometry.contours import mask_from_rings
 from policies.families.vision_language import Policy
 from rl.config.sft import SftSettings, SftStage
-from rl.supervised.answers import annotate, answer_text, taught
+from rl.supervised.annotator import annotate
+from rl.supervised.answers import answer_text, taught
 
 BOXES, OUTLINES = SftStage("boxes", 2, answer="box", lr=0.02), SftStage("outlines", 3, lr=0.003)
 SETTINGS = SftSettings([BOXES, OUTLINES], scenes_per_step=2)
