@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from envs.plugin import did_you_mean
 from envs.ranges import check_ranges
+from envs.schedule import check_schedule, scheduled
 from rewards.settings import TermShaping
 
 Values = NDArray[np.float64]
@@ -90,12 +91,6 @@ def quantiles(values: Values, history: Values) -> Values:
     ordered = np.sort(history)
     below_twice = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
     return np.where(np.isnan(values), np.nan, below_twice / (2 * len(ordered)))
-
-
-def scheduled(schedule: Sequence[Sequence[float]], step: float, otherwise: float) -> float:
-    """Value of [[step, value], ...] at `step`: linear in between, constant outside; `otherwise` without points."""
-    points = np.array(schedule, np.float64).reshape(-1, 2)
-    return float(np.interp(step, points[:, 0], points[:, 1])) if schedule else otherwise
 
 
 class Shaper:
@@ -224,13 +219,5 @@ def _check_shaping(name: str, term: TermShaping, rewards: Sequence[str]) -> None
             raise ValueError(f"{where}.{key} is {value}, of no use to kind {term.kind}; set kind: {kind} or remove it.")
     if name == TOTAL and term.weight_schedule:
         raise ValueError(f"{where}.weight_schedule is set, but the weighted mean has no weight; remove it.")
-    _check_schedule(f"{where}.weight_schedule", term.weight_schedule, float("inf"))
-    _check_schedule(f"{where}.threshold_schedule", term.threshold_schedule, 1.0)
-
-
-def _check_schedule(where: str, schedule: Sequence[Sequence[float]], highest: float) -> None:
-    for i, point in enumerate(schedule):
-        if len(point) != 2 or not all(isfinite(number) for number in point) or not 0 <= point[1] <= highest:
-            raise ValueError(f"{where}[{i}] is {point}; give [step, value], the value from 0 to {highest:g}.")
-        if i and point[0] <= schedule[i - 1][0]:
-            raise ValueError(f"{where}[{i}] is at step {point[0]:g}, after {schedule[i - 1][0]:g}; let steps grow.")
+    check_schedule(f"{where}.weight_schedule", term.weight_schedule, float("inf"))
+    check_schedule(f"{where}.threshold_schedule", term.threshold_schedule, 1.0)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from envs.ranges import above, at_least, check_ranges, one_of
+from envs.schedule import check_schedule, scheduled
 
 
 @dataclass
@@ -12,6 +13,9 @@ class Sampling:
 
     temperature: Annotated[float, at_least(0)] = 1.0
     """Divides the logits; 0 takes the likeliest token (and reports its log-probability at temperature 1)."""
+    temperature_schedule: list[list[float]] = field(default_factory=list)
+    """[[step, temperature], ...] of a training run, linear between these steps and constant outside; where it is given,
+    training samples by it in place of `temperature`."""
     max_tokens: Annotated[int, at_least(1)] = 64
     """Longest answer, tokens; longer ones are cut and read as truncated."""
     grammar: bool = False
@@ -22,6 +26,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_ranges(self, "sampling")
+        check_schedule("sampling.temperature_schedule", self.temperature_schedule, above_zero=True)
+
+    def at(self, step: int) -> "Sampling":
+        """What a step of training samples with: this, at the temperature that the schedule has there."""
+        if not self.temperature_schedule:
+            return self
+        now = scheduled(self.temperature_schedule, step, self.temperature)
+        return replace(self, temperature=now, temperature_schedule=[])
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The highest and lowest temperatures that are set, those of a schedule if there is one."""
+        found = [point[1] for point in self.temperature_schedule] or [self.temperature]
+        return tuple(sorted({min(found), max(found)}))
 
     @property
     def grammar_tokens(self) -> int | None:

@@ -82,7 +82,7 @@ class RunConfig:
             raise ValueError(
                 f"run is {self.run!r}, which cannot be a folder; give the folder of a run, such as runs/first."
             )
-        if self.sampling.temperature == 0:
+        if self.sampling.temperatures[0] == 0:
             raise ValueError(
                 "sampling.temperature is 0, so that all answers of a group would be the same one and teach nothing; "
                 "set it above 0, such as 1. Evaluation takes the likeliest answer by itself."

@@ -92,6 +92,8 @@ def write_batch(batch: Batch, path: Path) -> None:
     if batch.taught is not None:
         arrays["taught"] = np.concatenate(batch.taught)
         arrays["taught_lengths"] = np.array([len(tokens) for tokens in batch.taught], np.int64)
+    if batch.temperature is not None:
+        arrays["temperature"] = np.array(batch.temperature, np.float64)
     with disk.writing("the batch of this dropped step", path), whole_file(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -121,6 +123,7 @@ def read_batch(path: Path) -> Batch:
         token_advantages=None if token_advantages is None else _split(token_advantages, lengths),
         prompt_lengths=None if prompt_lengths is None else tuple(prompt_lengths.tolist()),
         taught=_taught(found),
+        temperature=float(found["temperature"]) if "temperature" in found else None,
     )
 
 
@@ -171,7 +174,8 @@ def group_losses(
     for k in range(len(batch)):
         part = batch.part([k])
         rows = policy.rows(part.questions(env), part.tokens)
-        new, mask = policy.forward(rows, sampling.temperature, sampling.grammar_tokens), rows.scored_mask
+        temperature = sampling.temperature if batch.temperature is None else batch.temperature
+        new, mask = policy.forward(rows, temperature, sampling.grammar_tokens), rows.scored_mask
         advantages = torch.from_numpy(part.padded_advantages(mask.shape[-1])).to(new.device)
         objective = algorithm.terms(new, new.detach(), mask, advantages).objective
         found = torch.autograd.grad(-objective.mean(), parameters, allow_unused=True)

@@ -135,7 +135,8 @@ class LearnerRank:
 
     def _forward(self, policy: Callable[..., Tensor], micro: MicroBatch) -> Tensor:
         with self._images.at(id(micro.part)):  # one object as long as the step
-            return policy(micro.rows, self._settings.temperature, self._settings.grammar_tokens)
+            temperature = self._settings.temperature if micro.part.temperature is None else micro.part.temperature
+            return policy(micro.rows, temperature, self._settings.grammar_tokens)
 
     @torch.no_grad()
     def _logprobs(self, micro: MicroBatch) -> Tensor:

@@ -79,7 +79,7 @@ def units(config: RunConfig, step: int, first: int, indices: Sequence[int]) -> I
             positions=tuple(range(first + start, first + start + len(part))),
             indices=part,
             group_size=config.group_size,
-            sampling=config.sampling,
+            sampling=config.sampling.at(step),
         )
 
 

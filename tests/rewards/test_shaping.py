@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from rewards.settings import TermShaping
-from rewards.shaping import Shaper, group_ranks, passed, quantiles, scheduled, weighted_mean
+from rewards.shaping import Shaper, group_ranks, passed, quantiles, weighted_mean
 
 NAN = float("nan")
 Numbers = dict[str, list[list[float]]]
@@ -155,12 +155,6 @@ def test_terms_are_shaped_before_the_mean_and_each_in_its_own_way() -> None:
     assert totals({"a": [[0.5, 0.7]], "b": [[0.1, 0.2]], "c": [[0.3, 0.3]]}, {"a": 2, "b": 1, "c": 1}, **shaping) == [
         [pytest.approx(0.3 / 4), pytest.approx((2 + 1 + 0.3) / 4)]
     ]
-
-
-def test_a_schedule_is_linear_between_its_points_and_constant_outside() -> None:
-    schedule = [[10, 1.0], [20, 0.5], [40, 0.5]]
-    assert [scheduled(schedule, step, 7.0) for step in (0, 10, 14, 20, 30, 99)] == [1.0, 1.0, 0.8, 0.5, 0.5, 0.5]
-    assert scheduled([], 3, 7.0) == 7.0
 
 
 def test_weights_and_thresholds_move_over_the_steps() -> None:

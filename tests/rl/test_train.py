@@ -166,13 +166,19 @@ def test_a_run_that_samples_ahead_is_the_same_with_any_number_of_workers_and_whe
     tmp_path: Path,
 ) -> None:
     through, stopped = tmp_path / "through/run", tmp_path / "stopped/run"
-    ahead = ["pool.staleness=1", "save_every=3"]
+    ahead = ["pool.staleness=1", "save_every=3", "sampling.temperature_schedule=[[1, 1.0], [5, 0.6]]"]
     train(through, *ahead, "steps=6", "pool.workers=3")
     train(stopped, *ahead, "steps=3", "pool.workers=1")
     train(stopped, *ahead, "steps=6", "pool.workers=2", "--resume")
     assert shards(stopped) == shards(through) and len(shards(through)) == 12
     ages = [row["rollout/staleness"] for row in numbers(through) if "rollout/staleness" in row]
     assert ages == [0, 1, 1, 0, 1, 1]
+    # Each step samples, and is learned from, at its own temperature.
+    rows = [row for rows in RunFolder(through).archive().rollouts(["step", "temperature"]) for row in rows.to_pylist()]
+    sampled_at = {row["step"]: row["temperature"] for row in rows}
+    assert sampled_at == pytest.approx({0: 1.0, 1: 1.0, 2: 0.9, 3: 0.8, 4: 0.7, 5: 0.6})
+    differences = [row["learner/sampler_logprob_difference"] for row in numbers(through) if "learner/loss" in row]
+    assert differences[0] < 1e-4 and differences[3] < 1e-4  # sampled with the weights that learned from them
     resumed, expected = numbers(stopped), numbers(through)
     assert [row for row in resumed if row["step"] >= 3] == [row for row in expected if row["step"] >= 3]
     assert any("learner/loss" in row and row["learner/grad_norm"] > 0 for row in resumed if row["step"] == 5)

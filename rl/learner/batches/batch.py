@@ -40,6 +40,8 @@ class Batch:
     """[B] tokens of each prompt, image placeholders included; None where nobody counted them."""
     taught: tuple[NDArray[np.int64], ...] | None = None
     """[B] token ids of an answer to each prompt that is learned by supervision beside the G; None where none is."""
+    temperature: float | None = None
+    """What the answers were sampled at; None: what the learner's settings say."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,6 +58,7 @@ class Batch:
             None if self.token_advantages is None else tuple(self.token_advantages[k] for k in indices),
             None if self.prompt_lengths is None else tuple(self.prompt_lengths[k] for k in indices),
             None if self.taught is None else tuple(self.taught[k] for k in indices),
+            self.temperature,
         )
 
     @property
@@ -104,4 +107,5 @@ def pack(groups: Sequence[Group], advantages: Advantages, taught: Sequence[NDArr
         token_advantages=advantages.of_tokens,
         prompt_lengths=tuple(len(group.prompt_tokens) for group in groups),
         taught=None if taught is None else tuple(taught),
+        temperature=groups[0].temperature,
     )

@@ -27,6 +27,7 @@ def batch(by_token: bool) -> Batch:
         floats if by_token else None,
         (5, 7) if by_token else None,
         (np.arange(6), np.arange(2)) if by_token else None,
+        0.7 if by_token else None,
     )
 
 
@@ -42,6 +43,7 @@ def test_a_batch_is_read_as_it_was_written_and_nothing_is_pickled(tmp_path: Path
             (values.tolist(), values.dtype) for values in other
         ]
     np.testing.assert_array_equal(found.advantages, whole.advantages)
+    assert found.temperature == whole.temperature
     np.testing.assert_array_equal(found.counts, whole.counts)
     np.testing.assert_array_equal(found.padded_advantages(4), whole.padded_advantages(4))
     assert (found.token_advantages is None) is not by_token
