@@ -1,4 +1,4 @@
-"""What the first steps of a run tell of whether it will help: five signs, each with what to change.
+"""What the first steps of a run tell of whether it will help: six signs, each with what to change.
 
 They are read off numbers that are logged anyway. A run that shows none may still not help, and one that shows one may:
 they say where to look first.
@@ -25,6 +25,11 @@ _NOISE_BATCHES = 20.0
 """Noise scale, in mini-batches, above which a step is nearly all noise; runs with 46 were seen to gain."""
 _OVERSHOT = -0.1
 """Mean cosine of the gradients before and after an update, below which it takes back what it was to give."""
+_CLIPPED = 0.4
+"""Share of ratios clipped above which most of what a mini-batch after the first says is thrown away."""
+_WIDTH = 1.3
+"""Clip width over the mean size of log ratios: were these normal, a third would lie outside, about half of it on the
+side that is clipped, which is the share that GSPO's authors report."""
 _REWARD_ROSE = 0.01
 _GREEDY_FELL = 0.01
 
@@ -65,6 +70,7 @@ class EarlySigns:
             "noise": self._mostly_noise(),
             "overshot": self._updates_overshoot(),
             "apart": self._reward_and_greedy_part(),
+            "clipped": self._mostly_clipped(),
         }
         new = [text for sign, text in signs.items() if text is not None and sign not in self._told]
         self._told |= {sign for sign, text in signs.items() if text is not None}
@@ -99,7 +105,7 @@ class EarlySigns:
         )
 
     def _mostly_noise(self) -> str | None:
-        cosines = self._cosines("learner/gradient_cosine")
+        cosines = self._logged("learner/gradient_cosine")
         if len(cosines) < _COSINES:
             return None
         # Of so few steps a mean says little: what counts is the largest that is likely.
@@ -115,7 +121,7 @@ class EarlySigns:
         )
 
     def _updates_overshoot(self) -> str | None:
-        cosines = self._cosines("learner/update_cosine")
+        cosines = self._logged("learner/update_cosine")
         if len(cosines) < _COSINES or np.mean(cosines) >= _OVERSHOT:
             return None
         return (
@@ -124,7 +130,18 @@ class EarlySigns:
             "learner.minibatches to 1."
         )
 
-    def _cosines(self, name: str) -> list[float]:
+    def _mostly_clipped(self) -> str | None:
+        changes = self._logged("learner/ratio_change")
+        if len(changes) < _COSINES or (clipped := float(np.mean(self._logged("learner/clip_fraction")))) <= _CLIPPED:
+            return None
+        change = float(np.mean(changes))
+        return (
+            f"{clipped:.0%} of the ratios are clipped: after an update they move by {change:.2g} (mean |log ratio|), "
+            f"more than algorithm.clip_low and clip_high allow. Set clip_low to {clip_width(change):.1g} and clip_high "
+            "a third above it, or learner.minibatches to 1."
+        )
+
+    def _logged(self, name: str) -> list[float]:
         return [numbers[name] for numbers in self._steps if name in numbers]
 
     def _reward_and_greedy_part(self) -> str | None:
@@ -139,6 +156,11 @@ class EarlySigns:
             "something else than the IoU, or by narrowing alone. See term/ and answer/ in the log, and `polytrace "
             "rewards test`; lower sampling.temperature or learner.lr, lengthen learner.warmup_steps."
         )
+
+
+def clip_width(change: float) -> float:
+    """Clip width at which about 0.15 of the ratios are clipped, from the mean of |log ratio| after an update."""
+    return _WIDTH * change
 
 
 def noise_scale(cosine: float, groups: float) -> float:

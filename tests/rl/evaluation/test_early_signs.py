@@ -45,6 +45,11 @@ def test_a_run_that_helps_shows_no_sign() -> None:
             (0.65,),
             "have a mean cosine of -0.200: the second takes back what the first",
         ),
+        (
+            {"learner/clip_fraction": 0.45, "learner/ratio_change": 0.0312},
+            (0.65,),
+            r"45% of the ratios are clipped: .* move by 0.031 .* Set clip_low to 0.04 ",
+        ),
         ({}, (0.65, 0.63), "the reward of samples rose by 0.0.. while greedy answers fell by 0.020"),
     ],
 )

@@ -41,9 +41,17 @@ def test_ratios_are_those_of_the_tokens_that_are_there_in_groups_that_count() ->
     terms = LossTerms(torch.zeros(2, 2), ratio, ratio > 1.5, MASK.expand(2, 2, 3))
     counts = torch.tensor([[True, True], [False, False]])
     share = Mean(pytest.approx(2 / 3), 3)
-    assert loss_stats(terms, counts) == {"ratio_mean": (2.0, 3), "ratio_max": (3.0, 3), "clip_fraction": share}
+    # Of 1, 2 and 3 two have moved: their log ratios are 0.693 and 1.099.
+    change = Mean(pytest.approx(0.896, abs=1e-3), 2)
+    assert loss_stats(terms, counts) == {
+        "ratio_mean": (2.0, 3),
+        "ratio_max": (3.0, 3),
+        "clip_fraction": share,
+        "ratio_change": change,
+    }
     nothing = torch.zeros(2, 2, dtype=torch.bool)
-    assert loss_stats(terms, nothing) == {"ratio_mean": (1.0, 0), "ratio_max": (1.0, 0), "clip_fraction": (0.0, 0)}
+    still = {"ratio_mean": (1.0, 0), "ratio_max": (1.0, 0), "clip_fraction": (0.0, 0), "ratio_change": (0.0, 0)}
+    assert loss_stats(terms, nothing) == still
 
 
 def test_the_difference_from_the_sampler_is_a_mean_and_a_largest_over_tokens() -> None:
