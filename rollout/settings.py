@@ -13,9 +13,6 @@ class Sampling:
 
     temperature: Annotated[float, at_least(0)] = 1.0
     """Divides the logits; 0 takes the likeliest token (and reports its log-probability at temperature 1)."""
-    temperature_schedule: list[list[float]] = field(default_factory=list)
-    """[[step, temperature], ...] of a training run, linear between these steps and constant outside; where it is given,
-    training samples by it in place of `temperature`."""
     max_tokens: Annotated[int, at_least(1)] = 64
     """Longest answer, tokens; longer ones are cut and read as truncated."""
     grammar: bool = False
@@ -23,6 +20,9 @@ class Sampling:
 
     The learner takes its log-probabilities among the same tokens.
     """
+    temperature_schedule: list[list[float]] = field(default_factory=list)
+    """[[step, temperature], ...] of a training run, linear between these steps and constant outside; where it is given,
+    training samples by it in place of `temperature`."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "sampling")
