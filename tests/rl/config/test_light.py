@@ -56,7 +56,7 @@ def test_reading_every_shipped_config_loads_settings_and_nothing_else():
     done = subprocess.run([sys.executable, "-c", READ_ALL, *HEAVY], capture_output=True, text=True, check=True)
     ours, heavy = done.stdout.splitlines()
     assert heavy == ""
-    # Rooms of settings, how plugins and ranges are named, and how a file is written whole.
+    # Rooms of settings, how plugins, ranges and schedules are said, and how a file is written whole.
     allowed = ("rl.config", "rewards.settings", "policies.settings", "rollout.settings", "rollout.disk")
-    allowed += ("envs.plugin", "envs.ranges")
+    allowed += ("envs.plugin", "envs.ranges", "envs.schedule")
     assert [name for name in ours.split() if not name.startswith(allowed)] == []
