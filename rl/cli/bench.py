@@ -364,7 +364,8 @@ def headroom(
         raise ValueError("bench headroom makes no run; leave run=... out.")
     asked = load_settings(RunConfig, config, ["run=headroom", *(overrides or ())])
     found = bench.measure(asked, "validation", scenes, samples, Console(stderr=True))
-    _tell(as_json, bench.as_json(found), bench.table(found), bench.line(found))
+    shown = bench.table(found), bench.line(found), bench.baseline_line(found, asked.group_size)
+    _tell(as_json, bench.as_json(found), *shown)
 
 
 @bench_app.command()

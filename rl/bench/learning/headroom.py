@@ -49,6 +49,13 @@ class Headroom:
     """What was sampled at."""
     samples: int
     """Samples of a scene."""
+    greedy_baseline: float
+    """Mean square of a sample's IoU less that of the greedy answer, over the variance among samples of a scene; 1 would
+    be the least of any baseline."""
+
+    def group_baseline(self, group_size: int) -> float:
+        """The same, with the mean of the other answers of a group as the baseline: 1 + 1 / (G - 1)."""
+        return 1 + 1 / (group_size - 1)
 
 
 def consensus(ious: NDArray[np.float64]) -> int:
@@ -94,7 +101,14 @@ def of_groups(greedy: Sequence[float], groups: Sequence[Group], temperature: flo
         mean_interval(chosen - np.array(greedy)),
         temperature,
         ious.shape[1],
+        _greedy_baseline(ious, np.array(greedy)),
     )
+
+
+def _greedy_baseline(ious: NDArray[np.float64], greedy: NDArray[np.float64]) -> float:
+    """ious: [S, N] of samples; greedy: [S]. 1 where samples do not differ at all."""
+    variance = float(ious.var(axis=1, ddof=1).mean())
+    return float(np.square(ious - greedy[:, None]).mean()) / variance if variance > 0 else 1.0
 
 
 def _units(config: RunConfig, split: str, num: int, samples: int) -> Iterable[Unit]:
@@ -120,8 +134,22 @@ def line(found: Headroom) -> str:
     return f"consensus less greedy: {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
 
 
+def baseline_line(found: Headroom, group_size: int) -> str:
+    """What is left of the spread of rewards by two baselines; GSPO subtracts the group's mean."""
+    return (
+        f"spread of advantages, of which 1 is the least: against the others of a group of {group_size} "
+        f"{found.group_baseline(group_size):.2f}, against the greedy answer {found.greedy_baseline:.2f}"
+    )
+
+
 def as_json(found: Headroom) -> dict[str, object]:
     """What --json prints: each way to choose, and `gain`, with value, low and high."""
     rows = {name: dict(zip(("value", "low", "high"), one.numbers, strict=True)) for name, one in found.giou.items()}
     gain = dict(zip(("value", "low", "high"), found.gain.numbers, strict=True))
-    return {"giou": rows, "gain": gain, "temperature": found.temperature, "samples": found.samples}
+    return {
+        "giou": rows,
+        "gain": gain,
+        "temperature": found.temperature,
+        "samples": found.samples,
+        "greedy_baseline": found.greedy_baseline,
+    }
