@@ -27,6 +27,16 @@ class Scene:
     """Name of each object, back to front."""
     masks: NDArray[np.bool_]
     """[K, H, W] visible mask of each object."""
+    together: bool = False
+    """Whether a name asks for all objects of its kind at once."""
+
+    @property
+    def questions(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """What can be asked, back to front: a phrase, and which objects it means."""
+        if not self.together:
+            return tuple((phrase, (k,)) for k, phrase in enumerate(self.phrases))
+        kinds = dict.fromkeys(self.names)
+        return tuple((kind, tuple(k for k, name in enumerate(self.names) if name == kind)) for kind in kinds)
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -71,6 +81,8 @@ class Layout:
     """Largest share of what is visible of an object that a later one may hide."""
     twin_share: float
     """Chance of two of a kind."""
+    several_share: float = 0.0
+    """Chance of two or more of a kind that are asked for together."""
 
 
 def compose(rng: Generator, cutouts: Mapping[str, Cutout], layout: Layout, where: str) -> Scene:
@@ -79,8 +91,12 @@ def compose(rng: Generator, cutouts: Mapping[str, Cutout], layout: Layout, where
     Raises ValueError, naming the scene by `where`, where nothing could be placed.
     """
     image = _background(rng, layout.size, cutouts)
+    together = layout.several_share > 0 and rng.random() < layout.several_share
     names = list(rng.permutation(list(cutouts))[: int(rng.integers(1, layout.max_objects + 1))])
-    if len(names) > 1 and rng.random() < layout.twin_share:
+    if together:
+        num = int(rng.integers(2, layout.max_objects + 1))
+        names = list(rng.permutation([names[0]] * num + names[1 : layout.max_objects - num + 1]))
+    elif len(names) > 1 and rng.random() < layout.twin_share:
         names[-1] = names[0]
     masks: list[NDArray[np.bool_]] = []
     shown: list[str] = []
@@ -97,7 +113,7 @@ def compose(rng: Generator, cutouts: Mapping[str, Cutout], layout: Layout, where
             f"nothing could be placed in {where}: no pixel of {', '.join(names)} is opaque "
             "at this size; raise env.min_scale or env.image_size, or remove these cut-outs."
         )
-    scene = Scene(image.round().astype(np.uint8), tuple(shown), np.stack(masks))
+    scene = Scene(image.round().astype(np.uint8), tuple(shown), np.stack(masks), together)
     return mirrored(scene) if rng.random() < 0.5 else scene
 
 

@@ -1,8 +1,9 @@
 """Env: scenes composed from named cut-outs, with the visible mask of each object as truth.
 
 One to four objects over a gradient, noise or clutter; they overlap, differ in size and are flipped; the target is what
-can be seen of the object. The phrase is its name or, with two of a kind, a spatial one ("the left apple"). A scene is a
-function of (seed, split, index) alone; envs/datasets/_scene.py draws it.
+can be seen of the object. The phrase is its name or, with two of a kind, a spatial one ("the left apple"); where
+several_share is set, a name may ask for all of its kind. A scene is a function of (seed, split, index) alone;
+envs/datasets/_scene.py draws it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,10 @@ class Env:
     max_overlap: float = 0.2
     """Largest share of what is visible of an object that a later one may hide."""
     twin_share: float = 0.15
-    """Share of the scenes with two of a kind."""
+    """Share of the scenes with two of a kind, which a phrase tells apart."""
+    several_share: float = 0.0
+    """Share of the scenes with two to max_objects of a kind, for all of which their bare name asks: answers of several
+    instances. Such answers need more of the codec's rings and vertices. Of these some may find no place."""
     absent_share: float = 0.0
     """Share of the questions about something that is not there."""
     names: tuple[str, ...] = field(init=False, repr=False)
@@ -77,6 +81,7 @@ class Env:
         shares = {
             "held_out_share": self.held_out_share,
             "twin_share": self.twin_share,
+            "several_share": self.several_share,
             "absent_share": self.absent_share,
         }
         for name, share in shares.items():
@@ -84,6 +89,11 @@ class Env:
                 raise ValueError(f"env.{name} is {share}; a share is 0 to 1.")
         if self.train_scenes is not None and self.train_scenes < 1:
             raise ValueError(f"env.train_scenes is {self.train_scenes}; set it to 1 or more, or to null.")
+        if self.several_share and self.max_objects < 2:
+            raise ValueError(
+                f"env.several_share is {self.several_share} and env.max_objects {self.max_objects}, which leaves no "
+                "room for two of a kind; set max_objects to 2 or more, or several_share to 0."
+            )
         if not 0 <= self.max_overlap < 1 or self.num_scenes < 1 or self.seed < 0:
             raise ValueError(
                 f"env.max_overlap is {self.max_overlap}, env.num_scenes {self.num_scenes}, env.seed {self.seed}; set "
@@ -121,20 +131,19 @@ class Env:
         scene, rng = self._scene(number), self._rng(index, stream=1)
         if rng.random() < self.absent_share:
             absent = sorted(set(self.names) - set(scene.names))
-            return self._example(number, scene, absent[rng.integers(len(absent))], None)
-        k = int(rng.integers(len(scene.names)))
-        return self._example(number, scene, scene.phrases[k], k)
+            return self._example(number, scene, absent[rng.integers(len(absent))], ())
+        return self._example(number, scene, *scene.questions[int(rng.integers(len(scene.questions)))])
 
     def scene(self, index: int) -> list[Example]:
-        """One example for every object of scene `index`, back to front, then perhaps one that asks for something
-        absent."""
+        """One example for every object of scene `index` (or kind, where a name asks for several), back to front, then
+        perhaps one that asks for something absent."""
         number = self._number(index)
         scene = self._scene(number)
-        examples = [self._example(number, scene, phrase, k) for k, phrase in enumerate(scene.phrases)]
+        examples = [self._example(number, scene, phrase, objects) for phrase, objects in scene.questions]
         rng = self._rng(index, stream=2)
         if rng.random() < self.absent_share * (len(examples) + 1):
             absent = sorted(set(self.names) - set(scene.names))
-            examples.append(self._example(number, scene, absent[rng.integers(len(absent))], None))
+            examples.append(self._example(number, scene, absent[rng.integers(len(absent))], ()))
         return examples
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
@@ -160,7 +169,8 @@ class Env:
     def _digest(self) -> str:
         """Eight hex digits of all else that shapes a scene, so that other settings give other ids."""
         shaping = (self.names, self.max_objects, self.min_scale, self.max_scale, self.max_overlap, self.twin_share)
-        return sha256(repr(shaping).encode()).hexdigest()[:8]
+        several = (self.several_share,) if self.several_share else ()
+        return sha256(repr(shaping + several).encode()).hexdigest()[:8]
 
     def _rng(self, index: int, stream: int) -> Generator:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
@@ -176,14 +186,13 @@ class Env:
     def _scene(self, number: int) -> Scene:
         return _composed(self, number)
 
-    def _example(self, number: int, scene: Scene, phrase: str, k: int | None) -> Example:
+    def _example(self, number: int, scene: Scene, phrase: str, objects: tuple[int, ...]) -> Example:
         size = self.image_size
-        masks = np.zeros((0, size, size), np.bool_) if k is None else scene.masks[k : k + 1]
         return Example(
             id=f"{self._key(number)}/{phrase.replace(' ', '-')}",
             image=ImageRef(self._key(number), image_sha256(scene.image), size, size),
             prompt=Prompt.of_text(phrase),
-            truth=Truth(masks),
+            truth=Truth(scene.masks[list(objects)]),
             split=self.split,
             source="OpenMoji 17 scenes" if self.folder is None else f"cut-outs of {self.folder}",
             licence="CC-BY-SA-4.0" if self.folder is None else "see folder",
@@ -198,5 +207,13 @@ class Env:
 
 @lru_cache(maxsize=256)
 def _composed(env: Env, index: int) -> Scene:
-    layout = Layout(env.image_size, env.max_objects, env.min_scale, env.max_scale, env.max_overlap, env.twin_share)
+    layout = Layout(
+        env.image_size,
+        env.max_objects,
+        env.min_scale,
+        env.max_scale,
+        env.max_overlap,
+        env.twin_share,
+        env.several_share,
+    )
     return compose(env._rng(index, stream=0), env._cutouts, layout, f"scene {index} of split {env.split}")

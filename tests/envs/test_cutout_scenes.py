@@ -365,3 +365,26 @@ def test_few_training_scenes_come_again_with_other_questions_and_other_splits_ar
     )
     with pytest.raises(ValueError, match=r"env\.train_scenes is 0; set it to 1 or more"):
         Env("train", train_scenes=0)
+
+
+def test_where_several_are_asked_for_a_bare_name_means_all_of_its_kind_and_other_scenes_stay() -> None:
+    env = Env("train", several_share=1.0, max_objects=4, min_scale=0.2, max_scale=0.35)
+    scenes = [env.scene(index) for index in range(120)]
+    for scene in scenes:
+        assert len({example.prompt.text for example in scene}) == len(scene)  # every kind is asked for once
+        assert not any(SPATIAL.fullmatch(example.prompt.text) for example in scene)
+        assert sum(len(example.truth.masks) for example in scene) <= 4
+    targets = [max(len(example.truth.masks) for example in scene) for scene in scenes]
+    counts = [targets.count(number) for number in (1, 2, 3, 4)]
+    # Two, three and four are equally likely; small objects nearly always find a place.
+    assert counts[0] < 5 and all(25 < count < 55 for count in counts[1:])
+    assert {len(env[index].truth.masks) for index in range(60)} == {1, 2, 3, 4}
+    mixed, plain = Env("train", several_share=0.5), Env("train")
+    several = sum(len(example.truth.masks) > 1 for index in range(200) for example in mixed.scene(index))
+    assert 60 < several < 110
+    assert mixed.scene(0)[0].image.key != plain.scene(0)[0].image.key
+
+
+def test_several_of_a_kind_need_room_for_two() -> None:
+    with pytest.raises(ValueError, match=r"env.several_share is 0.5 and env.max_objects 1, which leaves no room"):
+        Env("train", several_share=0.5, max_objects=1)
