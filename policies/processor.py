@@ -258,12 +258,17 @@ class Processor:
 
     def read_answer(self, response: Response, example: Example) -> Answer:
         """The response to an example, read as what was asked for; never raises on model output."""
+        return self.read_text(self.text(response), example, response.finish == "length")
+
+    def read_text(self, text: str, example: Example, truncated: bool = False) -> Answer:
+        """A text as the answer to an example; truncated: the limit on tokens cut it. Never raises on the text."""
         height, width, asked = example.image.height, example.image.width, example.prompt.asked
         if asked == "mask":
-            return self.read(response, height, width)
-        text, cut = self.text(response), response.finish == "length"
+            return self.thinking.read(lambda rest: self.codec.read(rest, height, width, truncated), text, truncated)
         codec = self._places(f"question about a {asked}")
-        return self.thinking.read(lambda rest: codec.read_places(rest, asked, height, width, cut), text, cut)
+        return self.thinking.read(
+            lambda rest: codec.read_places(rest, asked, height, width, truncated), text, truncated
+        )
 
     @property
     def vocabulary_size(self) -> int:

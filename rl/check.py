@@ -99,7 +99,8 @@ def check(checkpoint: str, config: Path | None, overrides: Sequence[str] = ()) -
         processor = processor_of(plugin)
     except (ValueError, FileNotFoundError) as error:
         return _unusable(checkpoint, str(error))
-    problems = _problems(held, processor, plugin, codec, None if "sft" in values else sampling)
+    taught = (values.get("sft") or {}).get("answers")
+    problems = _problems(held, processor, plugin, codec, (None if "sft" in values else sampling, taught))
     parameters = _parameters(held)
     report = _report(held, processor, str(plugin.settings.get("dtype", "float32")), sampling.max_tokens)
     memory = _memory(parameters, str(plugin.settings.get("dtype", "float32")), learner)
@@ -109,14 +110,23 @@ def check(checkpoint: str, config: Path | None, overrides: Sequence[str] = ()) -
 
 
 def _problems(
-    held: Checkpoint, processor: Processor, plugin: Plugin, codec: Plugin, sampling: Sampling | None
+    held: Checkpoint,
+    processor: Processor,
+    plugin: Plugin,
+    codec: Plugin,
+    answering: tuple[Sampling | None, list[str] | None],
 ) -> list[str]:
-    """sampling: None for a supervised training, which does not sample."""
+    """answering: how answers are sampled, None for a supervised training; and the sentences that one teaches."""
+    sampling, taught = answering
     found = []
     for look in (
         lambda: refuse_unfilled(held, processor.family),
         lambda: refuse_unwritable_codec(processor, plugin, codec),
-        lambda: refuse_untaught_thinking(processor) if sampling is None else refuse_unfit_thinking(processor, sampling),
+        lambda: (
+            refuse_untaught_thinking(processor, taught)
+            if sampling is None
+            else refuse_unfit_thinking(processor, sampling)
+        ),
     ):
         try:
             look()

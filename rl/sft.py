@@ -8,6 +8,7 @@ From a checkpoint, or from a new tiny model that is made for the words of env an
     checkpoints/       what is needed to go on (rl/run/checkpoints.py)
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.console import Console
 from envs.plugin import Plugin
 from policies.settings import TinySizes
 from rl.config.load import load_settings, read_mapping, save_settings
+from rl.config.outlines import OutlineSettings
 from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
 from rl.config.sft import SftConfig
 from rl.run.checkpoints import Checkpoints
@@ -70,7 +72,7 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
         )
     plugin = policy_plugin(policy, codec)
     processor = processor_of(plugin)
-    refuse_untaught_thinking(processor)
+    refuse_untaught_thinking(processor, config.sft.answers)
     try:
         refuse_unfit_answers(processor, (env, validation), config)
         refuse_small_budgets(env, processor, config)
@@ -96,12 +98,10 @@ def _refuse_other_run(config: SftConfig, data: RunData, folder: Path) -> None:
     kept |= {"policy": (config.policy, begun.policy), "tiny": (config.tiny, begun.tiny)}
     kept["sft.scenes_per_step"] = config.sft.scenes_per_step, begun.sft.scenes_per_step
     kept |= {"sft.shuffle": (config.sft.shuffle, begun.sft.shuffle)}
-    kept |= {"sft.scenes": (config.sft.scenes, begun.sft.scenes)}
     kept |= {"sft.questions": (config.sft.questions, begun.sft.questions)}
     kept |= {"sft.keep": (config.sft.keep, begun.sft.keep)}
-    kept |= {"sft.max_vertices": (config.sft.max_vertices, begun.sft.max_vertices)}
-    kept |= {"sft.max_rings": (config.sft.max_rings, begun.sft.max_rings)}
-    kept |= {"sft.outline_margin": (config.sft.outline_margin, begun.sft.outline_margin)}
+    for field in fields(OutlineSettings):
+        kept[f"sft.{field.name}"] = vars(config.sft)[field.name], vars(begun.sft)[field.name]
     kept |= {"sft.warmup_steps": (config.sft.warmup_steps, begun.sft.warmup_steps)}
     kept |= {"sft.stages of the steps that are done": (config.sft.done_by(done), begun.sft.done_by(done))}
     now, before = config.learner.identity, begun.learner.identity

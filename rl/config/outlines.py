@@ -48,9 +48,12 @@ class OutlineSettings:
     annotators: list[Annotator] = field(default_factory=list)
     """Kinds of annotators, such as {max_vertices: 8} and {order: any_start}; which draws an example follows from
     its id. Empty: all outlines are drawn alike."""
+    draft: Annotator | None = None
+    """Who draws the outline that stands for {draft} in `answers`; null where none does."""
     answers: list[str] | None = None
     """Sentences in which answers stand, {answer} in their place, such as "It is {answer}."; which one an example has
-    follows from its id. Only lenient reading takes them. None for the bare answer."""
+    follows from its id. Only lenient reading takes them, but for a block that policy.thinking has read apart, such as a
+    draft that the answer revises: "<think> {draft} </think> {answer}". None for the bare answer."""
     outline_margin: Annotated[float, at_least(0)] = 0.0
     """How far annotators draw outside the object, as a share of the square root of its area; 0 is an exact outline."""
 
@@ -62,12 +65,20 @@ class OutlineSettings:
         check_ranges(self, section)
         if self.answers is not None and not (self.answers and all("{answer}" in text for text in self.answers)):
             raise ValueError(f"{section}.answers is {self.answers}; give texts with {{answer}} in each, or null.")
-        own = [one.max_vertices for one in self.annotators if one.max_vertices is not None]
+        kinds = [*self.annotators, *([] if self.draft is None else [self.draft])]
+        own = [one.max_vertices for one in kinds if one.max_vertices is not None]
         for most in (self.max_vertices, *own):
             if most < 3 * self.max_rings:
                 raise ValueError(
                     f"{section}.max_vertices is {most}, but max_rings is {self.max_rings} and a ring needs 3 "
                     f"vertices; set max_vertices to {3 * self.max_rings} or more."
                 )
-        for one in self.annotators:
-            check_ranges(one, f"{section}.annotators")
+        for one in kinds:
+            check_ranges(one, f"{section}.{'draft' if one is self.draft else 'annotators'}")
+        drafts = any("{draft}" in text for text in self.answers or [])
+        if drafts != (self.draft is not None):
+            raise ValueError(
+                f"{section}.draft is {self.draft}, and {{draft}} is {'' if drafts else 'not '}in {section}.answers "
+                f"{self.answers}; set both, such as draft: {{max_vertices: 6}} and answers: ['<think> {{draft}} "
+                "</think> {answer}'], or neither."
+            )

@@ -22,7 +22,7 @@ from rl.config.run import RunConfig, most_answer_tokens, num_gpus
 from rl.run.machine import largest_card_bytes, refuse_small_cards, refuse_small_shared_memory
 from rl.run.parts import RunParts, processor_of
 from rl.run.tasks import refuse_unfit_tasks
-from rl.run.thinking import block_tokens, refuse_unfit_thinking
+from rl.run.thinking import block_tokens, refuse_unfit_thinking, refuse_unread_drafts
 from rl.run.writable import refuse_unwritable_codec
 from rollout.settings import LEAST_OBJECT_STORE_GB
 
@@ -191,6 +191,7 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
         )
     refuse_unfit_tasks(config, parts, processor)
     refuse_unfit_thinking(processor, config.sampling, parts.rewards.on_thinking)
+    refuse_unread_drafts(parts.rewards.recipes, config.codec)
     refuse_unfilled(Checkpoint(Path(parts.policy.settings["checkpoint"])), processor.family)
     refuse_unwritable_codec(processor, parts.policy, parts.codec)
     if budget is not None:

@@ -3,9 +3,12 @@
 What a block takes of the limit on tokens cannot be known beforehand; how much is left for it is told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from policies.processor import Processor
+from policies.thinking import BlockForm, split_thinking
+from rewards.settings import RewardRecipe
 from rl.run.writable import unwritable_words
 from rollout.settings import Sampling
 
@@ -49,13 +52,36 @@ def _refuse_taken_marks(processor: Processor) -> None:
             )
 
 
-def refuse_untaught_thinking(processor: Processor) -> None:
-    """Raise ValueError where supervised answers would be unparsable for want of the reasoning that is required."""
-    if processor.thinking.mode == "required":
+def refuse_untaught_thinking(processor: Processor, sentences: Sequence[str] | None) -> None:
+    """Raise ValueError where supervised answers would be unparsable for want of the block that is required.
+
+    sentences: sft.answers, which may hold one, such as a draft.
+    """
+    thinking = processor.thinking
+    if thinking.mode != "required":
+        return
+    bare = [
+        text
+        for text in sentences or ["{answer}"]
+        if split_thinking(text, thinking.marks, thinking.begun).form is not BlockForm.WHOLE
+    ]
+    if bare:
         raise ValueError(
-            "policy.thinking is required, but supervised answers are outlines and hold no reasoning, so the policy "
-            "would be taught answers that read as unparsable; set policy.thinking to optional, or to none."
+            f"policy.thinking is required, but supervised answers such as {bare[0]!r} hold no reasoning, so the policy "
+            "would be taught answers that read as unparsable; set policy.thinking to optional or none, or teach drafts "
+            f"by sft.answers: ['{thinking.marks[0]} {{draft}} {thinking.marks[1]} {{answer}}']."
         )
+
+
+def refuse_unread_drafts(rewards: Mapping[str, RewardRecipe], codec: Mapping[str, Any]) -> None:
+    """Raise ValueError for a reward that reads drafts by another codec than the run's, `codec` of its config."""
+    for name, recipe in rewards.items():
+        found = recipe.plugin.settings.get("codec", {})
+        if recipe.plugin.name == "improvement" and recipe.plugin.module is None and found != dict(codec):
+            raise ValueError(
+                f"rewards.{name}.codec is {found}, and answers are written by {dict(codec)}, so that no draft could be "
+                f"read; write `codec: ${{codec}}` there."
+            )
 
 
 def block_tokens(processor: Processor) -> int:

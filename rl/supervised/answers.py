@@ -45,15 +45,16 @@ def answer_text(example: Example, codec: AnswerCodec, settings: OutlineSettings)
 
     Raises ValueError, naming the example, where it exceeds a limit of the codec.
     """
-    return _in_sentence(_bare_text(example, codec, settings), example.id, settings)
-
-
-def _in_sentence(text: str, example_id: str, settings: OutlineSettings) -> str:
-    """The answer in the sentence that its example has, the same in any process."""
+    text = _bare_text(example, codec, settings)
     if settings.answers is None:
         return text
-    digest = hashlib.sha256(example_id.encode()).digest()
-    return settings.answers[int.from_bytes(digest[:8], "big") % len(settings.answers)].replace("{answer}", text)
+    # Which sentence, is the same in any process.
+    digest = hashlib.sha256(example.id.encode()).digest()
+    sentence = settings.answers[int.from_bytes(digest[:8], "big") % len(settings.answers)]
+    if settings.draft is not None and "{draft}" in sentence:
+        drawn = replace(settings, annotators=[settings.draft], draft=None, answers=None)
+        sentence = sentence.replace("{draft}", _bare_text(example, codec, drawn))
+    return sentence.replace("{answer}", text)
 
 
 def _bare_text(example: Example, codec: AnswerCodec, settings: OutlineSettings) -> str:
@@ -130,7 +131,7 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
             text = answer_text(example, codec, settings)
             answer_tokens(example, processor, text)
             if settings.answers is not None:
-                _refuse_unread(example, codec, text)
+                _refuse_unread(example, processor, text)
     longest, its_id = 0, ""
     for index in range(min(settings.evaluate_scenes, len(validation))):
         example = validation[index]
@@ -144,17 +145,14 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
         )
 
 
-def _refuse_unread(example: Example, codec: AnswerCodec, text: str) -> None:
-    """Raise ValueError for an answer in a sentence that its own codec does not read."""
-    height, width, asked = example.image.height, example.image.width, example.prompt.asked
-    if asked == "mask":
-        answer = codec.read(text, height, width)
-    elif isinstance(codec, PlaceCodec):
-        answer = codec.read_places(text, asked, height, width)
+def _refuse_unread(example: Example, processor: Processor, text: str) -> None:
+    """Raise ValueError for an answer in a sentence that its own codec does not read, behind a block if there is one."""
+    answer = processor.read_text(text, example)
     if not answer.status.valid:
         raise ValueError(
             f"the answer to {example.id} would be taught as {text[:60]!r}..., which the codec reads as "
-            f"{answer.status}; set codec.reading to lenient, or leave sft.answers out."
+            f"{answer.status}; set codec.reading to lenient, policy.thinking to required where a block stands before "
+            "answers, or leave sft.answers out."
         )
 
 

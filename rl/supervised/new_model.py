@@ -47,15 +47,17 @@ def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, co
             "with spaces between, or pieces of text, and this codec names neither as `words` or `signs`; choose codec "
             "path_tokens or point_text, or give policy.checkpoint a model that writes any text."
         )
-    if config.policy.get("thinking", "none") != "none":
+    sentences = config.sft.answers or []
+    if config.policy.get("thinking", "none") != "none" and config.sft.draft is None:
         raise ValueError(
             f"policy.thinking is {config.policy['thinking']}, but the new model that is made without policy.checkpoint "
-            "knows the words of phrases alone, with which nothing is reasoned; set policy.thinking to none, or give "
-            "policy.checkpoint a model that writes any text."
+            "knows the words of phrases alone, with which nothing is reasoned; set policy.thinking to none, teach "
+            "drafts (sft.draft), or give policy.checkpoint a model that writes any text."
         )
     phrases = env.phrase_words()
     asked = set[str]().union(*(asked_words(question, phrases) for question in _questions(config)))
-    words = (built.words if isinstance(built, WordCodec) else []) + sorted(asked)
+    said = {word for text in sentences for word in text.replace("{draft}", " ").replace("{answer}", " ").split()}
+    words = (built.words if isinstance(built, WordCodec) else []) + sorted(asked | said)
     signs = built.signs if isinstance(built, SignCodec) else []
     if smaller := shown_smaller(env, config.tiny):
         console.print(smaller, markup=False, soft_wrap=True)

@@ -145,6 +145,7 @@ FITNESS = {
     "box_iou": ("beside_mask_iou", 2.08),
     "centroid_distance": ("beside_mask_iou", 54.95),
     "format": ("teaches_nothing", inf),
+    "improvement": ("teaches_nothing", inf),
     "length_penalty": ("beside_mask_iou", inf),
     "mask_iou": ("passes", inf),
     "matched_iou": ("passes", inf),

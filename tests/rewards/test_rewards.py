@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from envs.codecs import point_text
 from envs.example import Truth
 from envs.plugin import plugin_names
 from envs.polygons import Answer, AnswerStatus, Box, Ring, answer_from_rings, flat_answers, instance_from_rings
@@ -19,6 +20,7 @@ from rewards.terms import (
     boundary_iou,
     box_iou,
     centroid_distance,
+    improvement,
     length_penalty,
     mask_iou,
     matched_iou,
@@ -200,6 +202,27 @@ def test_format_pays_what_it_is_told_for_a_valid_answer_with_something_around_it
 def reasoned(thinking: str | None, status: AnswerStatus = AnswerStatus.EMPTY) -> Comparison:
     """An answer behind some reasoning to a question about nothing."""
     return compared(Answer(status, thinking=thinking))
+
+
+@pytest.mark.parametrize(
+    ("rows", "earned"),
+    [
+        (8, 0.5),  # the answer again
+        (5, (1 - 1 / 12) / 2),  # IoU 40/48, the answer's 48/64
+        (2, 0.6),  # IoU 16/48: a gain above what counts
+        (6, 0.4),  # exact: a loss above what counts
+    ],
+)
+def test_improvement_is_the_gain_over_the_draft_within_what_counts(rows: int, earned: float) -> None:
+    codec = {"name": "point_text", "coordinates": "unit", "decimals": 3}
+    reward, truth = improvement.Reward(most=0.2, codec=codec), box(0, 0, 8, 6)
+    draft = point_text.Codec(coordinates="unit", decimals=3).encode([[box(0, 0, 8, rows)]], SIZE, SIZE)
+    answer = dataclasses.replace(answer_from_rings([box(0, 0, 8, 8)]), thinking=draft)
+    assert reward(compared(answer, truth)) == pytest.approx(earned)
+    for text in ("", "so", draft[:9]):
+        assert reward(compared(dataclasses.replace(answer, thinking=text), truth)) == 0
+    assert reward(compared(dataclasses.replace(answer, thinking=None), truth)) is None
+    assert improvement.Reward()(compared(answer, truth)) is None  # without a codec
 
 
 def test_thinking_format_pays_for_a_block_costs_an_unreadable_answer_and_leaves_one_without_to_other_terms() -> None:

@@ -13,12 +13,15 @@ from policies.settings import Asking, TinySizes
 from policies.tiny_model import write_untrained
 from rl.check import check
 from rl.config.load import load_settings
+from rl.config.outlines import Annotator
+from rl.config.rewards import reward_parts
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig, SftSettings, SftStage
 from rl.run.parts import run_parts
 from rl.run.preflight import preflight, short_answers_note
-from rl.run.thinking import refuse_unfit_thinking, thinking_notes
+from rl.run.thinking import refuse_unfit_thinking, refuse_unread_drafts, refuse_untaught_thinking, thinking_notes
 from rl.sft import run_sft
+from rl.supervised.answers import answer_text
 from rollout.settings import Sampling
 
 ELLIPSES = {"module": str(Path(__file__).parents[2] / "ellipses.py"), "num": 5}
@@ -109,7 +112,10 @@ def test_a_template_that_opens_a_block_which_nobody_reads_is_noted(folder: Path,
 @pytest.mark.parametrize(
     ("policy", "says"),
     [
-        ({"checkpoint": "tiny", "thinking": "required"}, r"^policy\.thinking is required, but supervised answers are"),
+        (
+            {"checkpoint": "tiny", "thinking": "required"},
+            r"^policy\.thinking is required, but supervised answers",
+        ),
         ({"thinking": "optional"}, r"^policy\.thinking is optional, but the new model .* words of phrases alone"),
     ],
 )
@@ -121,3 +127,37 @@ def test_supervised_training_is_refused_where_its_answers_would_lack_the_reasoni
     with pytest.raises(ValueError, match=says):
         run_sft(config, Console(quiet=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_drafts_may_be_taught_where_a_block_is_required_and_are_read_by_the_codec_of_the_run(folder: Path) -> None:
+    processor = Policy.make_processor(folder, Codec(), Asking(thinking="required"))
+    refuse_untaught_thinking(processor, ["<think> {draft} </think> {answer}"])
+    for sentences in (None, ["{answer}"], ["<think> {draft} </think> {answer}", "It is {answer}."]):
+        with pytest.raises(ValueError, match=r"^policy\.thinking is required, but .* teach drafts by sft\.answers"):
+            refuse_untaught_thinking(processor, sentences)
+    ours = reward_parts({"improvement": {"codec": {"name": "path_tokens"}}}, {}).recipes
+    refuse_unread_drafts(ours, {"name": "path_tokens"})
+    with pytest.raises(ValueError, match=r"^rewards\.improvement\.codec is .* write `codec: \$\{codec\}` there"):
+        refuse_unread_drafts(ours, {"name": "path_tokens", "max_rings": 2})
+    with pytest.raises(ValueError, match=r"^rewards\.improvement\.codec is \{\}"):
+        refuse_unread_drafts(reward_parts({"improvement": {}}, {}).recipes, {"name": "path_tokens"})
+
+
+def test_a_draft_stands_in_the_block_before_the_answer_and_reads_back_as_its_reasoning(folder: Path) -> None:
+    example = load_ellipses()[0]
+    settings = SftSettings(
+        max_vertices=12, max_rings=1, draft=Annotator(max_vertices=4), answers=["<think> {draft} </think> {answer}"]
+    )
+    processor = Policy.make_processor(folder, Codec(), Asking(thinking="required"))
+    answer = processor.read_text(answer_text(example, Codec(), settings), example)
+    draft = Codec().read(answer.thinking or "", example.image.height, example.image.width)
+    assert (answer.num_vertices, draft.num_vertices) == (12, 4)
+    with pytest.raises(ValueError, match=r"sft\.draft is None, and \{draft\} is in sft\.answers"):
+        SftSettings(answers=["<think> {draft} </think> {answer}"])
+    with pytest.raises(ValueError, match=r"and \{draft\} is not in sft\.answers None"):
+        SftSettings(draft=Annotator(max_vertices=9))
+
+
+def load_ellipses() -> Env:
+    """The training split."""
+    return Env("train", num=5)

@@ -122,6 +122,9 @@ def test_a_run_is_not_gone_on_with_under_other_settings_or_with_other_data(tmp_p
     faster = replace(config, sft=replace(config.sft, stages=[replace(BOXES, lr=0.03), OUTLINES]))
     with pytest.raises(ValueError, match=r"^sft.stages of the steps that are done is .*lr=0.03.* began with .*lr=0.02"):
         run_sft(faster, QUIET)
+    turned = replace(config, sft=replace(config.sft, order="any_start"))
+    with pytest.raises(ValueError, match=r"^sft.order is any_start, but .* began with clockwise"):
+        run_sft(turned, QUIET)
     (tmp_path / "rl").mkdir()
     (tmp_path / "rl" / "config.yaml").write_text("steps: 3\n")
     with pytest.raises(
