@@ -20,7 +20,7 @@ def check_schedule(
     above_zero: 0 is no value either.
     """
     lowest = nextafter(0.0, 1.0) if above_zero else 0.0
-    allowed = "above 0" if above_zero else f"from 0 to {highest:g}"
+    allowed = "finite and above 0" if above_zero else f"from 0 to {highest:g}"
     for i, point in enumerate(schedule):
         if len(point) != 2 or not all(isfinite(number) for number in point) or not lowest <= point[1] <= highest:
             raise ValueError(f"{where}[{i}] is {point}; give [step, value], the value {allowed}.")

@@ -24,6 +24,7 @@ from envs.plugin import Plugin
 from envs.polygons import Ring
 from envs.shards.files import Card, read_card
 from policies.processor import Processor
+from policies.thinking import Thinking
 from rl.config.load import load_settings, read_mapping
 from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
 from rl.config.run import RunConfig
@@ -198,6 +199,9 @@ class Looker:
         if config.sft is None or config.policy.get("checkpoint") is not None:
             self._processor = processor_of(policy_plugin(config.policy, recipe))
             self._codec = self._processor.codec
+        marks = config.policy.get("thinking_marks") or ("<think>", "</think>")
+        without = Thinking(str(config.policy.get("thinking", "none")), (str(marks[0]), str(marks[1])))
+        self._thinking = without if self._processor is None else self._processor.thinking
 
     def look(self, env: Env, index: int) -> Seen:
         """The example at `index`; raises ValueError, naming it, where `sft` could not teach its answer."""
@@ -207,7 +211,7 @@ class Looker:
         taught_text, taught_iou = text, None
         if self._sft is not None:
             taught_text = answer_text(example, self._codec, self._sft)
-            taught_iou = self._read_back(taught_text, example)[0]
+            taught_iou = self._read_back(taught_text, example, self._thinking)[0]
         tokens = None
         if self._processor is not None:
             prompt = self._processor.prompt_tokens(example.question(image))
@@ -232,11 +236,15 @@ class Looker:
                 texts.append("")
         return texts
 
-    def _read_back(self, text: str, example: Example) -> tuple[float, str, Sequence[Ring]]:
-        """IoU that a text reaches, the text, and the rings that it reads as."""
+    def _read_back(
+        self, text: str, example: Example, thinking: Thinking | None = None
+    ) -> tuple[float, str, Sequence[Ring]]:
+        """IoU that a text reaches, the text, and the rings that it reads as; thinking: what may stand before it."""
         if not text:
             return 0.0, text, ()
-        answer = self._codec.read(text, example.image.height, example.image.width)
+        height, width = example.image.height, example.image.width
+        bare = Thinking("none", ("", ""))
+        answer = (thinking or bare).read(lambda rest: self._codec.read(rest, height, width), text, truncated=False)
         return score_answer(answer, example.truth, example.id).iou, text, answer.rings_px
 
 

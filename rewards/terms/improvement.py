@@ -17,7 +17,8 @@ from rewards.score import Comparison, compare
 
 @dataclass(frozen=True)
 class Reward:
-    """(1 + d) / 2, d the gain in IoU within -most and most; 0 for an invalid answer or draft, None without a block.
+    """(1 + d) / 2, d the gain in IoU within -most and most; 0 for an invalid answer or draft, None without a block and
+    where nothing is true.
 
     Only masks have drafts.
 
@@ -31,13 +32,13 @@ class Reward:
     most: Annotated[float, between(0, 1, open=True)] = 0.1
     """Gain, and loss, in IoU beyond which nothing more is earned or lost."""
     codec: dict[str, Any] = field(default_factory=dict)
-    """What reads drafts: the config's own codec, `codec: ${codec}`. {}: none is read, and the term does not apply; a
-    run refuses that."""
+    """What reads drafts; a run gives its own codec. {}: none is read, and the term does not apply."""
 
     @cached_property
     def _codec(self) -> AnswerCodec:
-        settings = {key: value for key, value in self.codec.items() if key != "name"}
-        built: AnswerCodec = Plugin("envs.codecs", "Codec", str(self.codec["name"]), settings).build()
+        settings = {key: value for key, value in self.codec.items() if key not in ("name", "module")}
+        name, module = str(self.codec.get("name", "")), self.codec.get("module")
+        built: AnswerCodec = Plugin("envs.codecs", "Codec", name, settings, module).build()
         return built
 
     def __call__(self, comparison: Comparison) -> float | None:
@@ -45,7 +46,7 @@ class Reward:
         thinking, target = comparison.answer.thinking, comparison.target
         if not comparison.status.valid:
             return 0.0
-        if thinking is None or not self.codec:
+        if thinking is None or not self.codec or not target.area_px:
             return None
         draft = self._codec.read(thinking, target.height, target.width)
         if not draft.status.valid:

@@ -16,6 +16,8 @@ class Annotator:
 
     max_vertices: int | None = None
     """Vertices of an outline."""
+    max_rings: Annotated[int | None, at_least(1)] = None
+    """Rings of an outline."""
     order: Annotated[str | None, one_of(*ORDERS)] = None
     """Where a ring begins and which way it goes; see OutlineSettings."""
     outline_margin: Annotated[float | None, at_least(0)] = None
@@ -65,20 +67,23 @@ class OutlineSettings:
         check_ranges(self, section)
         if self.answers is not None and not (self.answers and all("{answer}" in text for text in self.answers)):
             raise ValueError(f"{section}.answers is {self.answers}; give texts with {{answer}} in each, or null.")
-        kinds = [*self.annotators, *([] if self.draft is None else [self.draft])]
-        own = [one.max_vertices for one in kinds if one.max_vertices is not None]
-        for most in (self.max_vertices, *own):
-            if most < 3 * self.max_rings:
-                raise ValueError(
-                    f"{section}.max_vertices is {most}, but max_rings is {self.max_rings} and a ring needs 3 "
-                    f"vertices; set max_vertices to {3 * self.max_rings} or more."
-                )
-        for one in kinds:
-            check_ranges(one, f"{section}.{'draft' if one is self.draft else 'annotators'}")
-        drafts = any("{draft}" in text for text in self.answers or [])
-        if drafts != (self.draft is not None):
+        self._check_vertices(section, self.max_vertices, self.max_rings)
+        named = {f"{section}.annotators[{k}]": one for k, one in enumerate(self.annotators)}
+        named |= {} if self.draft is None else {f"{section}.draft": self.draft}
+        for where, one in named.items():
+            check_ranges(one, where)
+            self._check_vertices(where, one.max_vertices or self.max_vertices, one.max_rings or self.max_rings)
+        if (self.draft is not None) != any("{draft}" in text for text in self.answers or []):
+            both = "draft: {max_vertices: 6, max_rings: 2} and answers: ['<think> {draft} </think> {answer}']"
+            told = "is not set, but {draft} stands" if self.draft is None else "is set, but no {draft} stands"
             raise ValueError(
-                f"{section}.draft is {self.draft}, and {{draft}} is {'' if drafts else 'not '}in {section}.answers "
-                f"{self.answers}; set both, such as draft: {{max_vertices: 6}} and answers: ['<think> {{draft}} "
-                "</think> {answer}'], or neither."
+                f"{section}.draft {told} in {section}.answers {self.answers}; set both, such as {both}, or neither."
+            )
+
+    @staticmethod
+    def _check_vertices(where: str, max_vertices: int, max_rings: int) -> None:
+        if max_vertices < 3 * max_rings:
+            raise ValueError(
+                f"{where}.max_vertices is {max_vertices}, but max_rings is {max_rings} and a ring needs 3 "
+                f"vertices; set max_vertices to {3 * max_rings} or more, or max_rings to {max(1, max_vertices // 3)}."
             )

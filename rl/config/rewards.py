@@ -1,7 +1,7 @@
 """The rewards of a run, or of a file to try on an archive: which, with what weight, run where, shaped how."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,18 @@ class _Shaping:
     shaping: dict[str, TermShaping]
 
 
-def reward_parts(rewards: Mapping[str, Any], shaping: Mapping[str, Any]) -> RewardParts:
+def reward_parts(
+    rewards: Mapping[str, Any], shaping: Mapping[str, Any], codec: Mapping[str, Any] | None = None
+) -> RewardParts:
     """The parts that the entries `rewards` and `shaping` of a config mean, shapings as mappings or as TermShaping.
+
+    codec: the config's entry, which a reward with a field `codec` is given where its own entry leaves that out.
 
     A reward without processes of its own is built once, so that a mistake shows here. Raises ValueError or
     FileNotFoundError with the dotted path of what is wrong, and the nearest right name.
     """
     file = settings_from(_Shaping, {"shaping": shaping}, "")
-    recipes = reward_recipes(rewards)
+    recipes = {name: _with_codec(recipe, codec) for name, recipe in reward_recipes(rewards).items()}
     parts = RewardParts(recipes, {name: _weight(name, recipe) for name, recipe in recipes.items()}, file.shaping)
     parts.shaper()
     return parts
@@ -105,9 +109,10 @@ def _read_rewards(path: Path) -> RewardParts:
     values = read_mapping(path)
     # A run's config was, or will be, checked as a whole by the run; in any other file a wrong key is a mistake.
     chosen = {key: value for key, value in values.items() if key in ("rewards", "shaping") or "run" not in values}
+    codec = values.get("codec") if "run" in values else None
     try:
         file = settings_from(_RewardFile, chosen, "")
-        return reward_parts(file.rewards, file.shaping)
+        return reward_parts(file.rewards, file.shaping, codec)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -138,6 +143,12 @@ def _recipe(name: str, entry: Any) -> RewardRecipe:
         return RewardRecipe(plugin, **hosting)
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from error
+
+
+def _with_codec(recipe: RewardRecipe, codec: Mapping[str, Any] | None) -> RewardRecipe:
+    if codec is None or "codec" in recipe.plugin.settings or not recipe.plugin.takes("codec"):
+        return recipe
+    return replace(recipe, plugin=recipe.plugin.with_settings(codec=dict(codec)))
 
 
 def _weight(name: str, recipe: RewardRecipe) -> float:

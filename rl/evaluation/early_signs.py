@@ -26,10 +26,11 @@ _NOISE_BATCHES = 20.0
 _OVERSHOT = -0.1
 """Mean cosine of the gradients before and after an update, below which it takes back what it was to give."""
 _CLIPPED = 0.4
-"""Share of ratios clipped above which most of what a mini-batch after the first says is thrown away."""
-_WIDTH = 1.3
-"""Clip width over the mean size of log ratios: were these normal, a third would lie outside, about half of it on the
-side that is clipped, which is the share that GSPO's authors report."""
+"""Share of the ratios after an update that are clipped, above which little of what those mini-batches say is left; half
+of them is what widths of nothing at all clip where ratios move by chance."""
+_WIDTH = 1.1
+"""clip_low over the mean size of log ratios, clip_high being a third above: of normal ones that do not care for the
+sign of the advantage, 0.15 are then clipped, the share that GSPO's authors report."""
 _REWARD_ROSE = 0.01
 _GREEDY_FELL = 0.01
 
@@ -132,13 +133,15 @@ class EarlySigns:
 
     def _mostly_clipped(self) -> str | None:
         changes = self._logged("learner/ratio_change")
-        if len(changes) < _COSINES or (clipped := float(np.mean(self._logged("learner/clip_fraction")))) <= _CLIPPED:
+        clipped = self._logged("learner/changed_clip_fraction")
+        if len(changes) < _COSINES or np.mean(clipped) <= _CLIPPED:
             return None
         change = float(np.mean(changes))
+        low = clip_width(change)
         return (
-            f"{clipped:.0%} of the ratios are clipped: after an update they move by {change:.2g} (mean |log ratio|), "
-            f"more than algorithm.clip_low and clip_high allow. Set clip_low to {clip_width(change):.1g} and clip_high "
-            "a third above it, or learner.minibatches to 1."
+            f"of the ratios after an update {np.mean(clipped):.0%} are clipped: they move by {change:.2g} (mean |log "
+            f"ratio|), more than algorithm.clip_low and clip_high allow. Set clip_low to {low:.2g} and clip_high to "
+            f"{low * 4 / 3:.2g}, or learner.minibatches to 1."
         )
 
     def _logged(self, name: str) -> list[float]:
@@ -159,7 +162,7 @@ class EarlySigns:
 
 
 def clip_width(change: float) -> float:
-    """Clip width at which about 0.15 of the ratios are clipped, from the mean of |log ratio| after an update."""
+    """clip_low at which about 0.15 of the ratios after an update are clipped, from the mean of their |log ratio|."""
     return _WIDTH * change
 
 

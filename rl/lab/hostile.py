@@ -144,6 +144,12 @@ def _words(parts: RewardParts, outcome: Outcome) -> Iterator[str]:
         yield f"[yellow]{name}[/yellow] paid the same answers differently when asked again; no run with it repeats."
     if trial.indifferent(weights) and outcome.fitness is not Fitness.TEACHES_NOTHING:
         yield "[yellow]A careful answer earns what a hasty one does in every scene[/yellow]: it teaches no care."
+    for name in outcome.used:
+        if not (trial.terms[name] > 0).any():
+            yield (
+                f"[yellow]{name}[/yellow] applied to no answer of the suite that can be read, so nothing is said of it "
+                "here."
+            )
     if outcome.fitness is not Fitness.UNSTEADY and (len(outcome.used) == 1 or not outcome.passed):
         yield from (_advice(name, trial.safe_weight(name)) for name in outcome.used if name != "mask_iou")
     yield _verdict(outcome)

@@ -48,7 +48,7 @@ def run_parts(config: RunConfig) -> RunParts:
     """
     env = env_plugin(config.env)
     codec = codec_plugin(config.codec)
-    rewards = reward_parts(config.rewards, config.shaping)
+    rewards = reward_parts(config.rewards, config.shaping, config.codec)
     algorithm = algorithm_plugin(config.algorithm)
     policy = policy_plugin(config.policy, codec)
     splits = ("train", "validation", config.evaluation.final_split)

@@ -52,35 +52,43 @@ def _refuse_taken_marks(processor: Processor) -> None:
             )
 
 
+def without_block(processor: Processor, sentences: Sequence[str] | None) -> list[str]:
+    """Those of the sentences in which answers are taught that lack the block which the policy requires; [] otherwise.
+
+    sentences: None for the bare answer.
+    """
+    thinking = processor.thinking
+    if thinking.mode != "required":
+        return []
+    return [
+        text
+        for text in sentences or ["{answer}"]
+        if split_thinking(text, thinking.marks, thinking.begun).form is not BlockForm.WHOLE
+    ]
+
+
 def refuse_untaught_thinking(processor: Processor, sentences: Sequence[str] | None) -> None:
     """Raise ValueError where supervised answers would be unparsable for want of the block that is required.
 
     sentences: sft.answers, which may hold one, such as a draft.
     """
-    thinking = processor.thinking
-    if thinking.mode != "required":
-        return
-    bare = [
-        text
-        for text in sentences or ["{answer}"]
-        if split_thinking(text, thinking.marks, thinking.begun).form is not BlockForm.WHOLE
-    ]
-    if bare:
+    if bare := without_block(processor, sentences):
+        opens, closes = processor.thinking.marks
         raise ValueError(
             f"policy.thinking is required, but supervised answers such as {bare[0]!r} hold no reasoning, so the policy "
             "would be taught answers that read as unparsable; set policy.thinking to optional or none, or teach drafts "
-            f"by sft.answers: ['{thinking.marks[0]} {{draft}} {thinking.marks[1]} {{answer}}']."
+            f"by sft.draft and sft.answers: ['{opens} {{draft}} {closes} {{answer}}']."
         )
 
 
 def refuse_unread_drafts(rewards: Mapping[str, RewardRecipe], codec: Mapping[str, Any]) -> None:
     """Raise ValueError for a reward that reads drafts by another codec than the run's, `codec` of its config."""
     for name, recipe in rewards.items():
-        found = recipe.plugin.settings.get("codec", {})
-        if recipe.plugin.name == "improvement" and recipe.plugin.module is None and found != dict(codec):
+        found = recipe.plugin.settings.get("codec")
+        if found is not None and dict(found) != dict(codec):
             raise ValueError(
-                f"rewards.{name}.codec is {found}, and answers are written by {dict(codec)}, so that no draft could be "
-                f"read; write `codec: ${{codec}}` there."
+                f"rewards.{name}.codec is {dict(found)}, and answers are written by {dict(codec)}, so that no draft "
+                "could be read; leave it out there: the reward is given the codec of the config."
             )
 
 

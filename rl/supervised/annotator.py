@@ -23,22 +23,23 @@ _LEAST_SHARE = 0.05
 
 def annotate(mask: NDArray[np.bool_], settings: OutlineSettings, example_id: str = "") -> list[Ring]:
     """The outline, rings [N, 2] px (x, y), that the annotator of an example would draw around `mask` [H, W]."""
-    rng = _own_rng(example_id)
-    settings = one_annotator(settings, rng)
-    return [_ordered(ring, settings.order, rng) for ring in _simplified(mask, settings)]
+    drawn = annotator_of(settings, example_id)
+    rng = _own_rng(f"order of {example_id}")
+    return [_ordered(ring, drawn.order, rng) for ring in _simplified(mask, drawn)]
 
 
-def one_annotator(settings: OutlineSettings, rng: Generator) -> OutlineSettings:
-    """The settings of one of `settings.annotators`, drawn at random; where there is none, those of all."""
+def annotator_of(settings: OutlineSettings, example_id: str) -> OutlineSettings:
+    """The settings of the one of `settings.annotators` who draws an example; where there is none, those of all."""
     if not settings.annotators:
         return settings
+    rng = _own_rng(f"annotator of {example_id}")
     drawn = settings.annotators[int(rng.integers(len(settings.annotators)))]
     own = {name: value for name, value in vars(drawn).items() if value is not None}
     return replace(settings, annotators=[], **own)
 
 
-def _own_rng(example_id: str) -> Generator:
-    digest = hashlib.sha256(f"annotator of {example_id}".encode()).digest()
+def _own_rng(key: str) -> Generator:
+    digest = hashlib.sha256(key.encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 

@@ -20,7 +20,7 @@ from rl.config.outlines import OutlineSettings
 from rl.config.sft import SftConfig, SftSettings, SftStage
 from rl.run.tasks import forms_asked, refuse_unasked_forms
 from rl.run.writable import refuse_unwritable
-from rl.supervised.annotator import annotate
+from rl.supervised.annotator import annotate, annotator_of
 
 CHECKED = 64
 """Training scenes whose answers are looked at before the first step."""
@@ -60,13 +60,15 @@ def answer_text(example: Example, codec: AnswerCodec, settings: OutlineSettings)
 def _bare_text(example: Example, codec: AnswerCodec, settings: OutlineSettings) -> str:
     if example.prompt.asked != "mask":
         return _place_text(example, codec)
+    drawn = annotator_of(settings, example.id)
     outlines = [annotate(mask, settings, example.id) for mask in example.truth.masks]
     try:
         return codec.encode(outlines, example.image.height, example.image.width)
     except ValueError as error:
         raise ValueError(
-            f"the answer to {example.id} has {len(outlines)} outlines of up to max_rings {settings.max_rings} and "
-            f"max_vertices {settings.max_vertices}, which the codec does not write: {error}"
+            f"the answer to {example.id} has {len(outlines)} outlines of up to max_rings {drawn.max_rings} and "
+            f"max_vertices {drawn.max_vertices}, which the codec does not write: {error} These are codec.max_rings and "
+            "codec.max_vertices."
         ) from error
 
 
@@ -124,8 +126,13 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
         if not len(split):
             raise ValueError(f"split {name} of the env has no example; give it data of both train and validation.")
     _refuse_unfit_stages(processor, settings)
-    if set(forms_asked(train)) - {"mask"}:
+    if others := sorted(set(forms_asked(train)) - {"mask"}):
         refuse_unasked_forms(train, processor)
+        if settings.draft is not None:
+            raise ValueError(
+                f"sft.draft is set, and the env asks for a {others[0]} too, of which a draft would be the answer "
+                "itself; set sft.draft to null and leave {draft} out of sft.answers, or ask for masks alone."
+            )
     for index in range(min(CHECKED, len(train))):
         for example in questions_about(train, index, settings):
             text = answer_text(example, codec, settings)

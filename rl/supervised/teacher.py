@@ -14,6 +14,7 @@ from policies.processor import Processor
 from rl.config.outlines import OutlineSettings
 from rl.config.run import RunConfig
 from rl.run.parts import RunParts, processor_of
+from rl.run.thinking import without_block
 from rl.supervised.answers import answer_text, answer_tokens
 from rollout.settings import Sampling
 
@@ -71,11 +72,11 @@ def refuse_unfit_teaching(config: RunConfig, parts: RunParts) -> None:
     teacher = teacher_of(config, parts)
     if teacher is None:
         return
-    if config.policy.get("thinking", "none") == "required":
+    if bare := without_block(processor_of(parts.policy), config.outlines.answers):
         raise ValueError(
-            f"learner.sft_weight is {config.learner.sft_weight:g} and policy.thinking required, but outlines come "
-            "without reasoning, so that they would teach to leave it out; set learner.sft_weight to 0, or "
-            "policy.thinking to optional."
+            f"learner.sft_weight is {config.learner.sft_weight:g} and policy.thinking required, but outlines such as "
+            f"{bare[0]!r} come without reasoning, so that they would teach to leave it out; set learner.sft_weight to "
+            "0, policy.thinking to optional, or outlines.draft and outlines.answers to teach drafts."
         )
     if config.outlines.scenes is not None:
         raise ValueError(

@@ -223,6 +223,7 @@ def test_improvement_is_the_gain_over_the_draft_within_what_counts(rows: int, ea
         assert reward(compared(dataclasses.replace(answer, thinking=text), truth)) == 0
     assert reward(compared(dataclasses.replace(answer, thinking=None), truth)) is None
     assert improvement.Reward()(compared(answer, truth)) is None  # without a codec
+    assert reward(compared(answer)) is None  # where nothing is true
 
 
 def test_thinking_format_pays_for_a_block_costs_an_unreadable_answer_and_leaves_one_without_to_other_terms() -> None:

@@ -1,6 +1,7 @@
 """What is said of data before training: the codec's bound, tokens, counts; and the command that prepares it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from rl.cli.main import app
+from rl.config.outlines import Annotator
 from rl.config.sft import SftSettings
 from rl.data import DataConfig, data_config, look_at, spread, summary_of
 
@@ -53,6 +55,17 @@ def test_supervised_answers_have_their_own_iou_and_no_tokens_without_a_policy(tm
     tokens, text = seen[0].tokens, seen[1].text
     assert tokens[0] > 10 and text == "none"
     assert summary_of(seen, 3).taught_iou.median < 1
+
+
+def test_of_answers_behind_drafts_the_answer_is_judged(tmp_path):
+    sentence = "<think> {draft} </think> {answer}"
+    settings = SftSettings(max_vertices=8, max_rings=2, answers=[sentence], draft=Annotator(max_vertices=6))
+    policy = {"thinking": "required", "thinking_question": None}
+    env = frame_of_6_in_10(tmp_path)
+    bare = DataConfig(env, CODEC | {"max_rings": 3}, {}, ("train",), SftSettings(max_vertices=8, max_rings=2))
+    drafted = replace(bare, policy=policy, sft=settings)
+    ious = [[one.taught_iou for one in look_at(config, "train", 9, 0, QUIET)[0]] for config in (bare, drafted)]
+    assert ious[0] == ious[1] and max(ious[0]) > 0.9
 
 
 def test_a_spread_is_the_tenth_half_and_ninetieth_percentile():

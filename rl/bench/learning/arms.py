@@ -234,7 +234,7 @@ def supervised(run: RunConfig, folder: str, steps: int, lr: float) -> SftConfig:
             evaluate_every=max(1, -(-steps // _CURVE_POINTS)),
             evaluate_scenes=run.evaluation.num_scenes,
             keep="best",
-            **asdict(run.outlines),
+            **vars(run.outlines),
         ),
         learner=SftLearner(
             **learner,

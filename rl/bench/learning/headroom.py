@@ -8,7 +8,7 @@ a bound and not a hope.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +88,7 @@ def measure(config: RunConfig, split: str, num: int, samples: int, console: Cons
         groups = pool.answer(_units(config, split, num, samples))
     pool.close()
     cluster.stop()
-    return of_groups([score.iou for score in score_groups(greedy)], groups, config.sampling.temperature)
+    return of_groups([score.iou for score in score_groups(greedy)], groups, config.sampling.at(0).temperature)
 
 
 def of_groups(greedy: Sequence[float], groups: Sequence[Group], temperature: float) -> Headroom:
@@ -115,7 +115,7 @@ def _units(config: RunConfig, split: str, num: int, samples: int) -> Iterable[Un
     at_once = max(1, config.unit_groups * config.group_size // samples)
     for first in range(0, num, at_once):
         places = tuple(range(first, min(first + at_once, num)))
-        yield Unit(split, 0, places, places, samples, replace(config.sampling))
+        yield Unit(split, 0, places, places, samples, config.sampling.at(0))
 
 
 def table(found: Headroom) -> Table:

@@ -32,21 +32,23 @@ MicroBatchStats = dict[str, Mean]
 def loss_stats(terms: LossTerms, counts: Tensor) -> MicroBatchStats:
     """ratio_mean, ratio_max and clip_fraction (share of ratios clipped) of the responses [B, G] that count.
 
-    Of one ratio per response or one a token, as the algorithm has them. ratio_change, the mean of |log ratio|, is of
-    those that are not exactly 1 (before the first update of a step, all are), 0 of none.
+    Of one ratio per response or one a token, as the algorithm has them. ratio_change, the mean of |log ratio|, and
+    changed_clip_fraction are of those that are not exactly 1 (before the first update of a step, all are), 0 of none.
     """
     counted = counts[..., None] & terms.present
     num = int(counted.sum())
     if not num:
-        nothing = dict.fromkeys(("clip_fraction", "ratio_change"), Mean(0.0, 0))
+        nothing = dict.fromkeys(("clip_fraction", "ratio_change", "changed_clip_fraction"), Mean(0.0, 0))
         return {"ratio_mean": Mean(1.0, 0), "ratio_max": Mean(1.0, 0), **nothing}
-    ratio = terms.ratio.detach()[counted]
-    moved = ratio[ratio != 1]
+    ratio, clipped = terms.ratio.detach()[counted], terms.clipped[counted].float()
+    changed = ratio != 1
+    some = int(changed.sum())
     return {
         "ratio_mean": Mean(float(ratio.mean()), num),
         "ratio_max": Mean(float(ratio.max()), num),
-        "clip_fraction": Mean(float(terms.clipped[counted].float().mean()), num),
-        "ratio_change": Mean(float(moved.log().abs().mean()), len(moved)) if len(moved) else Mean(0.0, 0),
+        "clip_fraction": Mean(float(clipped.mean()), num),
+        "ratio_change": Mean(float(ratio[changed].log().abs().mean()) if some else 0.0, some),
+        "changed_clip_fraction": Mean(float(clipped[changed].mean()) if some else 0.0, some),
     }
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from envs.polygons import AnswerStatus
-from rl.bench.learning.arms import BEST_OF, PILOT_STEPS, RL, SFT, Spent, Wanted, planned, rl_sft
+from rl.bench.learning.arms import BEST_OF, PILOT_STEPS, RL, SFT, Spent, Wanted, planned, rl_sft, supervised
 from rl.bench.learning.page import curve_of, write
 from rl.bench.learning.scores import NOTHING, Contender, Scored, as_json, difference, lines
 from rl.bench.learning.trainings import Trained, left_out
+from rl.config.load import load_settings
+from rl.config.outlines import Annotator
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
 from rl.evaluation.scores import SceneScore
@@ -167,3 +169,9 @@ def test_the_page_has_every_way_with_its_curve_over_seconds(tmp_path: Path) -> N
     for said in ("RL as configured", "SFT on outlines of the masks", "+0.150", "by seconds", "seconds 8: 0.7"):
         assert said in page, said
     assert "<b>Not done:</b> something is left out" in page
+
+
+def test_the_supervised_control_draws_as_outlines_say() -> None:
+    overrides = ["outlines.annotators=[{max_vertices: 12}]", "outlines.order=any_start"]
+    made = supervised(load_settings(RunConfig, Path("demo"), overrides), "runs/x", 4, 1e-3)
+    assert (made.sft.annotators, made.sft.order) == ([Annotator(max_vertices=12)], "any_start")

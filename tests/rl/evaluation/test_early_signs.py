@@ -2,9 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
+import torch
 
-from rl.evaluation.early_signs import EarlySigns
+from rl.algorithms.base import clipped_objective
+from rl.evaluation.early_signs import EarlySigns, clip_width
 
 FINE = {
     "sampled/giou": 0.63,
@@ -46,9 +49,9 @@ def test_a_run_that_helps_shows_no_sign() -> None:
             "have a mean cosine of -0.200: the second takes back what the first",
         ),
         (
-            {"learner/clip_fraction": 0.45, "learner/ratio_change": 0.0312},
+            {"learner/changed_clip_fraction": 0.45, "learner/ratio_change": 0.02},
             (0.65,),
-            r"45% of the ratios are clipped: .* move by 0.031 .* Set clip_low to 0.04 ",
+            r"45% are clipped: they move by 0.02 .* Set clip_low to 0.022 and clip_high to 0.029,",
         ),
         ({}, (0.65, 0.63), "the reward of samples rose by 0.0.. while greedy answers fell by 0.020"),
     ],
@@ -59,6 +62,15 @@ def test_each_sign_is_told_once_with_its_numbers(
     found = told(numbers, 40, greedy)
     assert len(found) == 1
     assert re.search(said, found[0])
+
+
+def test_at_the_width_that_is_told_0_15_of_normal_ratios_are_clipped() -> None:
+    rng = np.random.default_rng(0)
+    log_ratio = torch.from_numpy(rng.normal(0, 0.01, 100_000))
+    low = clip_width(float(log_ratio.abs().mean()))
+    advantages = torch.from_numpy(rng.choice([-1.0, 1.0], 100_000))
+    _, _, clipped = clipped_objective(log_ratio, advantages, low, low * 4 / 3)
+    assert float(clipped.float().mean()) == pytest.approx(0.15, abs=0.01)
 
 
 def test_cosines_that_scatter_so_that_there_may_be_agreement_are_no_sign() -> None:
