@@ -48,7 +48,7 @@ class OutlineSettings:
     `any_start`, clockwise from any; `shuffled`, none. Holes go the other way. What is free follows from the example's
     id."""
     annotators: list[Annotator] = field(default_factory=list)
-    """Kinds of annotators, such as {max_vertices: 8} and {order: any_start}; which draws an example follows from
+    """Kinds of annotators, such as {max_vertices: 9} and {order: any_start}; which draws an example follows from
     its id. Empty: all outlines are drawn alike."""
     draft: Annotator | None = None
     """Who draws the outline that stands for {draft} in `answers`; null where none does."""
