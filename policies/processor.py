@@ -258,6 +258,8 @@ class Processor:
 
     def read_answer(self, response: Response, example: Example) -> Answer:
         """The response to an example, read as what was asked for; never raises on model output."""
+        if example.prompt.asked == "mask":
+            return self.read(response, example.image.height, example.image.width)
         return self.read_text(self.text(response), example, response.finish == "length")
 
     def read_text(self, text: str, example: Example, truncated: bool = False) -> Answer:

@@ -15,7 +15,7 @@ def test_a_schedule_is_linear_between_its_points_and_constant_outside() -> None:
     ("schedule", "told"),
     [
         ([[0, 1.0], [0, 0.5]], r"a\[1\] is at step 0, after 0; let steps grow"),
-        ([[0, 0.0]], r"a\[0\] is \[0, 0.0\]; give \[step, value\], the value above 0"),
+        ([[0, 0.0]], r"a\[0\] is \[0, 0.0\]; give \[step, value\], the value finite and above 0"),
         ([[0, float("nan")]], "above 0"),
         ([[0]], r"give \[step, value\]"),
     ],
