@@ -19,7 +19,7 @@ class Annotator:
     max_rings: Annotated[int | None, at_least(1)] = None
     """Rings of an outline."""
     order: Annotated[str | None, one_of(*ORDERS)] = None
-    """Where a ring begins and which way it goes; see OutlineSettings."""
+    """Order of a ring's vertices: clockwise, counter_clockwise, any_start or shuffled."""
     outline_margin: Annotated[float | None, at_least(0)] = None
     """How far is drawn outside the object, as a share of the square root of its area."""
 
