@@ -124,7 +124,9 @@ class Run:
         self.teacher = teacher_of(config, parts)
         self.timings = Timings()
         half = config.groups_per_step / config.learner.minibatches / 2
-        self.signs = EarlySigns(config.sampling.at(0).temperature, half, over=first_step > 0)
+        self.signs = EarlySigns(
+            config.sampling.at(0).temperature, half, config.learner.minibatches, over=first_step > 0
+        )
         self._warned: set[int] = set()
         self._silent_steps = 0
         self._next_to_ask = first_step

@@ -43,6 +43,8 @@ class EarlySigns:
     """What answers are sampled at."""
     groups: float
     """Groups of half a mini-batch."""
+    minibatches: int = 2
+    """Mini-batches of a step."""
     over: bool = False
     """Whether nothing is looked at any more, as in a run that goes on after its first steps."""
     _steps: list[Mapping[str, float]] = field(default_factory=list)
@@ -114,11 +116,11 @@ class EarlySigns:
         scale = noise_scale(likely, self.groups)
         if scale <= 2 * _NOISE_BATCHES * self.groups:
             return None
+        fewer = ", lower learner.minibatches" if self.minibatches > 1 else ""
         said = "no agreement at all" if np.isinf(scale) else f"half noise at {scale:.0f} groups or more"
         return (
             f"gradients of half mini-batches, {self.groups:g} groups, have a mean cosine of {np.mean(cosines):.3f} "
-            f"({said}). Raise groups_per_step or group_size, lower learner.minibatches, or lower learner.lr and set "
-            "learner.average."
+            f"({said}). Raise groups_per_step or group_size{fewer}, or lower learner.lr and set learner.average."
         )
 
     def _updates_overshoot(self) -> str | None:

@@ -93,3 +93,11 @@ def test_a_run_that_goes_on_is_not_taken_for_one_that_begins() -> None:
     signs = EarlySigns(0.6, 16, over=True)
     assert signs.evaluated(0.65) == []
     assert not any(signs.stepped(FINE | {"sampled/giou": 0.2, "reward/group_std": 0.0}) for _ in range(30))
+
+
+def test_fewer_mini_batches_are_advised_where_there_are_several() -> None:
+    for minibatches, advised in ((2, True), (1, False)):
+        signs = EarlySigns(0.6, 16, minibatches)
+        signs.evaluated(0.65)
+        found = [text for _ in range(30) for text in signs.stepped(FINE | {"learner/gradient_cosine": -0.02})]
+        assert len(found) == 1 and ("lower learner.minibatches" in found[0]) == advised
