@@ -70,6 +70,15 @@ def group_advantages(totals: NDArray[np.float64], std_floor: float, by: str = "g
     return np.divide(deviation, spread, out=np.zeros_like(deviation), where=spread > 0)
 
 
+def entropy_advantages(logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[B, G] what adds to advantages so that they raise the entropy of the answers: the rare one is preferred.
+
+    logprobs: [B, G] of whole answers, sums over their tokens. log p's mean over the group less log p: of a gradient of
+    A log p, its expectation is the gradient of the entropy, since -d/dp of sum p log p is -(log p + 1).
+    """
+    return logprobs.mean(axis=1, keepdims=True) - logprobs
+
+
 def groups_with_signal(totals: NDArray[np.float64], min_std: float) -> NDArray[np.bool_]:
     """[B] True where the rewards [B, G] of a group differ: their standard deviation is above min_std."""
     return totals.std(axis=1) > min_std
@@ -151,6 +160,9 @@ class PolicyGradient:
     """Whose standard deviation divides advantages: `group`, `batch` or `none`."""
     kl: Annotated[float, at_least(0)] = 0.0
     """Weight of the divergence from the policy that the run began with; above 0, each rank holds a copy of that."""
+    entropy: Annotated[float, between(-1, 1)] = 0.0
+    """Weight of the answers' entropy per token, beside advantages: more than 0 keeps answers apart, less than 0 makes
+    them more alike. What was sampled stands for it, so that it costs nothing."""
     importance_cap: Annotated[float | None, above(0, ", such as 2, or to null for no importance weights.")] = None
     """Cap of importance weights min(cap, p_learner / p_sampler) on advantages: truncated importance sampling, for
     answers of another engine or of older weights. Null: no weights.
@@ -187,6 +199,8 @@ class PolicyGradient:
         Raises ValueError where token advantages are not one for each token.
         """
         values, counts = self.advantages(np.array([group.totals for group in groups], np.float64))
+        if self.entropy:
+            values = values + self.entropy * entropy_advantages(_logprobs(groups)) * counts[:, None]
         of_tokens = self.token_advantages(groups, values)
         if of_tokens is not None:
             _refuse_other_lengths(of_tokens, groups)
@@ -224,6 +238,11 @@ class PolicyGradient:
 def per_token(advantages: Tensor) -> Tensor:
     """Advantages [B, G] as [B, G, 1], to stand beside values of tokens; those of tokens [B, G, T] as they are."""
     return advantages if advantages.dim() == 3 else advantages[..., None]
+
+
+def _logprobs(groups: Sequence[Group]) -> NDArray[np.float64]:
+    """[B, G] log-probability of each answer, as it was sampled."""
+    return np.array([[rollout.response.logprobs.sum(dtype=np.float64) for rollout in one.rollouts] for one in groups])
 
 
 def _refuse_other_lengths(of_tokens: TokenAdvantages, groups: Sequence[Group]) -> None:

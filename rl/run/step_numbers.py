@@ -121,7 +121,8 @@ def _term_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 def _answer_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """answer/valid and answer/status_NAME (shares), answer/wrapped (share that only lenient reading takes),
-    answer/tokens, answer/cut_short (share that met the length limit).
+    answer/tokens, answer/cut_short (share that met the length limit), answer/entropy (nats per token, estimated by
+    what was sampled, at its temperature).
 
     Means over the answers that drew, 0 where none did: answer/vertices, answer/self_crossings.
     """
@@ -129,6 +130,7 @@ def _answer_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     drawn = [rollout.answer for rollout in rollouts if rollout.answer.status is AnswerStatus.OK]
     flat = flatten_rings([ring for answer in drawn for ring in answer.rings_px])
     answer_offsets = np.cumsum([0, *(len(answer.rings_px) for answer in drawn)], dtype=np.int64)
+    logprobs = np.concatenate([rollout.response.logprobs for rollout in rollouts])
     share = 1 / len(rollouts)
     return (
         {"answer/valid": share * sum(rollout.answer.status.valid for rollout in rollouts)}
@@ -137,6 +139,7 @@ def _answer_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
             "answer/vertices": float(np.mean([answer.num_vertices for answer in drawn])) if drawn else 0.0,
             "answer/self_crossings": float(np.mean(self_crossings(*flat, answer_offsets))) if drawn else 0.0,
             "answer/tokens": share * sum(len(rollout.response.tokens) for rollout in rollouts),
+            "answer/entropy": -float(np.mean(logprobs)) if logprobs.size else 0.0,
             "answer/wrapped": share * sum(not rollout.answer.bare for rollout in rollouts),
             "answer/cut_short": share * sum(rollout.response.finish == "length" for rollout in rollouts),
         }

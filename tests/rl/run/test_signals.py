@@ -32,7 +32,7 @@ NOTHING, EIGHT = np.zeros((0, 8, 8), np.bool_), np.arange(64).reshape(1, 8, 8) <
 
 def rollout(index: int, answer: Answer, iou: float, near: float | None, area_px: int = 0) -> Rollout:
     finish = "length" if answer is CUT else "stop"
-    response = Response(np.arange(3 + index), np.zeros(3 + index, np.float32), finish)
+    response = Response(np.arange(3 + index), np.full(3 + index, -0.5 * (1 + index), np.float32), finish)
     return Rollout(index, response, "", answer, 0, area_px, iou, {"mask_iou": iou, "near": near}, 1, index)
 
 
@@ -60,6 +60,7 @@ def test_group_metrics_by_hand() -> None:
     assert metrics["answer/status_ok"] == pytest.approx(0.75)
     assert metrics["answer/status_truncated"] == pytest.approx(0.25)
     assert metrics["answer/tokens"] == pytest.approx((3 + 4 + 3 + 4) / 4)
+    assert metrics["answer/entropy"] == pytest.approx((3 * 0.5 + 4 * 1.0) / 7)
     assert metrics["answer/cut_short"] == pytest.approx(0.25)
     assert metrics["group/without_signal"] == pytest.approx(0.5)
 
