@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from envs.codecs._point_codec import PointCodec
+from envs.codecs.base import LimitedCodec
 from envs.example import Prompt, Question
 from envs.plugin import Plugin
 from policies.checkpoint import Checkpoint
@@ -65,7 +66,7 @@ class Report:
     tokens_per_vertex: float
     """Tokens of an outline of 40 corners, end token and brackets included, by corner."""
     longest_outline: int
-    """Vertices that an answer of sampling.max_tokens holds."""
+    """Vertices that an answer of sampling.max_tokens holds, and the codec writes."""
     memory_gib: dict[str, float]
     """GiB of weights on a worker, and of weights, gradients and optimizer on a learner rank, without activations."""
     engine_class: str
@@ -155,7 +156,9 @@ def _report(held: Checkpoint, processor: Processor, dtype: str, max_tokens: int)
     question = Question(np.zeros((*_SIZES[0], 3), np.uint8), Prompt.of_text(_PHRASE))
     per_vertex = _tokens_per_vertex(processor)
     coordinates = {"codec": _coordinates(processor), "family": processor.family.coordinates}
-    longest = int(max_tokens / per_vertex)
+    held_by_codec = processor.codec.max_vertices if isinstance(processor.codec, LimitedCodec) else max_tokens
+    longest = min(int(max_tokens / per_vertex), held_by_codec)
+    ordinary = min(_VERTICES, held_by_codec)
     tokenizer = processor.tokenizer
     return Report(
         checkpoint=str(held.folder),
@@ -173,8 +176,8 @@ def _report(held: Checkpoint, processor: Processor, dtype: str, max_tokens: int)
         engine_class=str((held.config.get("architectures") or ["unnamed"])[0]),
         notes=[
             *notes_of(processor, held.dtype, dtype),
-            *_length_notes(longest, max_tokens),
-            *thinking_notes(processor, round(per_vertex * _VERTICES), max_tokens),
+            *_length_notes(longest, ordinary, max_tokens),
+            *thinking_notes(processor, round(per_vertex * ordinary), max_tokens),
         ],
     )
 
@@ -230,8 +233,8 @@ def notes_of(processor: Processor, stored: str | None, dtype: str) -> list[str]:
     return notes
 
 
-def _length_notes(longest: int, max_tokens: int) -> list[str]:
-    if longest >= _VERTICES:
+def _length_notes(longest: int, ordinary: int, max_tokens: int) -> list[str]:
+    if longest >= ordinary:
         return []
     return [
         f"sampling.max_tokens {max_tokens} holds outlines of {longest} vertices; longer ones are cut and earn nothing: "
@@ -263,7 +266,7 @@ def table_of(report: Report) -> Table:
             ("answers end at", " ".join(report.end_tokens)),
             ("never sampled", f"{report.never_sampled} tokens"),
             ("places are written as", " / ".join(f"{who}: {kind}" for who, kind in report.coordinates.items())),
-            ("tokens a vertex", f"{report.tokens_per_vertex:.1f}; max_tokens holds {report.longest_outline}"),
+            ("tokens a vertex", f"{report.tokens_per_vertex:.1f}; an answer holds {report.longest_outline} of them"),
             ("memory", ", ".join(f"{who} {size:.1f} GiB" for who, size in report.memory_gib.items())),
         ]
     rows += [("note", note) for note in report.notes] + [("PROBLEM", problem) for problem in report.problems]

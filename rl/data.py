@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.table import Table
 
-from envs.codecs.base import AnswerCodec
+from envs.codecs.base import AnswerCodec, LimitedCodec
 from envs.datasets.base import Env, NamesSplits
 from envs.example import Example
 from envs.geometry.contours import outline, rings_from_mask
@@ -114,16 +114,6 @@ def prepared_table(cards: Mapping[str, Card]) -> Table:
     return table
 
 
-@runtime_checkable
-class LimitedCodec(Protocol):
-    """A codec that tells how much one answer may hold."""
-
-    max_rings: int
-    """Most rings of an answer."""
-    max_vertices: int
-    """Most vertices of an answer."""
-
-
 @dataclass(frozen=True)
 class Spread:
     """How a number is spread over examples."""
@@ -166,6 +156,8 @@ class SplitSummary:
     """All of the split."""
     looked_at: int
     """Examples that the other numbers are of."""
+    images: int
+    """Different images among these: few where the same ones are asked about again and again."""
     instances: dict[str, int]
     """How many examples have so many true instances; "0" asks for what is not there."""
     unwritable: int
@@ -274,6 +266,7 @@ def summary_of(seen: Sequence[Seen], num_examples: int) -> SplitSummary:
     return SplitSummary(
         examples=num_examples,
         looked_at=len(seen),
+        images=len({one.example.image.sha256 for one in seen}),
         instances={str(number): count for number, count in sorted(instances.items())},
         unwritable=sum(not one.text for one in seen),
         codec_iou=spread([one.iou for one in drawn]),
@@ -299,6 +292,7 @@ def summary_rows(summaries: Mapping[str, SplitSummary]) -> list[tuple[str, list[
     return [
         ("examples", [f"{one.examples:,}" for one in splits]),
         ("looked at", [f"{one.looked_at:,}" for one in splits]),
+        ("images among them", [f"{one.images:,}" for one in splits]),
         ("nothing true among them", [f"{one.instances.get('0', 0):,}" for one in splits]),
         ("prompt tokens: median, p90, max", [_lengths(one.prompt_tokens) for one in splits]),
         ("answer tokens: median, p90, max", [_lengths(one.answer_tokens) for one in splits]),

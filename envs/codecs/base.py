@@ -132,6 +132,16 @@ def without_vertices(state: State, num_characters: int, numerals: Numerals) -> S
     )
 
 
+@runtime_checkable
+class LimitedCodec(Protocol):
+    """A codec that tells how much one answer may hold."""
+
+    max_rings: int
+    """Most rings of an answer."""
+    max_vertices: int
+    """Most vertices of an answer."""
+
+
 class AnswerCodec(Protocol):
     """Text <-> polygons.
 

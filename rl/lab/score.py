@@ -180,6 +180,9 @@ def table(found: Rescored) -> Table:
 def tell(found: Rescored, rewards: Path | None, out: Path | None, console: Console) -> None:
     """Print the table, what was written, and whether the archive was reproduced."""
     console.print(table(found))
+    for name, sums in found.sums.items():
+        if not sums.applies:
+            console.print(f"{name} applies to none of these answers, so that it changes no total")
     for name, num in found.skipped.items():
         console.print(f"{name} was left out of {num} answers that broke it")
     console.print(f"{found.answers / max(found.seconds, 1e-9):,.0f} answers per second")

@@ -61,16 +61,17 @@ class Engine:
                 "sampling.grammar is true, which pool.engine vllm cannot do; set it to false, or pool.engine.name to "
                 "shared."
             )
+        setting = "sampling.temperature_schedule" if sampling.temperature_schedule else "sampling.temperature"
         for temperature in sampling.temperatures:
             if 0 < temperature < _COLDEST:
                 raise ValueError(
-                    f"sampling.temperature is {temperature}, which vLLM would raise to {_COLDEST}; set it to 0 or "
-                    f"to {_COLDEST} or more."
+                    f"{setting} is {temperature}, which vLLM would raise to {_COLDEST}; set it to 0 or to {_COLDEST} "
+                    "or more."
                 )
             if temperature > _HOTTEST:
                 raise ValueError(
-                    f"sampling.temperature is {temperature}, and pool.engine vllm takes {_HOTTEST:g} at most; set "
-                    "it to that or less, or pool.engine.name to shared."
+                    f"{setting} is {temperature}, and pool.engine vllm takes {_HOTTEST:g} at most; set it to that or "
+                    "less, or pool.engine.name to shared."
                 )
         if gpus_per_worker <= 0:
             raise ValueError(

@@ -75,7 +75,9 @@ def test_weights_elsewhere_and_a_limit_as_sft_has_it_are_reported(tmp_path: Path
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}')
     report = check(str(folder), Path("sft_tiny"))
     assert report.parameters == {} and len(report.problems) == 1 and "names ../b.safetensors" in report.problems[0]
-    assert report.longest_outline == int(read_mapping(Path("sft_tiny"))["max_tokens"] / report.tokens_per_vertex)
+    most = int(read_mapping(Path("sft_tiny"))["max_tokens"] / report.tokens_per_vertex)
+    assert report.longest_outline == min(most, 16)  # codec.max_vertices
+    assert check(str(folder), Path("sft_tiny"), ["max_tokens=500"]).longest_outline == 16
 
 
 def test_overrides_change_the_config_and_need_one() -> None:

@@ -40,7 +40,7 @@ def test_the_bound_of_a_codec_takes_a_hole_where_its_rings_allow_it_and_tells_wh
         assert number == 3 and frame.iou == pytest.approx(bound) and nothing.iou == 1.0
         assert bool(both.text) == (not beyond)
         found = summary_of(seen, number)
-        assert (found.examples, found.looked_at, found.unwritable) == (3, 3, beyond)
+        assert (found.examples, found.looked_at, found.unwritable, found.images) == (3, 3, beyond, 1)
         assert found.instances == {"0": 1, "1": 1, "2": 1}
         assert found.codec_iou.most == pytest.approx(bound)  # the phrase that nothing fits is left out
         assert found.taught_iou is None and found.answer_tokens.most >= len(frame.text.split())

@@ -392,6 +392,7 @@ def test_vllm_sleeps_once_and_wakes_each_part_once_and_its_caches_are_stale_then
         (Sampling(grammar=True), 1.0, "sampling.grammar is true, which pool.engine vllm cannot do"),
         (Sampling(temperature=0.001), 1.0, "sampling.temperature is 0.001, which vLLM would raise to 0.01"),
         (Sampling(temperature=2.01), 1.0, "sampling.temperature is 2.01, and pool.engine vllm takes 2 at most"),
+        (Sampling(temperature_schedule=[[0, 2.5], [9, 1]]), 1.0, "sampling.temperature_schedule is 2.5, and pool.eng"),
         (Sampling(), 0.0, "pool.gpus_per_worker is 0.0, but pool.engine vllm needs a GPU"),
     ],
 )
