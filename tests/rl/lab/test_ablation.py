@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from envs.codecs.path_tokens import Codec
+from envs.datasets._scene import SPATIAL_WORDS
+from envs.datasets.cutout_scenes import Env
+from policies.tiny_model import TinySizes, write_untrained
 from rl.cli.rewards import rewards_app
 from rl.config.load import shipped_configs
 from rl.evaluation.scores import Interval
@@ -122,27 +126,45 @@ def test_every_shipped_reward_config_can_be_trained_under(name: str, tmp_path: P
     assert "mask_iou" in run.config.rewards
 
 
-SEVERAL = {"matched", "soft_matched", "union", "instance_credit"}
-"""Configs of findings whose base is `several`; they differ from `matched`, the others from `plain`."""
+BASES = {
+    ("several", "matched"): ("soft_matched", "union", "instance_credit"),
+    ("draft", "two_turns_iou"): ("two_turns", "one_turn"),
+    ("demo", "varied"): ("varied_length", "varied_economy"),
+}
+"""Configs of findings by their base and the one that they differ from; of those not named, `demo` and `plain`."""
 AS_MANY_ANSWERS = {"group_size", "groups_per_step", "groups_per_unit", "learner"}
 """What groups_of_32 changes, so that a step has as many answers."""
 
 
-@pytest.mark.parametrize("name", sorted({*shipped_configs("findings")} - {"plain", "matched"}))
+@pytest.fixture(scope="module")
+def drafts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of random weights whose words are those of the embedded model and the marks around a draft."""
+    env, codec = Env("train"), Codec(box_bins=64, path_bins=32, max_rings=4, max_vertices=16)
+    words = {word for name in env.names for word in name.split()} | SPATIAL_WORDS
+    folder = tmp_path_factory.mktemp("drafts") / "policy"
+    sizes = TinySizes(text_width=32, text_layers=2, text_heads=2, vision_width=16, vision_layers=2, vision_heads=2)
+    write_untrained(folder, [*codec.words, "<think>", "</think>", *sorted(words)], sizes, seed=0)
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted({*shipped_configs("findings")} - {"plain", "matched", "two_turns_iou"}))
 def test_every_config_of_a_finding_can_be_trained_and_differs_from_the_first_one_in_one_section(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, drafts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     embedded = Path(str(files("policies")))
     # In place of the checkpoints that the commands in these files make.
-    for made in (f"findings/{name}", "sft_several"):
+    for made in {f"findings/{name}", "findings/varied", "sft_several", "sft_draft"}:
         (tmp_path / "runs" / made).mkdir(parents=True)
-        (tmp_path / "runs" / made / "policy").symlink_to(embedded / "tiny")
-    base, first = ("several", "matched") if name in SEVERAL else ("demo", "plain")
+        (tmp_path / "runs" / made / "policy").symlink_to(drafts if made == "sft_draft" else embedded / "tiny")
+    base, first = next((key for key, names in BASES.items() if name in names), ("demo", "plain"))
     asked = Ablation((Path("findings") / first, Path("findings") / name), tmp_path / "out", Path(base), seeds=1)
     plain, one = plan(asked)
     changed = {key for key, value in vars(one.config).items() if value != vars(plain.config)[key]} - {"run"}
-    assert changed == AS_MANY_ANSWERS if name == "groups_of_32" else len(changed) == 1
+    if name == "one_turn":  # the draft costs as many tokens as a second answer
+        assert changed == {"policy", "group_size"}
+    else:
+        assert changed == AS_MANY_ANSWERS if name == "groups_of_32" else len(changed) == 1
 
 
 def test_a_reward_config_may_change_other_settings_but_not_what_the_ablation_sets(tmp_path: Path) -> None:
