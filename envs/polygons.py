@@ -167,7 +167,7 @@ def bounding_box_px(vertices: NDArray[np.float64]) -> Box:
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
-def px_from_grid(grid: NDArray[np.integer], bins: int, extent_px: Box) -> NDArray[np.float64]:
+def px_from_grid(grid: NDArray[np.integer] | NDArray[np.float64], bins: int, extent_px: Box) -> NDArray[np.float64]:
     """Grid numbers [N, 2] in 0..bins to pixels, 0 and bins being the near and the far edge of `extent_px`."""
     x0, y0, x1, y1 = extent_px
     return np.array([x0, y0]) + np.asarray(grid, np.float64) * (np.array([x1 - x0, y1 - y0]) / bins)

@@ -3,11 +3,10 @@
 A space may end the text. Numbers have no leading zeros.
 """
 
+from envs.codecs._boxed_codec import EMPTY_WORD, INSTANCE_WORD, RING_WORD
 from envs.codecs._numerals import Bounds, WholeNumerals
 from envs.codecs._open_ring import closing_numbers
 from envs.codecs.base import State, number_begun, ring_begun, room_for_ring, vertex_ended, without_vertices
-
-EMPTY_WORD, RING_WORD, INSTANCE_WORD = "none", "M", ";"
 
 
 class PathTokensGrammar:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from envs.codecs._coordinates import ShownSize
 from envs.codecs._numerals import Bounds, Numerals
+from envs.codecs._open_path import OpenPath
 from envs.codecs._open_ring import NOTHING_FITS, OpenRing
 from envs.polygons import Answer, Ring
 
@@ -38,6 +39,8 @@ class State(NamedTuple):
     needed: int | None = 3
     """Vertices that the ring needs before it may end; None within a vertex, and where what is left out decides."""
     characters_left: int = MANY
+    path: OpenPath | None = OpenPath()
+    """The outline so far, where it may have curves; None where left out."""
     spaced: bool = False
     """Whether the last character was a space."""
     sure: bool = True

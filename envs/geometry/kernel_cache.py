@@ -12,7 +12,7 @@ _PACKAGES = Path(__file__).resolve().parents[2]
 KERNEL_FILES = tuple(
     _PACKAGES / name
     for name in (
-        *(f"envs/geometry/{name}.py" for name in ("spans", "rle", "raster")),
+        *(f"envs/geometry/{name}.py" for name in ("spans", "rle", "raster", "curve_fit")),
         *(
             f"rewards/kernels/{name}.py"
             for name in ("bands", "chains", "slabs", "overlap", "cores", "judging", "vertices")

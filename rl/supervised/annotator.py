@@ -50,6 +50,8 @@ def _simplified(mask: NDArray[np.bool_], settings: OutlineSettings) -> list[Ring
     if settings.simplify == "budget":
         return outline(loose, settings.max_vertices, settings.max_rings, min_share=_LEAST_SHARE)
     rings = largest_rings(rings_from_mask(loose), settings.max_rings, _LEAST_SHARE)
+    if settings.simplify == "traced":
+        return rings
     if settings.simplify == "douglas_peucker":
         rings = [douglas_peucker(ring, settings.peucker_share) for ring in rings]
     elif rings:

@@ -145,10 +145,11 @@ def refuse_unfit_answers(processor: Processor, splits: tuple[Env, Env], config: 
         tokens = len(answer_tokens(example, processor, answer_text(example, codec, settings)))
         longest, its_id = max((longest, its_id), (tokens, example.id))
     if longest > config.max_tokens:
+        traced = settings.simplify == "traced"
+        setting = "codec.max_vertices" if traced else f"sft.max_vertices (now {settings.max_vertices})"
         raise ValueError(
             f"max_tokens is {config.max_tokens}, but the answer to {its_id} takes {longest} tokens, so evaluations cut "
-            f"it off and count it as wrong; set max_tokens to {longest} or more, or lower sft.max_vertices (now "
-            f"{settings.max_vertices})."
+            f"it off and count it as wrong; set max_tokens to {longest} or more, or lower {setting}."
         )
 
 

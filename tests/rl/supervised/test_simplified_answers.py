@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.codecs import path_tokens, point_text
+from envs.codecs import path_tokens, point_text, svg_path
 from envs.example import Example, ImageRef, Prompt, Truth
 from envs.geometry.contours import mask_from_rings
 from envs.geometry.masks import iou
@@ -35,6 +35,14 @@ def test_each_rule_keeps_what_it_promises_and_the_budget_bounds_all_three() -> N
     num, reached = drawn(simplify="douglas_peucker", peucker_share=0.01, max_vertices=64)
     assert num < 20 and reached > 0.9
     assert drawn(simplify="douglas_peucker", peucker_share=0.001, max_vertices=10)[0] == 10
+
+
+def test_traced_outlines_are_the_masks_own_and_the_codec_of_paths_fits_them() -> None:
+    assert drawn(simplify="traced", max_vertices=10)[1] == 1.0
+    codec = svg_path.Codec(max_vertices=9)
+    text = answer_text(example(), codec, SftSettings(simplify="traced", max_vertices=10))
+    reached = mask_from_rings(codec.read(text, 60, 80).rings_px, 60, 80)
+    assert text.count("Q") + text.count("C") >= 1 and iou(reached, DISC) > 0.97
 
 
 def test_answers_stand_in_sentences_that_lenient_reading_takes_and_an_example_keeps_its_own() -> None:

@@ -1,0 +1,289 @@
+"""Outlines written as few lines and Bézier curves: the path that is worth its points.
+
+Joints are chosen among the outline's vertices by dynamic programming, as potrace chooses the corners of its polygons
+(Selinger 2003): from joint to joint goes a line (1 point), a quadratic (2) or a cubic curve (3), and the way round is
+taken that costs least, each point a price and each segment the area between it and the outline. Curves are fitted by
+least squares with their ends fixed and their parameters improved by Newton's step (Schneider 1990, Graphics Gems).
+Inner control points are free within the outline's box, with no common tangent where two curves meet, since a mask does
+not show it. A corner that no curve follows is a joint by itself.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from envs.geometry.contours import canonical_start, simplify
+from envs.geometry.curves import Path, Segment, lines, num_points, signed_area
+from envs.geometry.raster import importance
+from envs.polygons import Ring, signed_area_px
+
+MAX_JOINTS = 128
+"""Vertices of a ring at which segments may meet, the most important ones."""
+_STEP_PX = 1.0
+"""Points by which a fit is judged are no further apart, but on long rings."""
+_LONG_PX = 3.0
+"""A right angle between edges of this length is a corner of the shape; a shorter edge is a stair of its pixels."""
+_JOINTS_A_POINT = 4
+"""Joints to choose from for each point that may be written."""
+_NARROWED = 12
+"""Bisections of the price of a point, after it was doubled until the points sufficed."""
+_MOST_BESIDE = 0.2
+"""A segment beside which lies more of its ring's area is not looked at, nor one that begins there and goes on farther
+than a few joints."""
+_PATIENCE = 3
+"""So many joints."""
+_MOST_STEPS = 500
+"""Points by which a ring is judged; they are further apart where it is long."""
+_KEPT_AREA = 0.5
+"""A path of less than this share of its ring's area stands for nothing; a polygon is written."""
+
+
+def fitted_within(rings: list[Ring], least_share: float, max_points: int, degree: int = 3) -> list[Path]:
+    """Paths of rings [N, 2] px that take at most `max_points` together, of segments up to a degree: 1 is lines alone.
+
+    A point is written where it brings the paths nearer to the rings by `least_share` of their area or more; where there
+    are more such points than may be written, those that bring most. Nearness is to the rings with their pixel stairs
+    made slopes (`smoothed`). Directions are the rings', and each path begins at its topmost, then leftmost point. A
+    path that would lose half of its area is a polygon. Raises ValueError where three points a ring do not fit.
+    """
+    if 3 * len(rings) > max_points:
+        raise ValueError(
+            f"max_points is {max_points}, but {len(rings)} rings need 3 each; keep fewer rings or raise it to "
+            f"{3 * len(rings)}."
+        )
+    outlines = [_Outline(ring, min(MAX_JOINTS, _JOINTS_A_POINT * max_points), degree) for ring in rings]
+    area_px = sum(abs(signed_area_px(ring)) for ring in rings)
+    price = max(1e-6, least_share * area_px)
+    found, too_low = _affordable(outlines, price, max_points), 0.0
+    while found is None:
+        if price > area_px:  # of a ring without area, say, nothing is worth a point
+            return [lines(ring) for ring in simplify(rings, max_points)]
+        price, too_low = 2 * price, price
+        found = _affordable(outlines, price, max_points)
+    for _ in range(_NARROWED if too_low else 0):
+        middle = (too_low * price) ** 0.5
+        tried = _affordable(outlines, middle, max_points)
+        if tried is None:
+            too_low = middle
+        else:
+            found, price = tried, middle
+    return found
+
+
+def _affordable(outlines: list["_Outline"], price: float, max_points: int) -> list[Path] | None:
+    """The paths of outlines at a price px^2 a point; None where they take more points than there may be."""
+    paths = [outline.fitted(price) for outline in outlines]
+    return paths if sum(map(num_points, paths)) <= max_points else None
+
+
+class _Outline:
+    """A ring with its pixel stairs made slopes, as points close to each other; some of them may be joints."""
+
+    def __init__(self, ring: Ring, max_joints: int, degree: int) -> None:
+        self._ring = ring
+        vertices = canonical_start(smoothed(ring))
+        ranks = importance(np.ascontiguousarray(vertices, np.float64))
+        ends = np.roll(vertices, -1, axis=0)
+        lengths = np.hypot(*(ends - vertices).T)
+        step = max(_STEP_PX, lengths.sum() / _MOST_STEPS)
+        counts = np.maximum(1, np.ceil(lengths / step)).astype(np.int64)
+        shares = np.concatenate([np.arange(count) / count for count in counts])
+        along = np.repeat(vertices, counts, axis=0) + shares[:, None] * np.repeat(ends - vertices, counts, axis=0)
+        self._points = np.concatenate([along, vertices[:1]])
+        places = np.concatenate([[0], np.cumsum(counts)])
+        chosen = np.append(ranks <= max_joints, True)
+        chosen[0] = True
+        self._joints = places[chosen]
+        self._box = np.stack([ring.min(axis=0), ring.max(axis=0)])
+        """Control points stay within it, as those of a path inside a box must."""
+        most = _MOST_BESIDE * abs(signed_area_px(ring))
+        self._beside = _areas_beside(self._points, self._joints, self._box, degree, most)
+
+    def fitted(self, price: float) -> Path:
+        """The path that costs least, a point being worth `price` square pixels."""
+        before, degrees = _cheapest(self._beside, price)
+        path: list[Segment] = []
+        end = len(self._joints) - 1
+        while end:
+            begin = int(before[end])
+            span = self._points[self._joints[begin] : self._joints[end] + 1]
+            path.append(_control_points(span, int(degrees[end]), self._box))
+            end = begin
+        path.reverse()
+        if signed_area(path) * np.sign(signed_area_px(self._ring)) < _KEPT_AREA * abs(signed_area_px(self._ring)):
+            return lines(simplify([self._ring], max(3, num_points(path)))[0])
+        return path
+
+
+def smoothed(ring: Ring) -> Ring:
+    """A ring [N, 2] px whose pixel stairs are slopes: each corner at a short edge cut, half a pixel to either side.
+
+    What is cut off holds no pixel's centre. A ring with a slope of its own, as annotators draw them, stays as it is.
+    """
+    to_last, to_next = np.roll(ring, 1, axis=0) - ring, np.roll(ring, -1, axis=0) - ring
+    if not (to_next == 0).any(axis=1).all():
+        return ring
+    stair = np.minimum(np.abs(to_last).sum(axis=1), np.abs(to_next).sum(axis=1)) < _LONG_PX
+    cut = np.where(stair, 0.5, 0.0)[:, None]
+    around = np.stack([ring + cut * np.sign(to_last), ring + cut * np.sign(to_next)], axis=1).reshape(-1, 2)
+    return around[(around != np.roll(around, 1, axis=0)).any(axis=1)]
+
+
+@njit(cache=True, nogil=True)
+def _areas_beside(points: Any, joints: Any, box: Any, highest: int, most: float) -> Any:
+    """[J, J, 3] square pixels beside the line, quadratic and cubic curve from one joint to a later one; inf elsewhere.
+
+    points: [P, 2], the last the first again; joints: places [J] in it, the first and the last point among them;
+    highest: degree; most: where more lies beside all that are tried, later joints are not.
+    """
+    num = len(joints)
+    beside = np.full((num, num, 3), np.inf)
+    for begin in range(num - 1):
+        failed = 0
+        for end in range(begin + 1, num):
+            span = points[joints[begin] : joints[end] + 1]
+            beside[begin, end, 0] = least = _area_beside_line(span)
+            for degree in range(2, highest + 1 if len(span) > 3 else 2):
+                beside[begin, end, degree - 1] = _fit(span, degree, box)[1]
+                least = min(least, beside[begin, end, degree - 1])
+            failed = failed + 1 if least > most else 0
+            if failed >= _PATIENCE:
+                break
+    return beside
+
+
+@njit(cache=True, nogil=True)
+def _cheapest(beside: Any, price: float) -> Any:
+    """The way round that costs least: for each joint [J] the one before it, and the degree of what leads there.
+
+    beside: as of `_areas_beside`; price: of a point, square pixels.
+    """
+    num = len(beside)
+    cost = np.full(num, np.inf)
+    before, degrees = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    cost[0] = 0.0
+    for end in range(1, num):
+        for begin in range(end):
+            for degree in range(1, 4):
+                paid = cost[begin] + degree * price + beside[begin, end, degree - 1]
+                if paid < cost[end]:
+                    cost[end], before[end], degrees[end] = paid, begin, degree
+    return before, degrees
+
+
+def _control_points(span: NDArray[np.float64], degree: int, box: NDArray[np.float64]) -> Segment:
+    """[degree + 1, 2] of the segment from the first to the last of points [N, 2]."""
+    return span[[0, -1]] if degree == 1 else np.asarray(_fit(span, degree, box)[0])
+
+
+@njit(cache=True, nogil=True)
+def _area_beside_line(span: Any) -> float:
+    """Square pixels between points [N, 2] and the line from the first to the last: distances times steps."""
+    ax, ay = span[0, 0], span[0, 1]
+    dx, dy = span[-1, 0] - ax, span[-1, 1] - ay
+    length = dx * dx + dy * dy
+    area = 0.0
+    for k in range(1, len(span) - 1):
+        px, py = span[k, 0] - ax, span[k, 1] - ay
+        share = 0.0 if length == 0 else min(1.0, max(0.0, (px * dx + py * dy) / length))
+        area += np.hypot(px - share * dx, py - share * dy) * _step(span, k)
+    return area
+
+
+@njit(cache=True, nogil=True)
+def _step(span: Any, k: int) -> float:
+    """Length of the way that point k stands for: half of that to either neighbour."""
+    before = np.hypot(span[k, 0] - span[k - 1, 0], span[k, 1] - span[k - 1, 1])
+    return (before + np.hypot(span[k + 1, 0] - span[k, 0], span[k + 1, 1] - span[k, 1])) / 2
+
+
+@njit(cache=True, nogil=True)
+def _fit(span: Any, degree: int, box: Any) -> Any:
+    """Control points [degree + 1, 2] of a curve from the first to the last of points [N, 2], and the area beside it.
+
+    Parameters are the share of the way along the points, then improved by Newton's step.
+    """
+    t = np.zeros(len(span))
+    for k in range(1, len(span)):
+        t[k] = t[k - 1] + np.hypot(span[k, 0] - span[k - 1, 0], span[k, 1] - span[k - 1, 1])
+    t /= t[-1]
+    control = _least_squares(span, t, degree, box)
+    _improve(span, t, control)
+    control = _least_squares(span, t, degree, box)
+    area = 0.0
+    for k in range(1, len(span) - 1):
+        x, y = _at(control, t[k])
+        area += np.hypot(x - span[k, 0], y - span[k, 1]) * _step(span, k)
+    return control, area
+
+
+@njit(cache=True, nogil=True)
+def _least_squares(span: Any, t: Any, degree: int, box: Any) -> Any:
+    """Control points [degree + 1, 2] nearest to points [N, 2] at parameters [N], kept within a box [2, 2]."""
+    control = np.empty((degree + 1, 2))
+    control[0], control[degree] = span[0], span[-1]
+    aa, ab, bb = 1e-12, 0.0, 1e-12
+    a, b = np.zeros(2), np.zeros(2)
+    for k in range(1, len(span) - 1):
+        s, r = t[k], 1 - t[k]
+        if degree == 2:
+            first, second, rest = 2 * r * s, 0.0, span[k] - r * r * span[0] - s * s * span[-1]
+        else:
+            first, second = 3 * r * r * s, 3 * r * s * s
+            rest = span[k] - r * r * r * span[0] - s * s * s * span[-1]
+        aa, ab, bb = aa + first * first, ab + first * second, bb + second * second
+        a, b = a + first * rest, b + second * rest
+    for axis in range(2):
+        low, high = box[0, axis], box[1, axis]
+        if degree == 2:
+            control[1, axis] = min(high, max(low, a[axis] / aa))
+            continue
+        determinant = aa * bb - ab * ab
+        one, two = (a[axis] * bb - b[axis] * ab) / determinant, (b[axis] * aa - a[axis] * ab) / determinant
+        if one < low or one > high:  # the other is then the best beside it
+            one = min(high, max(low, one))
+            two = (b[axis] - ab * one) / bb
+        elif two < low or two > high:
+            two = min(high, max(low, two))
+            one = (a[axis] - ab * two) / aa
+        control[1, axis], control[2, axis] = min(high, max(low, one)), min(high, max(low, two))
+    return control
+
+
+@njit(cache=True, nogil=True)
+def _at(control: Any, t: float) -> Any:
+    """Point of a quadratic or cubic curve at a parameter of 0..1."""
+    r = 1 - t
+    if len(control) == 3:
+        weights = (r * r, 2 * r * t, t * t, 0.0)
+    else:
+        weights = (r * r * r, 3 * r * r * t, 3 * r * t * t, t * t * t)
+    x, y = 0.0, 0.0
+    for k in range(len(control)):
+        x, y = x + weights[k] * control[k, 0], y + weights[k] * control[k, 1]
+    return x, y
+
+
+@njit(cache=True, nogil=True)
+def _improve(span: Any, t: Any, control: Any) -> None:
+    """Move each parameter by a Newton step towards the foot of its point on the curve."""
+    degree = len(control) - 1
+    first = degree * (control[1:] - control[:-1])
+    second = (degree - 1) * (first[1:] - first[:-1])
+    for k in range(1, len(span) - 1):
+        s, r = t[k], 1 - t[k]
+        x, y = _at(control, s)
+        if degree == 2:
+            dx, dy = r * first[0, 0] + s * first[1, 0], r * first[0, 1] + s * first[1, 1]
+            ddx, ddy = second[0, 0], second[0, 1]
+        else:
+            u, v, w = r * r, 2 * r * s, s * s
+            dx = u * first[0, 0] + v * first[1, 0] + w * first[2, 0]
+            dy = u * first[0, 1] + v * first[1, 1] + w * first[2, 1]
+            ddx, ddy = r * second[0, 0] + s * second[1, 0], r * second[0, 1] + s * second[1, 1]
+        ex, ey = x - span[k, 0], y - span[k, 1]
+        slope = dx * dx + dy * dy + ex * ddx + ey * ddy
+        if slope > 0:
+            t[k] = min(1.0, max(0.0, s - (ex * dx + ey * dy) / slope))
