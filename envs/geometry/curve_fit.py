@@ -5,10 +5,13 @@ Joints are chosen among the outline's vertices by dynamic programming, as potrac
 taken that costs least, each point a price and each segment the area between it and the outline. Curves are fitted by
 least squares with their ends fixed and their parameters improved by Newton's step (Schneider 1990, Graphics Gems).
 Inner control points are free within the outline's box, with no common tangent where two curves meet, since a mask does
-not show it. A corner that no curve follows is a joint by itself.
+not show it. A corner that no curve follows is a joint by itself. Last, all points are moved to where the squares of
+the distances are least, joints too: a path whose joints lie on the outline cuts its bends.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from math import comb
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -36,8 +39,21 @@ _PATIENCE = 3
 """So many joints."""
 _MOST_STEPS = 500
 """Points by which a ring is judged; they are further apart where it is long."""
+_FIRM = 1e-3
+"""Directions in which an outline's points say less of a path's are left as they are, as a share of the clearest."""
 _KEPT_AREA = 0.5
 """A path of less than this share of its ring's area stands for nothing; a polygon is written."""
+
+
+Parameters = NDArray[np.float64]
+
+
+class Span(NamedTuple):
+    """A segment of a way round an outline: from one of its points to a later one, and its degree."""
+
+    begin: int
+    end: int
+    degree: int
 
 
 def fitted_within(rings: list[Ring], least_share: float, max_points: int, degree: int = 3) -> list[Path]:
@@ -69,13 +85,18 @@ def fitted_within(rings: list[Ring], least_share: float, max_points: int, degree
             too_low = middle
         else:
             found, price = tried, middle
-    return found
+    return [outline.path(way) for outline, way in zip(outlines, found, strict=True)]
 
 
-def _affordable(outlines: list["_Outline"], price: float, max_points: int) -> list[Path] | None:
-    """The paths of outlines at a price px^2 a point; None where they take more points than there may be."""
-    paths = [outline.fitted(price) for outline in outlines]
-    return paths if sum(map(num_points, paths)) <= max_points else None
+def _affordable(outlines: list["_Outline"], price: float, max_points: int) -> list[list[Span]] | None:
+    """The ways round outlines at a price px^2 a point; None where they take more points than there may be."""
+    ways = [outline.way(price) for outline in outlines]
+    return ways if sum(map(_num_points, ways)) <= max_points else None
+
+
+def _num_points(way: Sequence[Span]) -> int:
+    """Points that say a way round: the line that closes it is not said, and what has no area becomes a triangle."""
+    return max(3, 1 + sum(span.degree for span in way) - (way[-1].degree == 1))
 
 
 class _Outline:
@@ -101,20 +122,41 @@ class _Outline:
         most = _MOST_BESIDE * abs(signed_area_px(ring))
         self._beside = _areas_beside(self._points, self._joints, self._box, degree, most)
 
-    def fitted(self, price: float) -> Path:
-        """The path that costs least, a point being worth `price` square pixels."""
+    def way(self, price: float) -> list[Span]:
+        """The way round that costs least, a point being worth `price` square pixels."""
         before, degrees = _cheapest(self._beside, price)
-        path: list[Segment] = []
+        spans: list[Span] = []
         end = len(self._joints) - 1
         while end:
             begin = int(before[end])
-            span = self._points[self._joints[begin] : self._joints[end] + 1]
-            path.append(_control_points(span, int(degrees[end]), self._box))
+            spans.append(Span(int(self._joints[begin]), int(self._joints[end]), int(degrees[end])))
             end = begin
-        path.reverse()
+        return spans[::-1]
+
+    def path(self, way: Sequence[Span]) -> Path:
+        """The path of a way round, its points moved to where they serve best."""
+        fits = [_fit(self._points[span.begin : span.end + 1], span.degree, self._box) for span in way]
+        path = self._settled(way, [control for control, _, _ in fits], [t for _, t, _ in fits])
         if signed_area(path) * np.sign(signed_area_px(self._ring)) < _KEPT_AREA * abs(signed_area_px(self._ring)):
             return lines(simplify([self._ring], max(3, num_points(path)))[0])
         return path
+
+    def _settled(self, way: Sequence[Span], controls: Sequence[Segment], parameters: Sequence[Parameters]) -> Path:
+        """All points of a path, joints too, moved to where the squares of its distances are least.
+
+        A polygon whose joints lie on the outline cuts every bend. parameters: of the outline's points in each span.
+        """
+        firsts = np.cumsum([0, *(span.degree for span in way)])
+        held = np.concatenate([control[:-1] for control in controls])
+        system = np.zeros((len(self._points), len(held)))
+        for first, span, t in zip(firsts, way, parameters, strict=False):
+            for k in range(span.degree + 1):
+                weights = comb(span.degree, k) * t**k * (1 - t) ** (span.degree - k)
+                system[span.begin : span.end + 1, (first + k) % len(held)] = weights
+        moves = np.linalg.lstsq(system, self._points - system @ held, rcond=_FIRM)[0]
+        moved = (held + moves).clip(*self._box)
+        places = [(first + np.arange(span.degree + 1)) % len(held) for first, span in zip(firsts, way, strict=False)]
+        return [moved[place] for place in places]
 
 
 def smoothed(ring: Ring) -> Ring:
@@ -146,7 +188,7 @@ def _areas_beside(points: Any, joints: Any, box: Any, highest: int, most: float)
             span = points[joints[begin] : joints[end] + 1]
             beside[begin, end, 0] = least = _area_beside_line(span)
             for degree in range(2, highest + 1 if len(span) > 3 else 2):
-                beside[begin, end, degree - 1] = _fit(span, degree, box)[1]
+                beside[begin, end, degree - 1] = _fit(span, degree, box)[2]
                 least = min(least, beside[begin, end, degree - 1])
             failed = failed + 1 if least > most else 0
             if failed >= _PATIENCE:
@@ -173,11 +215,6 @@ def _cheapest(beside: Any, price: float) -> Any:
     return before, degrees
 
 
-def _control_points(span: NDArray[np.float64], degree: int, box: NDArray[np.float64]) -> Segment:
-    """[degree + 1, 2] of the segment from the first to the last of points [N, 2]."""
-    return span[[0, -1]] if degree == 1 else np.asarray(_fit(span, degree, box)[0])
-
-
 @njit(cache=True, nogil=True)
 def _area_beside_line(span: Any) -> float:
     """Square pixels between points [N, 2] and the line from the first to the last: distances times steps."""
@@ -201,7 +238,8 @@ def _step(span: Any, k: int) -> float:
 
 @njit(cache=True, nogil=True)
 def _fit(span: Any, degree: int, box: Any) -> Any:
-    """Control points [degree + 1, 2] of a curve from the first to the last of points [N, 2], and the area beside it.
+    """Of a segment from the first to the last of points [N, 2]: control points [degree + 1, 2], the points' parameters
+    [N], and the area beside it.
 
     Parameters are the share of the way along the points, then improved by Newton's step.
     """
@@ -209,6 +247,10 @@ def _fit(span: Any, degree: int, box: Any) -> Any:
     for k in range(1, len(span)):
         t[k] = t[k - 1] + np.hypot(span[k, 0] - span[k - 1, 0], span[k, 1] - span[k - 1, 1])
     t /= t[-1]
+    if degree == 1:
+        ends = np.empty((2, 2))
+        ends[0], ends[1] = span[0], span[-1]
+        return ends, t, _area_beside_line(span)
     control = _least_squares(span, t, degree, box)
     _improve(span, t, control)
     control = _least_squares(span, t, degree, box)
@@ -216,7 +258,7 @@ def _fit(span: Any, degree: int, box: Any) -> Any:
     for k in range(1, len(span) - 1):
         x, y = _at(control, t[k])
         area += np.hypot(x - span[k, 0], y - span[k, 1]) * _step(span, k)
-    return control, area
+    return control, t, area
 
 
 @njit(cache=True, nogil=True)

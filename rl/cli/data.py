@@ -325,3 +325,40 @@ def show(
     if out is not None:
         write_data_page(out, config.stem, {name: seen[:pictures] for name, (seen, _) in found.items()}, summaries)
         quiet.print(f"page: {out}", markup=False, soft_wrap=True)
+
+
+@data_app.command()
+def points(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Page (.html) of numbers and curves to write.")] = None,
+    as_json: AsJson = False,
+    split: Annotated[str, typer.Option(help="Split that is looked at.")] = "train",
+    budgets: Annotated[
+        str, typer.Option("--points", help="Most points of an answer, several numbers.")
+    ] = "6,8,12,16,24,32,48",
+    limit: Annotated[int, typer.Option(help="Most examples that are looked at.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Which examples are drawn.", min=0)] = 0,
+) -> None:
+    """How near outlines of few points come to the masks, and how many words they take: polygons and curves.
+
+    Tells how many vertices are worth teaching, before anything is trained.
+    """
+    from rl import points as looked_at
+    from rl.data import data_config
+    from rl.pages.json_text import json_text
+
+    numbers = [word.strip() for word in budgets.split(",")]
+    if not all(word.isdigit() and 3 <= int(word) <= 4096 for word in numbers):
+        raise ValueError(f"--points is {budgets!r}; give numbers of 3 or more, such as 8,12,16.")
+    _refuse_no_page(out, "--out")
+    quiet = Console(stderr=True) if as_json else console
+    wanted = sorted({int(word) for word in numbers})
+    found = looked_at.measure(data_config(config, overrides or []), split, limit, seed, wanted, quiet)
+    if as_json:
+        print(json_text(looked_at.as_json(found), indent=2))
+    else:
+        console.print(looked_at.table(found))
+    if out is not None:
+        looked_at.write_points_page(out, config.stem, split, found)
+        quiet.print(f"page: {out}", markup=False, soft_wrap=True)

@@ -35,10 +35,11 @@ class OutlineSettings:
     """Vertices of an annotated outline."""
     max_rings: Annotated[int, at_least(1)] = 3
     """Rings of an annotated outline."""
-    simplify: Annotated[str, one_of("budget", "iou", "douglas_peucker", "traced")] = "budget"
-    """How outlines are simplified: to `max_vertices` (`budget`); to the fewest vertices that keep `min_iou` (`iou`); by
-    Douglas and Peucker's rule within `peucker_share` (`douglas_peucker`). max_vertices bounds all three. `traced`: not
-    at all, for a codec that fits what it writes itself, as `svg_path` does."""
+    simplify: Annotated[str, one_of("budget", "chosen", "iou", "douglas_peucker", "traced")] = "budget"
+    """How outlines are simplified: to `max_vertices` (`budget`), or to those `max_vertices` that win most area
+    (`chosen`, nearer and slower); to the fewest vertices that keep `min_iou` (`iou`); by Douglas and Peucker's rule
+    within `peucker_share` (`douglas_peucker`). max_vertices bounds all four. `traced`: not at all, for a codec that
+    fits what it writes itself, as `svg_path` does."""
     min_iou: Annotated[float, between(0, 1, open=True)] = 0.95
     """IoU with the mask that an outline keeps under `simplify: iou`, where max_vertices allow it."""
     peucker_share: Annotated[float, between(0, 1, open=True)] = 0.001

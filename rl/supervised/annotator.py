@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from envs.geometry.contours import largest_rings, mask_from_rings, outline, outline_to_iou, rings_from_mask, simplify
+from envs.geometry.curve_fit import fitted_within
+from envs.geometry.curves import flattened
 from envs.geometry.peucker import douglas_peucker
 from envs.polygons import Ring
 from rl.config.outlines import OutlineSettings
@@ -52,6 +54,8 @@ def _simplified(mask: NDArray[np.bool_], settings: OutlineSettings) -> list[Ring
     rings = largest_rings(rings_from_mask(loose), settings.max_rings, _LEAST_SHARE)
     if settings.simplify == "traced":
         return rings
+    if settings.simplify == "chosen":
+        return [flattened(path, 1.0) for path in fitted_within(rings, 0.0, settings.max_vertices, degree=1)]
     if settings.simplify == "douglas_peucker":
         rings = [douglas_peucker(ring, settings.peucker_share) for ring in rings]
     elif rings:

@@ -37,6 +37,12 @@ def test_each_rule_keeps_what_it_promises_and_the_budget_bounds_all_three() -> N
     assert drawn(simplify="douglas_peucker", peucker_share=0.001, max_vertices=10)[0] == 10
 
 
+def test_chosen_vertices_are_as_many_and_come_nearer() -> None:
+    for num in (6, 8, 12):
+        chosen, simplified = (drawn(simplify=name, max_vertices=num, max_rings=1) for name in ("chosen", "budget"))
+        assert chosen[0] <= num == simplified[0] and chosen[1] > simplified[1]
+
+
 def test_traced_outlines_are_the_masks_own_and_the_codec_of_paths_fits_them() -> None:
     assert drawn(simplify="traced", max_vertices=10)[1] == 1.0
     codec = svg_path.Codec(max_vertices=9)
