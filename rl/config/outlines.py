@@ -75,6 +75,13 @@ class OutlineSettings:
         for where, one in named.items():
             check_ranges(one, where)
             self._check_vertices(where, one.max_vertices or self.max_vertices, one.max_rings or self.max_rings)
+        orders = {section: self.order} | {where: one.order for where, one in named.items()}
+        for where, order in orders.items() if self.simplify == "traced" else ():
+            if order not in (None, "clockwise"):
+                raise ValueError(
+                    f"{where}.order is {order}, but {section}.simplify is traced: the codec chooses the points of an "
+                    "outline itself, in the order of its tracing; set order to clockwise, or simplify to chosen."
+                )
         if (self.draft is not None) != any("{draft}" in text for text in self.answers or []):
             both = "draft: {max_vertices: 6, max_rings: 2} and answers: ['<think> {draft} </think> {answer}']"
             told = "is not set, but {draft} stands" if self.draft is None else "is set, but no {draft} stands"

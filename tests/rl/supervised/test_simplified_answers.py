@@ -8,6 +8,7 @@ from envs.example import Example, ImageRef, Prompt, Truth
 from envs.geometry.contours import mask_from_rings
 from envs.geometry.masks import iou
 from envs.polygons import AnswerStatus
+from rl.config.outlines import Annotator
 from rl.config.sft import SftSettings, SftStage
 from rl.supervised.annotator import annotate
 from rl.supervised.answers import answer_text
@@ -78,6 +79,14 @@ def test_boxes_and_points_are_taught_as_such() -> None:
         ({"answers": []}, r"sft\.answers is \[\]"),
         ({"answers": ["{answer}."], "stages": [SftStage("boxes", 1, lr=1.0, answer="box")]}, "leave out one of them"),
         ({"simplify": "visvalingam"}, r"sft\.simplify is 'visvalingam'"),
+        (
+            {"simplify": "traced", "order": "shuffled"},
+            r"sft\.order is shuffled, but sft\.simplify is traced: the codec",
+        ),
+        (
+            {"simplify": "traced", "annotators": [Annotator(order="any_start")]},
+            r"sft\.annotators\[0\]\.order is any_start, but sft\.simplify is traced",
+        ),
         ({"min_iou": 0.0}, r"sft\.min_iou is 0\.0"),
     ],
 )
