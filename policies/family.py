@@ -35,6 +35,9 @@ class Family(Protocol):
 
     thinking_marks: tuple[str, str]
     """What opens and what closes the reasoning that its models may write before an answer."""
+    image_marks: tuple[str, ...]
+    """Tokens that stand before and behind an image's, where templates leave them to the processor; () where they
+    write all that there is."""
     texts: tuple[str, ...]
     """model_type of the language models whose layers the policy knows: how they attend, turn and norm."""
 

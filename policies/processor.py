@@ -82,6 +82,7 @@ class Processor:
         """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
         tokens such as <tool_call>; less those that end an answer or mark its reasoning."""
         self._part_vertices = asking.part_vertices
+        self._image_marks = _mark_ids(checkpoint, family, self.tokenizer)
         template = self._template_added = chat_template(checkpoint, self.tokenizer, family, self.image_token)
         asked = asking_for_thinking(asking, marks)
         self._template = QuestionTemplate(self.tokenizer, asked, self.image_token, template, family.begins)
@@ -186,8 +187,9 @@ class Processor:
             )
         ids = self._known_tokens(self._words(question), question.prompt.asked)
         image, closing = ids.index(self.image_token), self.family.image_end(self.config)
-        ids = ids[:image] + [self.image_token] * image_tokens + ids[image + 1 :]
-        end = (image + image_tokens - 1 if closing is None else ids.index(closing)) + 1
+        before, behind = self._image_marks
+        ids = [*ids[:image], *before, *[self.image_token] * image_tokens, *behind, *ids[image + 1 :]]
+        end = image + len(before) + image_tokens + len(behind) if closing is None else ids.index(closing) + 1
         most = self.config.get_text_config().max_position_embeddings
         if len(ids) > most:
             raise ValueError(
@@ -314,9 +316,14 @@ class Processor:
         if self._template_added is not None:
             (folder / "chat_template.jinja").write_text(self._template_added, encoding="utf-8")
 
-    def save_config(self, folder: Path, dtype: str) -> None:
-        """Write config.json into a folder as the checkpoint has it, but for the number format of the weights."""
+    def save_config(self, folder: Path, dtype: str, tied: bool) -> None:
+        """Write config.json into a folder as the checkpoint has it, but for the number format of the weights.
+
+        tied: whether the head is the embedding; said where transformers would take it for that and it is not.
+        """
         values = dict(self._checkpoint.config)
+        if self.config.tie_word_embeddings and not tied:
+            values["tie_word_embeddings"] = False
         values["torch_dtype" if "torch_dtype" in values else "dtype"] = dtype
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
@@ -344,6 +351,19 @@ def _read(checkpoint: Checkpoint, named: str, of: Any) -> Any:
             f"{checkpoint.folder}: {named} cannot be read ({type(error).__name__}: {reason}); copy it anew from "
             "where the model came from."
         ) from error
+
+
+def _mark_ids(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Tokens that go before and behind an image's; ValueError where the tokenizer lacks those of its family."""
+    vocabulary = tokenizer.get_vocab()
+    missing = [mark for mark in family.image_marks if mark not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"the tokenizer of {checkpoint.folder} lacks {missing[0]}, which stands around every image of a "
+            f"{family.title}; copy the tokenizer's files of the model that this one was trained from."
+        )
+    marks = [[vocabulary[mark]] for mark in family.image_marks]
+    return (marks[0], marks[1]) if marks else ([], [])
 
 
 def _refuse_other_layers(checkpoint: Checkpoint, family: Family, config: Any) -> None:

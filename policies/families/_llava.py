@@ -43,6 +43,7 @@ class Llava:
     turn_ends: tuple[str, ...] = ()
     thinking_marks = ("<think>", "</think>")
     texts: tuple[str, ...] = ("llama",)
+    image_marks: tuple[str, ...] = ()
 
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
         """Family.network."""

@@ -48,6 +48,7 @@ class _Qwen:
     turn_ends: tuple[str, ...] = ("<|im_end|>",)
     thinking_marks = ("<think>", "</think>")
     begins = False
+    image_marks: tuple[str, ...] = ()
 
     def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
         """Family.image_processor."""

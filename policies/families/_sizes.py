@@ -179,7 +179,8 @@ def _text_sizes(config: dict[str, Any]) -> TextSizes:
 def _vision_sizes(config: dict[str, Any]) -> VisionSizes:
     """CLIP's config calls blocks and heads otherwise than Qwen's."""
     blocks = int(config.get("depth") or config["num_hidden_layers"])
-    windows = int(config.get("window_size") or 0) // int(config["patch_size"])
+    patch = config["patch_size"]  # InternVL's has two sides
+    windows = int(config.get("window_size") or 0) // int(patch[0] if isinstance(patch, list | tuple) else patch)
     return VisionSizes(
         blocks=blocks,
         width=int(config["hidden_size"]),

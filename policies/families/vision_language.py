@@ -1,5 +1,5 @@
-"""Policy over transformers' image-text models: Qwen3-VL, Qwen2.5-VL and LLaVA-1.5, from a toy of 1 M parameters to the
-released sizes.
+"""Policy over transformers' image-text models: Qwen3-VL, Qwen2.5-VL, InternVL and LLaVA-1.5, from a toy of 1 M
+parameters to the released sizes.
 
 One row per group (policies/sharing/packing.py): the prompt once, then its G responses, each seeing the prompt and
 itself, at positions that restart after the prompt. Exact, and P + G*T tokens of work in place of G*(P + T).
@@ -21,6 +21,7 @@ from torch.nn import functional
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
 from policies.checkpoint import Checkpoint
+from policies.families._internvl import InternVL
 from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import PromptRows, VisionFeatures
@@ -37,7 +38,12 @@ from policies.sharing.scoring_head import Allowed, Neighbours, Scoring, ScoringH
 from policies.vision.image_memory import ImageMemory
 from policies.weights import held_sha256
 
-FAMILIES: Mapping[str, Family] = {"llava": Llava(), "qwen2_5_vl": Qwen2_5VL(), "qwen3_vl": Qwen3VL()}
+FAMILIES: Mapping[str, Family] = {
+    "internvl": InternVL(),
+    "llava": Llava(),
+    "qwen2_5_vl": Qwen2_5VL(),
+    "qwen3_vl": Qwen3VL(),
+}
 """Descriptions by the model_type of config.json."""
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -283,7 +289,8 @@ class Policy(nn.Module):
         """
         self.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
         dtype = str(next(iter((weights or dict(self.model.named_parameters())).values())).dtype)
-        self.processor.save_config(folder, dtype.removeprefix("torch."))
+        tied = self.model.lm_head.weight is self.model.get_input_embeddings().weight
+        self.processor.save_config(folder, dtype.removeprefix("torch."), tied)
         self.processor.save(folder)
 
 

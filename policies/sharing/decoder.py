@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Model
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention
 
 from policies.sharing.joined import JoinedMaps, join
 from policies.sharing.norm import SAME_NORMS, RootMeanSquareNorm
 from policies.sharing.prompt_cache import PromptCache
 
+_PLAIN = (LlamaModel, Qwen2Model, Qwen3Model)
+"""Language models whose positions have one axis."""
+_NORMED_HEADS = (Qwen3Attention, Qwen3VLTextAttention)
+"""Attention that norms queries and keys, a head at a time."""
 _BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rotary positions whose angles depend on the longest position that is asked for together."""
 
@@ -36,7 +42,7 @@ def _joinable(layer: Any) -> tuple[list[Any], list[Any]]:
 
 
 class Decoder:
-    """The layers of transformers' language model of Qwen2.5-VL, Qwen3-VL or the Llama kind.
+    """The layers of transformers' language model of Qwen2.5-VL, Qwen3-VL, Qwen2, Qwen3 or the Llama kind.
 
     Made for parameters where they lie, and for one cache: where they move (`to`, `data`) it is worth nothing any more;
     where their values change, `refresh` takes them over.
@@ -76,8 +82,8 @@ class Decoder:
     def _made(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """[N, d] cosines, and sines, of positions [N]."""
         like = self._text.norm.weight.detach()
-        # The Qwen kinds turn by row, column and time apart; of text all three are the same.
-        of_axes = positions[None] if isinstance(self._text, LlamaModel) else positions.expand(3, 1, -1)
+        # The kinds of Qwen-VL turn by row, column and time apart; of text all three are the same.
+        of_axes = positions[None] if isinstance(self._text, _PLAIN) else positions.expand(3, 1, -1)
         cosines, sines = (part[0] for part in self._text.rotary_emb(like, of_axes))
         half = cosines.shape[-1] // 2
         # transformers negates half of the vector; negating half of the sines is the same, and done once.
@@ -97,7 +103,7 @@ class _Layer:
         heads = attention.config.num_attention_heads, attention.config.num_key_value_heads
         self._split = [heads[0], heads[1], heads[1]]
         self._norms: tuple[Any, ...] = ()
-        if isinstance(attention, Qwen3VLTextAttention):
+        if isinstance(attention, _NORMED_HEADS):
             self._norms = attention.q_norm, attention.k_norm
             self._head_norms = self._joined_norms()
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 
-SAME_NORMS = (LlamaRMSNorm, Qwen2_5_VLRMSNorm, Qwen3VLTextRMSNorm)
+SAME_NORMS = (LlamaRMSNorm, Qwen2RMSNorm, Qwen2_5_VLRMSNorm, Qwen3RMSNorm, Qwen3VLTextRMSNorm)
 """Classes of transformers that compute just this."""
 
 

@@ -178,15 +178,22 @@ def refuse_full_disk(config: RunConfig, parts: RunParts) -> None:
         )
 
 
+_NO_VLLM = {
+    "LLaVA-1.5": "vLLM's class of it does not load beside transformers 5.23",
+    "InternVL": "nobody has tried whether vLLM cuts its tiles as they are cut here",
+}
+"""Families that vLLM does not sample for, and why."""
+
+
 def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor) -> None:
     """Raise ValueError where the policy cannot write the codec's answers, or a group can outgrow learner.token_budget.
 
     processor: of the run's policy.
     """
     budget = config.learner.token_budget
-    if parts.engine.name == "vllm" and processor.family.title == "LLaVA-1.5":
+    if parts.engine.name == "vllm" and processor.family.title in _NO_VLLM:
         raise ValueError(
-            "policy.checkpoint is a LLaVA-1.5, and vLLM's class of it does not load beside transformers 5.23; set "
+            f"policy.checkpoint is a {processor.family.title}, and {_NO_VLLM[processor.family.title]}; set "
             "pool.engine.name to shared."
         )
     refuse_unfit_tasks(config, parts, processor)

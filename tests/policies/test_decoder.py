@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from asking import ask_all
-from test_vision_language import PHRASES, write_llava, write_qwen2_5_vl
+from test_vision_language import PHRASES, write_internvl, write_llava, write_qwen2_5_vl
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -148,7 +148,7 @@ def test_a_weight_that_is_written_later_is_in_the_product_at_once_and_one_that_m
     assert not JoinedMaps(made).is_joined
 
 
-@pytest.mark.parametrize("write", [write_qwen2_5_vl, write_llava])
+@pytest.mark.parametrize("write", [write_qwen2_5_vl, write_llava, write_internvl])
 def test_weights_laid_out_for_sampling_prove_as_before_and_new_ones_are_sampled_by(tmp_path: Path, write: Any) -> None:
     write(tmp_path)
     policy, other = Policy(tmp_path, Codec()).eval(), Policy(tmp_path, Codec()).eval()

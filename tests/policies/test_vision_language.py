@@ -11,12 +11,15 @@ from asking import ask, ask_all
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -102,7 +105,40 @@ def write_llava(folder: Path) -> None:
     LlavaImageProcessorPil(crop_size=side, size={"shortest_edge": 32}).save_pretrained(folder)
 
 
-WRITTEN = {"qwen2_5_vl": write_qwen2_5_vl, "llava": write_llava}
+def write_internvl(folder: Path, text_type: str = "qwen2", **vision: object) -> None:
+    """A ViT of tiles of 32 px in patches of 4, and a Qwen2; marks around an image that its template leaves out."""
+    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<img>", "</img>"]}, replace_extra_special_tokens=False)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image_pad|>"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}<|answer|>"
+    )
+    text = {"model_type": text_type, "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    text |= {"max_position_embeddings": 1024, "bos_token_id": 3, "eos_token_id": 1, "pad_token_id": 0}
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower |= {"patch_size": [4, 4], "image_size": [32, 32]} | vision
+    torch.manual_seed(1)
+    config = InternVLConfig(
+        vision_config=tower,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    model = InternVLForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=6).save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    del values["tie_word_embeddings"]  # as a folder may have it, and the class then ties
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+WRITTEN = {"qwen2_5_vl": write_qwen2_5_vl, "llava": write_llava, "internvl": write_internvl}
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", *WRITTEN])
@@ -142,7 +178,7 @@ def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndar
     prompt = policy.processor.prompt_tokens(ask(image, phrase))
     ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
     image_tokens = (ids == policy.processor.image_token).int()
-    kinds = {} if policy.processor.family.title == "LLaVA-1.5" else {"mm_token_type_ids": image_tokens}
+    kinds = {"mm_token_type_ids": image_tokens} if "Qwen" in policy.processor.family.title else {}
     inputs = policy.processor.family.image_inputs(policy.rows([ask(image, phrase)], [[answer]]))
     logits = policy.model(input_ids=ids, **kinds, **inputs).logits[0]
     return logits[len(prompt) - 1 : -1]
@@ -228,6 +264,7 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
     mixed = [images(1)[0], images(1, height=48, width=24)[0]]
     rows = policy.rows(ask_all(mixed, PHRASES), tokens_of(policy, ANSWERS))
     grids = {"qwen2_5_vl": [[1, 8, 8], [1, 12, 6]], "llava": [[1, 1, 1], [1, 1, 1]]}
+    grids["internvl"] = [[1, 1, 1], [3, 1, 1]]  # one tile; two, and both in one
     assert rows.image_grid.tolist() == grids[policy.model.config.model_type]
     for b in range(2):
         alone = policy(
@@ -344,7 +381,7 @@ def test_only_special_tokens_other_than_the_end_have_probability_zero(policy: Po
         "<|vision_end|>",
         "<|answer|>",
     )
-    impossible = set(tokenizer.convert_tokens_to_ids(list(words)))
+    impossible = set(tokenizer.convert_tokens_to_ids([*words, *policy.processor.family.image_marks]))
     assert (logprobs[0] == -torch.inf).nonzero()[:, 0].tolist() == sorted(impossible)
     assert torch.isfinite(logprobs[:, policy.processor.end_token]).all()
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(2))
@@ -424,7 +461,7 @@ def test_greedy_answers_are_those_of_transformers_own_generate(policy: Policy) -
         input_ids=rows.prompt_tokens,
         attention_mask=rows.prompt_mask.long(),
         **policy.processor.family.image_inputs(rows),
-        **({} if policy.processor.family.title == "LLaVA-1.5" else {"mm_token_type_ids": kinds}),
+        **({"mm_token_type_ids": kinds} if "Qwen" in policy.processor.family.title else {}),
         do_sample=False,
         max_new_tokens=8,
         suppress_tokens=policy.processor.unsampled_tokens,
@@ -461,8 +498,8 @@ def test_final_vision_features_are_the_image_tokens_in_reading_order(policy: Pol
 def test_early_features_of_the_last_block_merge_to_the_final_ones_so_they_stand_in_the_same_order(
     policy: Policy,
 ) -> None:
-    if policy.processor.family.title == "LLaVA-1.5":
-        pytest.skip("its final features are not those of the last block")
+    if "Qwen" not in policy.processor.family.title:
+        pytest.skip("its final features are not those of the last block, or its merger is no module of its tower")
     pictures = images(2, height=32, width=48)
     visual = policy.vision_tower
     features = policy.vision_features(pictures, early_block=2)
@@ -588,5 +625,5 @@ def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path: Path) -> None
 
 def test_a_model_of_another_family_is_refused_by_its_type(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="is a bert model, and the families here are llava, qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(ValueError, match="is a bert model, and the families here are internvl, llava, qwen2_5_vl, qw"):
         Policy(tmp_path, Codec())

@@ -1,9 +1,10 @@
 """A run that samples with vLLM: what is refused before it starts, how large its units are, for what length it opens."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_vision_language import write_llava
+from test_vision_language import write_internvl, write_llava
 
 from rl.config.load import load_settings
 from rl.config.plugins import engine_plugin
@@ -43,11 +44,14 @@ def test_adapters_that_travel_alone_are_refused_with_the_config() -> None:
         engine_plugin(demo(*VLLM, *alone))
 
 
-def test_a_llava_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    write_llava(tmp_path)
+@pytest.mark.parametrize(("write", "title"), [(write_llava, r"LLaVA-1\.5"), (write_internvl, "InternVL")])
+def test_families_that_vllm_does_not_sample_for_are_refused_before_anything_starts(
+    write: Callable[[Path], None], title: str, tmp_path: Path
+) -> None:
+    write(tmp_path)
     config = demo(*VLLM, f"policy.checkpoint={tmp_path}")
     parts = run_parts(config)
-    with pytest.raises(ValueError, match=r"policy\.checkpoint is a LLaVA-1\.5, .* set pool\.engine\.name to shared"):
+    with pytest.raises(ValueError, match=rf"policy\.checkpoint is a {title}, .* set pool\.engine\.name to shared"):
         refuse_unfit_policy(config, parts, processor_of(parts.policy))
 
 

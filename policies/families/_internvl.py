@@ -1,0 +1,210 @@
+"""InternVL3 and InternVL3.5 in the form of transformers' own class (the folders that end in -hf).
+
+A photo is stretched to the grid of square tiles whose ratio is nearest to its own, at most 12 of them, and shown once
+more as one tile where there are several. Stretching changes nothing about places in thousandths of each side. A tile's
+patches become a quarter as many tokens: two by two lie side by side as channels. Facts: the released folders and
+transformers' classes (internvl, got_ocr2).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, InternVLForConditionalGeneration
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
+    GotOcr2ImageProcessorPil,
+    get_optimal_tiled_canvas,
+)
+
+from policies.checkpoint import Checkpoint
+from policies.families.base import PromptRows, VisionFeatures
+from policies.family import Sides
+
+
+class InternVL:
+    """InternVL over Qwen2 and Qwen3, of tiles."""
+
+    title = "InternVL"
+    coordinates = "thousandths"
+    template = (
+        "{%- for message in messages -%}"
+        "{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'image' -%}{{ '<IMG_CONTEXT>\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}"
+        "{%- endfor -%}"
+        "{{ '<|im_end|>\n' }}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+    )
+    begins = False
+    turn_ends: tuple[str, ...] = ("<|im_end|>",)
+    thinking_marks = ("<think>", "</think>")
+    texts: tuple[str, ...] = ("qwen2", "qwen3")
+    image_marks: tuple[str, ...] = ("<img>", "</img>")
+
+    def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
+        """Family.network: with a head of its own where the folder has one, whatever its config.json leaves out.
+
+        Without the key the class ties head and embedding, and a stored head would be dropped without a word.
+        """
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        stored = checkpoint.stored_shapes() if checkpoint.whole else {}
+        if any(name.endswith("lm_head.weight") for name in stored):
+            config.tie_word_embeddings = False
+        return InternVLForConditionalGeneration.from_pretrained(checkpoint.folder, config=config, **loading)
+
+    def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
+        """Family.image_processor: cutting into tiles, as it was trained; max_pixels bounds their number."""
+        if min_pixels is not None:
+            raise ValueError(
+                f"policy.min_pixels is {min_pixels}, but {self.title} sees an image as whole tiles, one at least; set "
+                "it to null."
+            )
+        processor: Any = GotOcr2ImageProcessorPil.from_pretrained(checkpoint.folder)
+        side, seen = _side(processor), _tower_side(checkpoint)
+        if processor.size["width"] != side or side != seen:
+            raise ValueError(
+                f"the image processor of {checkpoint.folder} cuts tiles of {side}x{processor.size['width']} pixels, "
+                f"and the model's vision tower sees {seen}x{seen}; copy preprocessor_config.json of this very model."
+            )
+        if max_pixels is not None and max_pixels < side**2:
+            raise ValueError(
+                f"policy.max_pixels is {max_pixels}, less than one tile of {self.title} shows ({side**2}); set it to "
+                f"{side**2} x the tiles that an image may take, such as {4 * side**2}."
+            )
+        most = int(processor.max_patches)
+        processor.max_patches = most if max_pixels is None else min(most, max_pixels // side**2)
+        processor.crop_to_patches, processor.do_resize = True, True
+        processor.tile_tokens = int(checkpoint.config.get("image_seq_length", 256))
+        return processor
+
+    def shown_size(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
+        """Family.shown_size: that of all tiles together."""
+        columns, rows = _grid(image_processor, height, width)
+        side = _side(image_processor)
+        return rows * side, columns * side
+
+    def image_tokens(self, image_processor: Any, height: int, width: int) -> int:
+        """Family.image_tokens: those of the tiles, and of the photo in one tile where there are several."""
+        columns, rows = _grid(image_processor, height, width)
+        tiles = columns * rows
+        return (tiles + (tiles > 1)) * int(image_processor.tile_tokens)
+
+    def patches_each(self, image_processor: Any) -> int:
+        """Family.patches_each."""
+        return 4
+
+    def engine_limits(self, image_processor: Any) -> dict[str, int]:
+        """Family.engine_limits: most tiles."""
+        return {"max_patches": int(image_processor.max_patches)}
+
+    def handed_over(self, image_processor: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Family.handed_over."""
+        return image
+
+    def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """Family.patches: a tile is one row of pixel_values."""
+        inputs = image_processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
+        grid = torch.ones(len(images), 3, dtype=torch.int64)
+        grid[:, 0] = torch.as_tensor(inputs["num_patches"])
+        return inputs["pixel_values"], grid
+
+    def placeholder(self, config: Any) -> int:
+        """Family.placeholder."""
+        return int(config.image_token_id)
+
+    def image_end(self, config: Any) -> int | None:
+        """Family.image_end: the mark behind it is put there with it."""
+        return None
+
+    def tower(self, model: Any) -> nn.Module:
+        """Family.tower: the ViT and the projector."""
+        parts = {"vision_tower": model.model.vision_tower, "multi_modal_projector": model.model.multi_modal_projector}
+        return nn.ModuleDict(parts)
+
+    def projector(self, model: Any) -> Sequence[nn.Module]:
+        """Family.projector."""
+        return [model.model.multi_modal_projector]
+
+    def prepare(self, model: Any) -> None:
+        """Family.prepare: nothing."""
+
+    def image_inputs(self, rows: PromptRows) -> dict[str, Tensor]:
+        """Family.image_inputs."""
+        return {"pixel_values": rows.pixel_values}
+
+    def positions(self, model: Any, rows: PromptRows) -> tuple[Tensor, Tensor]:
+        """Family.positions: by order alone."""
+        positions = (rows.prompt_mask.cumsum(1) - 1).clamp(min=0)
+        return positions, positions[:, -1] + 1
+
+    def features(
+        self, model: Any, pixel_values: Tensor, image_grid: Tensor, sides: Sides, early: int
+    ) -> VisionFeatures:
+        """Family.features: the tiles side by side, without the photo in one tile.
+
+        early: 0 the patch embedding, before positions and blocks, k the output of block k, counted from 1; ValueError
+        where the tower has no such block. The patches of a token become channels of its place.
+        """
+        vision = model.model.vision_tower
+        num_blocks = len(vision.encoder.layer)
+        if not 0 <= early <= num_blocks:
+            raise ValueError(
+                f"early_block is {early}, and the vision tower has {num_blocks} blocks; give 0 for its patch "
+                f"embedding, or 1 to {num_blocks}."
+            )
+        seen: list[Tensor] = []
+        watched = vision.embeddings.patch_embeddings if early == 0 else vision.encoder.layer[early - 1]
+        hook = watched.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            with torch.no_grad():
+                final = model.model.get_image_features(pixel_values).pooler_output
+        finally:
+            hook.remove()
+        (held,) = seen
+        tiles, side = int(image_grid[0, 0]), pixel_values.shape[-1]
+        columns, rows = (1, 1) if tiles == 1 else get_optimal_tiled_canvas(sides, (side, side), tiles - 1, tiles - 1)
+        layout = len(image_grid), tiles, rows, columns
+        return VisionFeatures(_stitched(final, *layout), _stitched(_merged(held[:, early > 0 :]), *layout))
+
+
+def _merged(tokens: Tensor) -> Tensor:
+    """[N, cells * cells, C] as [N, cells * cells / 4, 4 * C]: squares of four, in reading order."""
+    cells = int(tokens.shape[1] ** 0.5)
+    squares = tokens.unflatten(1, (cells // 2, 2, cells // 2, 2)).permute(0, 1, 3, 2, 4, 5)
+    return squares.flatten(3).flatten(1, 2)
+
+
+def _stitched(tokens: Tensor, images: int, tiles: int, rows: int, columns: int) -> Tensor:
+    """[images * tiles, cells * cells, C] as [images, C, rows * cells, columns * cells], float32: tiles side by side."""
+    cells = int(tokens.shape[1] ** 0.5)
+    placed = tokens.float().unflatten(0, (images, tiles))[:, : rows * columns]
+    placed = placed.unflatten(2, (cells, cells)).unflatten(1, (rows, columns)).permute(0, 5, 1, 3, 2, 4)
+    return placed.flatten(4).flatten(2, 3).contiguous()
+
+
+def _side(image_processor: Any) -> int:
+    """Pixels of a side of a tile."""
+    return int(image_processor.size["height"])
+
+
+def _tower_side(checkpoint: Checkpoint) -> int:
+    """Pixels of a side of what the vision tower sees, by config.json."""
+    vision = checkpoint.config.get("vision_config")
+    side = (vision if isinstance(vision, dict) else {}).get("image_size", 448)
+    return int(side[0] if isinstance(side, list) else side)
+
+
+def _grid(image_processor: Any, height: int, width: int) -> tuple[int, int]:
+    """(columns, rows) of tiles of a height x width image."""
+    side = _side(image_processor)
+    most = int(image_processor.max_patches)
+    if most == 1:
+        return 1, 1
+    found: tuple[int, int] = get_optimal_tiled_canvas(
+        (height, width), (side, side), min(int(image_processor.min_patches), most), most
+    )
+    return found
