@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.table import Table
 
-from envs.codecs.base import AnswerCodec, LimitedCodec
+from envs.codecs.base import AnswerCodec, FittingCodec, LimitedCodec
 from envs.datasets.base import Env, NamesSplits
 from envs.example import Example
-from envs.geometry.contours import outline, rings_from_mask
+from envs.geometry.contours import largest_rings, outline, rings_from_mask
 from envs.plugin import Plugin
 from envs.polygons import Ring
 from envs.shards.files import Card, read_card
@@ -221,7 +221,12 @@ class Looker:
         tried = [2**k for k in range(10) if 2**k <= min(most_rings // share, vertices // 3)] or [1]
         texts = []
         for rings in tried:
-            outlines = [outline(mask, vertices, rings, min_share=0.0) for mask in masks]
+            outlines = [
+                largest_rings(rings_from_mask(mask), rings, 0.0)
+                if isinstance(self._codec, FittingCodec)
+                else outline(mask, vertices, rings, min_share=0.0)
+                for mask in masks
+            ]
             try:
                 texts.append(self._codec.encode(outlines, example.image.height, example.image.width))
             except ValueError:  # beyond its limits: `Seen` tells

@@ -6,21 +6,22 @@ whose points may bend lines to curves too (codec `svg_path`). Nothing is trained
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from envs.codecs import path_tokens, svg_path
+from envs.codecs._boxed_codec import BoxedCodec
 from envs.codecs.base import AnswerCodec
 from envs.datasets.base import Env
 from envs.example import Example
 from envs.geometry.contours import largest_rings, rings_from_mask, simplify
 from envs.polygons import Ring
+from rl.config.plugins import codec_plugin
 from rl.data import DataConfig
 from rl.evaluation.scores import Interval, mean_interval, score_answer
 from rl.pages.charts import Chart
@@ -43,8 +44,6 @@ class Reached:
     """Key of WAYS."""
     points: int
     """Most points of an answer, of all its rings."""
-    examples: int
-    """Examples whose instances have three points each."""
     words: float
     """Mean words of the text, one token each for a vocabulary with numbers: the box's four, letters and numbers."""
     iou: Interval
@@ -53,12 +52,29 @@ class Reached:
     """Mean Boundary IoU, the same."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was looked at, and what each way came to."""
+
+    split: str
+    examples: int
+    """Examples that all rows are of."""
+    left_out: int
+    """Examples of more instances than the fewest points hold: they are in no row, so that rows can be compared."""
+    box_bins: int
+    path_bins: int
+    """Steps of the grids that points are written on."""
+    reached: list[Reached]
+    """By points, then by way."""
+
+
 def measure(
     config: DataConfig, split: str, limit: int, seed: int, budgets: Sequence[int], console: Console
-) -> list[Reached]:
+) -> Measured:
     """Write up to `limit` examples of a split, drawn by `seed`, in every way with every number of points.
 
-    Raises ValueError for a split without an example that has a mask, and as the env does.
+    Raises ValueError for a split without an example that has a mask and as many points as it needs, and as the env
+    does.
     """
     env: Env = config.plugin.build(split=split)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(env))[:limit]).tolist()
@@ -69,25 +85,28 @@ def measure(
             f"of {len(examples)} examples of the split {split} none has a mask; name another by --split, or raise "
             "--limit."
         )
-    grid = int(config.codec.get("box_bins", _BOX_BINS)), int(config.codec.get("path_bins", _PATH_BINS))
-    found: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
-    for example in bar(shown, f"writing {split}", console):
+    held = [example for example in shown if 3 * len(example.truth.masks) <= min(budgets)]
+    if not held:
+        raise ValueError(
+            f"all {len(shown)} examples with a mask have more than {min(budgets) // 3} instances, of three points or "
+            f"more each; give more than {min(budgets)} points by --points."
+        )
+    codec: AnswerCodec = codec_plugin(config.codec).build()
+    grid = (codec.box_bins, codec.path_bins) if isinstance(codec, BoxedCodec) else (_BOX_BINS, _PATH_BINS)
+    rows: dict[tuple[int, str], list[tuple[float, float, float]]] = {(n, way): [] for n in budgets for way in WAYS}
+    for example in bar(held, f"writing {split}", console):
         for points in budgets:
             instances = _rings(example, points)
-            if instances is None:
-                continue
             for way in WAYS:
-                codec = _codec(way, grid, points)
-                found.setdefault((way, points), []).append(_reached(example, instances, codec, way, points))
-    return [_summary(way, points, rows) for (way, points), rows in found.items()]
+                rows[points, way].append(_reached(example, instances, _codec(way, grid, points), way, points))
+    reached = [_summary(way, points, found) for (points, way), found in rows.items()]
+    return Measured(split, len(held), len(shown) - len(held), *grid, reached)
 
 
-def _rings(example: Example, points: int) -> list[list[Ring]] | None:
-    """The largest traced rings of each instance, as many as the points hold; None where not each may have one."""
+def _rings(example: Example, points: int) -> list[list[Ring]]:
+    """The largest traced rings of each instance, as many as the points hold."""
     masks = example.truth.masks
     each = points // (3 * len(masks))
-    if not each:
-        return None
     return [largest_rings(rings_from_mask(mask), each, _LEAST_SHARE) for mask in masks if mask.any()]
 
 
@@ -116,41 +135,49 @@ def _reached(
 
 def _summary(way: str, points: int, rows: Sequence[tuple[float, float, float]]) -> Reached:
     words, iou, boundary_iou = np.array(rows).T
-    return Reached(way, points, len(rows), float(words.mean()), mean_interval(iou), mean_interval(boundary_iou))
+    return Reached(way, points, float(words.mean()), mean_interval(iou), mean_interval(boundary_iou))
 
 
-def table(found: Sequence[Reached]) -> Table:
+def table(found: Measured) -> Table:
     """A row for each number of points."""
     made = Table("points", *WAYS.values(), title="Mean IoU and Boundary IoU, words of text")
     for column in made.columns:
         column.justify = "right"
-    for points in dict.fromkeys(one.points for one in found):
-        made.add_row(str(points), *(_cell(one) for one in found if one.points == points))
+    for points in _budgets(found):
+        made.add_row(str(points), *(_cell(one) for one in found.reached if one.points == points))
+    made.caption = told(found)
     return made
+
+
+def told(found: Measured) -> str:
+    """What all rows are of."""
+    rest = f", {found.left_out} of more instances than the fewest points hold left out" if found.left_out else ""
+    return (
+        f"{found.examples:,} examples of the split {found.split}{rest}; boxes on a grid of {found.box_bins}, paths of "
+        f"{found.path_bins}"
+    )
+
+
+def _budgets(found: Measured) -> list[int]:
+    return list(dict.fromkeys(one.points for one in found.reached))
 
 
 def _cell(one: Reached) -> str:
     return f"{one.iou.value:.3f}, {one.boundary_iou.value:.3f}, {one.words:.0f}"
 
 
-def as_json(found: Sequence[Reached]) -> dict[str, Any]:
-    """What was found, in terms of JSON."""
-    return {"reached": [asdict(one) for one in found]}
-
-
-def write_points_page(out: Path, title: str, split: str, found: Sequence[Reached]) -> None:
+def write_points_page(out: Path, title: str, found: Measured) -> None:
     """Write tables and curves over words as a page."""
-    points = dict.fromkeys(one.points for one in found)
+    reached = found.reached
     page = render_page(
         "points.html.j2",
         title=title,
-        split=split,
-        examples=max(one.examples for one in found),
+        told=told(found),
         ways=WAYS,
-        rows={number: [one for one in found if one.points == number] for number in points},
+        rows={number: [one for one in reached if one.points == number] for number in _budgets(found)},
         charts=[
-            Chart("IoU", "mean IoU", _curves(found, "iou"), x_label="words of text"),
-            Chart("Boundary IoU", "mean Boundary IoU", _curves(found, "boundary_iou"), x_label="words of text"),
+            Chart("IoU", "mean IoU", _curves(reached, "iou"), x_label="words of text"),
+            Chart("Boundary IoU", "mean Boundary IoU", _curves(reached, "boundary_iou"), x_label="words of text"),
         ],
     )
     write_page(out, page)

@@ -24,6 +24,8 @@ _POINTS = {"M": 1, "L": 1, "Q": 2, "C": 3, "Z": 0}
 """Points that one use of a command takes."""
 _LENIENT_NUMBERS = {"H": 1, "V": 1, "T": 2, "S": 4}
 """Numbers of the commands that lenient reading takes besides: lines along an axis, and smooth curves."""
+_FARTHEST = 10.0 ** (MAX_DIGITS + 1)
+"""A number beyond is read as this one: outside of every grid, and still a number when others are added to it."""
 _NUMBER = re.compile(rf"-?[0-9]{{1,{MAX_DIGITS}}}")
 _TOKEN = re.compile(r"[A-Za-z;]+|[-+]?\s*(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\S")
 """What lenient reading takes for a word: letters, or a number, its sign apart or not."""
@@ -39,13 +41,19 @@ class _Pen:
     drawn: int = 0
     """Points of the last segment, for smooth curves: they go on from one of their own kind."""
     num_points: int = 0
+    down: bool = False
+    """Whether an outline is open."""
 
     def move(self, to: Point) -> None:
         """Begin an outline."""
         self.outlines.append([])
         self.at = self.start = to
         self.num_points += 1
-        self.drawn = 0
+        self.drawn, self.down = 0, True
+
+    def close(self) -> None:
+        """End the outline where it began."""
+        self.at, self.drawn, self.down = self.start, 0, False
 
     def draw(self, points: Sequence[Point]) -> None:
         """Add a segment from here over control points to the last of them."""
@@ -62,40 +70,44 @@ class _Pen:
 def words_of(text: str) -> list[str]:
     """The words of a path that may be written without spaces, such as "M0 0l10-5z"; a letter is a word of its own."""
     words: list[str] = []
-    for found in _TOKEN.findall(text):
+    for found in _TOKEN.findall(text.replace(",", " ")):
         words += [found] if found == "none" or not found[0].isalpha() else list(found)
     return ["".join(word.split()) for word in words]
 
 
-def read_path(words: Sequence[str], lenient: bool) -> tuple[list[Path], int] | AnswerStatus:
-    """The outlines that words draw, in the path's own units, and the points that said them; or `unparsable`.
+def read_path(words: Sequence[str], lenient: bool, most: int) -> tuple[list[Path], int] | AnswerStatus:
+    """The outlines that words draw, in the path's own units, and the points that said them; or `unparsable`, or
+    `out_of_range` for more than `most` points.
 
     Strict: whole numbers, a minus sign apart or not, each command with all of its points, each outline closed by Z and
     begun by M. Lenient, as Moondream's own reader is known to be: the first command must be there, numbers of a command
     are taken by as many as it needs and those left over dropped, outlines close by themselves, H, V, S and T are read.
+    Behind Z no more than one number is left over: more would be another box.
     """
-    pen, drawing = _Pen(), False
+    pen = _Pen()
     for letter, numbers in _commands(words, lenient):
-        command = letter.upper()
-        if command != "M" and not pen.outlines:
+        if not _taken(pen, letter, numbers, lenient):
             return AnswerStatus.UNPARSABLE
-        if command == "Z":
-            if numbers and not lenient:
-                return AnswerStatus.UNPARSABLE
-            pen.at, pen.drawn, drawing = pen.start, 0, False
-            continue
-        if not drawing and command != "M":
-            if not lenient:
-                return AnswerStatus.UNPARSABLE
-            pen.move(pen.at)
-        if not lenient and drawing and command == "M":
-            return AnswerStatus.UNPARSABLE
-        if not _drawn(pen, letter, numbers, lenient):
-            return AnswerStatus.UNPARSABLE
-        drawing = True
-    if not pen.outlines or (drawing and not lenient):
+        if pen.num_points > most:
+            return AnswerStatus.OUT_OF_RANGE
+    if not pen.outlines or (pen.down and not lenient):
         return AnswerStatus.UNPARSABLE
     return pen.outlines, pen.num_points
+
+
+def _taken(pen: _Pen, letter: str, numbers: list[float], lenient: bool) -> bool:
+    """Do what one command says; False where it may not stand here, is none, or has not the numbers that it needs."""
+    command = letter.upper()
+    if command == "Z":
+        pen.close()
+        return bool(pen.outlines) and len(numbers) <= lenient
+    if command == "M":
+        return (lenient or not pen.down) and _drawn(pen, letter, numbers, lenient)
+    if not pen.down:  # goes on from where the last outline began
+        if not (lenient and pen.outlines):
+            return False
+        pen.move(pen.at)
+    return _drawn(pen, letter, numbers, lenient)
 
 
 def _commands(words: Sequence[str], lenient: bool) -> Iterator[tuple[str, list[float]]]:
@@ -125,7 +137,7 @@ def _number(word: str, lenient: bool) -> float | None:
     if not lenient or not word.isascii() or len(word) > 4 * MAX_DIGITS or word[0].isalpha():
         return None
     try:
-        return float(word)
+        return max(-_FARTHEST, min(_FARTHEST, float(word)))
     except ValueError:
         return None
 

@@ -5,7 +5,7 @@ read as ok or empty; what cannot become such an answer is refused at the first c
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from envs.codecs._coordinates import ShownSize
 from envs.codecs._numerals import Bounds, Numerals
@@ -143,6 +143,14 @@ class LimitedCodec(Protocol):
     """Most rings of an answer."""
     max_vertices: int
     """Most vertices of an answer."""
+
+
+@runtime_checkable
+class FittingCodec(Protocol):
+    """A codec that takes outlines as they were traced, and chooses itself which points to write."""
+
+    fits_traced: ClassVar[bool]
+    """True; there for its name."""
 
 
 class AnswerCodec(Protocol):

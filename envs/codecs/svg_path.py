@@ -11,7 +11,7 @@ polygon six or more. Direction says outer outline or hole, as everywhere; areas 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -21,8 +21,17 @@ from envs.codecs._svg_words import read_path, words_of
 from envs.geometry import grid_rings
 from envs.geometry.curve_fit import fitted_within
 from envs.geometry.curves import Path, flattened, lines, num_points, signed_area
-from envs.polygons import AnswerStatus, Box, Instance, Ring, grid_from_px, instance_from_rings, px_from_grid
-from envs.ranges import above, at_least, between, one_of
+from envs.polygons import (
+    AnswerStatus,
+    Box,
+    Instance,
+    Ring,
+    grid_from_px,
+    instance_from_rings,
+    px_from_grid,
+    signed_area_px,
+)
+from envs.ranges import at_least, between, one_of
 
 _LETTERS = {degree: letter for letter, degree in DEGREES.items()}
 
@@ -40,11 +49,14 @@ class Codec(BoxedCodec):
     """A point is written where it brings the outline nearer to the given one by this share of its area or more."""
     curves: bool = True
     """Whether curves are written; without, the same choice of points makes polygons. Both are read."""
-    flatten_px: Annotated[float, above(0)] = 0.1
+    flatten_px: Annotated[float, at_least(0.01)] = 0.1
     """How far the polygon that a curve is read as may stray from it; pixels of the image."""
     reading: Annotated[str, one_of("strict", "lenient")] = "strict"
-    """What is read: `strict` what the grammar has, relative forms besides; `lenient` also fractions, missing spaces,
-    numbers left over, outlines without Z, the commands H, V, S and T, and points up to a box's size outside the box."""
+    """What is read: `strict` what the grammar has, relative forms besides; `lenient` also commas, missing spaces,
+    fractions (but of the box's numbers), numbers left over, outlines without Z, the commands H, V, S and T, and points
+    up to a box's size outside the box."""
+    fits_traced: ClassVar[bool] = True
+    """Outlines are taken as they were traced."""
 
     @property
     def words(self) -> list[str]:
@@ -72,9 +84,10 @@ class Codec(BoxedCodec):
                 f"{num_rings} rings exceed the codec's max_rings {self.max_rings} or, of three points or more each, "
                 f"max_vertices {self.max_vertices}; keep fewer rings or raise the limits."
             )
-        rings_px = [ring for rings in shown for ring in rings]
-        paths = iter(fitted_within(rings_px, self.least_share, self.max_vertices, 3 if self.curves else 1))
-        texts = [self._instance_text(rings, [next(paths) for _ in rings], height, width) for rings in shown]
+        with_area = [np.asarray(ring, np.float64) for rings in shown for ring in rings if signed_area_px(ring)]
+        fitted = iter(fitted_within(with_area, self.least_share, self.max_vertices, 3 if self.curves else 1))
+        paths = [[next(fitted) if signed_area_px(ring) else [] for ring in rings] for rings in shown]
+        texts = [self._instance_text(*pair, height, width) for pair in zip(shown, paths, strict=True)]
         return f" {INSTANCE_WORD} ".join(texts) or EMPTY_WORD
 
     def _instance_text(self, rings: Sequence[Ring], paths: Sequence[Path], height: int, width: int) -> str:
@@ -84,7 +97,7 @@ class Codec(BoxedCodec):
         read_px = [self._ring_px(path, box_px) for path in rounded]
         written = [rounded[k] for k in grid_rings.worth_writing(rings, read_px, height, width)]
         if not written:
-            box = self.stand_in(rings, box_px, sum(map(num_points, paths)), (height, width))
+            box = self.stand_in(rings, box_px, max(3, sum(map(num_points, paths))), (height, width))
             written = [lines(np.asarray(box, np.float64))]
         return " ".join([*map(str, box_grid), *map(_path_text, written)])
 
@@ -105,9 +118,11 @@ class Codec(BoxedCodec):
     def read_instance(self, words: list[str], height: int, width: int) -> tuple[Instance, int] | AnswerStatus:
         """The instance that words between separators say, and how many points it was written with; or why not."""
         box, lenient = numbers_of(words[:4]), self.reading == "lenient"
-        read = read_path(words[4:], lenient)
-        if box is None or len(box) < 4 or isinstance(read, AnswerStatus):
+        read = read_path(words[4:], lenient, self.max_vertices)
+        if box is None or len(box) < 4:
             return AnswerStatus.UNPARSABLE
+        if isinstance(read, AnswerStatus):
+            return read
         outlines, num = read
         points = np.concatenate([segment for path in outlines for segment in path] or [np.zeros((1, 2))])
         room = self.path_bins if lenient else 0

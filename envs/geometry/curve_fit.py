@@ -27,18 +27,16 @@ MAX_JOINTS = 128
 _STEP_PX = 1.0
 """Points by which a fit is judged are no further apart, but on long rings."""
 _LONG_PX = 3.0
-"""A right angle between edges of this length is a corner of the shape; a shorter edge is a stair of its pixels."""
+"""An edge of this length is one of the shape; a shorter one may be a stair of its pixels."""
 _JOINTS_A_POINT = 4
 """Joints to choose from for each point that may be written."""
 _NARROWED = 12
 """Bisections of the price of a point, after it was doubled until the points sufficed."""
-_MOST_BESIDE = 0.2
-"""A segment beside which lies more of its ring's area is not looked at, nor one that begins there and goes on farther
-than a few joints."""
 _PATIENCE = 3
-"""So many joints."""
-_MOST_STEPS = 500
-"""Points by which a ring is judged; they are further apart where it is long."""
+"""Joints in a row to which all segments leave more of the ring's area aside than one of so many may; then further ones
+are not tried."""
+_MOST_STEPS = 400
+"""Points by which a ring is judged, beside its joints; they are further apart where it is long."""
 _FIRM = 1e-3
 """Directions in which an outline's points say less of a path's are left as they are, as a share of the clearest."""
 _KEPT_AREA = 0.5
@@ -69,7 +67,7 @@ def fitted_within(rings: list[Ring], least_share: float, max_points: int, degree
             f"max_points is {max_points}, but {len(rings)} rings need 3 each; keep fewer rings or raise it to "
             f"{3 * len(rings)}."
         )
-    outlines = [_Outline(ring, min(MAX_JOINTS, _JOINTS_A_POINT * max_points), degree) for ring in rings]
+    outlines = [_Outline(np.asarray(ring, np.float64), max_points, degree) for ring in rings]
     area_px = sum(abs(signed_area_px(ring)) for ring in rings)
     price = max(1e-6, least_share * area_px)
     found, too_low = _affordable(outlines, price, max_points), 0.0
@@ -85,6 +83,8 @@ def fitted_within(rings: list[Ring], least_share: float, max_points: int, degree
             too_low = middle
         else:
             found, price = tried, middle
+    if too_low:
+        found = _with_spare(outlines, found, too_low, max_points)
     return [outline.path(way) for outline, way in zip(outlines, found, strict=True)]
 
 
@@ -92,6 +92,19 @@ def _affordable(outlines: list["_Outline"], price: float, max_points: int) -> li
     """The ways round outlines at a price px^2 a point; None where they take more points than there may be."""
     ways = [outline.way(price) for outline in outlines]
     return ways if sum(map(_num_points, ways)) <= max_points else None
+
+
+def _with_spare(
+    outlines: Sequence["_Outline"], ways: Sequence[list[Span]], price: float, max_points: int
+) -> list[list[Span]]:
+    """Ways of which the first few are those at a price too low for all: equal outlines change at one price."""
+    taken, spare = list(ways), max_points - sum(map(_num_points, ways))
+    for k, outline in enumerate(outlines):
+        more = outline.way(price)
+        if _num_points(more) - _num_points(taken[k]) <= spare:
+            spare -= _num_points(more) - _num_points(taken[k])
+            taken[k] = more
+    return taken
 
 
 def _num_points(way: Sequence[Span]) -> int:
@@ -102,24 +115,15 @@ def _num_points(way: Sequence[Span]) -> int:
 class _Outline:
     """A ring with its pixel stairs made slopes, as points close to each other; some of them may be joints."""
 
-    def __init__(self, ring: Ring, max_joints: int, degree: int) -> None:
+    def __init__(self, ring: Ring, max_points: int, degree: int) -> None:
         self._ring = ring
         vertices = canonical_start(smoothed(ring))
-        ranks = importance(np.ascontiguousarray(vertices, np.float64))
-        ends = np.roll(vertices, -1, axis=0)
-        lengths = np.hypot(*(ends - vertices).T)
-        step = max(_STEP_PX, lengths.sum() / _MOST_STEPS)
-        counts = np.maximum(1, np.ceil(lengths / step)).astype(np.int64)
-        shares = np.concatenate([np.arange(count) / count for count in counts])
-        along = np.repeat(vertices, counts, axis=0) + shares[:, None] * np.repeat(ends - vertices, counts, axis=0)
-        self._points = np.concatenate([along, vertices[:1]])
-        places = np.concatenate([[0], np.cumsum(counts)])
-        chosen = np.append(ranks <= max_joints, True)
-        chosen[0] = True
-        self._joints = places[chosen]
+        joints = importance(np.ascontiguousarray(vertices, np.float64)) <= min(MAX_JOINTS, _JOINTS_A_POINT * max_points)
+        joints[0] = True
+        self._points, self._joints = _sampled(vertices, joints)
         self._box = np.stack([ring.min(axis=0), ring.max(axis=0)])
         """Control points stay within it, as those of a path inside a box must."""
-        most = _MOST_BESIDE * abs(signed_area_px(ring))
+        most = abs(signed_area_px(ring)) / max_points
         self._beside = _areas_beside(self._points, self._joints, self._box, degree, most)
 
     def way(self, price: float) -> list[Span]:
@@ -159,16 +163,29 @@ class _Outline:
         return [moved[place] for place in places]
 
 
-def smoothed(ring: Ring) -> Ring:
-    """A ring [N, 2] px whose pixel stairs are slopes: each corner at a short edge cut, half a pixel to either side.
+def _sampled(vertices: Ring, joints: NDArray[np.bool_]) -> tuple[Ring, NDArray[np.int64]]:
+    """Points [P, 2] along a ring, the first one again at the end, and the places [J] of joints [N] among them."""
+    closed = np.concatenate([vertices, vertices[:1]])
+    passed = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(closed, axis=0).T))])
+    num = int(np.ceil(passed[-1] / max(_STEP_PX, passed[-1] / _MOST_STEPS)))
+    held = passed[np.append(joints, True)]
+    at = np.unique(np.concatenate([held, np.linspace(0.0, passed[-1], num + 1)]))
+    points = np.stack([np.interp(at, passed, closed[:, axis]) for axis in range(2)], axis=1)
+    return points, np.searchsorted(at, held)
 
-    What is cut off holds no pixel's centre. A ring with a slope of its own, as annotators draw them, stays as it is.
+
+def smoothed(ring: Ring) -> Ring:
+    """A ring [N, 2] px whose pixel stairs are slopes: both corners of a stair cut, half a pixel to either side.
+
+    A stair is a short edge at whose ends the ring turns different ways; the end of a bar turns the same way twice. What
+    is cut off holds no pixel's centre. A ring with a slope of its own, as annotators draw them, stays as it is.
     """
     to_last, to_next = np.roll(ring, 1, axis=0) - ring, np.roll(ring, -1, axis=0) - ring
     if not (to_next == 0).any(axis=1).all():
         return ring
-    stair = np.minimum(np.abs(to_last).sum(axis=1), np.abs(to_next).sum(axis=1)) < _LONG_PX
-    cut = np.where(stair, 0.5, 0.0)[:, None]
+    turns = np.sign(to_last[:, 0] * to_next[:, 1] - to_last[:, 1] * to_next[:, 0])
+    stair = (np.abs(to_next).sum(axis=1) < _LONG_PX) & (turns != np.roll(turns, -1))
+    cut = np.where(stair | np.roll(stair, 1), 0.5, 0.0)[:, None]
     around = np.stack([ring + cut * np.sign(to_last), ring + cut * np.sign(to_next)], axis=1).reshape(-1, 2)
     return around[(around != np.roll(around, 1, axis=0)).any(axis=1)]
 

@@ -64,12 +64,14 @@ class InternVL:
                 "it to null."
             )
         processor: Any = GotOcr2ImageProcessorPil.from_pretrained(checkpoint.folder)
-        side, seen = _side(processor), _tower_side(checkpoint)
-        if processor.size["width"] != side or side != seen:
+        size, seen = (processor.size["height"], processor.size["width"]), _vision(checkpoint, "image_size", 448)
+        if size != (seen, seen) or processor.max_patches < 1:
             raise ValueError(
-                f"the image processor of {checkpoint.folder} cuts tiles of {side}x{processor.size['width']} pixels, "
-                f"and the model's vision tower sees {seen}x{seen}; copy preprocessor_config.json of this very model."
+                f"the image processor of {checkpoint.folder} cuts an image into at most {processor.max_patches} tiles "
+                f"of {size[0]}x{size[1]} pixels, and the model's vision tower sees {seen}x{seen}; copy "
+                "preprocessor_config.json of this very model."
             )
+        side = seen
         if max_pixels is not None and max_pixels < side**2:
             raise ValueError(
                 f"policy.max_pixels is {max_pixels}, less than one tile of {self.title} shows ({side**2}); set it to "
@@ -78,7 +80,7 @@ class InternVL:
         most = int(processor.max_patches)
         processor.max_patches = most if max_pixels is None else min(most, max_pixels // side**2)
         processor.crop_to_patches, processor.do_resize = True, True
-        processor.tile_tokens = int(checkpoint.config.get("image_seq_length", 256))
+        processor.tile_tokens = _tile_tokens(checkpoint, side)
         return processor
 
     def shown_size(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
@@ -191,11 +193,24 @@ def _side(image_processor: Any) -> int:
     return int(image_processor.size["height"])
 
 
-def _tower_side(checkpoint: Checkpoint) -> int:
-    """Pixels of a side of what the vision tower sees, by config.json."""
+def _vision(checkpoint: Checkpoint, name: str, otherwise: int) -> int:
+    """A side of what the vision tower sees, or of its patches, by config.json."""
     vision = checkpoint.config.get("vision_config")
-    side = (vision if isinstance(vision, dict) else {}).get("image_size", 448)
+    side = (vision if isinstance(vision, dict) else {}).get(name, otherwise)
     return int(side[0] if isinstance(side, list) else side)
+
+
+def _tile_tokens(checkpoint: Checkpoint, side: int) -> int:
+    """Tokens of a tile; ValueError where config.json says another number than its own sizes make."""
+    ratio = float(checkpoint.config.get("downsample_ratio", 0.5))
+    made = int(side // _vision(checkpoint, "patch_size", 14) * ratio) ** 2
+    said = checkpoint.config.get("image_seq_length", made)
+    if said != made:
+        raise ValueError(
+            f"config.json of {checkpoint.folder} says {said} tokens a tile (image_seq_length), and its vision tower "
+            f"makes {made}; copy config.json of this very model."
+        )
+    return made
 
 
 def _grid(image_processor: Any, height: int, width: int) -> tuple[int, int]:

@@ -161,8 +161,9 @@ class PolicyGradient:
     kl: Annotated[float, at_least(0)] = 0.0
     """Weight of the divergence from the policy that the run began with; above 0, each rank holds a copy of that."""
     entropy: Annotated[float, between(-1, 1)] = 0.0
-    """Weight of the answers' entropy per token, beside advantages: more than 0 keeps answers apart, less than 0 makes
-    them more alike. What was sampled stands for it, so that it costs nothing."""
+    """Weight of the answers' entropy, in nats of a whole answer, beside advantages: more than 0 keeps answers apart,
+    less than 0 makes them more alike. What was sampled stands for it, so that it costs nothing. Where log-probabilities
+    of a group spread by 5, a weight of 0.05 moves advantages by 0.25; long answers want less."""
     importance_cap: Annotated[float | None, above(0, ", such as 2, or to null for no importance weights.")] = None
     """Cap of importance weights min(cap, p_learner / p_sampler) on advantages: truncated importance sampling, for
     answers of another engine or of older weights. Null: no weights.

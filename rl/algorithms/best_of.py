@@ -30,6 +30,11 @@ class Algorithm(PolicyGradient):
 
     def __post_init__(self) -> None:
         check_ranges(self, "algorithm")
+        if self.entropy:
+            raise ValueError(
+                f"algorithm.entropy is {self.entropy}, but best_of imitates the best answers and pushes none down; set "
+                "it to 0, or choose another algorithm."
+            )
 
     def advantages(self, totals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """[B, G] G for the answer with the highest of the rewards [B, G], the first of equals, 0 for all others; and

@@ -1,6 +1,7 @@
 """`polytrace data`: look at the data of a config, and prepare it once."""
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at the data of a config, and prepare it once.")
 console = Console(emoji=False)
+
+MOST_POINTS = 4096
+"""Most points that `points` tries."""
 
 Splits = Annotated[
     list[str] | None,
@@ -349,16 +353,17 @@ def points(
     from rl.pages.json_text import json_text
 
     numbers = [word.strip() for word in budgets.split(",")]
-    if not all(word.isdigit() and 3 <= int(word) <= 4096 for word in numbers):
-        raise ValueError(f"--points is {budgets!r}; give numbers of 3 or more, such as 8,12,16.")
+    if not all(word.isascii() and word.isdigit() and 3 <= int(word) <= MOST_POINTS for word in numbers):
+        raise ValueError(f"--points is {budgets!r}; give whole numbers of 3 to {MOST_POINTS}, such as 8,12,16.")
     _refuse_no_page(out, "--out")
     quiet = Console(stderr=True) if as_json else console
     wanted = sorted({int(word) for word in numbers})
     found = looked_at.measure(data_config(config, overrides or []), split, limit, seed, wanted, quiet)
     if as_json:
-        print(json_text(looked_at.as_json(found), indent=2))
+        asked = {"config": str(config), "overrides": overrides or [], "limit": limit, "seed": seed}
+        print(json_text(asked | asdict(found), indent=2))
     else:
         console.print(looked_at.table(found))
     if out is not None:
-        looked_at.write_points_page(out, config.stem, split, found)
+        looked_at.write_points_page(out, config.stem, found)
         quiet.print(f"page: {out}", markup=False, soft_wrap=True)

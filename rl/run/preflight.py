@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from envs.codecs.base import LocatingCodec
 from envs.datasets.base import Env
 from envs.geometry.vector import simplified_rings
 from policies.checkpoint import Checkpoint
@@ -178,6 +179,16 @@ def refuse_full_disk(config: RunConfig, parts: RunParts) -> None:
         )
 
 
+def _refuse_unlocated_credit(parts: RunParts, processor: Processor) -> None:
+    """Raise ValueError where single tokens are to get credit, and the codec does not say which token says what."""
+    credits = [name for name in ("vertex_credit", "instance_credit") if parts.algorithm.settings.get(name)]
+    if credits and not isinstance(processor.codec, LocatingCodec):
+        raise ValueError(
+            f"algorithm.{credits[0]} is {parts.algorithm.settings[credits[0]]}, but the codec does not say which token "
+            f"belongs to which vertex, so that no token would get any; set it to 0, or choose codec path_tokens."
+        )
+
+
 _NO_VLLM = {
     "LLaVA-1.5": "vLLM's class of it does not load beside transformers 5.23",
     "InternVL": "nobody has tried whether vLLM cuts its tiles as they are cut here",
@@ -196,6 +207,7 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
             f"policy.checkpoint is a {processor.family.title}, and {_NO_VLLM[processor.family.title]}; set "
             "pool.engine.name to shared."
         )
+    _refuse_unlocated_credit(parts, processor)
     refuse_unfit_tasks(config, parts, processor)
     refuse_unfit_thinking(processor, config.sampling, parts.rewards.on_thinking)
     refuse_unread_drafts(parts.rewards.recipes, config.codec)

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.codecs.base import AnswerCodec, PlaceCodec
+from envs.codecs.base import AnswerCodec, FittingCodec, PlaceCodec
 from envs.datasets.base import Env
 from envs.datasets.tasks import box_px, inner_point_px
 from envs.example import Example, Question
@@ -60,6 +60,11 @@ def answer_text(example: Example, codec: AnswerCodec, settings: OutlineSettings)
 def _bare_text(example: Example, codec: AnswerCodec, settings: OutlineSettings) -> str:
     if example.prompt.asked != "mask":
         return _place_text(example, codec)
+    if settings.simplify == "traced" and not isinstance(codec, FittingCodec):
+        raise ValueError(
+            "outlines are to be taught as they were traced (simplify: traced), but the codec writes every vertex that "
+            "it is given; set codec.name to svg_path, which fits them, or simplify to budget or chosen."
+        )
     drawn = annotator_of(settings, example.id)
     outlines = [annotate(mask, settings, example.id) for mask in example.truth.masks]
     try:

@@ -65,9 +65,18 @@ def test_a_tokenizer_without_the_marks_and_tiles_that_the_tower_does_not_see_are
     values = json.loads((tmp_path / "preprocessor_config.json").read_text())
     other = values | {"size": {"height": 64, "width": 64}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(other))
-    with pytest.raises(ValueError, match=r"cuts tiles of 64x64 pixels, and the model's vision tower sees 32x32; copy"):
+    with pytest.raises(ValueError, match=r"6 tiles of 64x64 pixels, and the model's vision tower sees 32x32; copy"):
         Policy.make_processor(tmp_path, Codec())
+    for wrong in ({"size": {"shortest_edge": 32}}, {"max_patches": 0}):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values | wrong))
+        with pytest.raises(ValueError, match=r"the model's vision tower sees 32x32; copy preprocessor_config\.json"):
+            Policy.make_processor(tmp_path, Codec())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_seq_length": 64}))
+    with pytest.raises(ValueError, match=r"says 64 tokens a tile \(image_seq_length\), and its vision tower makes 16"):
+        Policy.make_processor(tmp_path, Codec())
+    (tmp_path / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (tmp_path / name).read_text()
         (tmp_path / name).write_text(text.replace("<img>", "<imx>"))

@@ -57,6 +57,14 @@ def test_supervised_answers_have_their_own_iou_and_no_tokens_without_a_policy(tm
     assert summary_of(seen, 3).taught_iou.median < 1
 
 
+def test_the_bound_of_a_codec_that_fits_traced_outlines_is_that_of_traced_ones() -> None:
+    env = {"name": "cutout_scenes", "image_size": 64}
+    svg = {"name": "svg_path", "max_vertices": 12, "path_bins": 64}
+    taught = SftSettings(simplify="traced")
+    seen, _ = look_at(DataConfig(env, svg, {}, ("train",), taught), "train", 20, 0, QUIET)
+    assert all(one.iou >= (one.taught_iou or 0) - 1e-9 for one in seen if one.example.truth.masks.any())
+
+
 def test_of_answers_behind_drafts_the_answer_is_judged(tmp_path):
     sentence = "<think> {draft} </think> {answer}"
     settings = SftSettings(max_vertices=8, max_rings=2, answers=[sentence], draft=Annotator(max_vertices=6))

@@ -30,7 +30,7 @@ def square(x0: float, y0: float, side: float) -> np.ndarray:
 
 
 def area(text: str) -> float:
-    return sum(map(signed_area_px, read(text, flatten_px=0.001).rings_px))
+    return sum(map(signed_area_px, read(text, flatten_px=0.01).rings_px))
 
 
 def test_a_square_with_a_square_hole_is_these_768_pixels() -> None:
@@ -50,10 +50,10 @@ def test_that_shape_is_written_as_this_text() -> None:
 
 def test_curves_enclose_what_their_integrals_say_on_the_grid_of_the_box() -> None:
     # A quadratic encloses 2/3 of its triangle: 1/3 of the box of 32 x 32 px.
-    assert area(f"{BOX} M 0 0 Q 960 0 960 960 Z") == pytest.approx(32 * 32 / 3, abs=0.05)
+    assert area(f"{BOX} M 0 0 Q 960 0 960 960 Z") == pytest.approx(32 * 32 / 3, abs=1.0)
     # From (0, 0) by (1/2, 0), (1, 1/2) to (1, 1): (3 x 1/4 + 3 x 1/2 + 6 x 1/2) / 10 is twice the area under it; back
     # by (0, 1): 2/3.
-    assert area(LENS) == pytest.approx(32 * 32 * (0.525 + 2 / 3) / 2, abs=0.1)
+    assert area(LENS) == pytest.approx(32 * 32 * (0.525 + 2 / 3) / 2, abs=1.0)
 
 
 def test_relative_forms_and_left_out_letters_draw_what_absolute_ones_do() -> None:
@@ -87,7 +87,7 @@ def test_lenient_reading_encloses_what_font_tools_reads(commands, seed, spaced) 
     text = text if spaced else text.replace(" -", "-")
     pen = AreaPen()
     parse_path(text, pen)
-    found = read_path(words_of(text), lenient=True)
+    found = read_path(words_of(text), lenient=True, most=99)
     assert not isinstance(found, AnswerStatus)
     assert sum(map(signed_area, found[0])) == pytest.approx(pen.value, abs=1e-6)
 
@@ -124,6 +124,11 @@ def test_lenient_reading_encloses_what_font_tools_reads(commands, seed, spaced) 
         (f"{BOX} M 0 0 961 0 961 960 Z", "out_of_range", "ok"),
         (f"{BOX} M 0 0 1921 0 960 960 Z", "out_of_range", "out_of_range"),
         (f"{BOX} M 900 900 l 100 0 0 60 z", "out_of_range", "ok"),  # small numbers, but from where the pen is
+        (f"{BOX} M 0 0 l 1e999 0 -1e999 0 q 1 1 2 2 Z", "unparsable", "out_of_range"),
+        (f"{BOX} M 0 0 l 1e308 0 1e308 0 -1e999 3 Z", "unparsable", "out_of_range"),
+        (f"{BOX} M 5 5 h 9e999 h -9e999 v 50 c 1 1 3 3 900 900", "unparsable", "out_of_range"),
+        (f"{BOX} M0,0L960,0,960,960Z", "unparsable", "ok"),
+        (f"{BOX} M 0 0 960 0 960 960 Z 10 10 20 20 M 0 0 960 0 960 960 Z", "unparsable", "unparsable"),  # another box
         (SQUARE.replace("40", "65", 1), "out_of_range", "out_of_range"),
         (SQUARE.replace("40", "8", 1), "degenerate", "degenerate"),
         (f"{BOX} M 0 0 Z", "degenerate", "degenerate"),
@@ -223,6 +228,14 @@ def test_several_instances_share_the_points() -> None:
 def test_no_instance_is_the_empty_word_and_rings_without_vertices_are_none() -> None:
     assert Codec().encode([], 64, 64) == "none" == Codec().encode([[]], 64, 64)
     assert Codec().encode([[np.zeros((0, 2))]], 64, 64) == "none"
+
+
+def test_rings_without_an_area_leave_their_box_or_half_of_it() -> None:
+    dot = np.full((3, 2), 3.0)
+    for shape in ([dot], [dot[:1]]):
+        answer = Codec().read(Codec().encode([shape], 64, 64), 64, 64)
+        assert answer.status is AnswerStatus.OK and answer.instances[0].box_px == (3.0, 3.0, 4.0, 4.0)
+    assert Codec().encode([[square(0, 0, 64), dot]], 64, 64) == "0 0 64 64 M 0 0 960 0 960 960 0 960 Z"
 
 
 @pytest.mark.parametrize("limit", [{"max_rings": 1}, {"max_vertices": 5}])

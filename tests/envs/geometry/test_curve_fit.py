@@ -52,6 +52,19 @@ def test_stairs_become_slopes_and_fill_the_same_pixels() -> None:
     assert smoothed(drawn) is drawn
 
 
+def test_the_ends_of_a_bar_of_one_pixel_are_no_stairs() -> None:
+    bar = np.array([(3, 3), (60, 3), (60, 4), (3, 4)])
+    (path,) = fitted_within([bar], 0.002, 64)
+    np.testing.assert_allclose(flattened(path, 0.1), bar, atol=1e-9)
+
+
+def test_points_that_equal_outlines_cannot_all_have_go_to_the_first() -> None:
+    mask = np.zeros((20, 40), np.bool_)
+    mask[4:10, 2:8] = mask[4:10, 12:18] = mask[4:10, 22:28] = True
+    paths = fitted_within(rings_from_mask(mask), 0.002, 11)
+    assert sorted(map(num_points, paths)) == [3, 4, 4]
+
+
 def test_a_point_that_wins_less_than_its_share_is_not_written() -> None:
     # A dent of 40 square pixels in 10,000: its vertex is worth 0.4 % of the area.
     ring = np.array([(0, 0), (48, 0), (50, 2), (52, 0), (100, 0), (100, 100), (0, 100)], np.float64)
@@ -125,7 +138,7 @@ def test_on_composed_scenes_chosen_points_are_nearer_than_simplified_ones_and_cu
             ious.append(iou(drawn, mask))
         means.append(np.mean(ious))
     curves, chosen, simplified = means
-    assert curves > chosen + 0.003 and chosen > simplified + 0.01
+    assert curves > chosen and chosen > simplified + 0.015
 
 
 def test_too_few_points_for_the_rings_are_refused_by_what_to_do() -> None:

@@ -10,7 +10,7 @@ import torch
 from envs.example import Example, ImageRef, Prompt, Truth
 from envs.polygons import Answer, AnswerStatus
 from policies.families.base import Response
-from rl.algorithms import gspo, gspo_token
+from rl.algorithms import best_of, gspo, gspo_token
 from rl.algorithms.base import entropy_advantages
 from rollout.records import Group, Rollout
 from tests.made_run import group_of
@@ -49,6 +49,11 @@ def test_tokens_with_credit_of_their_own_keep_the_mean_that_entropy_gave_their_a
     found = gspo_token.Algorithm(std_floor=0.5, entropy=0.1, vertex_credit=0.5).of_groups(asked)
     assert found.of_tokens is not None
     assert [float(values.mean()) for values in found.of_tokens[0]] == pytest.approx([-0.4, 0.4])
+
+
+def test_imitation_of_the_best_has_no_entropy() -> None:
+    with pytest.raises(ValueError, match=r"^algorithm\.entropy is 0\.1, but best_of imitates the best answers"):
+        best_of.Algorithm(entropy=0.1)
 
 
 def all_answers(logits: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,13 @@ def test_a_codec_that_the_policy_cannot_write_is_refused_by_the_words(codec: str
         look(f"codec={codec}")
 
 
+def test_credit_of_tokens_needs_a_codec_that_says_which_they_are() -> None:
+    look("algorithm={name: gspo_token, vertex_credit: 0.5}")
+    message = r"^algorithm\.vertex_credit is 0\.5, but the codec does not say which token .* choose codec path_tokens"
+    with pytest.raises(ValueError, match=message):
+        look("algorithm={name: gspo_token, vertex_credit: 0.5}", "codec={name: svg_path}")
+
+
 def test_a_budget_is_measured_against_the_prompts_of_training_examples() -> None:
     # 8 answers of 48 tokens beside 64 image tokens and a phrase of 4 tokens at least.
     look("learner.token_budget=600")

@@ -49,6 +49,8 @@ def test_traced_outlines_are_the_masks_own_and_the_codec_of_paths_fits_them() ->
     codec = svg_path.Codec(max_vertices=9)
     text = answer_text(example(), codec, SftSettings(simplify="traced", max_vertices=10))
     reached = mask_from_rings(codec.read(text, 60, 80).rings_px, 60, 80)
+    with pytest.raises(ValueError, match=r"^outlines are to be taught as they were traced .* codec\.name to svg_path"):
+        answer_text(example(), path_tokens.Codec(), SftSettings(simplify="traced"))
     assert text.count("Q") + text.count("C") >= 1 and iou(reached, DISC) > 0.97
 
 
