@@ -10,6 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
+from envs.codecs._numerals import Bounds
 from envs.codecs._places import CORNERS, answer_of_places, grid_places, places_of
 from envs.geometry import grid_rings
 from envs.geometry.grid_rings import GridRing
@@ -138,3 +139,20 @@ def numbers_of(words: list[str]) -> list[int] | None:
     if not all(word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS for word in words):
         return None
     return [int(word) for word in words]
+
+
+def box_bounds(box: tuple[int | None, ...], bins: int) -> Bounds | None:
+    """Bounds of the next number of a box while it is written: near sides leave room for the far ones, 0..bins.
+
+    None where its near side is left out.
+    """
+    if len(box) < 2:
+        return Bounds(0, bins - 1)
+    near = box[len(box) - 2]
+    return None if near is None else Bounds(near + 1, bins)
+
+
+def condensed_box(box: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The sides of a box while it is written without those that no later one is compared with."""
+    # A side is compared with the one two numbers before it.
+    return tuple(side if len(box) - k == 2 else None for k, side in enumerate(box))

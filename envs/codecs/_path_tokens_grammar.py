@@ -3,7 +3,7 @@
 A space may end the text. Numbers have no leading zeros.
 """
 
-from envs.codecs._boxed_codec import EMPTY_WORD, INSTANCE_WORD, RING_WORD
+from envs.codecs._boxed_codec import EMPTY_WORD, INSTANCE_WORD, RING_WORD, box_bounds, condensed_box
 from envs.codecs._numerals import Bounds, WholeNumerals
 from envs.codecs._open_ring import closing_numbers
 from envs.codecs.base import State, number_begun, ring_begun, room_for_ring, vertex_ended, without_vertices
@@ -61,7 +61,7 @@ class PathTokensGrammar:
             return None
         bounds = state.bounds
         if bounds is None:
-            bounds = self._box_bounds(state.box) if state.place == "box" else self._vertex_bounds(state)
+            bounds = box_bounds(state.box, self._box.bins) if state.place == "box" else self._vertex_bounds(state)
             if bounds is None:
                 return state._replace(sure=False)
         numerals = self._box if state.place == "box" else self._path
@@ -69,14 +69,6 @@ class PathTokensGrammar:
         if not numerals.fits(word, bounds):
             return None
         return state._replace(word=word, bounds=bounds, needed=3 if state.place == "box" else None)
-
-    def _box_bounds(self, box: tuple[int | None, ...]) -> Bounds | None:
-        """Bounds of the box's next number: the near sides leave room for the far ones. None where its near side is
-        left out."""
-        if len(box) < 2:
-            return Bounds(0, self._box.bins - 1)
-        near = box[len(box) - 2]
-        return None if near is None else Bounds(near + 1, self._box.bins)
 
     def _vertex_bounds(self, state: State) -> Bounds | None:
         return number_begun(state, state.place == "y", self._path)
@@ -122,7 +114,7 @@ class PathTokensGrammar:
             return [] if begun is None else ["", *self.completion(begun)]
         words: list[str] = []
         while state.place == "box":
-            bounds = state.bounds or self._box_bounds(state.box) or Bounds(0, 0)
+            bounds = state.bounds or box_bounds(state.box, self._box.bins) or Bounds(0, 0)
             words.append(self._box.rest(state.word, bounds))
             state = self._number(state, int(state.word + words[-1]))
         if state.ring is None:
@@ -138,6 +130,4 @@ class PathTokensGrammar:
         less = without_vertices(state, num_characters, self._path)
         if less is None:
             return None
-        # A side of the box is compared with the one two numbers before it, and with none that comes later.
-        sides = len(less.box)
-        return less._replace(box=tuple(side if sides - k == 2 else None for k, side in enumerate(less.box)))
+        return less._replace(box=condensed_box(less.box))

@@ -7,7 +7,7 @@
 Absolute forms alone; a space may end the text, numbers have no leading zeros, and every outline has an area.
 """
 
-from envs.codecs._boxed_codec import EMPTY_WORD, INSTANCE_WORD, RING_WORD
+from envs.codecs._boxed_codec import EMPTY_WORD, INSTANCE_WORD, RING_WORD, box_bounds, condensed_box
 from envs.codecs._numerals import Bounds, WholeNumerals
 from envs.codecs._open_path import OpenPath
 from envs.codecs._open_ring import NOTHING_FITS
@@ -95,7 +95,7 @@ class SvgPathGrammar:
             return None
         bounds = state.bounds
         if bounds is None:
-            bounds = self._box_bounds(state.box) if state.place == "box" else self._point_bounds(state)
+            bounds = box_bounds(state.box, self._box.bins) if state.place == "box" else self._point_bounds(state)
             if bounds is None:
                 return state._replace(sure=False)
         numerals = self._box if state.place == "box" else self._path
@@ -103,14 +103,6 @@ class SvgPathGrammar:
         if not numerals.fits(word, bounds):
             return None
         return state._replace(word=word, bounds=bounds, needed=3 if state.place == "box" else None)
-
-    def _box_bounds(self, box: tuple[int | None, ...]) -> Bounds | None:
-        """Bounds of the box's next number: the near sides leave room for the far ones. None where its near side is
-        left out."""
-        if len(box) < 2:
-            return Bounds(0, self._box.bins - 1)
-        near = box[len(box) - 2]
-        return None if near is None else Bounds(near + 1, self._box.bins)
 
     def _point_bounds(self, state: State) -> Bounds | None:
         """Bounds of the number at a place such as "C1x"; None where a condensed state cannot tell."""
@@ -175,7 +167,7 @@ class SvgPathGrammar:
             return ["", *self.completion(begun)]
         words: list[str] = []
         while state.place == "box":
-            bounds = state.bounds or self._box_bounds(state.box) or Bounds(0, 0)
+            bounds = state.bounds or box_bounds(state.box, self._box.bins) or Bounds(0, 0)
             words.append(self._box.rest(state.word, bounds))
             state = self._number(state, int(state.word + words[-1]))
         if state.place == "path":
@@ -213,15 +205,13 @@ class SvgPathGrammar:
             return None
         # A point takes four characters or more; as long as five may follow, any of them may be anything.
         most = num_characters // 4 + 6
-        sides = len(state.box)
         return state._replace(
             path=None,
             x=None,
             word=self._path.alike(state.word, state.bounds) if state.bounds else state.word,
             rings_left=min(state.rings_left, most),
             vertices_left=min(state.vertices_left, most),
-            # A side of the box is compared with the one two numbers before it, and with none that comes later.
-            box=tuple(side if sides - k == 2 else None for k, side in enumerate(state.box)),
+            box=condensed_box(state.box),
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
@@ -20,11 +20,12 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 )
 
 from policies.checkpoint import Checkpoint
-from policies.families.base import PromptRows, VisionFeatures
+from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block
+from policies.families.base import VisionFeatures
 from policies.family import Sides
 
 
-class InternVL:
+class InternVL(TowerAndProjector):
     """InternVL over Qwen2 and Qwen3, of tiles."""
 
     title = "InternVL"
@@ -41,7 +42,6 @@ class InternVL:
     )
     begins = False
     turn_ends: tuple[str, ...] = ("<|im_end|>",)
-    thinking_marks = ("<think>", "</think>")
     texts: tuple[str, ...] = ("qwen2", "qwen3")
     image_marks: tuple[str, ...] = ("<img>", "</img>")
 
@@ -114,35 +114,6 @@ class InternVL:
         grid[:, 0] = torch.as_tensor(inputs["num_patches"])
         return inputs["pixel_values"], grid
 
-    def placeholder(self, config: Any) -> int:
-        """Family.placeholder."""
-        return int(config.image_token_id)
-
-    def image_end(self, config: Any) -> int | None:
-        """Family.image_end: the mark behind it is put there with it."""
-        return None
-
-    def tower(self, model: Any) -> nn.Module:
-        """Family.tower: the ViT and the projector."""
-        parts = {"vision_tower": model.model.vision_tower, "multi_modal_projector": model.model.multi_modal_projector}
-        return nn.ModuleDict(parts)
-
-    def projector(self, model: Any) -> Sequence[nn.Module]:
-        """Family.projector."""
-        return [model.model.multi_modal_projector]
-
-    def prepare(self, model: Any) -> None:
-        """Family.prepare: nothing."""
-
-    def image_inputs(self, rows: PromptRows) -> dict[str, Tensor]:
-        """Family.image_inputs."""
-        return {"pixel_values": rows.pixel_values}
-
-    def positions(self, model: Any, rows: PromptRows) -> tuple[Tensor, Tensor]:
-        """Family.positions: by order alone."""
-        positions = (rows.prompt_mask.cumsum(1) - 1).clamp(min=0)
-        return positions, positions[:, -1] + 1
-
     def features(
         self, model: Any, pixel_values: Tensor, image_grid: Tensor, sides: Sides, early: int
     ) -> VisionFeatures:
@@ -153,11 +124,7 @@ class InternVL:
         """
         vision = model.model.vision_tower
         num_blocks = len(vision.encoder.layer)
-        if not 0 <= early <= num_blocks:
-            raise ValueError(
-                f"early_block is {early}, and the vision tower has {num_blocks} blocks; give 0 for its patch "
-                f"embedding, or 1 to {num_blocks}."
-            )
+        refuse_early_block(early, num_blocks)
         seen: list[Tensor] = []
         watched = vision.embeddings.patch_embeddings if early == 0 else vision.encoder.layer[early - 1]
         hook = watched.register_forward_hook(lambda _module, _inputs, output: seen.append(output))

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from policies.checkpoint import Checkpoint
-from policies.families.base import PromptRows, VisionFeatures
+from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block
+from policies.families.base import VisionFeatures
 from policies.family import Sides
 
 _SYSTEM = (
@@ -25,7 +26,7 @@ _SYSTEM = (
 """What every training conversation began with."""
 
 
-class Llava:
+class Llava(TowerAndProjector):
     """LLaVA-1.5 over Llama and Vicuna."""
 
     title = "LLaVA-1.5"
@@ -41,7 +42,6 @@ class Llava:
     )
     begins = True
     turn_ends: tuple[str, ...] = ()
-    thinking_marks = ("<think>", "</think>")
     texts: tuple[str, ...] = ("llama",)
     image_marks: tuple[str, ...] = ()
 
@@ -96,35 +96,6 @@ class Llava:
         inputs = image_processor(images=shown, return_tensors="pt", input_data_format="channels_last")
         return inputs["pixel_values"], torch.ones(len(images), 3, dtype=torch.int64)
 
-    def placeholder(self, config: Any) -> int:
-        """Family.placeholder."""
-        return int(config.image_token_id)
-
-    def image_end(self, config: Any) -> int | None:
-        """Family.image_end: nothing closes an image."""
-        return None
-
-    def tower(self, model: Any) -> nn.Module:
-        """Family.tower: CLIP and the projector."""
-        parts = {"vision_tower": model.model.vision_tower, "multi_modal_projector": model.model.multi_modal_projector}
-        return nn.ModuleDict(parts)
-
-    def projector(self, model: Any) -> Sequence[nn.Module]:
-        """Family.projector."""
-        return [model.model.multi_modal_projector]
-
-    def prepare(self, model: Any) -> None:
-        """Family.prepare: nothing."""
-
-    def image_inputs(self, rows: PromptRows) -> dict[str, Tensor]:
-        """Family.image_inputs."""
-        return {"pixel_values": rows.pixel_values}
-
-    def positions(self, model: Any, rows: PromptRows) -> tuple[Tensor, Tensor]:
-        """Family.positions: by order alone."""
-        positions = (rows.prompt_mask.cumsum(1) - 1).clamp(min=0)
-        return positions, positions[:, -1] + 1
-
     def features(
         self, model: Any, pixel_values: Tensor, image_grid: Tensor, sides: Sides, early: int
     ) -> VisionFeatures:
@@ -135,11 +106,7 @@ class Llava:
         """
         clip = model.model.vision_tower
         num_blocks = clip.config.num_hidden_layers
-        if not 0 <= early <= num_blocks:
-            raise ValueError(
-                f"early_block is {early}, and the vision tower has {num_blocks} blocks; give 0 for its patch "
-                f"embedding, or 1 to {num_blocks}."
-            )
+        refuse_early_block(early, num_blocks)
         with torch.no_grad():
             found = clip(pixel_values, output_hidden_states=True).hidden_states
             final = model.model.multi_modal_projector(found[model.config.vision_feature_layer][:, 1:])
