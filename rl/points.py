@@ -169,6 +169,7 @@ def _cell(one: Reached) -> str:
 def write_points_page(out: Path, title: str, found: Measured) -> None:
     """Write tables and curves over words as a page."""
     reached = found.reached
+    iou, boundary_iou = [one.iou.value for one in reached], [one.boundary_iou.value for one in reached]
     page = render_page(
         "points.html.j2",
         title=title,
@@ -176,19 +177,18 @@ def write_points_page(out: Path, title: str, found: Measured) -> None:
         ways=WAYS,
         rows={number: [one for one in reached if one.points == number] for number in _budgets(found)},
         charts=[
-            Chart("IoU", "mean IoU", _curves(reached, "iou"), x_label="words of text"),
-            Chart("Boundary IoU", "mean Boundary IoU", _curves(reached, "boundary_iou"), x_label="words of text"),
+            Chart("IoU", "mean IoU", _curves(reached, iou), x_label="words of text"),
+            Chart("Boundary IoU", "mean Boundary IoU", _curves(reached, boundary_iou), x_label="words of text"),
         ],
     )
     write_page(out, page)
 
 
-def _curves(found: Sequence[Reached], score: str) -> Mapping[str, tuple[list[int], list[float]]]:
-    """A score over whole words, by way."""
-    values = {"iou": lambda one: one.iou.value, "boundary_iou": lambda one: one.boundary_iou.value}[score]
+def _curves(found: Sequence[Reached], scores: Sequence[float]) -> Mapping[str, tuple[list[int], list[float]]]:
+    """A score of each row over whole words, by way."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
-    for one in sorted(found, key=lambda one: one.words):
-        words, scores = curves.setdefault(WAYS[one.way], ([], []))
+    for one, score in sorted(zip(found, scores, strict=True), key=lambda pair: pair[0].words):
+        words, values = curves.setdefault(WAYS[one.way], ([], []))
         words.append(round(one.words))
-        scores.append(values(one))
+        values.append(score)
     return curves

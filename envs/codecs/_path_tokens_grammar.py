@@ -6,7 +6,7 @@ A space may end the text. Numbers have no leading zeros.
 from envs.codecs._boxed_codec import EMPTY_WORD, INSTANCE_WORD, RING_WORD, box_bounds, condensed_box
 from envs.codecs._numerals import Bounds, WholeNumerals
 from envs.codecs._open_ring import closing_numbers
-from envs.codecs.base import State, number_begun, ring_begun, room_for_ring, vertex_ended, without_vertices
+from envs.codecs.base import State, number_begun, ring_begun, room_for_ring, vertex_ended, walked, without_vertices
 
 
 class PathTokensGrammar:
@@ -33,12 +33,7 @@ class PathTokensGrammar:
 
     def advance(self, state: State, text: str) -> State | None:
         """State after `text`; None where it is refused."""
-        for character in text:
-            following = self._step(state, character)
-            if following is None or not following.sure:
-                return following
-            state = following
-        return state
+        return walked(self._step, state, text)
 
     def _step(self, state: State, character: str) -> State | None:
         if character in self._path.characters:

@@ -11,7 +11,7 @@ from envs.codecs._boxed_codec import EMPTY_WORD, INSTANCE_WORD, RING_WORD, box_b
 from envs.codecs._numerals import Bounds, WholeNumerals
 from envs.codecs._open_path import OpenPath
 from envs.codecs._open_ring import NOTHING_FITS
-from envs.codecs.base import State
+from envs.codecs.base import State, walked
 
 CLOSE_WORD = "Z"
 DEGREES = {"L": 1, "Q": 2, "C": 3}
@@ -47,12 +47,7 @@ class SvgPathGrammar:
 
     def advance(self, state: State, text: str) -> State | None:
         """State after `text`; None where it is refused."""
-        for character in text:
-            following = self._step(state, character)
-            if following is None or not following.sure:
-                return following
-            state = following
-        return state
+        return walked(self._step, state, text)
 
     def _step(self, state: State, character: str) -> State | None:
         if character in self._path.characters:

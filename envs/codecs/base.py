@@ -4,7 +4,7 @@ The grammar is deterministic and finite: a state holds counters and one open rin
 read as ok or empty; what cannot become such an answer is refused at the first character that makes it so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from envs.codecs._coordinates import ShownSize
@@ -80,6 +80,17 @@ class AnswerGrammar(Protocol):
     def condensed(self, state: State, num_characters: int) -> State | None:
         """A state that stands for many, to ask about the next `num_characters`; None where nothing can be left out."""
         ...
+
+
+def walked(step: Callable[[State, str], State | None], state: State, text: str) -> State | None:
+    """The state after `text`, a character at a time by `step`; None where one is refused, and where a condensed state
+    cannot tell, that state."""
+    for character in text:
+        following = step(state, character)
+        if following is None or not following.sure:
+            return following
+        state = following
+    return state
 
 
 def number_begun(state: State, in_y: bool, numerals: Numerals) -> Bounds | None:

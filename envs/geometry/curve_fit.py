@@ -33,8 +33,8 @@ _JOINTS_A_POINT = 4
 _NARROWED = 12
 """Bisections of the price of a point, after it was doubled until the points sufficed."""
 _PATIENCE = 3
-"""Joints in a row to which all segments leave more of the ring's area aside than one of so many may; then further ones
-are not tried."""
+"""So many joints in a row beside whose segments more lies than the ring's area over the most points: no later joint is
+then tried from there."""
 _MOST_STEPS = 400
 """Points by which a ring is judged, beside its joints; they are further apart where it is long."""
 _FIRM = 1e-3
@@ -59,8 +59,9 @@ def fitted_within(rings: list[Ring], least_share: float, max_points: int, degree
 
     A point is written where it brings the paths nearer to the rings by `least_share` of their area or more; where there
     are more such points than may be written, those that bring most. Nearness is to the rings with their pixel stairs
-    made slopes (`smoothed`). Directions are the rings', and each path begins at its topmost, then leftmost point. A
-    path that would lose half of its area is a polygon. Raises ValueError where three points a ring do not fit.
+    made slopes (`smoothed`). Directions are the rings', and each path begins by its ring's topmost, then leftmost
+    vertex. A path that would lose half of its area is a polygon. Raises ValueError where three points a ring do not
+    fit.
     """
     if 3 * len(rings) > max_points:
         raise ValueError(

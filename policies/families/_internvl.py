@@ -170,6 +170,11 @@ def _vision(checkpoint: Checkpoint, name: str, otherwise: int) -> int:
 def _tile_tokens(checkpoint: Checkpoint, side: int) -> int:
     """Tokens of a tile; ValueError where config.json says another number than its own sizes make."""
     ratio = float(checkpoint.config.get("downsample_ratio", 0.5))
+    if ratio != 0.5:
+        raise ValueError(
+            f"config.json of {checkpoint.folder} has downsample_ratio {ratio}, and tiles are known here whose patches "
+            "become tokens two by two, which is 0.5; give a checkpoint of that."
+        )
     made = int(side // _vision(checkpoint, "patch_size", 14) * ratio) ** 2
     said = checkpoint.config.get("image_seq_length", made)
     if said != made:

@@ -12,7 +12,15 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from envs.geometry.contours import largest_rings, mask_from_rings, outline, outline_to_iou, rings_from_mask, simplify
+from envs.geometry.contours import (
+    canonical_start,
+    largest_rings,
+    mask_from_rings,
+    outline,
+    outline_to_iou,
+    rings_from_mask,
+    simplify,
+)
 from envs.geometry.curve_fit import fitted_within
 from envs.geometry.curves import flattened
 from envs.geometry.peucker import douglas_peucker
@@ -55,7 +63,8 @@ def _simplified(mask: NDArray[np.bool_], settings: OutlineSettings) -> list[Ring
     if settings.simplify == "traced":
         return rings
     if settings.simplify == "chosen":
-        return [flattened(path, 1.0) for path in fitted_within(rings, 0.0, settings.max_vertices, degree=1)]
+        paths = fitted_within(rings, 0.0, settings.max_vertices, degree=1)
+        return [canonical_start(flattened(path, 1.0)) for path in paths]
     if settings.simplify == "douglas_peucker":
         rings = [douglas_peucker(ring, settings.peucker_share) for ring in rings]
     elif rings:

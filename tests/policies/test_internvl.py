@@ -76,6 +76,9 @@ def test_a_tokenizer_without_the_marks_and_tiles_that_the_tower_does_not_see_are
     (tmp_path / "config.json").write_text(json.dumps(config | {"image_seq_length": 64}))
     with pytest.raises(ValueError, match=r"says 64 tokens a tile \(image_seq_length\), and its vision tower makes 16"):
         Policy.make_processor(tmp_path, Codec())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"downsample_ratio": 0.25}))
+    with pytest.raises(ValueError, match=r"has downsample_ratio 0\.25, and tiles are known here whose patches become"):
+        Policy.make_processor(tmp_path, Codec())
     (tmp_path / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (tmp_path / name).read_text()

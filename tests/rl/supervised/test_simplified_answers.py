@@ -42,6 +42,8 @@ def test_chosen_vertices_are_as_many_and_come_nearer() -> None:
     for num in (6, 8, 12):
         chosen, simplified = (drawn(simplify=name, max_vertices=num, max_rings=1) for name in ("chosen", "budget"))
         assert chosen[0] <= num == simplified[0] and chosen[1] > simplified[1]
+    (ring,) = annotate(DISC, SftSettings(simplify="chosen", max_vertices=9))
+    assert ring[0, 1] == ring[:, 1].min()  # from the topmost vertex, as all outlines are drawn
 
 
 def test_traced_outlines_are_the_masks_own_and_the_codec_of_paths_fits_them() -> None:
