@@ -67,10 +67,11 @@ class Checkpoint:
             raise ValueError(f"{path} holds no JSON object; copy it anew from where the model came from.")
         return values
 
-    def refuse_foreign(self) -> None:
+    def refuse_foreign(self, written_here: bool = False) -> None:
         """Raise ValueError or FileNotFoundError, by what its files say, for a folder that no family here can load.
 
-        These are folders without config.json, with code of their own, or of quantised weights.
+        These are folders without config.json, with code of their own, or of quantised weights. written_here: whether
+        what such code does is written here, so that nobody needs the folder's.
         """
         if (self.folder / "adapter_config.json").is_file() and (self.folder / "config.json").is_file():
             raise ValueError(
@@ -78,7 +79,7 @@ class Checkpoint:
                 "merge them into it (peft's merge_and_unload, then save_pretrained), or delete their files."
             )
         code = self.config.get("auto_map")
-        if code:
+        if code and not written_here:
             raise ValueError(
                 f"{self.folder} is a {self.model_type or 'nameless'} model whose code lies in the folder (auto_map), "
                 "and code of a checkpoint is never run here; give a folder in the form of transformers' own classes "
@@ -92,12 +93,12 @@ class Checkpoint:
                 "nor pushed here; give the unquantised checkpoint that it was made from."
             )
 
-    def refuse_incomplete(self) -> None:
-        """Raise FileNotFoundError for a folder without tokenizer or image processor, ValueError for broken files."""
-        for what, names in (
-            ("image processor", ("preprocessor_config.json", "processor_config.json")),
-            ("tokenizer", ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")),
-        ):
+    def refuse_incomplete(self, image_processor: bool = True) -> None:
+        """Raise FileNotFoundError for a folder without tokenizer or, where its family has one, image processor,
+        ValueError for broken files."""
+        of_images = ("image processor", ("preprocessor_config.json", "processor_config.json"))
+        of_text = ("tokenizer", ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
+        for what, names in (of_images, of_text) if image_processor else (of_text,):
             if not any((self.folder / name).is_file() for name in names):
                 raise FileNotFoundError(
                     f"{self.folder} has no {what} ({' or '.join(names)}); copy it from the model that this one was "

@@ -8,12 +8,13 @@ import json
 import reprlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
@@ -22,7 +23,9 @@ from envs.codecs.base import AnswerCodec, PlaceCodec, SeenCodec
 from envs.example import BoxPart, Example, MaskPart, Part, PointPart, Question, TextPart
 from envs.geometry.contours import outline
 from envs.polygons import Answer
+from policies import choices
 from policies.checkpoint import Checkpoint
+from policies.choices import Head
 from policies.families.base import PromptRows, Response
 from policies.family import Family
 from policies.grammar import TokenGrammar, token_pieces
@@ -72,28 +75,42 @@ class Processor:
         self.image_processor = family.image_processor(checkpoint, asking.min_pixels, asking.max_pixels)
         """Image processor of the checkpoint, from transformers."""
         self.codec = self.seen(codec)
-        self.end_tokens = end_tokens(checkpoint, self.tokenizer, family, self.vocabulary_size)
+        self.end_tokens = self._own_ends()
         """Tokens that end an answer; the first is the one that an answer is taught to end with."""
         self.end_token = self.end_tokens[0]
         """Token that an answer is taught to end with."""
         marks = block_marks(asking, family.thinking_marks)
-        written = [*self.end_tokens, *mark_tokens(asking, marks, self.tokenizer.get_vocab())]
+        self.heads = self._own_heads()
+        """What chooses beside the vocabulary, in the order of the columns of bins; () where nothing does."""
+        called = [head.token for head in self.heads]
+        written = [*self.end_tokens, *called, *mark_tokens(asking, marks, self.tokenizer.get_vocab())]
         self.unsampled_tokens = unsampled_tokens(self.tokenizer, self.vocabulary_size, written)
         """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
         tokens such as <tool_call>; less those that end an answer or mark its reasoning."""
         self._part_vertices = asking.part_vertices
-        self._image_marks = _mark_ids(checkpoint, family, self.tokenizer)
-        template = self._template_added = chat_template(checkpoint, self.tokenizer, family, self.image_token)
-        asked = asking_for_thinking(asking, marks)
-        self._template = QuestionTemplate(self.tokenizer, asked, self.image_token, template, family.begins)
-        # A question is asked for again: by the sampler, for its group, by the checks before a run.
-        self._known_tokens = lru_cache(maxsize=4096)(self._template.tokens)
-        self.thinking = Thinking.behind(self._template.ending, asking, marks)
+        self._template_added: str | None = None
+        ending = self._learn_to_ask(asking_for_thinking(asking, marks))
+        self.thinking = Thinking.behind(ending, asking, marks)
         """Whether reasoning stands before an answer, and how it is marked."""
         self._grammar: TokenGrammar | None = None
         self._token_texts: dict[int, str] = {}
 
+    def _own_heads(self) -> tuple[Head, ...]:
+        return ()
+
+    def _own_ends(self) -> list[int]:
+        return end_tokens(self._checkpoint, self.tokenizer, self.family, self.vocabulary_size)
+
     # Questions in.
+
+    def _learn_to_ask(self, asking: Asking) -> str:
+        """Get ready for questions; returns the text that stands behind the user's, which an answer follows."""
+        self._image_marks = _mark_ids(self._checkpoint, self.family, self.tokenizer)
+        added = self._template_added = chat_template(self._checkpoint, self.tokenizer, self.family, self.image_token)
+        template = QuestionTemplate(self.tokenizer, asking, self.image_token, added, self.family.begins)
+        # A question is asked for again: by the sampler, for its group, by the checks before a run.
+        self._known_tokens = lru_cache(maxsize=4096)(template.tokens)
+        return template.ending
 
     def prompt_tokens(self, question: Question) -> NDArray[np.int64]:
         """[P] token ids of a question, a placeholder for each token of its image included.
@@ -101,15 +118,18 @@ class Processor:
         Words are data: whatever is written in them, no token of it is one that controls. Raises ValueError for a prompt
         that is no text, for parts other than text, and for candidates to choose from.
         """
-        image_tokens = self.image_tokens(*question.image.shape[:2])
-        return np.array(list(chain(*self._question_tokens(question, image_tokens))), np.int64)
+        return choices.apart(self._prompt(question))[0]
+
+    def _prompt(self, question: Question) -> NDArray[np.int64]:
+        """[P] or [P, 1 + C] choices of a question."""
+        return np.concatenate(self._question_tokens(question, self.image_tokens(*question.image.shape[:2])))
 
     def engine_tokens(self, question: Question) -> NDArray[np.int64]:
         """Token ids of a question with one placeholder for the image, for an engine that fits in its tokens itself.
 
         Raises as `prompt_tokens` does.
         """
-        return np.array(list(chain(*self._question_tokens(question, 1))), np.int64)
+        return choices.apart(np.concatenate(self._question_tokens(question, 1)))[0]
 
     def question_lengths(self, question: Question) -> tuple[int, int]:
         """Tokens of a question: those that all questions about its image share, and the rest.
@@ -146,45 +166,60 @@ class Processor:
         return self.family.patches(self.image_processor, images)
 
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
-        """Rows of B questions with the token ids of up to G responses each, all of them scored; on the CPU.
+        """Rows of B questions with the choices of up to G responses each, all of them scored; on the CPU.
 
         Raises as `prompt_tokens` does.
         """
-        pixel_values, grid = self.patches([question.image for question in questions])
-        prompt_tokens, prompt_mask = pad_left([self.prompt_tokens(each) for each in questions], self.end_token)
-        tokens, mask = pad_responses(responses, self.end_token)
-        return PromptRows(prompt_tokens, prompt_mask, pixel_values, grid, tokens, mask, mask)
+        rows = self._padded([self._prompt(each) for each in questions], responses)
+        return self._with_images(rows, [question.image for question in questions])
+
+    def _padded(
+        self, prompts: Sequence[NDArray[np.int64]], responses: Sequence[Sequence[NDArray[np.int64]]]
+    ) -> PromptRows:
+        """Rows of choices without their images."""
+        prompt_tokens, prompt_mask = pad_left([choices.apart(each)[0] for each in prompts], self.end_token)
+        split = [[choices.apart(each) for each in row] for row in responses]
+        tokens, mask = pad_responses([[own for own, _ in row] for row in split], self.end_token)
+        none = torch.zeros(0)
+        rows = PromptRows(prompt_tokens, prompt_mask, none, none, tokens, mask, mask)
+        if not self.heads:
+            return rows
+        none_chosen = np.full((1, len(self.heads)), choices.NO_BIN)
+        bins = [[none_chosen.repeat(len(own), 0) if found is None else found for own, found in row] for row in split]
+        return replace(
+            rows,
+            prompt_bins=pad_left([each[:, 1:] for each in prompts], choices.NO_BIN)[0],
+            response_bins=pad_responses(bins, choices.NO_BIN)[0],
+        )
+
+    def _with_images(self, rows: PromptRows, images: Sequence[NDArray[np.uint8]]) -> PromptRows:
+        pixel_values, grid = self.patches(images)
+        return replace(rows, pixel_values=pixel_values, image_grid=grid)
 
     def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
-        """Rows of B images with several (question, answer token ids) each, on the CPU: only the image is shared, only
-        answers are scored.
+        """Rows of B images with several (question, choices of its answer) each, on the CPU: only the image is shared,
+        only answers are scored.
 
         Raises as `prompt_tokens` does, and ValueError where questions of one row show different images.
         """
         if any(question.image is not row[0][0].image for row in taught for question, _ in row):
             raise ValueError("questions of one row show different images; give each image a row of its own.")
         first = [row[0][0] for row in taught]
-        pixel_values, grid = self.patches([question.image for question in first])
         shared = [self._question_tokens(each, self.image_tokens(*each.image.shape[:2]))[0] for each in first]
-        prompt_tokens, prompt_mask = pad_left([np.array(tokens, np.int64) for tokens in shared], self.end_token)
-        asked = [[np.array(self._question_tokens(each, 1)[1], np.int64) for each, _ in row] for row in taught]
+        asked = [[self._question_tokens(each, 1)[1] for each, _ in row] for row in taught]
         whole = [
             [np.concatenate([words, answer]) for words, (_, answer) in zip(own, row, strict=True)]
             for own, row in zip(asked, taught, strict=True)
         ]
-        tokens, mask = pad_responses(whole, self.end_token)
+        rows = self._padded(shared, whole)
         _, of_question = pad_responses(asked, self.end_token)
-        scored = mask.clone()
+        scored = rows.response_mask.clone()
         scored[:, :, : of_question.shape[2]] &= ~of_question
-        return PromptRows(prompt_tokens, prompt_mask, pixel_values, grid, tokens, mask, scored)
+        return self._with_images(replace(rows, scored_mask=scored), [question.image for question in first])
 
-    def _question_tokens(self, question: Question, image_tokens: int) -> tuple[list[int], list[int]]:
-        """Prompt token ids, cut behind the image: what all questions about one image share, and the rest."""
-        if question.candidates is not None:
-            raise ValueError(
-                f"the question {question.prompt.told!r} comes with {len(question.candidates)} masks to choose from, "
-                "and this model family draws outlines; leave the candidates out."
-            )
+    def _question_tokens(self, question: Question, image_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Choices of a prompt, cut behind the image: what all questions about one image share, and the rest."""
+        refuse_candidates(question)
         ids = self._known_tokens(self._words(question), question.prompt.asked)
         image, closing = ids.index(self.image_token), self.family.image_end(self.config)
         before, behind = self._image_marks
@@ -196,7 +231,7 @@ class Processor:
                 f"the question {reprlib.repr(question.prompt.told)} takes {len(ids)} tokens, {image_tokens} of them of "
                 f"its image, and the model goes as far as {most}; ask in fewer words, or lower policy.max_pixels."
             )
-        return ids[:end], ids[end:]
+        return np.array(ids[:end], np.int64), np.array(ids[end:], np.int64)
 
     def _words(self, question: Question) -> str:
         """The prompt's parts as text, points, boxes and regions in the codec's words."""
@@ -235,7 +270,7 @@ class Processor:
         return codec.seen_by(self.family.coordinates, self.shown_size)
 
     def answer_tokens(self, text: str) -> NDArray[np.int64]:
-        """[T] token ids of an answer's text, end token included."""
+        """[T] or [T, 1 + C] choices that make an answer's text, end token included."""
         return np.array([*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.end_token], np.int64)
 
     def text(self, response: Response) -> str:
@@ -351,6 +386,15 @@ def _read(checkpoint: Checkpoint, named: str, of: Any) -> Any:
             f"{checkpoint.folder}: {named} cannot be read ({type(error).__name__}: {reason}); copy it anew from "
             "where the model came from."
         ) from error
+
+
+def refuse_candidates(question: Question) -> None:
+    """Raise ValueError for a question with masks to choose from, of a family that draws outlines."""
+    if question.candidates is not None:
+        raise ValueError(
+            f"the question {question.prompt.told!r} comes with {len(question.candidates)} masks to choose from, "
+            "and this model family draws outlines; leave the candidates out."
+        )
 
 
 def _mark_ids(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> tuple[list[int], list[int]]:

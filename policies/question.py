@@ -9,7 +9,7 @@ words, which has control tokens among its words.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import chain, pairwise
 from typing import Any
 
@@ -51,6 +51,61 @@ def shows_question(tokenizer: Any, template: str | None, image_token: int) -> bo
     return text.count(_ANY_TEXT) == 1 and ids.count(image_token) == 1
 
 
+class Questions:
+    """The user's texts, one of which a phrase is asked by."""
+
+    def __init__(self, asking: Asking) -> None:
+        """Raises ValueError for a question without its phrase."""
+        self._questions = (asking.question,) if asking.questions is None else tuple(asking.questions)
+        for question in self._questions:
+            check_question(question)
+        self._of_places = {"box": asking.box_question, "point": asking.point_question}
+        for asked, text in self._of_places.items():
+            if text is not None:
+                check_question(text, f"policy.{asked}_question")
+
+    def text(self, phrase: str, asked: str) -> str:
+        """What asks for the mask, box or point of a phrase: of several always the same one, in any process.
+
+        Raises ValueError where there is no question that asks for it, and for a phrase that is no text.
+        """
+        refuse_no_text(phrase, "the phrase")
+        return self._question(phrase, asked).replace(PHRASE, phrase)
+
+    def _question(self, phrase: str, asked: str) -> str:
+        if asked in self._of_places:
+            question = self._of_places[asked]
+            if question is None:
+                raise ValueError(
+                    f"the data asks for a {asked}, and policy.{asked}_question is not set; set it to a text with "
+                    f"{PHRASE} in it, which no question about masks is, such as '{asked} of {PHRASE}'."
+                )
+            return question
+        if len(self._questions) == 1:
+            return self._questions[0]
+        digest = hashlib.sha256(phrase.encode()).digest()
+        return self._questions[int.from_bytes(digest[:8], "big") % len(self._questions)]
+
+
+class PlainWords:
+    """Text as tokens none of which controls, whatever is written in it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        controls = [t.content for t in tokenizer.added_tokens_decoder.values() if is_control(t.content, t.special)]
+        longest_first = "|".join(re.escape(content) for content in sorted(controls, key=len, reverse=True))
+        self._control = re.compile(f"(?=({longest_first}))") if controls else re.compile(r"(?!)")
+
+    def ids(self, text: str, begin: int = 0, end: int | None = None) -> list[int]:
+        """Ids of a text, whose part from `begin` to `end` is the user's: cut where it would else hold a control
+        token."""
+        last = len(text) if end is None else end
+        cuts = {m.start() + 1 for m in self._control.finditer(text) if m.start() < last and m.end(1) > begin}
+        edges = [0, *sorted(cuts), len(text)]
+        parts = [self._tokenizer(text[start:stop], add_special_tokens=False) for start, stop in pairwise(edges)]
+        return list(chain.from_iterable(part["input_ids"] for part in parts))
+
+
 class QuestionTemplate:
     """The user's text in the chat template of one tokenizer: what a phrase is asked by, about one image."""
 
@@ -69,20 +124,11 @@ class QuestionTemplate:
         Raises ValueError for a question without its phrase, for arguments that the template does not name, and for a
         template that does not show image and question once.
         """
-        self._questions = (asking.question,) if asking.questions is None else tuple(asking.questions)
-        for question in self._questions:
-            check_question(question)
-        self._of_places = {"box": asking.box_question, "point": asking.point_question}
-        for asked, text in self._of_places.items():
-            if text is not None:
-                check_question(text, f"policy.{asked}_question")
         self._tokenizer, self._image_token = tokenizer, image_token
+        self._questions, self._words = Questions(asking), PlainWords(tokenizer)
         self._system, self._chat_template, self._arguments = asking.system, template, asking.template_arguments or {}
         _refuse_unnamed(self._arguments, template or tokenizer.chat_template)
         self._begin = str(tokenizer.bos_token or "") if begins else ""
-        controls = [t.content for t in tokenizer.added_tokens_decoder.values() if is_control(t.content, t.special)]
-        longest_first = "|".join(re.escape(content) for content in sorted(controls, key=len, reverse=True))
-        self._control = re.compile(f"(?=({longest_first}))") if controls else re.compile(r"(?!)")
         text = self._in_template(_ANY_TEXT)
         parts = text.split(_ANY_TEXT)
         if len(parts) != 2:
@@ -100,31 +146,13 @@ class QuestionTemplate:
 
         asked: "mask", "box" or "point"; ValueError where there is no question that asks for it.
         """
-        refuse_no_text(phrase, "the phrase")
-        ids = self._ids(self._in_template(self._question(phrase, asked).replace(PHRASE, phrase)))
+        ids = self._ids(self._in_template(self._questions.text(phrase, asked)))
         self._check_image(ids, f"the question about {phrase!r}")
         return ids
 
-    def _question(self, phrase: str, asked: str) -> str:
-        """The question that a phrase is asked by: of several always the same one, in any process."""
-        if asked in self._of_places:
-            question = self._of_places[asked]
-            if question is None:
-                raise ValueError(
-                    f"the data asks for a {asked}, and policy.{asked}_question is not set; set it to a text with "
-                    f"{PHRASE} in it, which no question about masks is, such as '{asked} of {PHRASE}'."
-                )
-            return question
-        if len(self._questions) == 1:
-            return self._questions[0]
-        digest = hashlib.sha256(phrase.encode()).digest()
-        return self._questions[int.from_bytes(digest[:8], "big") % len(self._questions)]
-
     def _ids(self, text: str) -> list[int]:
         """Ids of a prompt, cut where the user's text would else hold a control token."""
-        edges = [0, *sorted(set(self._cuts(text))), len(text)]
-        parts = [self._tokenizer(text[start:end], add_special_tokens=False) for start, end in pairwise(edges)]
-        return list(chain.from_iterable(part["input_ids"] for part in parts))
+        return self._words.ids(text, self._before, len(text) - self._behind)
 
     def _check_image(self, ids: list[int], what: str) -> None:
         found = ids.count(self._image_token)
@@ -137,13 +165,6 @@ class QuestionTemplate:
     def _in_template(self, question: str) -> str:
         text = _in_template(self._tokenizer, self._chat_template, self._system, question, self._arguments)
         return text if text.startswith(self._begin) else self._begin + text
-
-    def _cuts(self, text: str) -> Iterator[int]:
-        """Places in a prompt behind the first character of every control token that the user's text has a part in."""
-        end = len(text) - self._behind
-        for match in self._control.finditer(text):
-            if match.start() < end and match.end(1) > self._before:
-                yield match.start() + 1
 
 
 def is_control(content: str, special: bool) -> bool:

@@ -29,6 +29,7 @@ _SPECIAL = {
     "video": "<|video_pad|>",
     "answer": "<|answer|>",
 }
+_MORE_SPECIAL = ("vision_start", "vision_end", "image", "video", "answer")
 _CHAT_TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
@@ -68,14 +69,18 @@ def write_untrained(
     ).save_pretrained(folder)
 
 
-def word_tokenizer(words: Sequence[str], signs: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def word_tokenizer(
+    words: Sequence[str], signs: Sequence[str] = (), special: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """A tokenizer that splits at spaces; ids are special tokens first, then `words` and `signs` in their order, repeats
     once.
 
-    signs: pieces of text that are a token wherever they stand, the longest first, spaces in them included. A text of
-    signs alone then comes back as it was written, spaces and all.
+    special: special tokens beside those that every tiny model has. signs: pieces of text that are a token wherever they
+    stand, the longest first, spaces in them included. A text of signs alone then comes back as it was written, spaces
+    and all.
     """
-    vocabulary = {word: k for k, word in enumerate(dict.fromkeys([*_SPECIAL.values(), *words, *signs]))}
+    known = dict.fromkeys([*_SPECIAL.values(), *special, *words, *signs])
+    vocabulary = {word: k for k, word in enumerate(known)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unknown"]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if signs:
@@ -90,7 +95,7 @@ def word_tokenizer(words: Sequence[str], signs: Sequence[str] = ()) -> PreTraine
         pad_token=_SPECIAL["pad"],
         eos_token=_SPECIAL["end"],
         unk_token=_SPECIAL["unknown"],
-        additional_special_tokens=[_SPECIAL[k] for k in ("vision_start", "vision_end", "image", "video", "answer")],
+        additional_special_tokens=[*(_SPECIAL[k] for k in _MORE_SPECIAL), *special],
         chat_template=_CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )

@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 
 from envs.codecs._numerals import Bounds
-from envs.codecs._places import CORNERS, answer_of_places, grid_places, places_of
+from envs.codecs._places import CORNERS, answer_of_places, grid_places
 from envs.geometry import grid_rings
 from envs.geometry.grid_rings import GridRing
 from envs.polygons import Answer, AnswerStatus, Box, Instance, Ring, px_from_grid
@@ -103,8 +103,22 @@ class BoxedCodec:
         """
         if len(places) > self.max_rings:
             raise ValueError(f"{len(places)} places exceed the codec's max_rings {self.max_rings}; raise it.")
-        written = grid_places(places, np.full(2, self.box_bins), (height, width))
-        return f" {INSTANCE_WORD} ".join(" ".join(map(str, place.ravel().tolist())) for place in written) or EMPTY_WORD
+        written = [self.place_numbers(place, height, width) for place in places]
+        return f" {INSTANCE_WORD} ".join(" ".join(map(str, numbers)) for numbers in written) or EMPTY_WORD
+
+    def beyond(self, numbers: Sequence[int]) -> bool:
+        """Whether a number of a point or box is none of the grid."""
+        return max(numbers) > self.box_bins
+
+    def place_numbers(self, place: Ring, height: int, width: int) -> list[int]:
+        """The numbers of a place px."""
+        (found,) = grid_places([place], np.full(2, self.box_bins), (height, width))
+        return [int(number) for number in found.ravel()]
+
+    def place_px(self, numbers: Sequence[int], height: int, width: int) -> Ring:
+        """The place px that numbers of the grid say."""
+        corners = np.array(numbers).reshape(-1, 2)
+        return px_from_grid(corners, self.box_bins, (0.0, 0.0, float(width), float(height)))
 
     def read_places(self, text: str, asked: str, height: int, width: int, truncated: bool = False) -> Answer:
         """The boxes or points that `text` says; any str reads as some status, none raises."""
@@ -113,14 +127,12 @@ class BoxedCodec:
         words = text.split()
         if words == [EMPTY_WORD]:
             return Answer(AnswerStatus.EMPTY)
-        parts, corners = [numbers_of(part) for part in split(words, INSTANCE_WORD)], CORNERS[asked]
-        if any(part is None or len(part) != 2 * corners for part in parts):
+        parts = [numbers_of(part) or [] for part in split(words, INSTANCE_WORD)]
+        if any(len(part) != 2 * CORNERS[asked] for part in parts):
             return Answer(AnswerStatus.UNPARSABLE)
-        numbers = np.array(parts, np.int64).reshape(-1, 2)
-        if numbers.max() > self.box_bins or len(parts) > self.max_rings:
+        if any(map(self.beyond, parts)) or len(parts) > self.max_rings:
             return Answer(AnswerStatus.OUT_OF_RANGE)
-        extent_px = (0.0, 0.0, float(width), float(height))
-        return answer_of_places(places_of(px_from_grid(numbers, self.box_bins, extent_px), corners))
+        return answer_of_places([self.place_px(part, height, width) for part in parts])
 
 
 def split(words: list[str], separator: str) -> list[list[str]]:

@@ -31,7 +31,12 @@ class SvgPathGrammar:
     joint = " "
     alphabet = "".join(sorted({*EMPTY_WORD, *RING_WORD, *INSTANCE_WORD, *CLOSE_WORD, *DEGREES, *"0123456789 "}))
 
-    def __init__(self, box_bins: int, path_bins: int, max_rings: int, max_vertices: int) -> None:
+    def __init__(
+        self, box_bins: int, path_bins: int, max_rings: int, max_vertices: int, size_steps: int | None = None
+    ) -> None:
+        """size_steps: steps of a box's sizes where it is said by its centre; None where it is said by two corners, the
+        second beyond the first."""
+        self._size_steps = size_steps
         self._box, self._path = WholeNumerals(box_bins), WholeNumerals(path_bins)
         self.start = State("start", max_rings, max_vertices)
         number = self._path.longest
@@ -90,7 +95,7 @@ class SvgPathGrammar:
             return None
         bounds = state.bounds
         if bounds is None:
-            bounds = box_bounds(state.box, self._box.bins) if state.place == "box" else self._point_bounds(state)
+            bounds = self._box_bounds(state) if state.place == "box" else self._point_bounds(state)
             if bounds is None:
                 return state._replace(sure=False)
         numerals = self._box if state.place == "box" else self._path
@@ -98,6 +103,12 @@ class SvgPathGrammar:
         if not numerals.fits(word, bounds):
             return None
         return state._replace(word=word, bounds=bounds, needed=3 if state.place == "box" else None)
+
+    def _box_bounds(self, state: State) -> Bounds | None:
+        """Bounds of the next number of a box; None where a condensed state cannot tell."""
+        if self._size_steps is None:
+            return box_bounds(state.box, self._box.bins)
+        return Bounds(0, self._box.bins if len(state.box) < 2 else self._size_steps)
 
     def _point_bounds(self, state: State) -> Bounds | None:
         """Bounds of the number at a place such as "C1x"; None where a condensed state cannot tell."""
@@ -162,7 +173,7 @@ class SvgPathGrammar:
             return ["", *self.completion(begun)]
         words: list[str] = []
         while state.place == "box":
-            bounds = state.bounds or box_bounds(state.box, self._box.bins) or Bounds(0, 0)
+            bounds = state.bounds or self._box_bounds(state) or Bounds(0, 0)
             words.append(self._box.rest(state.word, bounds))
             state = self._number(state, int(state.word + words[-1]))
         if state.place == "path":

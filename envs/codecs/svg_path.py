@@ -1,7 +1,7 @@
 """Codec: a box, then an SVG path of lines and curves on an integer grid inside it, one word per number.
 
     answer   = "none" | instance (" ; " instance)*
-    instance = x0 y0 x1 y1 outline+                box on the image's grid, 0..box_bins
+    instance = x0 y0 x1 y1 outline+                box on the image's grid, 0..box_bins; or its centre and its sizes
     outline  = "M" x y segment* "Z"                on the box's grid, 0..path_bins
     segment  = "L" x y | "Q" x1 y1 x y | "C" x1 y1 x2 y2 x y, and all of them, M too, in small letters: relative
 
@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
+from envs.codecs import _centre_box
 from envs.codecs._boxed_codec import EMPTY_WORD, INSTANCE_WORD, MAX_DIGITS, RING_WORD, BoxedCodec, numbers_of
 from envs.codecs._svg_path_grammar import CLOSE_WORD, DEGREES, SvgPathGrammar
 from envs.codecs._svg_words import read_path, words_of
@@ -42,6 +43,11 @@ class Codec(BoxedCodec):
 
     path_bins: Annotated[int, between(1, 10**MAX_DIGITS - 1)] = 960
     """Steps of the path grid over the box, so a path number is 0..path_bins."""
+    boxes: Annotated[str, one_of("corners", "centre")] = "corners"
+    """How a box is said: by two `corners`, or by its `centre` and its sizes, these by their logarithm, as models with
+    heads for coordinates and sizes say it (envs/codecs/_centre_box.py). Points and boxes in questions likewise."""
+    size_bins: Annotated[int | None, between(1, 10**MAX_DIGITS - 1)] = None
+    """Steps of the sizes of boxes by their centre, so that such a number is 0..size_bins; null: as box_bins."""
     max_vertices: Annotated[int, at_least(3, ", so that there is room for a triangle.")] = 64
     """Most points of the whole answer, those that bend curves included; more reads as out of range. What is written
     keeps to it."""
@@ -61,12 +67,45 @@ class Codec(BoxedCodec):
     @property
     def words(self) -> list[str]:
         """Every word that is written, numbers first and in order."""
-        numbers = [str(k) for k in range(max(self.box_bins, self.path_bins) + 1)]
+        numbers = [str(k) for k in range(max(self.box_bins, self.path_bins, self.size_bins or 0) + 1)]
         return [*numbers, RING_WORD, *DEGREES, CLOSE_WORD, INSTANCE_WORD, EMPTY_WORD]
 
     def grammar(self) -> SvgPathGrammar:
         """Automaton of texts in absolute form that read as valid within these limits."""
-        return SvgPathGrammar(self.box_bins, self.path_bins, self.max_rings, self.max_vertices)
+        sizes = None if self.boxes == "corners" else self.size_steps
+        return SvgPathGrammar(self.box_bins, self.path_bins, self.max_rings, self.max_vertices, sizes)
+
+    @property
+    def size_steps(self) -> int:
+        """Steps of the sizes of boxes by their centre."""
+        return self.box_bins if self.size_bins is None else self.size_bins
+
+    def _centre_steps(self) -> _centre_box.Steps:
+        return self.box_bins, self.size_steps
+
+    def box_around(self, vertices_px: Ring, height: int, width: int) -> tuple[int, int, int, int]:
+        """The smallest box that can be said of those that hold the vertices."""
+        if self.boxes == "centre":
+            return _centre_box.box_around(vertices_px, self._centre_steps(), height, width)
+        return super().box_around(vertices_px, height, width)
+
+    def box_px(self, box: Sequence[int], height: int, width: int) -> Box:
+        """The box that four numbers say, pixels."""
+        if self.boxes == "centre":
+            return _centre_box.box_px(box, self._centre_steps(), height, width)
+        return super().box_px(box, height, width)
+
+    def place_numbers(self, place: Ring, height: int, width: int) -> list[int]:
+        """The numbers of a point or box px."""
+        if self.boxes == "centre":
+            return _centre_box.place_numbers(place, self._centre_steps(), height, width)
+        return super().place_numbers(place, height, width)
+
+    def place_px(self, numbers: Sequence[int], height: int, width: int) -> Ring:
+        """The point or box px that numbers say."""
+        if self.boxes == "centre":
+            return _centre_box.place_px(numbers, self._centre_steps(), height, width)
+        return super().place_px(numbers, height, width)
 
     def encode(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
         """Text of `instances`, each a list of pixel rings [N, 2] in canonical order, over a height x width image.
@@ -111,6 +150,11 @@ class Codec(BoxedCodec):
         """The ring px that a path of the box's grid is read as."""
         return flattened([px_from_grid(segment, self.path_bins, box_px) for segment in path], self.flatten_px)
 
+    def beyond(self, numbers: Sequence[int]) -> bool:
+        """Whether a number of a point or box is none of its grid."""
+        of_sizes = self.box_bins if self.boxes == "corners" else self.size_steps
+        return max(numbers[:2]) > self.box_bins or max(numbers[2:], default=0) > of_sizes
+
     def split_words(self, text: str) -> list[str]:
         """The words of a text, between spaces; where reading is lenient, wherever one ends."""
         return words_of(text) if self.reading == "lenient" else text.split()
@@ -126,10 +170,11 @@ class Codec(BoxedCodec):
         outlines, num = read
         points = np.concatenate([segment for path in outlines for segment in path] or [np.zeros((1, 2))])
         room = self.path_bins if lenient else 0
-        if max(box) > self.box_bins or points.min() < -room or points.max() > self.path_bins + room:
+        if self.beyond(box) or points.min() < -room or points.max() > self.path_bins + room:
             return AnswerStatus.OUT_OF_RANGE
         flat = [signed_area(path) == 0 for path in outlines]
-        if box[2] <= box[0] or box[3] <= box[1] or all(flat) or (any(flat) and not lenient):
+        turned = self.boxes == "corners" and (box[2] <= box[0] or box[3] <= box[1])
+        if turned or all(flat) or (any(flat) and not lenient):
             return AnswerStatus.DEGENERATE
         box_px = self.box_px(box, height, width)
         rings_px = [self._ring_px(path, box_px) for path, lost in zip(outlines, flat, strict=True) if not lost]

@@ -1,12 +1,13 @@
 """What flows into and out of a policy, and what a model family must do to be one.
 
-Dimension letters: B groups in a batch, G answers a group, P prompt tokens, T choices of a response, H W pixels.
+Dimension letters: B groups in a batch, G answers a group, P prompt tokens, T places of a response, H W pixels; C heads
+of a policy beside its vocabulary (policies/choices.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
+from policies import choices
 from policies.settings import AS_IT_IS, Asking
 
 if TYPE_CHECKING:  # transformers, which what reads an archive can do without
@@ -25,14 +27,23 @@ if TYPE_CHECKING:  # transformers, which what reads an archive can do without
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled answer, as the model made it. Every choice is a token of the vocabulary."""
+    """One sampled answer, as the model made it: at each of its places a token, and what further heads chose there."""
 
     tokens: NDArray[np.int64]
     """[T] token ids; the end token is the last one if the model stopped by itself."""
     logprobs: NDArray[np.float32]
-    """[T] log-probability of each token under the sampler, at the sampling temperature."""
+    """[T] log-probability of what was chosen at each place under the sampler, at the sampling temperature: of the
+    token, plus those of the bins that further heads chose there."""
     finish: str
     """"stop" at the end token, "length" where the limit cut it."""
+    bins: NDArray[np.int16] | None = None
+    """[T, C] the bin that each further head of the policy chose, -1 where it chose none; None where every choice is a
+    token."""
+
+    @property
+    def choices(self) -> NDArray[np.int64]:
+        """[T], or [T, 1 + C]: all that was chosen, as policies/choices.py says."""
+        return choices.joined(self.tokens, self.bins)
 
 
 @dataclass(frozen=True)
@@ -54,40 +65,46 @@ class PromptRows:
     """[B, G, T] bool, True on real tokens."""
     scored_mask: Tensor
     """[B, G, T] bool, True where a log-probability or a loss is wanted; a subset of response_mask."""
+    image_rows: Tensor | None = None
+    """[B] int64: rows of pixel_values of each image; None where that is the product of its grid."""
+    prompt_bins: Tensor | None = None
+    """[B, P, C] int64: what further heads said in the prompt, -1 where none; None for policies without such heads."""
+    response_bins: Tensor | None = None
+    """[B, G, T, C] int64: what further heads chose, -1 where none; None for policies without such heads."""
 
     def to(self, device: torch.device) -> "PromptRows":
         """Equal rows, held by another device."""
-        return PromptRows(*(part.to(device) for part in vars(self).values()))
+        return self._with(lambda _, part: part.to(device))
+
+    @property
+    def pixel_rows(self) -> list[int]:
+        """[B] rows of pixel_values of each image."""
+        rows: list[int] = (self.image_grid.prod(-1) if self.image_rows is None else self.image_rows).tolist()
+        return rows
 
     def groups(self, first: int, end: int) -> "PromptRows":
         """The rows `first` to `end - 1`, each with its own image."""
-        own = slice(first, end)
-        patches = self.image_grid.prod(-1).tolist()
-        pixels = slice(sum(patches[:first]), sum(patches[:end]))
-        return PromptRows(
-            self.prompt_tokens[own],
-            self.prompt_mask[own],
-            self.pixel_values[pixels],
-            self.image_grid[own],
-            self.response_tokens[own],
-            self.response_mask[own],
-            self.scored_mask[own],
-        )
+        pixels = self.pixel_rows
+        own = slice(sum(pixels[:first]), sum(pixels[:end]))
+        return self._with(lambda name, part: part[own] if name == "pixel_values" else part[first:end])
 
     def chosen(self, places: Sequence[int]) -> "PromptRows":
         """The rows at `places`, each with its own image, without the padding that all their prompts have."""
         own = torch.tensor(places, device=self.prompt_mask.device)
-        images = self.pixel_values.split(self.image_grid.prod(-1).tolist())
+        images = self.pixel_values.split(self.pixel_rows)
         first = self.prompt_mask.shape[1] - int(self.prompt_mask[own].sum(1).max())
-        return PromptRows(
-            self.prompt_tokens[own, first:],
-            self.prompt_mask[own, first:],
-            torch.cat([images[place] for place in places]),
-            self.image_grid[own],
-            self.response_tokens[own],
-            self.response_mask[own],
-            self.scored_mask[own],
-        )
+
+        def of(name: str, part: Tensor) -> Tensor:
+            if name == "pixel_values":
+                return torch.cat([images[place] for place in places])
+            return part[own, first:] if name.startswith("prompt_") else part[own]
+
+        return self._with(of)
+
+    def _with(self, of: Callable[[str, Tensor], Tensor]) -> "PromptRows":
+        """Rows of what `of` makes of each part, by its name; parts that are not there stay so."""
+        parts: dict[str, Any] = {name: part if part is None else of(name, part) for name, part in vars(self).items()}
+        return PromptRows(**parts)
 
 
 @dataclass(frozen=True)
@@ -147,7 +164,7 @@ class PolicyContract(Protocol):
         ...
 
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
-        """Rows of B questions with the token ids of up to G responses each, where the parameters are.
+        """Rows of B questions with the choices of up to G responses each, where the parameters are.
 
         ValueError for a question that this family cannot be asked.
         """
@@ -187,11 +204,24 @@ class PolicyContract(Protocol):
         """Keys and values of B prompts, each encoded once."""
         ...
 
-    def decode(self, cache: "PromptCache", tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        cache: "PromptCache",
+        tokens: Tensor,
+        temperature: float,
+        allowed: Tensor | None = None,
+        bins: Tensor | None = None,
+    ) -> Tensor:
         """Log-probabilities [R*C, V] of the token after `tokens` [R, C]; the cache grows by one.
 
-        allowed: [R*C, V] bool, the tokens that can be sampled; None: all.
+        allowed: [R*C, V] bool, the tokens that can be sampled; None: all. bins: [R, C, heads] what further heads chose
+        beside `tokens`; None for a policy without such heads.
         """
+        ...
+
+    def bin_logprobs(self, cache: "PromptCache", temperature: float) -> Sequence[Tensor]:
+        """Log-probabilities [R*C, K] of each further head's bins at the place that `decode` was just asked about; none
+        for a policy without such heads (processor.heads)."""
         ...
 
     def vision_features(self, images: Sequence[NDArray[np.uint8]], early_block: int = 0) -> VisionFeatures:

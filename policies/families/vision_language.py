@@ -9,6 +9,7 @@ the learner takes its log-probabilities under the same restriction, so that both
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ from policies.settings import AS_IT_IS, THINKING_QUESTION, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.decoder import Decoder, lay_out
 from policies.sharing.norm import replace_norms
-from policies.sharing.packing import pack_rows
+from policies.sharing.packing import PackedRows, pack_rows
 from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_prompts, of_like_length, stacked
 from policies.sharing.scoring_head import Allowed, Neighbours, Scoring, ScoringHead, scores
 from policies.vision.image_memory import ImageMemory
@@ -153,21 +154,34 @@ class Policy(nn.Module):
         queries_per_key = int(text.num_attention_heads // text.num_key_value_heads)
         return shared_attention.Heads(queries_per_key, int(layer.self_attn.head_dim), self.model.dtype)
 
-    def _scored_states(self, rows: PromptRows) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states [S, width] that predict the scored tokens, those tokens [S], and their places in [B*G*T]."""
-        packed = pack_rows(rows)
+    def _scored_states(self, rows: PromptRows) -> tuple[Tensor, PackedRows]:
+        """Hidden states [S, width] that predict the scored places, and the rows as they were packed."""
+        packed = replace(pack_rows(rows), together=self._together(rows))
         prompt_positions, following = self.processor.family.positions(self.model, rows)
         response_positions = (following[:, None] + packed.steps).expand(*prompt_positions.shape[:-1], -1)
-        states = self.model.model(
+        states = self._last_states(rows, packed, torch.cat([prompt_positions, response_positions], dim=-1))
+        # One state predicts the first token of all answers of its row. By an index, threads would add up the gradients
+        # in whatever order they come, and no run would repeat another to the bit; an embedding adds them in order.
+        return functional.embedding(packed.predictors, states.flatten(0, 1)), packed
+
+    def _last_states(self, rows: PromptRows, packed: PackedRows, positions: Tensor) -> Tensor:
+        """[B, L, width] what the language model makes of packed rows; positions: [B, L] or [3, B, L]."""
+        states: Tensor = self.model.model(
             input_ids=packed.tokens,
             **shared_attention.inputs(packed, self._heads),
-            position_ids=torch.cat([prompt_positions, response_positions], dim=-1),
+            position_ids=positions,
             **self.processor.family.image_inputs(rows),
             use_cache=False,
         ).last_hidden_state
-        # One state predicts the first token of all answers of its row. By an index, threads would add up the gradients
-        # in whatever order they come, and no run would repeat another to the bit; an embedding adds them in order.
-        return functional.embedding(packed.predictors, states.flatten(0, 1)), packed.targets, packed.places
+        return states
+
+    def _together(self, rows: PromptRows) -> Tensor | None:
+        """[B, P] bool: the tokens of each prompt that all see each other; None where each sees those before it."""
+        return None
+
+    def _scores(self, states: Tensor, packed: PackedRows, scoring: Scoring, number_spread: float) -> Tensor:
+        """[S] log-probabilities of what was chosen at the scored places, by their states [S, width]."""
+        return scores(self.model.lm_head, states, scoring)
 
     def _token_logprobs(self, states: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
         """[S, V] float32 log-probabilities over what can be sampled; allowed: bool [S or 1, V], None for all."""
@@ -189,17 +203,18 @@ class Policy(nn.Module):
         number_spread: where above 0, the log-probability of a number is the mean over its neighbours too, weighed by a
         Gaussian of that many numbers' width. Raises ValueError for tokens that the grammar refuses.
         """
-        states, targets, places = self._scored_states(rows)
+        states, packed = self._scored_states(rows)
         scoring = Scoring(
-            targets,
+            packed.targets,
             cast(Tensor, self._unsampled),
             temperature,
             self._logit_bytes,
-            self._allowed(rows, places, grammar_tokens),
-            self._neighbours(targets, number_spread) if number_spread > 0 else None,
+            self._allowed(rows, packed.places, grammar_tokens),
+            self._neighbours(packed.targets, number_spread) if number_spread > 0 else None,
         )
         flat = torch.zeros(rows.scored_mask.numel(), device=self.device)
-        return flat.index_put((places,), scores(self.model.lm_head, states, scoring)).view(rows.scored_mask.shape)
+        scored = self._scores(states, packed, scoring, number_spread)
+        return flat.index_put((packed.places,), scored).view(rows.scored_mask.shape)
 
     def _neighbours(self, targets: Tensor, width: float) -> Neighbours:
         """All numbers, weighed for targets [S] that are numbers by a Gaussian around the target."""
@@ -257,11 +272,23 @@ class Policy(nn.Module):
         )
 
     @torch.no_grad()
-    def decode(self, cache: PromptCache, tokens: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
+    def decode(
+        self,
+        cache: PromptCache,
+        tokens: Tensor,
+        temperature: float,
+        allowed: Tensor | None = None,
+        bins: Tensor | None = None,
+    ) -> Tensor:
         """Log-probabilities [R*C, V] of the token after `tokens` [R, C], among `allowed` [R*C, V]; the cache grows."""
-        if cache.decoder is None:
+        assert bins is None, "every choice of these families is a token"
+        if not isinstance(cache.decoder, Decoder):
             cache.decoder = Decoder(self.model.model.language_model)
         return self._token_logprobs(cache.decoder.next_states(cache, tokens), temperature, allowed)
+
+    def bin_logprobs(self, cache: PromptCache, temperature: float) -> Sequence[Tensor]:
+        """None: every choice is a token."""
+        return ()
 
     # For the refiner.
 
@@ -299,6 +326,10 @@ def family_of(checkpoint: Checkpoint) -> Family:
 
     Raises FileNotFoundError or ValueError for a folder that cannot be loaded, or is a model of another family.
     """
+    if checkpoint.model_type == "moondream3":
+        raise ValueError(
+            f"{checkpoint.folder} is a Moondream 3, which has heads of its own; set policy.name to moondream."
+        )
     checkpoint.refuse_foreign()
     if checkpoint.model_type not in FAMILIES:
         raise ValueError(

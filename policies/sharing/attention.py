@@ -59,13 +59,16 @@ class SharedLayout:
     """(B, G, T)."""
 
 
-def prompt_inputs(mask: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """What the language model is called with for prompts alone, mask [B, P]: a mask only where one is padded."""
+def prompt_inputs(mask: Tensor, dtype: torch.dtype = torch.float32, together: Tensor | None = None) -> dict[str, Any]:
+    """What the language model is called with for prompts alone, mask [B, P]: a mask only where one is padded.
+
+    together: [B, P] bool, the tokens of each prompt that all see each other; None where each sees those before it.
+    """
     b, p = mask.shape
-    if mask.all():
+    if together is None and mask.all():
         # transformers leaves a mask of four axes as it is, and makes none of its own.
         return {"attention_mask": mask.view(b, 1, 1, p), "in_order": True}
-    return {"attention_mask": bias(causal(mask)[:, None], dtype)}
+    return {"attention_mask": bias(causal(mask, together)[:, None], dtype)}
 
 
 def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
@@ -76,10 +79,11 @@ def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
     """
     b, g, t = packed.shape
     p, k = packed.prompt_mask.shape[1], packed.order.shape[1]
-    if varlen.fits(packed.order.device, heads.dtype, heads.width):
+    in_order = packed.together is None  # kernels for stretches know of no other order
+    if in_order and varlen.fits(packed.order.device, heads.dtype, heads.width):
         return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": packed_stretches(packed)}
     if g == 1:
-        return prompt_inputs(torch.cat([packed.prompt_mask, packed.real], dim=1), heads.dtype)
+        return prompt_inputs(torch.cat([packed.prompt_mask, packed.real], dim=1), heads.dtype, packed.together)
     if p * p + g * t * (p + t) >= (p + k) ** 2:
         return {"attention_mask": bias(packed.attends, heads.dtype)}
     return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": shared_layout(packed, heads)}
@@ -89,12 +93,13 @@ def shared_layout(packed: PackedRows, heads: Heads) -> SharedLayout:
     """The layout of packed rows for such heads: on a CPU in two parts, elsewhere in one call."""
     (b, g, t), k = packed.shape, packed.order.shape[1]
     device, whole = packed.order.device, bool(packed.prompt_mask.all())
+    by_order, among = whole and packed.together is None, packed.together
     in_parts = device.type == "cpu"
     row = torch.arange(b, device=device)[:, None]
     held = torch.arange(k, device=device).expand(b, -1)
     slots = torch.zeros(b, g * t, dtype=torch.int64, device=device).scatter(1, packed.order, held)
     return SharedLayout(
-        prompt_bias=None if whole else bias(causal(packed.prompt_mask)[:, None], heads.dtype),
+        prompt_bias=None if by_order else bias(causal(packed.prompt_mask, among)[:, None], heads.dtype),
         parts=_biases(packed, heads, whole) if in_parts else None,
         answer_bias=None if in_parts else _answer_bias(packed, heads, whole),
         slots=(row * k + slots).flatten(),

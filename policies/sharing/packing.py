@@ -1,5 +1,4 @@
 """One row per group: responses packed behind their prompt, each seeing the prompt and itself. Pure tensor functions.
-tensors.
 
 Letters: B rows, G responses per row, T tokens per response, P prompt tokens, K packed response tokens, L = P + K, S
 scored tokens.
@@ -38,11 +37,17 @@ class PackedRows:
     """[S] int64 into the flat [B * G * T]: where each scored token stands in the rows."""
     shape: tuple[int, int, int]
     """(B, G, T) of the rows."""
+    bins: Tensor | None = None
+    """[B, L, C] int64: what further heads chose beside `tokens`, -1 where none; None where none ever do."""
+    target_bins: Tensor | None = None
+    """[S, C] int64: what further heads chose beside `targets`."""
+    together: Tensor | None = None
+    """[B, P] bool: the tokens of each prompt that all see each other; None where each sees those before it alone."""
 
     @property
     def attends(self) -> Tensor:
         """[B, 1, L, L] bool: query (third axis) may see key (last axis)."""
-        return _attends(self.prompt_mask, self.order // self.shape[2], self.real)
+        return _attends(self.prompt_mask, self.order // self.shape[2], self.real, self.together)
 
 
 def pack_rows(rows: PromptRows) -> PackedRows:
@@ -57,6 +62,7 @@ def pack_rows(rows: PromptRows) -> PackedRows:
     tokens = torch.cat([rows.prompt_tokens, rows.response_tokens.flatten(1).gather(1, order)], dim=1)
     row, column = (rows.scored_mask.flatten(1).gather(1, order) & real).nonzero(as_tuple=True)
     before = torch.where(steps[row, column] == 0, p - 1, p + column - 1)
+    bins = _packed_bins(rows, order)
     return PackedRows(
         tokens=tokens,
         prompt_mask=rows.prompt_mask,
@@ -67,34 +73,51 @@ def pack_rows(rows: PromptRows) -> PackedRows:
         targets=tokens[row, p + column],
         places=row * real_flat.shape[1] + order[row, column],
         shape=(rows.response_mask.shape[0], rows.response_mask.shape[1], t),
+        bins=bins,
+        target_bins=None if bins is None else bins[row, p + column],
     )
 
 
-def _attends(prompt_mask: Tensor, response: Tensor, real: Tensor) -> Tensor:
-    """[B, 1, L, L] bool from prompt_mask [B, P], the response that each packed token belongs to [B, K], and which
-    are real."""
+def _packed_bins(rows: PromptRows, order: Tensor) -> Tensor | None:
+    """[B, L, C] bins of prompts and packed responses; order: [B, K] as PackedRows has it."""
+    if rows.prompt_bins is None or rows.response_bins is None:
+        return None
+    own = rows.response_bins.flatten(1, 2)
+    packed = own.gather(1, order[..., None].expand(-1, -1, own.shape[-1]))
+    return torch.cat([rows.prompt_bins, packed], dim=1)
+
+
+def _attends(prompt_mask: Tensor, response: Tensor, real: Tensor, together: Tensor | None) -> Tensor:
+    """[B, 1, L, L] bool from prompt_mask [B, P], the response that each packed token belongs to [B, K], which are
+    real, and which of a prompt [B, P] all see each other."""
     in_prompt = torch.full_like(prompt_mask, -1, dtype=torch.int64)
     owner = torch.cat([in_prompt, response], dim=1)
     exists = torch.cat([prompt_mask, real], dim=1)
     shared = (owner == -1)[:, None, :] | (owner[:, :, None] == owner[:, None, :])
-    return (causal(exists) & (shared | torch.eye(owner.shape[1], dtype=torch.bool, device=owner.device)))[:, None]
+    itself = torch.eye(owner.shape[1], dtype=torch.bool, device=owner.device)
+    return (causal(exists, together) & (shared | itself))[:, None]
 
 
-def causal(exists: Tensor) -> Tensor:
+def causal(exists: Tensor, together: Tensor | None = None) -> Tensor:
     """[B, L, L] bool: query before key, by order, padding (where `exists` [B, L] is False) left out as a key.
 
-    Padding attends to itself: a query without any key would be NaN, and NaN spreads in the backward pass.
+    together: [B, P] bool, real tokens among the first P that see each other whatever their order. Padding attends to
+    itself: a query without any key would be NaN, and NaN spreads in the backward pass.
     """
     length = exists.shape[1]
     order = torch.ones(length, length, dtype=torch.bool, device=exists.device).tril()
     diagonal = torch.eye(length, dtype=torch.bool, device=exists.device)
-    return (order & exists[:, None, :]) | diagonal
+    seen = (order & exists[:, None, :]) | diagonal
+    if together is not None:
+        p = together.shape[1]
+        seen[:, :p, :p] |= together[:, :, None] & together[:, None, :]
+    return seen
 
 
 def pad_left(sequences: Sequence[NDArray[np.int64]], fill: int) -> tuple[Tensor, Tensor]:
-    """B sequences as ([B, P] int64 padded on the left, [B, P] bool of the real ones)."""
+    """B sequences [P] or [P, C] as ([B, P] or [B, P, C] int64 padded on the left, [B, P] bool of the real ones)."""
     longest = max(map(len, sequences))
-    tokens = torch.full((len(sequences), longest), fill, dtype=torch.int64)
+    tokens = torch.full((len(sequences), longest, *sequences[0].shape[1:]), fill, dtype=torch.int64)
     mask = torch.zeros((len(sequences), longest), dtype=torch.bool)
     for b, sequence in enumerate(sequences):
         tokens[b, longest - len(sequence) :] = torch.from_numpy(np.asarray(sequence, np.int64))
@@ -103,10 +126,11 @@ def pad_left(sequences: Sequence[NDArray[np.int64]], fill: int) -> tuple[Tensor,
 
 
 def pad_responses(responses: Sequence[Sequence[NDArray[np.int64]]], fill: int) -> tuple[Tensor, Tensor]:
-    """B x (up to G) sequences as ([B, G, T] int64 padded on the right, [B, G, T] bool of the real ones)."""
+    """B x (up to G) sequences [T] or [T, C] as ([B, G, T] or [B, G, T, C] int64 padded on the right, [B, G, T] bool of
+    the real ones)."""
     most = max(map(len, responses))
     longest = max(len(tokens) for row in responses for tokens in row)
-    tokens = torch.full((len(responses), most, longest), fill, dtype=torch.int64)
+    tokens = torch.full((len(responses), most, longest, *responses[0][0].shape[1:]), fill, dtype=torch.int64)
     mask = torch.zeros((len(responses), most, longest), dtype=torch.bool)
     for b, row in enumerate(responses):
         for g, sequence in enumerate(row):

@@ -10,14 +10,19 @@ d head width, e that of values (as d but in a few families).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:  # it takes a cache itself
-    from policies.sharing.decoder import Decoder
+
+class LayerDecoder(Protocol):
+    """The layers of a model, for one cache; what it is asked for is its family's affair."""
+
+    def refresh(self) -> None:
+        """Take over what the parameters are by now, in place."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class PromptCache:
         self._needs_bias = same_calls or not bool(prompts.mask.all())
         self.positions = prompts.last_positions.clone()
         """[R] int64: where the next token of each prompt's answers stands."""
-        self.decoder: Decoder | None = None
+        self.decoder: LayerDecoder | None = None
         """What takes the tokens; the policy puts it here, so that it goes when the cache goes."""
         self._steps, self._capacity = 0, max_tokens
         self._place = torch.zeros(1, dtype=torch.int64, device=prompts.mask.device) if same_calls else None

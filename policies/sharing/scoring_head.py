@@ -78,7 +78,7 @@ def num_chunks(tokens: int, vocabulary: int, most_bytes: int) -> int:
 
 
 class ScoringHead(nn.Linear):
-    """A linear layer without bias that also says how likely chosen tokens are.
+    """A linear layer that also says how likely chosen tokens are.
 
     It takes a model's head's place under the same name and with the same parameter, so that whatever gathers, shards or
     ties that parameter goes on as before.
@@ -86,10 +86,10 @@ class ScoringHead(nn.Linear):
 
     @classmethod
     def in_place_of(cls, head: nn.Linear) -> "ScoringHead":
-        """One with the weight of `head` itself."""
-        assert head.bias is None, "no known family has a bias in its head"
-        made = cls(head.in_features, head.out_features, bias=False, device="meta", dtype=head.weight.dtype)
-        made.weight = head.weight
+        """One with the weight, and the bias where there is one, of `head` itself."""
+        has_bias = head.bias is not None
+        made = cls(head.in_features, head.out_features, bias=has_bias, device="meta", dtype=head.weight.dtype)
+        made.weight, made.bias = head.weight, head.bias
         return made.train(head.training)
 
     def forward(self, input: Tensor, scoring: Scoring | None = None) -> Tensor:  # as in nn.Linear
@@ -97,22 +97,23 @@ class ScoringHead(nn.Linear):
         float32."""
         if scoring is None:
             return super().forward(input)
-        scored: Tensor = _Scores.apply(input, self.weight, scoring)
+        scored: Tensor = _Scores.apply(input, self.weight, self.bias, scoring)
         return scored
 
 
 class _Scores(torch.autograd.Function):
-    """Scores of states by the head's weight, both with gradient; logits a chunk at a time in either direction."""
+    """Scores of states by the head's weight and bias, all with gradient; logits a chunk at a time in either
+    direction."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, scoring: Scoring) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, scoring: Scoring) -> Tensor:
         scores = states.new_empty(len(states), dtype=_precise(states))
         normalisers = scores.new_empty(len(states), 2)
         chunks = scoring.chunks(len(weight))
         whole = scores.new_empty(0)
         for part in chunks:
             whole = scores.new_empty(0)  # what the last chunk took is free for the next
-            whole = _logits(states[part], weight, scoring, part)
+            whole = _logits(states[part], weight, bias, scoring, part)
             normalisers[part, 0] = whole.amax(1)
             whole.sub_(normalisers[part, :1])
             chosen = _weighed(whole, scoring, part)
@@ -120,15 +121,20 @@ class _Scores(torch.autograd.Function):
             scores[part] = chosen - normalisers[part, 1]
         ctx.scoring, ctx.chunks = scoring, chunks
         # A single chunk is within its bytes, and kept; several are computed again.
-        ctx.save_for_backward(states, weight, normalisers, whole if len(chunks) == 1 else scores.new_empty(0))
+        kept = whole if len(chunks) == 1 else scores.new_empty(0)
+        ctx.save_for_backward(states, weight, normalisers, kept, *([] if bias is None else [bias]))
         return scores
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        states, weight, normalisers, kept = ctx.saved_tensors
+    def backward(  # type: ignore[override]
+        ctx: Any, slopes: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        states, weight, normalisers, kept, *biases = ctx.saved_tensors
+        bias = biases[0] if biases else None
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_bias = None if bias is None or not ctx.needs_input_grad[2] else torch.zeros_like(bias)
         slope = kept
         for part in ctx.chunks:
             del slope
@@ -137,23 +143,26 @@ class _Scores(torch.autograd.Function):
             if len(kept):
                 slope = kept * of_sums
             else:
-                slope = _logits(states[part], weight, ctx.scoring, part)
+                slope = _logits(states[part], weight, bias, ctx.scoring, part)
                 slope.sub_(normalisers[part, :1]).exp_().mul_(of_sums)
             slope = _with_weights(slope, sharp, ctx.scoring, part).to(states.dtype)
             if of_states is not None:
                 torch.mm(slope, weight, out=of_states[part])
             if of_weight is not None:
                 of_weight.addmm_(slope.t(), states[part])
-        return of_states, of_weight, None
+            if of_bias is not None:
+                of_bias += slope.sum(0)
+        return of_states, of_weight, of_bias, None
 
 
 def _precise(states: Tensor) -> torch.dtype:
     return torch.promote_types(states.dtype, torch.float32)
 
 
-def _logits(states: Tensor, weight: Tensor, scoring: Scoring, part: slice) -> Tensor:
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, scoring: Scoring, part: slice) -> Tensor:
     """[s, V] over the temperature, minus infinity at what cannot be chosen; a new tensor."""
-    logits = torch.mm(states, weight.t()).to(_precise(states))
+    made = torch.mm(states, weight.t()) if bias is None else torch.addmm(bias, states, weight.t())
+    logits = made.to(_precise(states))
     logits.index_fill_(1, scoring.unsampled, -torch.inf)
     if scoring.allowed is not None:
         logits.masked_fill_(~scoring.allowed.of(part, logits.device), -torch.inf)

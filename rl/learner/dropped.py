@@ -79,8 +79,8 @@ def write_batch(batch: Batch, path: Path) -> None:
         "image_sha256": np.array([image.sha256 for image in batch.images], np.str_),
         "image_sizes": np.array([(image.height, image.width) for image in batch.images], np.int64).reshape(-1, 2),
         "prompts": np.array([_prompt_text(prompt) for prompt in batch.prompts], np.str_),
-        "lengths": np.array([[len(tokens) for tokens in row] for row in batch.tokens], np.int64),
-        "tokens": _joined(batch.tokens),
+        "lengths": np.array([[len(chosen) for chosen in row] for row in batch.choices], np.int64),
+        "choices": _joined(batch.choices),
         "sampler_logprobs": _joined(batch.sampler_logprobs),
         "advantages": batch.advantages,
         "counts": batch.counts,
@@ -107,7 +107,7 @@ def read_batch(path: Path) -> Batch:
             found = {name: arrays[name] for name in arrays.files}
     except (EOFError, ValueError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no batch of a dropped step; give a file of RUN/dropped/.") from error
-    missing = {"image_keys", "prompts", "lengths", "tokens", "sampler_logprobs", "advantages", "counts"} - set(found)
+    missing = {"image_keys", "prompts", "lengths", "choices", "sampler_logprobs", "advantages", "counts"} - set(found)
     if missing:
         raise ValueError(f"{path} holds no {', '.join(sorted(missing))}; give a file of RUN/dropped/.")
     rows = zip(found["image_keys"], found["image_sha256"], found["image_sizes"], strict=True)
@@ -116,7 +116,7 @@ def read_batch(path: Path) -> Batch:
     return Batch(
         images=tuple(ImageRef(str(key), str(sha256), int(h), int(w)) for key, sha256, (h, w) in rows),
         prompts=tuple(map(_prompt_of, found["prompts"], found["image_sizes"])),
-        tokens=_split(found["tokens"], lengths),
+        choices=_split(found["choices"], lengths),
         sampler_logprobs=_split(found["sampler_logprobs"], lengths),
         advantages=found["advantages"],
         counts=found["counts"],
@@ -173,7 +173,7 @@ def group_losses(
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     for k in range(len(batch)):
         part = batch.part([k])
-        rows = policy.rows(part.questions(env), part.tokens)
+        rows = policy.rows(part.questions(env), part.choices)
         temperature = sampling.temperature if batch.temperature is None else batch.temperature
         new, mask = policy.forward(rows, temperature, sampling.grammar_tokens), rows.scored_mask
         advantages = torch.from_numpy(part.padded_advantages(mask.shape[-1])).to(new.device)

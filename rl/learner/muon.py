@@ -13,6 +13,8 @@ from torch import nn
 LR_SHARE = "lr_share"
 """Key of a parameter group: its rate as a share of the optimizer's own."""
 _ADAMW_SHARE = 1 / 3
+_OUTER = ("embed", "lm_head", ".wte", "coord_decoder", "size_decoder")
+"""In names of embeddings and heads."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -51,5 +53,5 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix between hidden layers: neither an embedding nor the head."""
-    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+    """Whether a parameter is a matrix between hidden layers: neither an embedding nor a head."""
+    return parameter.ndim == 2 and not any(outer in name for outer in _OUTER)

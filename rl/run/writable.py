@@ -10,6 +10,7 @@ import numpy as np
 
 from envs.codecs.base import AnswerCodec
 from envs.plugin import Plugin
+from policies import choices
 from policies.families.base import Response
 from policies.processor import Processor
 
@@ -75,8 +76,9 @@ def unwritable_words(processor: Processor, text: str) -> list[str]:
 
 def _comes_back(processor: Processor, text: str) -> bool:
     """Whether `text` is what its own tokens say, up to white space, and all of them can be sampled."""
-    tokens = processor.answer_tokens(text)
+    tokens, bins = choices.apart(processor.answer_tokens(text))
     if not {*processor.unsampled_tokens, *processor.end_tokens}.isdisjoint(tokens[:-1].tolist()):
         return False
-    written = processor.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop"))
+    held = None if bins is None else bins.astype(np.int16)
+    written = processor.text(Response(tokens, np.zeros(len(tokens), np.float32), "stop", held))
     return written.split() == text.split()

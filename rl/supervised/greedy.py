@@ -24,7 +24,7 @@ def greedy_sums(
     for part in _parts(policy, examples, max_tokens, learner):
         placeholder = [[np.array([policy.processor.end_token])]] * len(part)
         rows = policy.rows([example.question(env.image(example.image)) for example in part], placeholder)
-        draws = np.zeros((len(part), 1, max_tokens))
+        draws = np.zeros((len(part), 1, max_tokens, 1 + len(policy.processor.heads)))
         for example, response in zip(part, sample(policy, rows, Sampling(0.0, max_tokens), draws), strict=True):
             answer = policy.processor.read_answer(response, example)
             scores.append(score_answer(answer, example.truth, example.id, example.prompt.asked))

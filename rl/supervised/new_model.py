@@ -6,8 +6,10 @@ from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 
+from envs.codecs import svg_path
 from envs.datasets.base import Env
 from envs.plugin import Plugin
+from policies.moondream.tiny_model import write_untrained as write_moondream
 from policies.question import PHRASE, check_question
 from policies.tiny_model import TinySizes, write_untrained
 from rl.config.plugins import policy_plugin
@@ -61,6 +63,9 @@ def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, co
     signs = built.signs if isinstance(built, SignCodec) else []
     if smaller := shown_smaller(env, config.tiny):
         console.print(smaller, markup=False, soft_wrap=True)
+    if config.policy.get("name") == "moondream":
+        _write_moondream(folder, words, config, built)
+        return
     begin_from = None
     if config.tiny.begin_from is not None:
         try:
@@ -69,6 +74,22 @@ def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, co
             raise type(error)(str(error).replace("policy.checkpoint", "tiny.begin_from")) from None
         begin_from = Path(str(named.settings["checkpoint"]))
     write_untrained(folder, words, config.tiny, config.seed, signs, begin_from)
+
+
+def _write_moondream(folder: Path, words: list[str], config: SftConfig, codec: object) -> None:
+    """A new Moondream, which says boxes by heads of as many bins as the codec has steps."""
+    fits = isinstance(codec, svg_path.Codec) and codec.boxes == "centre" and codec.size_steps == codec.box_bins
+    if not fits or not isinstance(codec, svg_path.Codec):
+        raise ValueError(
+            "policy.name is moondream, whose answers are boxes by centre and SVG paths; set codec.name to svg_path, "
+            "codec.boxes to centre and codec.size_bins to null."
+        )
+    if config.tiny.begin_from is not None:
+        raise ValueError(
+            f"tiny.begin_from is {config.tiny.begin_from}, and a new Moondream begins with random weights; set it to "
+            "null."
+        )
+    write_moondream(folder, words, config.tiny, config.seed, codec.box_bins)
 
 
 def _questions(config: SftConfig) -> list[str]:

@@ -27,6 +27,7 @@ _ROLLOUT_COLUMNS = {
     "tokens": _INTS,
     "text": pa.string(),
     "logprobs": pa.list_(pa.float32()),
+    "bins": pa.list_(pa.int16()),
     "finish": pa.string(),
     "policy_version": pa.int64(),
     "policy_checksum": pa.string(),
@@ -48,7 +49,7 @@ _ROLLOUT_COLUMNS = {
     "iou": pa.float64(),
     "total": pa.float64(),
 }
-_NULLABLE = {"asked", "boxes_px", "labels", "scores", "ignore", "max_tokens", "grammar", "bare", "thinking"}
+_NULLABLE = {"asked", "boxes_px", "labels", "scores", "ignore", "max_tokens", "grammar", "bare", "thinking", "bins"}
 
 _OUTLINE_COLUMNS = ("vertices_px", "ring_offsets", "instance_offsets", "boxes_px", "labels", "scores")
 ANSWER_COLUMNS = ("status", "bare", "thinking", *_OUTLINE_COLUMNS)
@@ -119,6 +120,7 @@ def _rollout_row(group: Group, rollout: Rollout, total: float) -> dict[str, obje
         "tokens": rollout.response.tokens.astype(np.int32),
         "text": _as_utf8(rollout.text),
         "logprobs": rollout.response.logprobs.astype(np.float32),
+        "bins": None if rollout.response.bins is None else rollout.response.bins.ravel(),
         "finish": rollout.response.finish,
         "policy_version": rollout.policy_version,
         "policy_checksum": group.policy_checksum,

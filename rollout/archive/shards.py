@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 from envs.geometry.raster import RASTER_VERSION
 from rollout import disk
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised whenever a column or its meaning changes."""
 
-READABLE_VERSIONS = (1, 2, 3)
+READABLE_VERSIONS = (1, 2, 3, 4)
 """Schema versions that are read; docs/archive.md says how they differ."""
 
 _SCHEMA_KEY, _RASTER_KEY, _WRITER_KEY = b"polytrace.schema_version", b"polytrace.raster_version", b"polytrace.version"

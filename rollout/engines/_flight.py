@@ -5,14 +5,13 @@ without waiting and a CUDA graph can repeat it (rollout/engines/_token_graph.py)
 which answers have ended; what they were given beyond is cut off.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from policies.choices import NO_BIN
 from policies.families.base import PolicyContract, PromptRows, Response
 from policies.grammar import GrammarWalk
 from policies.sharing.prompt_cache import PromptCache, padded_prompts
@@ -34,16 +33,19 @@ class Flight:
         at_once: int,
         same_calls: bool = False,
     ) -> None:
-        """draws: [B, G, T] uniform numbers; at_once: R. same_calls: see PromptCache; then finished answers stay, and
-        `begin` may be called again for other rows."""
-        b, g, most = draws.shape
+        """draws: [B, G, T] uniform numbers, or [B, G, T, 1 + C] for a policy with C further heads; at_once: R.
+        same_calls: see PromptCache; then finished answers stay, and `begin` may be called again for other rows."""
+        b, g, most = draws.shape[:3]
+        self._heads = policy.processor.heads
         self._policy, self._sampling, self._same_calls = policy, sampling, same_calls
         self._num_groups, self._group_size, self._places, self._most = b, g, at_once, most
         self._ends = torch.tensor(policy.processor.end_tokens, device=policy.device)
         # One column more than there are tokens: where groups that are done draw from and write to until they leave.
-        self._draws = torch.zeros(b * g, most + 1, dtype=torch.float64, device=policy.device)
+        columns = 1 + len(self._heads)
+        self._draws = torch.zeros(columns, b * g, most + 1, dtype=torch.float64, device=policy.device)
         self._tokens = torch.zeros(b * g, most + 1, dtype=torch.int64, device=policy.device)
         self._logprobs = torch.zeros(b * g, most + 1, device=policy.device)
+        self._bins = torch.zeros(columns - 1, b * g, most + 1, dtype=torch.int16, device=policy.device)
         self._cache: PromptCache | None = None
         self.allowed: Tensor | None = None
         """[R * G, V] bool, what may be chosen next; None for anything. With the same calls it stays the same tensor."""
@@ -53,7 +55,8 @@ class Flight:
         """Put the first R prompts in their places, nothing said yet; rows and draws of the shapes there were."""
         r, g, device = self._places, self._group_size, self._policy.device
         self._rows, self._next_group = rows, r
-        self._draws.copy_(functional.pad(torch.from_numpy(draws.reshape(-1, self._most)), (0, 1)))
+        by_head = torch.from_numpy(draws.reshape(-1, self._most, len(self._draws))).permute(2, 0, 1)
+        self._draws.copy_(functional.pad(by_head, (0, 1)))
         prompts = self._policy.encode(rows.groups(0, r))
         if self._cache is None:
             self._cache = PromptCache(prompts, g, self._most, self._same_calls)
@@ -62,6 +65,7 @@ class Flight:
             self._starts = torch.empty(r, g, dtype=torch.int64, device=device)
             self._ended = torch.empty(r, g, dtype=torch.bool, device=device)
             self._last = torch.empty(r, g, dtype=torch.int64, device=device)
+            self._last_bins = torch.empty(r, g, len(self._heads), dtype=torch.int64, device=device)
             self._drawn = torch.empty(r, 1, dtype=torch.int64, device=device)
         else:
             self._cache.replace(torch.arange(r, device=device), padded_prompts(prompts, self.prompt_tokens))
@@ -71,6 +75,7 @@ class Flight:
         self._ended.fill_(False)
         self._drawn.zero_()
         self._last.copy_(prompts.last_tokens[:, None].expand(r, g))
+        self._last_bins.fill_(NO_BIN)  # a prompt ends in a word
         grammar = self._policy.processor.token_grammar() if self._sampling.grammar else None
         self._walk = GrammarWalk(grammar, r * g, self._most, device)
         self._allow()
@@ -87,15 +92,30 @@ class Flight:
         """One more token of every answer, on the device alone; those of finished ones are never looked at."""
         assert self._cache is not None
         temperature = self._sampling.temperature or 1.0
-        logprobs = self._policy.decode(self._cache, self._last, temperature, self.allowed)
+        bins = self._last_bins if self._heads else None
+        logprobs = self._policy.decode(self._cache, self._last, temperature, self.allowed, bins)
         now = (self._starts + self._drawn).view(-1)
-        chosen = _choose(logprobs, self._draws.take(now), self._sampling.temperature == 0)
+        chosen = _choose(logprobs, self._draws[0].take(now), self._sampling.temperature == 0)
         self._tokens.put_(now, chosen)
-        self._logprobs.put_(now, logprobs.gather(1, chosen[:, None])[:, 0])
+        found = logprobs.gather(1, chosen[:, None])[:, 0]
+        self._logprobs.put_(now, found + self._choose_bins(chosen, now) if self._heads else found)
         self._last.copy_(chosen.view_as(self._last))
         self._drawn.add_(1).clamp_(max=self._most)
         ends = (self._last[..., None] == self._ends).any(-1)
         self._ended.logical_or_(ends).logical_or_(self._drawn == self._most)
+
+    def _choose_bins(self, chosen: Tensor, now: Tensor) -> Tensor:
+        """[R * G] what the log-probabilities of bins add, each head choosing where its token was."""
+        assert self._cache is not None
+        more, greedy = torch.zeros_like(now, dtype=torch.float32), self._sampling.temperature == 0
+        of_heads = self._policy.bin_logprobs(self._cache, self._sampling.temperature or 1.0)
+        for head, (known, logprobs) in enumerate(zip(self._heads, of_heads, strict=True)):
+            bins, called = _choose(logprobs, self._draws[1 + head].take(now), greedy), chosen == known.token
+            more += torch.where(called, logprobs.gather(1, bins[:, None])[:, 0], 0.0)
+            bins = torch.where(called, bins, NO_BIN)
+            self._bins[head].put_(now, bins.to(torch.int16))
+            self._last_bins[..., head].copy_(bins.view_as(self._last))
+        return more
 
     def follow(self) -> None:
         """Behind a token: let the grammar take it."""
@@ -139,6 +159,7 @@ class Flight:
         answers = torch.arange(first * size, self._next_group * size, device=places.device)
         self._starts[places] = answers.view(-1, size) * (self._most + 1)
         self._last[places] = entering.last_tokens[:, None].expand(-1, size)
+        self._last_bins[places] = NO_BIN
         self._ended[places] = False
         self._drawn[places] = 0
         for place in chosen:
@@ -156,6 +177,7 @@ class Flight:
         self._starts, self._ended, self._last = (
             part[places].gather(1, order) for part in (self._starts, self._ended, self._last)
         )
+        self._last_bins = self._last_bins[places[:, None], order]
         self._drawn, self._begun = self._drawn[places], [self._begun[place] for place in chosen]
         self._allow()
 
@@ -165,7 +187,16 @@ class Flight:
         known = self._ends.tolist()
         ends = np.isin(tokens, known)
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
-        return [_response(tokens[k, :length], logprobs[k, :length], known) for k, length in enumerate(lengths)]
+        bins = self._bins[..., :-1].permute(1, 2, 0).cpu().numpy() if self._heads else None
+        return [
+            Response(
+                tokens[k, :length].copy(),
+                logprobs[k, :length].copy(),
+                "stop" if tokens[k, length - 1] in known else "length",
+                None if bins is None else bins[k, :length].copy(),
+            )
+            for k, length in enumerate(lengths)
+        ]
 
 
 def _choose(logprobs: Tensor, draws: Tensor, greedy: bool) -> Tensor:
@@ -175,7 +206,3 @@ def _choose(logprobs: Tensor, draws: Tensor, greedy: bool) -> Tensor:
     # Summed in float64: in a vocabulary of 150,000 the last tokens would else be reached too seldom.
     cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
-
-
-def _response(tokens: NDArray[np.int64], logprobs: NDArray[np.float32], ends: Sequence[int]) -> Response:
-    return Response(tokens.copy(), logprobs.copy(), "stop" if tokens[-1] in ends else "length")

@@ -21,9 +21,13 @@ Prepared = TypeVar("Prepared")
 """What a sampler makes of questions before it samples."""
 
 
-def uniforms(key: tuple[int, ...], max_tokens: int) -> NDArray[np.float64]:
-    """[max_tokens] numbers in [0, 1) for one answer, a function of its key alone."""
-    return np.random.default_rng(list(key)).random(max_tokens)
+def uniforms(key: tuple[int, ...], max_tokens: int, heads: int = 0) -> NDArray[np.float64]:
+    """[max_tokens, 1 + heads] numbers in [0, 1) for one answer, a function of its key alone.
+
+    Those of the tokens, in the first column, are the same whatever further heads the policy has.
+    """
+    streams = [list(key), *([*key, head] for head in range(1, 1 + heads))]
+    return np.stack([np.random.default_rng(stream).random(max_tokens) for stream in streams], axis=1)
 
 
 class Sampler(Protocol[Prepared]):

@@ -134,7 +134,8 @@ class SharedSampler:
     ) -> list[list[Response]]:
         """Sample answers to questions that were prepared."""
         self.policy.prepare_sampling()
-        draws = np.array([[uniforms((seed,), sampling.max_tokens) for seed in row] for row in seeds])
+        heads = len(self.policy.processor.heads)
+        draws = np.array([[uniforms((seed,), sampling.max_tokens, heads) for seed in row] for row in seeds])
         flat = self._flat(prepared.to(self.policy.device), sampling, draws)
         size = draws.shape[1]
         return [flat[first : first + size] for first in range(0, len(flat), size)]
@@ -160,7 +161,8 @@ def sample(
 ) -> list[Response]:
     """B*G responses to B prompts, in order.
 
-    Draws: [B, G, max_tokens] uniform numbers; rows' own responses are not looked at. max_answers, look_every: see
+    Draws: [B, G, max_tokens] uniform numbers, or [B, G, max_tokens, 1 + C] for a policy with C further heads; rows' own
+    responses are not looked at. max_answers, look_every: see
     `Engine`. Raises ValueError where the grammar is asked for and tokenizer or limit do not suffice for it.
     """
     flight = Flight(policy, rows, sampling, draws, _at_once(draws, max_answers))
@@ -175,7 +177,7 @@ def sample(
 
 def _at_once(draws: NDArray[np.float64], max_answers: int | None) -> int:
     """R, whole groups under way at a time."""
-    b, g, _ = draws.shape
+    b, g = draws.shape[:2]
     return b if max_answers is None else min(b, max(1, max_answers // g))
 
 

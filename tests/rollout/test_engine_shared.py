@@ -36,10 +36,15 @@ class Counting(Policy):
         return super().encode(rows)
 
     def decode(
-        self, cache: PromptCache, tokens: torch.Tensor, temperature: float, allowed: torch.Tensor | None = None
+        self,
+        cache: PromptCache,
+        tokens: torch.Tensor,
+        temperature: float,
+        allowed: torch.Tensor | None = None,
+        bins: torch.Tensor | None = None,
     ) -> torch.Tensor:
         self.decoded.append(tokens.numel())
-        return super().decode(cache, tokens, temperature, allowed)
+        return super().decode(cache, tokens, temperature, allowed, bins)
 
 
 def images(num: int) -> list[NDArray[np.uint8]]:

@@ -24,11 +24,12 @@ class Batch:
     """[B]"""
     prompts: tuple[Prompt, ...]
     """[B]"""
-    tokens: tuple[tuple[NDArray[np.int64], ...], ...]
-    """[B][G] token ids of each answer, end token included."""
+    choices: tuple[tuple[NDArray[np.int64], ...], ...]
+    """[B][G] what was chosen at each place of each answer, end token included: token ids [T], or [T, 1 + C] with what
+    C further heads chose (policies/choices.py)."""
     sampler_logprobs: tuple[tuple[NDArray[np.float32], ...], ...]
-    """[B][G] log-probability of each token as the sampler saw it; compared and logged, and learned from only as
-    importance weights."""
+    """[B][G] log-probability of what was chosen at each place as the sampler saw it; compared and logged, and
+    learned from only as importance weights."""
     advantages: NDArray[np.float32]
     """[B, G]"""
     counts: NDArray[np.bool_]
@@ -39,7 +40,7 @@ class Batch:
     prompt_lengths: tuple[int, ...] | None = None
     """[B] tokens of each prompt, image placeholders included; None where nobody counted them."""
     taught: tuple[NDArray[np.int64], ...] | None = None
-    """[B] token ids of an answer to each prompt that is learned by supervision beside the G; None where none is."""
+    """[B] choices of an answer to each prompt that is learned by supervision beside the G; None where none is."""
     temperature: float | None = None
     """What the answers were sampled at; None: what the learner's settings say."""
 
@@ -51,7 +52,7 @@ class Batch:
         return Batch(
             tuple(self.images[k] for k in indices),
             tuple(self.prompts[k] for k in indices),
-            tuple(self.tokens[k] for k in indices),
+            tuple(self.choices[k] for k in indices),
             tuple(self.sampler_logprobs[k] for k in indices),
             self.advantages[list(indices)],
             self.counts[list(indices)],
@@ -63,10 +64,10 @@ class Batch:
 
     @property
     def responses(self) -> tuple[tuple[NDArray[np.int64], ...], ...]:
-        """[B][G] token ids of all that the policy goes over; [B][G + 1] where an answer is taught, which comes last."""
+        """[B][G] choices of all that the policy goes over; [B][G + 1] where an answer is taught, which comes last."""
         if self.taught is None:
-            return self.tokens
-        return tuple((*row, taught) for row, taught in zip(self.tokens, self.taught, strict=True))
+            return self.choices
+        return tuple((*row, taught) for row, taught in zip(self.choices, self.taught, strict=True))
 
     def questions(self, env: Env) -> list[Question]:
         """[B] what the policy was shown; env: where the images are."""
@@ -100,7 +101,7 @@ def pack(groups: Sequence[Group], advantages: Advantages, taught: Sequence[NDArr
     return Batch(
         images=tuple(group.example.image for group in groups),
         prompts=tuple(group.example.prompt for group in groups),
-        tokens=tuple(tuple(response.tokens for response in row) for row in responses),
+        choices=tuple(tuple(response.choices for response in row) for row in responses),
         sampler_logprobs=tuple(tuple(response.logprobs for response in row) for row in responses),
         advantages=advantages.values.astype(np.float32),
         counts=advantages.counts,

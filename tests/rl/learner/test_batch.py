@@ -47,7 +47,7 @@ def test_a_batch_holds_what_the_groups_asked_and_answered() -> None:
     assert len(batch) == 3
     assert [image.key for image in batch.images] == ["dog", "cat", "cow"]
     assert [prompt.text for prompt in batch.prompts] == ["the dog", "the cat", "the cow"]
-    assert [tokens.tolist() for tokens in batch.tokens[0]] == [[5, 1], [6, 7, 1]]
+    assert [tokens.tolist() for tokens in batch.choices[0]] == [[5, 1], [6, 7, 1]]
     assert [[values.tolist() for values in row] for row in batch.sampler_logprobs][2] == [[-0.5, -0.5], [-1.5]]
     assert batch.padded_sampler_logprobs(3)[2].tolist() == [[-0.5, -0.5, 0.0], [-1.5, 0.0, 0.0]]
     assert batch.prompt_lengths == (2, 2, 2)

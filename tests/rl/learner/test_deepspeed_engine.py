@@ -33,7 +33,7 @@ def by_plain_torch(checkpoint: Path, batches: Sequence[Batch], learner: LearnerS
     weights = [torch.cat([parameter.detach().float().flatten() for parameter in parameters]).numpy()]
     for whole in batches:
         parts = [whole.part([0, 1]), whole.part([2, 3])]
-        rows = [policy.rows(part.questions(env), part.tokens) for part in parts]
+        rows = [policy.rows(part.questions(env), part.choices) for part in parts]
         old = [policy(row, TEMPERATURE).detach() for row in rows]
         for part, row, before in zip(parts, rows, old, strict=True):
             advantages = torch.from_numpy(part.padded_advantages(row.response_mask.shape[-1]))

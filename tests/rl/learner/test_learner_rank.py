@@ -73,7 +73,7 @@ def by_plain_torch(checkpoint: Path, batches: list[Batch], algorithm: PolicyGrad
     weights, stats = [flat(policy)], []
     for whole in batches:
         parts = [whole.part([0, 1]), whole.part([2, 3])]
-        rows = [policy.rows(part.questions(env), part.tokens) for part in parts]
+        rows = [policy.rows(part.questions(env), part.choices) for part in parts]
         old = [policy(row, TEMPERATURE).detach() for row in rows]
         losses, norms = [], []
         for part, row, before in zip(parts, rows, old, strict=True):

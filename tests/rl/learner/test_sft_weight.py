@@ -31,7 +31,7 @@ def by_plain_torch(checkpoint: Path, whole: Batch) -> tuple[np.ndarray, float]:
     policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNER.lr, betas=(0.9, 0.95), weight_decay=0.0)
     assert whole.taught is not None
-    rows = policy.rows(whole.questions(env), whole.tokens)
+    rows = policy.rows(whole.questions(env), whole.choices)
     outlines = policy.rows(whole.questions(env), [[tokens] for tokens in whole.taught])
     new = policy(rows, TEMPERATURE)
     terms = ALGORITHM.terms(new, new.detach(), rows.response_mask, torch.from_numpy(whole.advantages))

@@ -53,7 +53,7 @@ def batch(checkpoint: Path, seed: int) -> Batch:
     return Batch(
         images=tuple(example.image for example in examples),
         prompts=tuple(example.prompt for example in examples),
-        tokens=tokens,
+        choices=tokens,
         sampler_logprobs=sampled,
         advantages=advantages.astype(np.float32),
         counts=counts,

@@ -1,0 +1,160 @@
+"""Sizes of Moondream 3, and the points in which its public sources differ, as a config of transformers.
+
+The defaults are those of the released model (9 billion parameters, of which a token uses 2). A config.json may name
+others under `config`, by part, as the released code takes them. Facts: m87-labs/kestrel, vikhyat/moondream, vLLM
+(moondream3).
+"""
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+MODEL_TYPE = "moondream3"
+NORMS = ("before", "after")
+GELUS = ("tanh", "none")
+
+
+class MoondreamTextConfig(PretrainedConfig):
+    """The language model."""
+
+    model_type = "moondream3_text"
+
+    def __init__(self, **values: Any) -> None:
+        """Takes sizes by the names below."""
+        self.dim: int = values.pop("dim", 2048)
+        self.ff_dim: int = values.pop("ff_dim", 8192)
+        """Inner width of layers without experts."""
+        self.n_layers: int = values.pop("n_layers", 24)
+        self.n_heads: int = values.pop("n_heads", 32)
+        self.vocab_size: int = values.pop("vocab_size", 51200)
+        self.max_position_embeddings: int = values.pop("max_context", values.pop("max_position_embeddings", 32768))
+        self.rope_theta: float = values.pop("rope_theta", 1.5e6)
+        self.prefix_attn: int = values.pop("prefix_attn", 730)
+        """The first tokens of a prompt, which all see each other: that of the beginning, and the image's."""
+        moe: dict[str, Any] = values.pop("moe", None) or {}
+        self.moe = {"num_experts": 64, "start_layer": 4, "experts_per_token": 8, "expert_inner_dim": 1024} | moe
+        self.tau_gelu: str = values.pop("tau_gelu", "tanh")
+        """The GELU in the attention's temperature: kestrel's is the approximation by `tanh`, vLLM's is exact (none)."""
+        super().__init__(**values)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """As other configs name it."""
+        return self.n_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """As other configs name it."""
+        return self.dim
+
+
+class MoondreamVisionConfig(PretrainedConfig):
+    """The vision tower, and how an image is cut for it."""
+
+    model_type = "moondream3_vision"
+
+    def __init__(self, **values: Any) -> None:
+        """Takes sizes by the names below."""
+        self.enc_dim: int = values.pop("enc_dim", 1152)
+        self.enc_ff_dim: int = values.pop("enc_ff_dim", 4304)
+        self.enc_n_layers: int = values.pop("enc_n_layers", 27)
+        self.enc_n_heads: int = values.pop("enc_n_heads", 16)
+        self.enc_patch_size: int = values.pop("enc_patch_size", 14)
+        self.crop_size: int = values.pop("crop_size", 378)
+        """Side of a crop, pixels."""
+        self.max_crops: int = values.pop("max_crops", 12)
+        """Most crops of an image, beside the whole of it in one."""
+        self.overlap_margin: int = values.pop("overlap_margin", 4)
+        """Patches at each side of a crop that its neighbours see too."""
+        self.proj_inner_dim: int = values.pop("proj_inner_dim", 8192)
+        super().__init__(**values)
+
+    @property
+    def grid(self) -> int:
+        """Patches of a side of a crop."""
+        return self.crop_size // self.enc_patch_size
+
+
+class MoondreamRegionConfig(PretrainedConfig):
+    """The heads and encoders of coordinates and sizes."""
+
+    model_type = "moondream3_region"
+
+    def __init__(self, **values: Any) -> None:
+        """Takes sizes by the names below."""
+        self.coord_feat_dim: int = values.pop("coord_feat_dim", 256)
+        self.coord_out_dim: int = values.pop("coord_out_dim", 1024)
+        """Bins of a coordinate."""
+        self.size_feat_dim: int = values.pop("size_feat_dim", 512)
+        self.size_out_dim: int = values.pop("size_out_dim", 2048)
+        """Bins of a width and of a height together."""
+        self.state: str = values.pop("state", "before")
+        """Whether the heads read the last layer's output `before` the final norm (kestrel) or `after` it (vLLM)."""
+        self.last_bin_is_one: bool = values.pop("last_bin_is_one", True)
+        """Whether bin k of K says k / (K - 1), as kestrel reads coordinates; False: k / K, as vLLM does."""
+        super().__init__(**values)
+
+
+_MADE = ("text", "vision", "region", "bos_id", "eos_id", "coord_id", "size_id", "segment")
+"""Attributes that are made of `config`."""
+
+
+class MoondreamConfig(PretrainedConfig):
+    """All of it, and the tokens that steer it."""
+
+    model_type = MODEL_TYPE
+    sub_configs = {  # noqa: RUF012 - as transformers declares it
+        "text": MoondreamTextConfig,
+        "vision": MoondreamVisionConfig,
+        "region": MoondreamRegionConfig,
+    }
+
+    def __init__(self, config: dict[str, Any] | None = None, **values: Any) -> None:
+        """config: sizes by part (`text`, `vision`, `region`, `tokenizer`); what it leaves out is as released.
+
+        Raises ValueError for settings that mean nothing.
+        """
+        parts = config or {}
+        self.config = {name: part for name, part in parts.items() if part}
+        """The parts as they were given, which is what a folder says again."""
+        self.text = MoondreamTextConfig(**dict(parts.get("text") or {}))
+        self.vision = MoondreamVisionConfig(**dict(parts.get("vision") or {}))
+        self.region = MoondreamRegionConfig(**dict(parts.get("region") or {}))
+        tokens = dict(parts.get("tokenizer") or {})
+        self.bos_id: int = tokens.get("bos_id", 0)
+        self.eos_id: int = tokens.get("eos_id", 0)
+        self.coord_id: int = tokens.get("coord_id", 5)
+        """Stands where the coordinate head chooses."""
+        self.size_id: int = tokens.get("size_id", 6)
+        """Stands where the two size heads choose."""
+        segment = (tokens.get("templates") or {}).get("segment") or {"prefix": [1, 17374, 2], "suffix": [3]}
+        self.segment: dict[str, list[int]] = segment
+        """Tokens before and behind what is asked for."""
+        values.setdefault("tie_word_embeddings", False)
+        super().__init__(**{name: value for name, value in values.items() if name not in _MADE})
+        self._refuse_unknown()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a folder's config.json holds: the parts as they were given, not what is made of them."""
+        return {name: value for name, value in super().to_dict().items() if name not in _MADE}
+
+    def get_text_config(self, *_: Any, **__: Any) -> MoondreamTextConfig:
+        """The language model's part."""
+        return self.text
+
+    def _refuse_unknown(self) -> None:
+        for name, given, known in (
+            ("region.state", self.region.state, NORMS),
+            ("text.tau_gelu", self.text.tau_gelu, GELUS),
+        ):
+            if given not in known:
+                raise ValueError(f"config.{name} is {given!r}; it must be {' or '.join(known)}.")
+        if self.vision.crop_size % self.vision.enc_patch_size or self.vision.grid <= 2 * self.vision.overlap_margin:
+            raise ValueError(
+                f"config.vision.crop_size is {self.vision.crop_size}; it must be whole patches of "
+                f"{self.vision.enc_patch_size} pixels, and more of them than two margins of "
+                f"{self.vision.overlap_margin}."
+            )
+
+
+AutoConfig.register(MODEL_TYPE, MoondreamConfig)
