@@ -102,6 +102,12 @@ class Moondream(TowerAndProjector):
         """Family.projector."""
         return [model.model.vision.proj_mlp]
 
+    def prepare(self, model: Any) -> None:
+        """Family.prepare: the frequencies of coordinates and sizes stay as they were drawn."""
+        region = model.model.region
+        region.coord_features.requires_grad_(False)
+        region.size_features.requires_grad_(False)
+
     def image_inputs(self, rows: PromptRows) -> dict[str, Tensor]:
         """Family.image_inputs."""
         return {"pixel_values": rows.pixel_values, "image_grid": rows.image_grid}

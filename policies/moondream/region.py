@@ -49,8 +49,8 @@ class MoondreamRegion(nn.Module):
         self.size_decoder = nn.Linear(width, region.size_out_dim)
         self.ln = nn.LayerNorm(width)
         # Drawn once and kept: what the encoders were trained on.
-        self.coord_features = nn.Parameter(torch.zeros(1, region.coord_feat_dim // 2), requires_grad=False)
-        self.size_features = nn.Parameter(torch.zeros(2, region.size_feat_dim // 2), requires_grad=False)
+        self.coord_features = nn.Parameter(torch.zeros(1, region.coord_feat_dim // 2))
+        self.size_features = nn.Parameter(torch.zeros(2, region.size_feat_dim // 2))
 
     @property
     def num_bins(self) -> tuple[int, int, int]:

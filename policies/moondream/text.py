@@ -151,6 +151,11 @@ class MoondreamText(nn.Module):
         self.post_ln = nn.LayerNorm(text.dim)
         self.lm_head = nn.Linear(text.dim, text.vocab_size)
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """The embedding, as transformers asks for that of any model."""
+        return self.wte
+
     def embedded(self, tokens: Tensor) -> Tensor:
         """[..., dim] of tokens [...]; any for a number that no token has, as image places do."""
         return functional.embedding(tokens.clamp(max=len(self.wte) - 1), self.wte)
