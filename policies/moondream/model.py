@@ -105,6 +105,9 @@ class MoondreamForSegmentation(PreTrainedModel):
         """Put another head in its place."""
         self.model.text.lm_head = new_embeddings
 
+    def enable_input_require_grads(self) -> None:
+        """Nothing: layers are computed again in the way that needs no gradient of their inputs (not reentrant)."""
+
     @property
     def lm_head(self) -> nn.Module:
         """The head."""
