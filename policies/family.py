@@ -5,7 +5,7 @@ beside it whose name begins with `_`; it lists them by the model_type that a che
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,12 +76,20 @@ class Family(Protocol):
         """The limits of an image's area, as vLLM's `mm_processor_kwargs` names them for this family."""
         ...
 
+    def stored_limits(self, image_processor: Any) -> dict[str, Any]:
+        """The limits of an image's area, as the files of a folder's image processor say them."""
+        ...
+
     def placeholder(self, config: Any) -> int:
         """Token that stands for a place of an image in the prompt."""
         ...
 
     def image_end(self, config: Any) -> int | None:
         """Token that closes an image in the prompt; None where none does."""
+        ...
+
+    def language_model(self, model: Any) -> Any:
+        """The part that reads and writes text: its layers, embedding and last norm."""
         ...
 
     def tower(self, model: Any) -> nn.Module:
@@ -113,4 +121,13 @@ class Family(Protocol):
         pixel_values, image_grid: by `patches`; sides: (H, W) of the images; early: the early block, as
         VisionTower.vision_features has it.
         """
+        ...
+
+
+@runtime_checkable
+class TiledFamily(Protocol):
+    """A family whose prompts say between an image's tokens which tile follows."""
+
+    def image_ids(self, tokenizer: Any, image_processor: Any, image_token: int, size: Sides) -> list[int]:
+        """All that stands for an image of `size` in the prompt, one `image_token` for each of its tokens."""
         ...

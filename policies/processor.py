@@ -27,7 +27,8 @@ from policies import choices
 from policies.checkpoint import Checkpoint
 from policies.choices import Head
 from policies.families.base import PromptRows, Response
-from policies.family import Family
+from policies.family import Family, TiledFamily
+from policies.folder import mark_ids, read, refuse_other_layers
 from policies.grammar import TokenGrammar, token_pieces
 from policies.question import QuestionTemplate
 from policies.settings import Asking
@@ -65,12 +66,12 @@ class Processor:
         self._checkpoint, self._limited = checkpoint, asking.min_pixels is not None or asking.max_pixels is not None
         self.family = family
         """What is special about the family of the checkpoint."""
-        self.config: Any = _read(checkpoint, "config.json", AutoConfig)
+        self.config: Any = read(checkpoint, "config.json", AutoConfig)
         """Config of the model, as transformers reads it."""
-        _refuse_other_layers(checkpoint, family, self.config)
+        refuse_other_layers(checkpoint, family, self.config)
         self.codec: AnswerCodec = codec
         """Codec that writes and reads the text of answers, in coordinates of the family where it leaves them open."""
-        self.tokenizer: Any = _read(checkpoint, "tokenizer_config.json or tokenizer.json", AutoTokenizer)
+        self.tokenizer: Any = read(checkpoint, "tokenizer_config.json or tokenizer.json", AutoTokenizer)
         """Tokenizer of the checkpoint, from transformers."""
         self.image_processor = family.image_processor(checkpoint, asking.min_pixels, asking.max_pixels)
         """Image processor of the checkpoint, from transformers."""
@@ -105,7 +106,7 @@ class Processor:
 
     def _learn_to_ask(self, asking: Asking) -> str:
         """Get ready for questions; returns the text that stands behind the user's, which an answer follows."""
-        self._image_marks = _mark_ids(self._checkpoint, self.family, self.tokenizer)
+        self._image_marks = mark_ids(self._checkpoint, self.family, self.tokenizer)
         added = self._template_added = chat_template(self._checkpoint, self.tokenizer, self.family, self.image_token)
         template = QuestionTemplate(self.tokenizer, asking, self.image_token, added, self.family.begins)
         # A question is asked for again: by the sampler, for its group, by the checks before a run.
@@ -222,9 +223,9 @@ class Processor:
         refuse_candidates(question)
         ids = self._known_tokens(self._words(question), question.prompt.asked)
         image, closing = ids.index(self.image_token), self.family.image_end(self.config)
-        before, behind = self._image_marks
-        ids = [*ids[:image], *before, *[self.image_token] * image_tokens, *behind, *ids[image + 1 :]]
-        end = image + len(before) + image_tokens + len(behind) if closing is None else ids.index(closing) + 1
+        shown = self._image_ids(question.image.shape[0], question.image.shape[1], image_tokens)
+        ids = [*ids[:image], *shown, *ids[image + 1 :]]
+        end = image + len(shown) if closing is None else ids.index(closing) + 1
         most = self.config.get_text_config().max_position_embeddings
         if len(ids) > most:
             raise ValueError(
@@ -232,6 +233,13 @@ class Processor:
                 f"its image, and the model goes as far as {most}; ask in fewer words, or lower policy.max_pixels."
             )
         return np.array(ids[:end], np.int64), np.array(ids[end:], np.int64)
+
+    def _image_ids(self, height: int, width: int, image_tokens: int) -> list[int]:
+        """All that stands for a height x width image of so many tokens; one alone stands for all of them."""
+        if image_tokens > 1 and isinstance(self.family, TiledFamily):
+            return self.family.image_ids(self.tokenizer, self.image_processor, self.image_token, (height, width))
+        before, behind = self._image_marks
+        return [*before, *[self.image_token] * image_tokens, *behind]
 
     def _words(self, question: Question) -> str:
         """The prompt's parts as text, points, boxes and regions in the codec's words."""
@@ -366,26 +374,9 @@ class Processor:
         if not path.is_file():
             return
         values = json.loads(path.read_text(encoding="utf-8"))
-        limits = self.engine_limits
         held = values.get("image_processor", values)  # nested in a processor_config.json
-        held |= limits | {"size": {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}}
+        held |= self.family.stored_limits(self.image_processor)
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-_UNREADABLE = (TypeError, KeyError, AttributeError, IndexError, ValueError, OSError, RuntimeError, RecursionError)
-"""What transformers and tokenizers raise for values that they did not expect in a file."""
-
-
-def _read(checkpoint: Checkpoint, named: str, of: Any) -> Any:
-    """What an Auto class of transformers makes of a folder; ValueError, naming the file, where it cannot."""
-    try:
-        return of.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{checkpoint.folder}: {named} cannot be read ({type(error).__name__}: {reason}); copy it anew from "
-            "where the model came from."
-        ) from error
 
 
 def refuse_candidates(question: Question) -> None:
@@ -394,35 +385,4 @@ def refuse_candidates(question: Question) -> None:
         raise ValueError(
             f"the question {question.prompt.told!r} comes with {len(question.candidates)} masks to choose from, "
             "and this model family draws outlines; leave the candidates out."
-        )
-
-
-def _mark_ids(checkpoint: Checkpoint, family: Family, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Tokens that go before and behind an image's; ValueError where the tokenizer lacks those of its family."""
-    vocabulary = tokenizer.get_vocab()
-    missing = [mark for mark in family.image_marks if mark not in vocabulary]
-    if missing:
-        raise ValueError(
-            f"the tokenizer of {checkpoint.folder} lacks {missing[0]}, which stands around every image of a "
-            f"{family.title}; copy the tokenizer's files of the model that this one was trained from."
-        )
-    marks = [[vocabulary[mark]] for mark in family.image_marks]
-    return (marks[0], marks[1]) if marks else ([], [])
-
-
-def _refuse_other_layers(checkpoint: Checkpoint, family: Family, config: Any) -> None:
-    """Raise ValueError for a language model that would be computed otherwise than it was trained."""
-    text = config.get_text_config().to_dict()
-    kind, kinds = text.get("model_type"), set(text.get("layer_types") or ["full_attention"])
-    if kind not in family.texts:
-        raise ValueError(
-            f"the language model of {checkpoint.folder} is a {kind}, and {family.title} is known here over "
-            f"{' or '.join(family.texts)}; give a checkpoint over that."
-        )
-    caps = [name for name in ("attn_logit_softcapping", "final_logit_softcapping") if text.get(name)]
-    other = sorted(kinds - {"full_attention"}) + caps
-    if other:
-        raise ValueError(
-            f"the language model of {checkpoint.folder} has {', '.join(other)} in its config.json, which prompts "
-            "shared by answers are not computed with here; give a checkpoint whose layers all attend to the whole text."
         )

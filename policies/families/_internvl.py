@@ -20,7 +20,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 )
 
 from policies.checkpoint import Checkpoint
-from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block
+from policies.families._tower_and_projector import TowerAndProjector, merged, refuse_early_block, side_by_side
 from policies.families.base import VisionFeatures
 from policies.family import Sides
 
@@ -103,10 +103,6 @@ class InternVL(TowerAndProjector):
         """Family.engine_limits: most tiles."""
         return {"max_patches": int(image_processor.max_patches)}
 
-    def handed_over(self, image_processor: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Family.handed_over."""
-        return image
-
     def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """Family.patches: a tile is one row of pixel_values."""
         inputs = image_processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
@@ -137,22 +133,7 @@ class InternVL(TowerAndProjector):
         tiles, side = int(image_grid[0, 0]), pixel_values.shape[-1]
         columns, rows = (1, 1) if tiles == 1 else get_optimal_tiled_canvas(sides, (side, side), tiles - 1, tiles - 1)
         layout = len(image_grid), tiles, rows, columns
-        return VisionFeatures(_stitched(final, *layout), _stitched(_merged(held[:, early > 0 :]), *layout))
-
-
-def _merged(tokens: Tensor) -> Tensor:
-    """[N, cells * cells, C] as [N, cells * cells / 4, 4 * C]: squares of four, in reading order."""
-    cells = int(tokens.shape[1] ** 0.5)
-    squares = tokens.unflatten(1, (cells // 2, 2, cells // 2, 2)).permute(0, 1, 3, 2, 4, 5)
-    return squares.flatten(3).flatten(1, 2)
-
-
-def _stitched(tokens: Tensor, images: int, tiles: int, rows: int, columns: int) -> Tensor:
-    """[images * tiles, cells * cells, C] as [images, C, rows * cells, columns * cells], float32: tiles side by side."""
-    cells = int(tokens.shape[1] ** 0.5)
-    placed = tokens.float().unflatten(0, (images, tiles))[:, : rows * columns]
-    placed = placed.unflatten(2, (cells, cells)).unflatten(1, (rows, columns)).permute(0, 5, 1, 3, 2, 4)
-    return placed.flatten(4).flatten(2, 3).contiguous()
+        return VisionFeatures(side_by_side(final, *layout), side_by_side(merged(held[:, early > 0 :], 2), *layout))
 
 
 def _side(image_processor: Any) -> int:

@@ -76,10 +76,6 @@ class Llava(TowerAndProjector):
         """Family.patches_each."""
         return 1
 
-    def engine_limits(self, image_processor: Any) -> dict[str, int]:
-        """Family.engine_limits: there are none."""
-        return {}
-
     def handed_over(self, image_processor: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Family.handed_over: in a square of the mean colour."""
         height, width = image.shape[:2]

@@ -74,13 +74,9 @@ class Moondream(TowerAndProjector):
         """Family.patches_each: of the whole image's crop; how many crops there are besides, says its size."""
         return 1
 
-    def engine_limits(self, image_processor: Any) -> dict[str, int]:
-        """Family.engine_limits: most crops."""
-        return {"max_crops": int(image_processor.max_crops)}
-
-    def handed_over(self, image_processor: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Family.handed_over."""
-        return image
+    def language_model(self, model: Any) -> Any:
+        """Family.language_model."""
+        return model.model.text
 
     def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """Family.patches: a crop is one row of pixel_values, the whole image first; the grid is that of its other

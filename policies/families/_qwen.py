@@ -120,6 +120,16 @@ class _Qwen:
         size = image_processor.size
         return {"min_pixels": int(size["shortest_edge"]), "max_pixels": int(size["longest_edge"])}
 
+    def stored_limits(self, image_processor: Any) -> dict[str, Any]:
+        """Family.stored_limits: by both names that releases of transformers read."""
+        limits = self.engine_limits(image_processor)
+        size = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
+        return {**limits, "size": size}
+
+    def language_model(self, model: Any) -> Any:
+        """Family.language_model."""
+        return model.model.language_model
+
     def placeholder(self, config: Any) -> int:
         """Family.placeholder."""
         return int(config.image_token_id)

@@ -1,9 +1,11 @@
 """What families have in common whose class of transformers holds a tower, a projector and a language model side by
-side, and whose text goes on by order alone: LLaVA and InternVL."""
+side, and whose text goes on by order alone: LLaVA, InternVL, SmolVLM."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from policies.families.base import PromptRows
@@ -13,6 +15,22 @@ class TowerAndProjector:
     """Part of a Family."""
 
     thinking_marks = ("<think>", "</think>")
+
+    def language_model(self, model: Any) -> Any:
+        """Family.language_model."""
+        return model.model.language_model
+
+    def engine_limits(self, image_processor: Any) -> dict[str, int]:
+        """Family.engine_limits: there are none."""
+        return {}
+
+    def stored_limits(self, image_processor: Any) -> dict[str, Any]:
+        """Family.stored_limits: as for an engine."""
+        return dict(self.engine_limits(image_processor))
+
+    def handed_over(self, image_processor: Any, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Family.handed_over."""
+        return image
 
     def placeholder(self, config: Any) -> int:
         """Family.placeholder."""
@@ -42,6 +60,24 @@ class TowerAndProjector:
         """Family.positions: by order alone."""
         positions = (rows.prompt_mask.cumsum(1) - 1).clamp(min=0)
         return positions, positions[:, -1] + 1
+
+
+def merged(tokens: Tensor, each: int) -> Tensor:
+    """[N, cells * cells, C] as [N, cells * cells / each^2, each^2 * C]: squares of each * each, in reading order."""
+    cells = int(tokens.shape[1] ** 0.5)
+    squares = tokens.unflatten(1, (cells // each, each, cells // each, each)).permute(0, 1, 3, 2, 4, 5)
+    return squares.flatten(3).flatten(1, 2)
+
+
+def side_by_side(tokens: Tensor, images: int, tiles: int, rows: int, columns: int) -> Tensor:
+    """[images * tiles, cells * cells, C] as [images, C, rows * cells, columns * cells], float32: tiles side by side.
+
+    Tiles of an image beyond rows * columns are left out.
+    """
+    cells = int(tokens.shape[1] ** 0.5)
+    placed = tokens.float().unflatten(0, (images, tiles))[:, : rows * columns]
+    placed = placed.unflatten(2, (cells, cells)).unflatten(1, (rows, columns)).permute(0, 5, 1, 3, 2, 4)
+    return placed.flatten(4).flatten(2, 3).contiguous()
 
 
 def refuse_early_block(early: int, num_blocks: int) -> None:

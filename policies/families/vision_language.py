@@ -25,6 +25,7 @@ from policies.checkpoint import Checkpoint
 from policies.families._internvl import InternVL
 from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
+from policies.families._smolvlm import SmolVLM
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Family
 from policies.lora import add_adapters
@@ -44,6 +45,7 @@ FAMILIES: Mapping[str, Family] = {
     "llava": Llava(),
     "qwen2_5_vl": Qwen2_5VL(),
     "qwen3_vl": Qwen3VL(),
+    "smolvlm": SmolVLM(),
 }
 """Descriptions by the model_type of config.json."""
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -150,7 +152,8 @@ class Policy(nn.Module):
 
     @property
     def _heads(self) -> shared_attention.Heads:
-        text, layer = self.model.config.get_text_config(), self.model.model.language_model.layers[0]
+        text = self.model.config.get_text_config()
+        layer = self.processor.family.language_model(self.model).layers[0]
         queries_per_key = int(text.num_attention_heads // text.num_key_value_heads)
         return shared_attention.Heads(queries_per_key, int(layer.self_attn.head_dim), self.model.dtype)
 
@@ -239,7 +242,7 @@ class Policy(nn.Module):
 
     def prepare_sampling(self) -> None:
         """Lay out the weights as sampling wants them; neither values nor names change. Once more after a move."""
-        lay_out(self.model.model.language_model)
+        lay_out(self.processor.family.language_model(self.model))
 
     @torch.no_grad()
     def encode(self, rows: PromptRows) -> EncodedPrompts:
@@ -283,7 +286,7 @@ class Policy(nn.Module):
         """Log-probabilities [R*C, V] of the token after `tokens` [R, C], among `allowed` [R*C, V]; the cache grows."""
         assert bins is None, "every choice of these families is a token"
         if not isinstance(cache.decoder, Decoder):
-            cache.decoder = Decoder(self.model.model.language_model)
+            cache.decoder = Decoder(self.processor.family.language_model(self.model))
         return self._token_logprobs(cache.decoder.next_states(cache, tokens), temperature, allowed)
 
     def bin_logprobs(self, cache: PromptCache, temperature: float) -> Sequence[Tensor]:

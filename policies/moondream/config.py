@@ -35,17 +35,10 @@ class MoondreamTextConfig(PretrainedConfig):
         self.moe = {"num_experts": 64, "start_layer": 4, "experts_per_token": 8, "expert_inner_dim": 1024} | moe
         self.tau_gelu: str = values.pop("tau_gelu", "tanh")
         """The GELU in the attention's temperature: kestrel's is the approximation by `tanh`, vLLM's is exact (none)."""
+        # As other configs name them; of a layer with experts, those that a token uses.
+        self.hidden_size, self.num_hidden_layers, self.num_attention_heads = self.dim, self.n_layers, self.n_heads
+        self.intermediate_size = self.moe["experts_per_token"] * self.moe["expert_inner_dim"]
         super().__init__(**values)
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """As other configs name it."""
-        return self.n_layers
-
-    @property
-    def hidden_size(self) -> int:
-        """As other configs name it."""
-        return self.dim
 
 
 class MoondreamVisionConfig(PretrainedConfig):
@@ -67,6 +60,10 @@ class MoondreamVisionConfig(PretrainedConfig):
         self.overlap_margin: int = values.pop("overlap_margin", 4)
         """Patches at each side of a crop that its neighbours see too."""
         self.proj_inner_dim: int = values.pop("proj_inner_dim", 8192)
+        # As other configs name them.
+        self.hidden_size, self.intermediate_size = self.enc_dim, self.enc_ff_dim
+        self.num_hidden_layers, self.num_attention_heads = self.enc_n_layers, self.enc_n_heads
+        self.patch_size = self.enc_patch_size
         super().__init__(**values)
 
     @property
@@ -137,6 +134,11 @@ class MoondreamConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """What a folder's config.json holds: the parts as they were given, not what is made of them."""
         return {name: value for name, value in super().to_dict().items() if name not in _MADE}
+
+    @property
+    def vision_config(self) -> MoondreamVisionConfig:
+        """The vision tower's part, as other configs name it."""
+        return self.vision
 
     def get_text_config(self, *_: Any, **__: Any) -> MoondreamTextConfig:
         """The language model's part."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from policies.moondream.config import MoondreamConfig
@@ -134,3 +134,6 @@ class MoondreamForSegmentation(PreTrainedModel):
         elif isinstance(module, MoondreamRegion):
             module.coord_features.normal_()
             module.size_features.normal_()
+
+
+AutoModelForImageTextToText.register(MoondreamConfig, MoondreamForSegmentation)

@@ -192,6 +192,8 @@ def _refuse_unlocated_credit(parts: RunParts, processor: Processor) -> None:
 _NO_VLLM = {
     "LLaVA-1.5": "vLLM's class of it does not load beside transformers 5.23",
     "InternVL": "nobody has tried whether vLLM cuts its tiles as they are cut here",
+    "SmolVLM2": "nobody has tried whether vLLM cuts its tiles as they are cut here",
+    "Moondream 3": "vLLM's class of it draws no coordinates and sizes, and knows no outlines",
 }
 """Families that vLLM does not sample for, and why."""
 
@@ -206,6 +208,11 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
         raise ValueError(
             f"policy.checkpoint is a {processor.family.title}, and {_NO_VLLM[processor.family.title]}; set "
             "pool.engine.name to shared."
+        )
+    if parts.engine.settings.get("cuda_graph") and processor.heads:
+        raise ValueError(
+            f"pool.engine.cuda_graph is true, and the experts of {processor.family.title} are dealt tokens by the CPU, "
+            "which a graph cannot repeat; set it to false."
         )
     _refuse_unlocated_credit(parts, processor)
     refuse_unfit_tasks(config, parts, processor)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import ask
 from moondream_toy import codec, toy, write_toy
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
@@ -22,7 +23,7 @@ from policies.moondream.layouts import is_second, to_first, to_second
 from policies.moondream.model import MoondreamForSegmentation
 from policies.moondream.region import coordinate_of, size_of
 
-# As published, by name: what is written of the released files (vision of 27 blocks, text of 24 layers, 4 of them dense).
+# As published: 27 blocks of vision, 24 layers of text, of which 4 are dense.
 RELEASED = {
     "model.text.wte": (51200, 2048),
     "model.text.lm_head.weight": (51200, 2048),
@@ -66,7 +67,6 @@ def released() -> MoondreamForSegmentation:
 def test_at_its_real_size_it_has_the_parameters_that_are_told_of_it(released: MoondreamForSegmentation) -> None:
     shapes = {name: tuple(parameter.shape) for name, parameter in released.named_parameters()}
     assert {name: shapes[name] for name in RELEASED} == RELEASED
-    # Vision: 27 blocks of 15 tensors' kinds, text: 4 dense layers of 13 tensors, 20 of experts of 13, region of 12.
     of = {part: [name for name in shapes if name.startswith(f"model.{part}.")] for part in ("vision", "text", "region")}
     assert {part: len(names) for part, names in of.items()} == {
         "vision": 27 * 12 + 9,
@@ -188,7 +188,6 @@ def test_doubts_between_the_sources_are_settings_that_change_what_is_said(tmp_pa
     write_toy(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    from asking import ask
 
     def said(**parts: dict) -> torch.Tensor:
         config = {name: values["config"][name] | parts.get(name, {}) for name in values["config"]}
@@ -209,7 +208,7 @@ def test_crops_and_tokens_of_photos_as_published() -> None:
     for size, tiling in (
         ((378, 378), (1, 1)),
         ((378, 900), (1, 1)),  # one side fits a crop
-        ((480, 640), (3, 3)),  # 2 x 2 are the fewest; 12 allow 3 x 3 of this ratio
+        ((480, 640), (2, 4)),  # 2 x 2 are the fewest; of 12, sqrt(12 * 368 / 528) by sqrt(12 * 528 / 368), rounded down
         ((1333, 2000), (2, 4)),  # 5 x 8 would be needed: in proportion, within 12
         ((4000, 6000), (2, 4)),
     ):
@@ -218,7 +217,7 @@ def test_crops_and_tokens_of_photos_as_published() -> None:
         assert canvas(tiling, VISION) == (266 * rows + 112, 266 * columns + 112)
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     crops = crops_of(image, VISION)
-    assert crops.shape == (num_crops((3, 3)), 3, 378, 378) == (10, 3, 378, 378)
+    assert crops.shape == (num_crops((2, 4)), 3, 378, 378) == (9, 3, 378, 378)
     assert -1.0 <= float(crops.min()) < -0.9 and 0.9 < float(crops.max()) <= 1.0
     small = MoondreamVisionConfig(crop_size=32, enc_patch_size=8, overlap_margin=1)
     assert torch.equal(

@@ -82,6 +82,26 @@ def test_scores_and_gradients_are_those_of_log_softmax_to_a_rounding(
 
 
 @pytest.mark.parametrize("chunks", CHUNKS)
+def test_a_bias_adds_to_the_logits_and_has_its_gradient(chunks: int) -> None:
+    plain, states = head_and_states()
+    head = nn.Linear(WIDTH, VOCABULARY, dtype=torch.float64)
+    head.weight, bias = plain.weight, head.bias
+    asked, scored = scoring(chunks, around()), ScoringHead.in_place_of(head)
+    assert scored.bias is bias and torch.equal(scored(states), head(states))
+    # A bias is what a state of one more dimension, always 1, would add.
+    wider = nn.Linear(WIDTH + 1, VOCABULARY, bias=False, dtype=torch.float64)
+    wider.weight.data.copy_(torch.cat([head.weight, bias[:, None]], dim=1))
+    found = scored(states, scoring=asked)
+    expected = by_log_softmax(wider, torch.cat([states, torch.ones(TOKENS, 1)], dim=1), asked)
+    torch.testing.assert_close(found, expected, atol=1e-13, rtol=0)
+    weights = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
+    slopes = torch.autograd.grad((found * weights).sum(), [states, head.weight, bias])
+    right = torch.autograd.grad((expected * weights).sum(), [states, wider.weight])
+    for one, other in zip(slopes, [right[0], right[1][:, :-1], right[1][:, -1]], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
 @pytest.mark.parametrize("neighbours", [None, around()])
 def test_gradients_are_what_finite_differences_say(chunks: int, neighbours: Neighbours | None) -> None:
     head, states = head_and_states()
@@ -139,7 +159,8 @@ def test_what_the_learner_scores_is_what_the_sampler_would_have_said_of_each_tok
         ask_all(images(2), PHRASES), tokens_of(policy, [["none", "1 2 30 40 0 0 5 5 0 5"], ["none", "none"]])
     )
     found = policy(rows, 0.7, grammar_tokens)
-    states, targets, places = policy._scored_states(rows)
+    states, packed = policy._scored_states(rows)
+    targets, places = packed.targets, packed.places
     allowed = None
     if grammar_tokens is not None:
         masks = policy.processor.token_grammar().masks_of_rows(
@@ -169,7 +190,8 @@ def test_a_head_with_an_adapter_is_called_once_and_gives_its_own_log_probabiliti
     found = adapted(shared_rows(adapted), 0.7)
     handle.remove()
     assert calls == [1]
-    states, targets, places = adapted._scored_states(shared_rows(adapted))
+    states, packed = adapted._scored_states(shared_rows(adapted))
+    targets, places = packed.targets, packed.places
     expected = adapted._token_logprobs(states, 0.7).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(found.flatten()[places], expected, atol=2e-6, rtol=0)
     assert (found - plain(shared_rows(plain), 0.7)).abs().max() > 0.01

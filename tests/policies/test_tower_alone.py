@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_vision_language import write_internvl, write_llava, write_qwen2_5_vl
+from test_vision_language import WRITTEN
 
 from envs.codecs.path_tokens import Codec
 from envs.plugin import Plugin
@@ -15,14 +15,14 @@ from policies.vision.features import policy_with_tower_alone
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "llava", "internvl"])
+@pytest.mark.parametrize("family", ["qwen3_vl", *WRITTEN])
 def test_features_and_checksum_are_those_of_the_whole_policy(
     tiny_untrained: Path, tmp_path: Path, family: str, dtype: str
 ) -> None:
     if family == "qwen3_vl":
         Policy(tiny_untrained, Codec(), dtype="bfloat16").save(tmp_path)
     else:
-        {"qwen2_5_vl": write_qwen2_5_vl, "llava": write_llava, "internvl": write_internvl}[family](tmp_path)
+        WRITTEN[family](tmp_path)
     assert Checkpoint(tmp_path).stored_dtype() == ("bfloat16" if family == "qwen3_vl" else "float32")
     settings = {"checkpoint": tmp_path, "codec": Codec(), "dtype": dtype}
     recipe = Plugin("policies.families", "Policy", "vision_language", settings)

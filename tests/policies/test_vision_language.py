@@ -18,10 +18,13 @@ from transformers import (
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from envs.codecs.path_tokens import Codec
 from envs.example import BoxPart, PointPart, Prompt, Question, TextPart
@@ -138,7 +141,39 @@ def write_internvl(folder: Path, text_type: str = "qwen2", **vision: object) -> 
     (folder / "config.json").write_text(json.dumps(values))
 
 
-WRITTEN = {"qwen2_5_vl": write_qwen2_5_vl, "llava": write_llava, "internvl": write_internvl}
+def write_smolvlm(folder: Path, longest_edge: int = 32) -> None:
+    """A SigLIP tower of tiles of 32 px in patches of 4, two by two a token, and a Llama; tokens between its tiles."""
+    rows = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+    special = ["<fake_token_around_image>", "<global-img>", *rows]
+    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"], special=special)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image_pad|>"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}<|answer|>"
+    )
+    text = {"model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    text |= {"max_position_embeddings": 1024, "bos_token_id": 3, "eos_token_id": 1, "pad_token_id": 0}
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower |= {"patch_size": 4, "image_size": 32}
+    torch.manual_seed(1)
+    token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    config = SmolVLMConfig(vision_config=tower, text_config=text, image_token_id=token, scale_factor=2, pad_token_id=0)
+    model = SmolVLMForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    sizes = {"size": {"longest_edge": longest_edge}, "max_image_size": {"longest_edge": 32}}
+    SmolVLMImageProcessorPil(**sizes).save_pretrained(folder)
+
+
+WRITTEN = {
+    "qwen2_5_vl": write_qwen2_5_vl,
+    "llava": write_llava,
+    "internvl": write_internvl,
+    "smolvlm": write_smolvlm,
+}
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", *WRITTEN])
@@ -182,6 +217,12 @@ def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndar
     inputs = policy.processor.family.image_inputs(policy.rows([ask(image, phrase)], [[answer]]))
     logits = policy.model(input_ids=ids, **kinds, **inputs).logits[0]
     return logits[len(prompt) - 1 : -1]
+
+
+def tile_marks(policy: Policy) -> list[str]:
+    """Tokens that say which tile of an image follows."""
+    known = policy.processor.tokenizer.get_vocab()
+    return [word for word in known if word.startswith(("<row_", "<fake_token", "<global-img"))]
 
 
 def sampleable(policy: Policy, logits: Tensor) -> Tensor:
@@ -265,6 +306,7 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
     rows = policy.rows(ask_all(mixed, PHRASES), tokens_of(policy, ANSWERS))
     grids = {"qwen2_5_vl": [[1, 8, 8], [1, 12, 6]], "llava": [[1, 1, 1], [1, 1, 1]]}
     grids["internvl"] = [[1, 1, 1], [3, 1, 1]]  # one tile; two, and both in one
+    grids["smolvlm"] = [[1, 1, 1], [1, 1, 1]]
     assert rows.image_grid.tolist() == grids[policy.model.config.model_type]
     for b in range(2):
         alone = policy(
@@ -292,8 +334,9 @@ def test_a_policy_without_weights_asks_and_reads_like_one_with_them(policy: Poli
     assert shapes == hollow_shapes
     question = ask(images(1)[0], "dog")
     prompt = policy.processor.prompt_tokens(question)
-    placeholder = prompt != hollow.processor.image_token
-    placeholder[np.flatnonzero(~placeholder)[0]] = True
+    marks = policy.processor.tokenizer.convert_tokens_to_ids(tile_marks(policy))
+    placeholder = ~np.isin(prompt, [hollow.processor.image_token, *marks])
+    placeholder[np.flatnonzero(prompt == hollow.processor.image_token)[0]] = True
     tokens = policy.processor.answer_tokens("none")
     response = Response(tokens, np.zeros(2, np.float32), "stop")
     for each in (hollow.processor, alone):
@@ -381,7 +424,8 @@ def test_only_special_tokens_other_than_the_end_have_probability_zero(policy: Po
         "<|vision_end|>",
         "<|answer|>",
     )
-    impossible = set(tokenizer.convert_tokens_to_ids([*words, *policy.processor.family.image_marks]))
+    marks = [*policy.processor.family.image_marks, *tile_marks(policy)]
+    impossible = set(tokenizer.convert_tokens_to_ids([*words, *marks]))
     assert (logprobs[0] == -torch.inf).nonzero()[:, 0].tolist() == sorted(impossible)
     assert torch.isfinite(logprobs[:, policy.processor.end_token]).all()
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(2))
@@ -489,7 +533,7 @@ def test_vision_features_stand_where_their_pixels_are(policy: Policy) -> None:
 def test_final_vision_features_are_the_image_tokens_in_reading_order(policy: Policy) -> None:
     rows = shared_rows(policy)
     inputs = policy.processor.family.image_inputs(rows)
-    tokens = policy.model.get_image_features(**inputs).pooler_output
+    tokens = torch.cat([*policy.model.get_image_features(**inputs).pooler_output]).unflatten(0, (2, -1))
     final = policy.vision_features(images(2)).final
     for b in range(2):
         torch.testing.assert_close(final[b].flatten(1).T, tokens[b], atol=1e-5, rtol=0)

@@ -47,6 +47,19 @@ def test_rows_hold_what_was_appended(tmp_path: Path) -> None:
     assert archive.last_step == 1
 
 
+def test_what_further_heads_chose_is_kept_place_by_place_and_null_where_there_are_none(tmp_path: Path) -> None:
+    bins = np.array([[5, -1, -1], [-1, 7, 1023], [-1, -1, -1]], np.int16)
+    plain = group(0, 0, "a")
+    chosen = tuple(replace(one, response=replace(one.response, bins=bins + one.index)) for one in plain.rollouts)
+    archive = RolloutArchive(tmp_path)
+    archive.append(0, [replace(plain, rollouts=chosen), group(0, 1, "b")])
+    first, second, *others = rows_of(archive)
+    assert first["bins"] == [5, -1, -1, -1, 7, 1023, -1, -1, -1]
+    assert np.array_equal(np.reshape(second["bins"], (3, 3)), bins + 1)
+    assert [row["bins"] for row in others] == [None, None]
+    assert (first["tokens"], first["logprobs"]) == (others[0]["tokens"], others[0]["logprobs"])
+
+
 def test_groups_are_stored_in_the_order_of_their_positions(tmp_path: Path) -> None:
     RolloutArchive(tmp_path).append(0, [group(0, 1, "b"), group(0, 0, "a")])
     assert [row["example_id"] for row in rows_of(RolloutArchive(tmp_path))] == ["a", "a", "b", "b"]
@@ -133,7 +146,7 @@ def test_a_shard_names_its_versions_and_its_checksum_can_be_made_again(tmp_path:
     write_steps(tmp_path, range(1))
     with pq.ParquetFile(tmp_path / "rollouts" / "step-00000000.parquet") as file:
         notes, table = file.metadata.metadata, file.read()
-    assert notes[b"polytrace.schema_version"] == b"3"
+    assert notes[b"polytrace.schema_version"] == b"4"
     assert notes[b"polytrace.version"] == version("polytrace").encode()
     assert notes[b"polytrace.row_group_steps"] == b"0"
     assert notes[b"polytrace.raster_version"] == f"{RASTER_VERSION}".encode()
@@ -239,7 +252,7 @@ def test_another_schema_version_is_refused_with_the_version_that_wrote_it(
 ) -> None:
     archive = write_steps(tmp_path, range(1))
     monkeypatch.setattr("rollout.archive.shards.READABLE_VERSIONS", (7,))
-    told = f"has archive schema version 3, this Polytrace .* reads 7; read it with Polytrace {version('polytrace')}"
+    told = f"has archive schema version 4, this Polytrace .* reads 7; read it with Polytrace {version('polytrace')}"
     assert re.search(told, archive.verify()[0].problem)
     with pytest.raises(ValueError, match=told):
         rows_of(archive)

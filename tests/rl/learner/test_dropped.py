@@ -11,7 +11,8 @@ from rl.learner.dropped import DroppedSteps, read_batch, write_batch
 
 
 def batch(by_token: bool) -> Batch:
-    """Two groups of two answers of uneven length, an advantage of NaN among them."""
+    """Two groups of two answers of uneven length, an advantage of NaN among them; by_token: with what further heads
+    chose, and all that a batch need not have."""
     images = (ImageRef("a photo", "0" * 64, 4, 5), ImageRef("b", "1" * 64, 6, 7))
     tokens = ((np.arange(3), np.arange(1)), (np.arange(2), np.arange(4)))
     floats = tuple(tuple(np.float32(0.5) * values.astype(np.float32) for values in row) for row in tokens)
@@ -20,7 +21,7 @@ def batch(by_token: bool) -> Batch:
     return Batch(
         images,
         (Prompt.of_text("the dog"), Prompt.of_text("der Stuhl (groß)")),
-        tokens,
+        tuple(tuple(np.stack([values, -values], axis=1) for values in row) for row in tokens) if by_token else tokens,
         floats,
         advantages,
         counts,
@@ -38,7 +39,7 @@ def test_a_batch_is_read_as_it_was_written_and_nothing_is_pickled(tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     found = read_batch(path)
     assert (found.images, found.prompts) == (whole.images, whole.prompts)
-    for one, other in zip(found.tokens + found.sampler_logprobs, whole.tokens + whole.sampler_logprobs, strict=True):
+    for one, other in zip(found.choices + found.sampler_logprobs, whole.choices + whole.sampler_logprobs, strict=True):
         assert [(values.tolist(), values.dtype) for values in one] == [
             (values.tolist(), values.dtype) for values in other
         ]
@@ -67,7 +68,7 @@ def test_what_is_no_such_file_is_named(tmp_path: Path) -> None:
         read_batch(tmp_path / "nothing.npz")
     np.savez(tmp_path / "other.npz", lengths=np.zeros(3))
     with pytest.raises(
-        ValueError, match=r"other\.npz holds no advantages, counts, image_keys, prompts, sampler_logprobs, tokens"
+        ValueError, match=r"other\.npz holds no advantages, choices, counts, image_keys, prompts, sampler_logprobs"
     ):
         read_batch(tmp_path / "other.npz")
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from moondream_toy import write_toy
 from test_vision_language import write_internvl, write_llava
 
 from rl.config.load import load_settings
@@ -52,6 +53,15 @@ def test_families_that_vllm_does_not_sample_for_are_refused_before_anything_star
     config = demo(*VLLM, f"policy.checkpoint={tmp_path}")
     parts = run_parts(config)
     with pytest.raises(ValueError, match=rf"policy\.checkpoint is a {title}, .* set pool\.engine\.name to shared"):
+        refuse_unfit_policy(config, parts, processor_of(parts.policy))
+
+
+def test_moondream_is_refused_too_since_vllm_draws_no_coordinates(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    words = "codec={name: svg_path, boxes: centre, box_bins: 63, path_bins: 32, curves: false}"
+    config = demo(*VLLM, words, "policy.name=moondream", f"policy.checkpoint={tmp_path}")
+    parts = run_parts(config)
+    with pytest.raises(ValueError, match=r"policy\.checkpoint is a Moondream 3, .* set pool\.engine\.name to shared"):
         refuse_unfit_policy(config, parts, processor_of(parts.policy))
 
 
