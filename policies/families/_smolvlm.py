@@ -204,7 +204,7 @@ def _tile_tokens(checkpoint: Checkpoint, side: int) -> int:
     cells = side // patch  # pixels that make no whole patch are left out, as the tower leaves them
     if cells % shuffle:
         raise ValueError(
-            f"tiles of {checkpoint.folder} are {side} pixels, {cells} patches of {patch}, and {shuffle} by {shuffle} of "
-            "them become a token; copy config.json and preprocessor_config.json of one model."
+            f"tiles of {checkpoint.folder} are {side} pixels, {cells} patches of {patch}, and {shuffle} by {shuffle} "
+            "of them become a token; copy config.json and preprocessor_config.json of one model."
         )
     return (cells // shuffle) ** 2

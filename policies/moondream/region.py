@@ -32,8 +32,8 @@ def size_of(bins: Tensor, num: int) -> Tensor:
 
 def fourier(shares: Tensor, frequencies: Tensor) -> Tensor:
     """[N, 2 F] cosines, then sines of shares [N, D] by frequencies [D, F]; in the frequencies' number format."""
-    angles = 2 * math.pi * shares.to(frequencies.dtype) @ frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    angles = 2 * math.pi * shares.float() @ frequencies.float()  # bfloat16 would lose the turns of high frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(frequencies.dtype)
 
 
 class MoondreamRegion(nn.Module):

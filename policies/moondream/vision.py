@@ -71,6 +71,7 @@ class MoondreamVision(nn.Module):
     def embedded(self, crops: Tensor) -> Tensor:
         """Patch embeddings [N, n, C] of crops [N, 3, side, side], without positions."""
         size = self.settings.enc_patch_size
+        crops = crops.to(self.patch_emb.weight.dtype)
         cut = crops.unflatten(3, (-1, size)).unflatten(2, (-1, size)).permute(0, 2, 4, 1, 3, 5)
         return self.patch_emb(cut.flatten(3).flatten(1, 2))
 
