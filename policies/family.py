@@ -4,7 +4,8 @@ The policy itself (policies/families/vision_language.py) is common. A descriptio
 beside it whose name begins with `_`; it lists them by the model_type that a checkpoint's config.json names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from policies.checkpoint import Checkpoint
 from policies.families.base import PromptRows, VisionFeatures
+from policies.sharing.attention import Heads
 
 Sides = tuple[int, int]
 """Height and width, pixels."""
@@ -23,6 +25,8 @@ class Family(Protocol):
 
     title: str
     """Name for people, such as Qwen2.5-VL."""
+    takes_code: bool
+    """Whether its folders hold code of their own, which is left alone: what it does is written here."""
     coordinates: str
     """Numbers in which its released models write places: one of COORDINATES of envs/codecs/_coordinates.py."""
     template: str
@@ -40,6 +44,14 @@ class Family(Protocol):
     write all that there is."""
     texts: tuple[str, ...]
     """model_type of the language models whose layers the policy knows: how they attend, turn and norm."""
+
+    def config(self, checkpoint: Checkpoint) -> Any:
+        """The config of a folder's model, from transformers."""
+        ...
+
+    def tokenizer(self, checkpoint: Checkpoint) -> Any:
+        """The tokenizer of a folder, from transformers."""
+        ...
 
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
         """The transformers model of a folder; loading: keyword arguments of its from_pretrained."""
@@ -90,6 +102,28 @@ class Family(Protocol):
 
     def language_model(self, model: Any) -> Any:
         """The part that reads and writes text: its layers, embedding and last norm."""
+        ...
+
+    def heads(self, model: Any) -> Heads:
+        """What the layers of the language model attend with."""
+        ...
+
+    def lay_out(self, model: Any) -> None:
+        """Lay out the language model's weights as sampling wants them; neither values nor names change."""
+        ...
+
+    def cached(self, layers: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Keys and values of prompts as PromptCache takes them, from the layers of transformers' cache, which are
+        emptied on the way."""
+        ...
+
+    def decoder(self, model: Any) -> Any:
+        """What takes an answer's tokens, one at a time, from a cache of such keys and values
+        (policies/sharing/decoder.py)."""
+        ...
+
+    def save_weights(self, model: Any, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
+        """Write weights as a folder of the family holds them; weights: by the names of `model`, None for its own."""
         ...
 
     def tower(self, model: Any) -> nn.Module:

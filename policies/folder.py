@@ -1,5 +1,6 @@
 """What transformers makes of a folder's files, or why it makes nothing of them that is known here."""
 
+from collections.abc import Callable
 from typing import Any
 
 from policies.checkpoint import Checkpoint
@@ -9,10 +10,12 @@ _UNREADABLE = (TypeError, KeyError, AttributeError, IndexError, ValueError, OSEr
 """What transformers and tokenizers raise for values that they did not expect in a file."""
 
 
-def read(checkpoint: Checkpoint, named: str, of: Any) -> Any:
-    """What an Auto class of transformers makes of a folder; ValueError, naming the file, where it cannot."""
+def read(checkpoint: Checkpoint, named: str, of: Callable[[Checkpoint], Any]) -> Any:
+    """What `of` makes of a folder; ValueError, naming the file, where it cannot."""
     try:
-        return of.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        return of(checkpoint)
+    except FileNotFoundError:
+        raise
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

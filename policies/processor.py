@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
 from envs.codecs.base import AnswerCodec, PlaceCodec, SeenCodec
 from envs.example import BoxPart, Example, MaskPart, Part, PointPart, Question, TextPart
@@ -40,6 +39,7 @@ _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "tiktoken.model",
     "vocab.json",
     "merges.txt",
     "added_tokens.json",
@@ -66,12 +66,12 @@ class Processor:
         self._checkpoint, self._limited = checkpoint, asking.min_pixels is not None or asking.max_pixels is not None
         self.family = family
         """What is special about the family of the checkpoint."""
-        self.config: Any = read(checkpoint, "config.json", AutoConfig)
+        self.config: Any = read(checkpoint, "config.json", family.config)
         """Config of the model, as transformers reads it."""
         refuse_other_layers(checkpoint, family, self.config)
         self.codec: AnswerCodec = codec
         """Codec that writes and reads the text of answers, in coordinates of the family where it leaves them open."""
-        self.tokenizer: Any = read(checkpoint, "tokenizer_config.json or tokenizer.json", AutoTokenizer)
+        self.tokenizer: Any = read(checkpoint, "tokenizer_config.json or tokenizer.json", family.tokenizer)
         """Tokenizer of the checkpoint, from transformers."""
         self.image_processor = family.image_processor(checkpoint, asking.min_pixels, asking.max_pixels)
         """Image processor of the checkpoint, from transformers."""
@@ -349,7 +349,8 @@ class Processor:
         release of transformers, an older one and vLLM on it would refuse them. Limits of an image's area that the
         settings changed, and a template that the checkpoint lacked, are written into the copies.
         """
-        for name in _FILES:
+        code = [path.name for path in self._checkpoint.folder.glob("*.py")] if self.family.takes_code else []
+        for name in (*_FILES, *code):
             source = self._checkpoint.folder / name
             if source.is_file() and source.resolve() != (folder / name).resolve():
                 shutil.copyfile(source, folder / name)

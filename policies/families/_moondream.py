@@ -25,12 +25,17 @@ class Moondream(TowerAndProjector):
     """Moondream 3."""
 
     title = "Moondream 3"
+    takes_code = True
     coordinates = "unit"
     template = ""
     begins = False
     turn_ends: tuple[str, ...] = ()
     texts: tuple[str, ...] = ("moondream3_text",)
     image_marks: tuple[str, ...] = ()
+
+    def config(self, checkpoint: Checkpoint) -> Any:
+        """Family.config."""
+        return MoondreamConfig.from_pretrained(checkpoint.folder)
 
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
         """Family.network: of either published layout; ValueError for a key that is doubled or that nobody knows."""

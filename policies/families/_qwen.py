@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForCondition
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from policies.checkpoint import Checkpoint
+from policies.families._auto import AutoFamily
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Sides
 from policies.vision import attention as vision_attention
@@ -42,7 +43,7 @@ _SYSTEM_LINE = (
 )
 
 
-class _Qwen:
+class _Qwen(AutoFamily):
     """What the two have in common."""
 
     turn_ends: tuple[str, ...] = ("<|im_end|>",)
@@ -125,10 +126,6 @@ class _Qwen:
         limits = self.engine_limits(image_processor)
         size = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
         return {**limits, "size": size}
-
-    def language_model(self, model: Any) -> Any:
-        """Family.language_model."""
-        return model.model.language_model
 
     def placeholder(self, config: Any) -> int:
         """Family.placeholder."""

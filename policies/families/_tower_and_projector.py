@@ -8,17 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from policies.families._auto import AutoFamily
 from policies.families.base import PromptRows
 
 
-class TowerAndProjector:
+class TowerAndProjector(AutoFamily):
     """Part of a Family."""
 
     thinking_marks = ("<think>", "</think>")
-
-    def language_model(self, model: Any) -> Any:
-        """Family.language_model."""
-        return model.model.language_model
 
     def engine_limits(self, image_processor: Any) -> dict[str, int]:
         """Family.engine_limits: there are none."""

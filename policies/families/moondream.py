@@ -44,7 +44,7 @@ class Policy(vision_language.Policy):
                 f"policy.name is moondream, and {held.folder} is a {held.model_type or 'nameless'} model; set "
                 "policy.name to vision_language, or give a folder of Moondream 3."
             )
-        held.refuse_foreign(written_here=True)
+        held.refuse_foreign(written_here=Moondream.takes_code)
         held.refuse_incomplete(image_processor=False)
         return MoondreamProcessor(held, Moondream(), codec, asking)
 

@@ -23,6 +23,7 @@ from envs.codecs.base import AnswerCodec
 from envs.example import Question
 from policies.checkpoint import Checkpoint
 from policies.families._internvl import InternVL
+from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families._smolvlm import SmolVLM
@@ -32,16 +33,16 @@ from policies.lora import add_adapters
 from policies.processor import Processor
 from policies.settings import AS_IT_IS, THINKING_QUESTION, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
-from policies.sharing.decoder import Decoder, lay_out
 from policies.sharing.norm import replace_norms
 from policies.sharing.packing import PackedRows, pack_rows
-from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_prompts, of_like_length, stacked
+from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_prompts, of_like_length
 from policies.sharing.scoring_head import Allowed, Neighbours, Scoring, ScoringHead, scores
 from policies.vision.image_memory import ImageMemory
 from policies.weights import held_sha256
 
 FAMILIES: Mapping[str, Family] = {
     "internvl": InternVL(),
+    "kimi_vl": KimiVL(),
     "llava": Llava(),
     "qwen2_5_vl": Qwen2_5VL(),
     "qwen3_vl": Qwen3VL(),
@@ -152,10 +153,7 @@ class Policy(nn.Module):
 
     @property
     def _heads(self) -> shared_attention.Heads:
-        text = self.model.config.get_text_config()
-        layer = self.processor.family.language_model(self.model).layers[0]
-        queries_per_key = int(text.num_attention_heads // text.num_key_value_heads)
-        return shared_attention.Heads(queries_per_key, int(layer.self_attn.head_dim), self.model.dtype)
+        return self.processor.family.heads(self.model)
 
     def _scored_states(self, rows: PromptRows) -> tuple[Tensor, PackedRows]:
         """Hidden states [S, width] that predict the scored places, and the rows as they were packed."""
@@ -242,7 +240,7 @@ class Policy(nn.Module):
 
     def prepare_sampling(self) -> None:
         """Lay out the weights as sampling wants them; neither values nor names change. Once more after a move."""
-        lay_out(self.processor.family.language_model(self.model))
+        self.processor.family.lay_out(self.model)
 
     @torch.no_grad()
     def encode(self, rows: PromptRows) -> EncodedPrompts:
@@ -265,7 +263,7 @@ class Policy(nn.Module):
             **self.processor.family.image_inputs(rows),
             use_cache=True,
         ).past_key_values.layers
-        keys, values = stacked(layers)
+        keys, values = self.processor.family.cached(layers)
         return EncodedPrompts(
             keys=keys,
             values=values,
@@ -285,9 +283,10 @@ class Policy(nn.Module):
     ) -> Tensor:
         """Log-probabilities [R*C, V] of the token after `tokens` [R, C], among `allowed` [R*C, V]; the cache grows."""
         assert bins is None, "every choice of these families is a token"
-        if not isinstance(cache.decoder, Decoder):
-            cache.decoder = Decoder(self.processor.family.language_model(self.model))
-        return self._token_logprobs(cache.decoder.next_states(cache, tokens), temperature, allowed)
+        if cache.decoder is None:
+            cache.decoder = self.processor.family.decoder(self.model)
+        decoder: Any = cache.decoder
+        return self._token_logprobs(decoder.next_states(cache, tokens), temperature, allowed)
 
     def bin_logprobs(self, cache: PromptCache, temperature: float) -> Sequence[Tensor]:
         """None: every choice is a token."""
@@ -317,7 +316,7 @@ class Policy(nn.Module):
 
         weights: all of them by the plain model's names, where `model` itself is sharded or has adapters.
         """
-        self.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+        self.processor.family.save_weights(self.model, folder, weights)
         dtype = str(next(iter((weights or dict(self.model.named_parameters())).values())).dtype)
         tied = self.model.lm_head.weight is self.model.get_input_embeddings().weight
         self.processor.save_config(folder, dtype.removeprefix("torch."), tied)
@@ -333,8 +332,9 @@ def family_of(checkpoint: Checkpoint) -> Family:
         raise ValueError(
             f"{checkpoint.folder} is a Moondream 3, which has heads of its own; set policy.name to moondream."
         )
-    checkpoint.refuse_foreign()
-    if checkpoint.model_type not in FAMILIES:
+    known = (checkpoint.folder / "config.json").is_file() and checkpoint.model_type in FAMILIES
+    checkpoint.refuse_foreign(written_here=known and FAMILIES[checkpoint.model_type].takes_code)
+    if not known:
         raise ValueError(
             f"{checkpoint.folder} is a {checkpoint.model_type or 'nameless'} model, and the families here are "
             f"{', '.join(FAMILIES)}; give one of these, or write the description of another "

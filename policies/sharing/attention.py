@@ -36,6 +36,8 @@ class Heads(NamedTuple):
     width: int = 64
     """d."""
     dtype: torch.dtype = torch.float32
+    value_width: int | None = None
+    """Width of a head's values where other than d."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,9 @@ def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
     """
     b, g, t = packed.shape
     p, k = packed.prompt_mask.shape[1], packed.order.shape[1]
-    in_order = packed.together is None  # kernels for stretches know of no other order
-    if in_order and varlen.fits(packed.order.device, heads.dtype, heads.width):
+    # Kernels for stretches know of no other order than that of the tokens, and of one width.
+    plain = packed.together is None and heads.value_width in (None, heads.width)
+    if plain and varlen.fits(packed.order.device, heads.dtype, heads.width):
         return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": packed_stretches(packed)}
     if g == 1:
         return prompt_inputs(torch.cat([packed.prompt_mask, packed.real], dim=1), heads.dtype, packed.together)
@@ -94,7 +97,8 @@ def shared_layout(packed: PackedRows, heads: Heads) -> SharedLayout:
     (b, g, t), k = packed.shape, packed.order.shape[1]
     device, whole = packed.order.device, bool(packed.prompt_mask.all())
     by_order, among = whole and packed.together is None, packed.together
-    in_parts = device.type == "cpu"
+    # The kernel that gives parts' sums knows of one width.
+    in_parts = device.type == "cpu" and heads.value_width in (None, heads.width)
     row = torch.arange(b, device=device)[:, None]
     held = torch.arange(k, device=device).expand(b, -1)
     slots = torch.zeros(b, g * t, dtype=torch.int64, device=device).scatter(1, packed.order, held)

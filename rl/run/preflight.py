@@ -192,6 +192,7 @@ def _refuse_unlocated_credit(parts: RunParts, processor: Processor) -> None:
 _NO_VLLM = {
     "LLaVA-1.5": "vLLM's class of it does not load beside transformers 5.23",
     "InternVL": "nobody has tried whether vLLM cuts its tiles as they are cut here",
+    "Kimi-VL": "vLLM would answer with latent maps that it made of the first weights",
     "SmolVLM2": "nobody has tried whether vLLM cuts its tiles as they are cut here",
     "Moondream 3": "vLLM's class of it draws no coordinates and sizes, and knows no outlines",
 }

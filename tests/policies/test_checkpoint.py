@@ -75,7 +75,7 @@ SPOILED: dict[str, tuple[Edit, type[Exception], str]] = {
     "code of its own": (
         lambda f: rewritten(f, "config.json", model_type="kimi_vl", auto_map={"AutoConfig": "own.Config"}),
         ValueError,
-        r"kimi_vl model whose code lies in the folder \(auto_map\), and code of a checkpoint is never run",
+        r"internvl_chat model whose code lies in the folder \(auto_map\), and code of a checkpoint is never run",
     ),
     "FP8": (
         lambda f: rewritten(f, "config.json", quantization_config={"quant_method": "fp8"}),
@@ -90,7 +90,7 @@ SPOILED: dict[str, tuple[Edit, type[Exception], str]] = {
     "another family": (
         lambda f: rewritten(f, "config.json", model_type="florence2"),
         ValueError,
-        "florence2 model, and the families here are internvl, llava, .*qwen2_5_vl",
+        "florence2 model, and the families here are internvl, kimi_vl, .*qwen2_5_vl",
     ),
     "no image processor": (
         without("preprocessor_config.json", "processor_config.json"),

@@ -3,7 +3,9 @@
 `WRITE_PAGES=1 python -m pytest tests/policies/test_families_page.py` writes it anew.
 """
 
+import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,20 @@ from jinja2 import Environment
 from moondream_toy import codec as centre_codec
 from moondream_toy import write_toy
 from released_sizes import config_of
-from test_vision_language import PHRASES, images, write_internvl, write_llava, write_qwen2_5_vl, write_smolvlm
+from test_kimi_vl import released_config
+from test_vision_language import (
+    PHRASES,
+    images,
+    write_internvl,
+    write_kimi_vl,
+    write_llava,
+    write_qwen2_5_vl,
+    write_smolvlm,
+)
 from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
+    Kimi_K25ForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
@@ -30,7 +42,9 @@ from transformers import (
 
 from envs.codecs.path_tokens import Codec
 from envs.example import BoxPart, PointPart, Prompt, Question, TextPart
+from policies.checkpoint import Checkpoint
 from policies.families._internvl import InternVL
+from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
 from policies.families._moondream import Moondream
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
@@ -62,6 +76,7 @@ TOYS: dict[str, Callable[[Path], None]] = {
     "InternVL": write_internvl,
     "LLaVA-1.5": write_llava,
     "SmolVLM2": write_smolvlm,
+    "Kimi-VL": write_kimi_vl,
     "Moondream 3": write_toy,
 }
 
@@ -218,6 +233,9 @@ def released_models() -> dict[str, tuple[Any, Any]]:
     vicuna.text_config.vocab_size = 32064
     internvl = InternVLConfig(text_config=qwen2, vision_config={"attention_bias": True}, tie_word_embeddings=False)
     smolvlm = SmolVLMConfig(text_config=smol, vision_config=so400m, scale_factor=3, tie_word_embeddings=False)
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "config.json").write_text(json.dumps(released_config()))
+        kimi = KimiVL().config(Checkpoint(Path(place)))
     with torch.device("meta"):
         return {
             "Qwen2.5-VL-7B": (Qwen2_5VL(), Qwen2_5_VLForConditionalGeneration(config_of("qwen2_5_vl_7b"))),
@@ -225,6 +243,7 @@ def released_models() -> dict[str, tuple[Any, Any]]:
             "InternVL3-8B": (InternVL(), InternVLForConditionalGeneration(internvl)),
             "LLaVA-1.5-7B": (Llava(), LlavaForConditionalGeneration(vicuna)),
             "SmolVLM2-2.2B": (SmolVLM(), SmolVLMForConditionalGeneration(smolvlm)),
+            "Kimi-VL-A3B": (KimiVL(), Kimi_K25ForConditionalGeneration(kimi)),
             "Moondream 3": (Moondream(), MoondreamForSegmentation(MoondreamConfig())),
         }
 
@@ -249,7 +268,7 @@ def prompts() -> dict[str, str]:
     content = [{"type": "image"}, {"type": "text", "text": "Outline the dog."}]
     asked = {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
     found = {}
-    for family in (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM()):
+    for family in (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM(), KimiVL()):
         found[family.title] = Environment().from_string(family.template).render(**asked)
     segment = MoondreamConfig().segment
     prefix, suffix = (" ".join(map(str, segment[part])) for part in ("prefix", "suffix"))

@@ -13,6 +13,7 @@ from transformers import (
     CLIPVisionConfig,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    Kimi_K25ForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -29,6 +30,8 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from envs.codecs.path_tokens import Codec
 from envs.example import BoxPart, PointPart, Prompt, Question, TextPart
 from envs.polygons import AnswerStatus
+from policies.checkpoint import Checkpoint
+from policies.families._kimi_vl import KimiVL
 from policies.families.base import PromptRows, Response
 from policies.families.vision_language import Policy
 from policies.settings import Asking
@@ -168,7 +171,42 @@ def write_smolvlm(folder: Path, longest_edge: int = 32) -> None:
     SmolVLMImageProcessorPil(**sizes).save_pretrained(folder)
 
 
+def write_kimi_vl(folder: Path) -> None:
+    """A tower of patches of 4 px, two by two a token, and layers of latent attention, two of three with experts; by the
+    released names, with a tokenizer of words."""
+    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16}
+    text |= {"num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2, "n_shared_experts": 1}
+    text |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "q_lora_rank": None}
+    text |= {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6, "rope_theta": 1e4}
+    text |= {"n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.446}
+    text |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "max_position_embeddings": 1024}
+    text |= {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 3}
+    tower = {"model_type": "moonvit", "patch_size": 4, "num_attention_heads": 2, "num_hidden_layers": 2}
+    tower |= {"hidden_size": 16, "intermediate_size": 24, "init_pos_emb_height": 8, "init_pos_emb_width": 8}
+    tower |= {"merge_kernel_size": [2, 2]}
+    config = {"model_type": "kimi_vl", "architectures": ["KimiVLForConditionalGeneration"], "text_config": text}
+    config |= {"vision_config": tower, "auto_map": {"AutoConfig": "configuration_kimi_vl.KimiVLConfig"}}
+    config |= {"media_placeholder_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>")}
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(1)
+    model = Kimi_K25ForConditionalGeneration(KimiVL().config(Checkpoint(folder)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+        for layer in model.model.language_model.layers[1:]:
+            layer.mlp.gate.e_score_correction_bias.normal_(std=0.2)
+    KimiVL().save_weights(model, folder, None)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image_pad|>"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}<|answer|>"
+    )
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"patch_size": 4, "in_token_limit": 4096}))
+
+
 WRITTEN = {
+    "kimi_vl": write_kimi_vl,
     "qwen2_5_vl": write_qwen2_5_vl,
     "llava": write_llava,
     "internvl": write_internvl,
@@ -277,6 +315,7 @@ def test_gradients_of_a_shared_row_equal_those_of_a_row_an_answer(policy: Policy
     separate = gradients(policy, alone)
     # LLaVA takes the tower's output before its last block, which so has no gradient.
     unused = ("vision_tower.encoder.layers.2", "post_layernorm") if policy.processor.family.title == "LLaVA-1.5" else ()
+    unused += ("e_score_correction_bias",)  # of a router, which does not learn
     used = {name for name, _ in policy.named_parameters() if not any(part in name for part in unused)}
     assert shared.keys() == separate.keys() == used
     largest = max(gradient.norm() for gradient in separate.values())
@@ -307,6 +346,7 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
     grids = {"qwen2_5_vl": [[1, 8, 8], [1, 12, 6]], "llava": [[1, 1, 1], [1, 1, 1]]}
     grids["internvl"] = [[1, 1, 1], [3, 1, 1]]  # one tile; two, and both in one
     grids["smolvlm"] = [[1, 1, 1], [1, 1, 1]]
+    grids["kimi_k25"] = [[1, 8, 8], [1, 12, 6]]
     assert rows.image_grid.tolist() == grids[policy.model.config.model_type]
     for b in range(2):
         alone = policy(
@@ -669,5 +709,5 @@ def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path: Path) -> None
 
 def test_a_model_of_another_family_is_refused_by_its_type(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="is a bert model, and the families here are internvl, llava, qwen2_5_vl, qw"):
+    with pytest.raises(ValueError, match="is a bert model, and the families here are internvl, kimi_vl, llava, qw"):
         Policy(tmp_path, Codec())
