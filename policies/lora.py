@@ -7,6 +7,7 @@ policy begins as what it was. What travels to the workers is either one ordinary
 nothing of adapters) or the adapters alone (`push: adapters`: a worker builds the same ones).
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from policies.settings import ALL_LINEAR, LoraSettings
 from policies.weights import BUCKET_BYTES, in_buckets, is_adapter, travelling
 
+log = logging.getLogger(__name__)
+
 _NAME = "default"
 """What peft calls a model's only adapter."""
 
@@ -25,10 +28,16 @@ _NAME = "default"
 def add_adapters(model: nn.Module, vision_tower: nn.Module, lora: LoraSettings) -> None:
     """Put adapters into `model`, in place; afterwards they alone require a gradient.
 
-    Raises ValueError where a target is the end of no linear layer's name.
+    Says where experts get none. Raises ValueError where a target is the end of no linear layer's name.
     """
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and only a run with adapters needs it
 
+    if experts := _experts(model, vision_tower):
+        log.warning(
+            "experts get no adapters: %d tensors such as %s stay as they are, and the layers around them learn",
+            len(experts),
+            experts[0],
+        )
     inject_adapter_in_model(
         LoraConfig(
             r=lora.rank,
@@ -40,6 +49,13 @@ def add_adapters(model: nn.Module, vision_tower: nn.Module, lora: LoraSettings) 
         model,
         adapter_name=_NAME,
     )
+
+
+def _experts(model: nn.Module, vision_tower: nn.Module) -> list[str]:
+    """Names of the maps of all experts of a layer, which have an axis more than those of a linear layer."""
+    of_tower = {id(parameter) for parameter in vision_tower.parameters()}
+    named = model.named_parameters()
+    return [name for name, parameter in named if parameter.ndim == 3 and id(parameter) not in of_tower]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import Kimi_K25Config, Kimi_K25ForConditionalGeneration
+from transformers import Kimi_K25Config, Kimi_K25ForConditionalGeneration, PreTrainedTokenizerFast
 
 from policies.checkpoint import Checkpoint
 from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block
@@ -76,7 +76,7 @@ class KimiVL(TowerAndProjector):
     def tokenizer(self, checkpoint: Checkpoint) -> Any:
         """Family.tokenizer: of tiktoken.model, or of tokenizer.json where somebody made one."""
         if (checkpoint.folder / "tokenizer.json").is_file():
-            return super().tokenizer(checkpoint)
+            return PreTrainedTokenizerFast.from_pretrained(checkpoint.folder)
         return kimi_tokenizer(checkpoint.folder)
 
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:

@@ -4,15 +4,21 @@ Both resize an image to whole merged patches within limits of its area, and put 
 prompt. Facts: the families' released folders and transformers' classes (qwen2_5_vl, qwen3_vl).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import save_torch_state_dict
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from policies.checkpoint import Checkpoint
@@ -196,6 +202,34 @@ class Qwen3VL(_Qwen):
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
         """Family.network."""
         return Qwen3VLForConditionalGeneration.from_pretrained(checkpoint.folder, **loading)
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Qwen3-VL whose layers have experts, such as 30B-A3B."""
+
+    title = "Qwen3-VL-MoE"
+    texts: tuple[str, ...] = ("qwen3_vl_moe_text",)
+
+    def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
+        """Family.network; ValueError for widths by which the layout of experts cannot be told."""
+        text = self.config(checkpoint).get_text_config()
+        if text.hidden_size in (text.moe_intermediate_size, 2 * text.moe_intermediate_size):
+            raise ValueError(
+                f"experts of {checkpoint.folder} have the width {text.moe_intermediate_size} in a model of "
+                f"{text.hidden_size}, and transformers tells the layout of published experts by their shape alone; "
+                "give a model of other widths."
+            )
+        return Qwen3VLMoeForConditionalGeneration.from_pretrained(checkpoint.folder, **loading)
+
+    def save_weights(self, model: Any, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
+        """Family.save_weights: experts in the layout of published files, which transformers turns while it loads."""
+        held = dict(model.state_dict() if weights is None else weights)
+        turned = {
+            name: weight.transpose(1, 2).contiguous() if ".mlp.experts." in name else weight
+            for name, weight in held.items()
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        save_torch_state_dict(turned, str(folder))
 
 
 def _thick(image_processor: Any, height: int, width: int) -> tuple[int, int]:

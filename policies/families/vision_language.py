@@ -25,7 +25,7 @@ from policies.checkpoint import Checkpoint
 from policies.families._internvl import InternVL
 from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
-from policies.families._qwen import Qwen2_5VL, Qwen3VL
+from policies.families._qwen import Qwen2_5VL, Qwen3VL, Qwen3VLMoe
 from policies.families._smolvlm import SmolVLM
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Family
@@ -46,6 +46,7 @@ FAMILIES: Mapping[str, Family] = {
     "llava": Llava(),
     "qwen2_5_vl": Qwen2_5VL(),
     "qwen3_vl": Qwen3VL(),
+    "qwen3_vl_moe": Qwen3VLMoe(),
     "smolvlm": SmolVLM(),
 }
 """Descriptions by the model_type of config.json."""

@@ -16,6 +16,10 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3Model
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextAttention
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import (
+    Qwen3VLMoeTextAttention,
+    Qwen3VLMoeTextSparseMoeBlock,
+)
 
 from policies.sharing.joined import JoinedMaps, join
 from policies.sharing.norm import SAME_NORMS, RootMeanSquareNorm
@@ -23,7 +27,7 @@ from policies.sharing.prompt_cache import PromptCache
 
 _PLAIN = (LlamaModel, Qwen2Model, Qwen3Model)
 """Language models whose positions have one axis."""
-_NORMED_HEADS = (Qwen3Attention, Qwen3VLTextAttention)
+_NORMED_HEADS = (Qwen3Attention, Qwen3VLTextAttention, Qwen3VLMoeTextAttention)
 """Attention that norms queries and keys, a head at a time."""
 _BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rotary positions whose angles depend on the longest position that is asked for together."""
@@ -36,9 +40,15 @@ def lay_out(text: Any) -> None:
             join(maps)
 
 
-def _joinable(layer: Any) -> tuple[list[Any], list[Any]]:
+def _joinable(layer: Any) -> list[list[Any]]:
+    """The maps of attention that share an input, and those of the feed-forward part; of experts none."""
     attention = layer.self_attn
-    return [attention.q_proj, attention.k_proj, attention.v_proj], [layer.mlp.gate_proj, layer.mlp.up_proj]
+    looking = [attention.q_proj, attention.k_proj, attention.v_proj]
+    return [looking] if _has_experts(layer) else [looking, [layer.mlp.gate_proj, layer.mlp.up_proj]]
+
+
+def _has_experts(layer: Any) -> bool:
+    return isinstance(layer.mlp, Qwen3VLMoeTextSparseMoeBlock)
 
 
 class Decoder:
@@ -95,10 +105,12 @@ class _Layer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        looking, thinking = _joinable(layer)
-        self._look, self._think = JoinedMaps(looking), JoinedMaps(thinking)
-        self.attended, self._thought = JoinedMaps([attention.o_proj]), JoinedMaps([mlp.down_proj])
-        self._before, self._between, self._act = layer.input_layernorm, layer.post_attention_layernorm, mlp.act_fn
+        looking, *thinking = _joinable(layer)
+        self._look, self.attended = JoinedMaps(looking), JoinedMaps([attention.o_proj])
+        self._before, self._between = layer.input_layernorm, layer.post_attention_layernorm
+        self._experts = mlp if _has_experts(layer) else None
+        if self._experts is None:
+            self._think, self._thought, self._act = JoinedMaps(thinking[0]), JoinedMaps([mlp.down_proj]), mlp.act_fn
         self._width, self._scaling = attention.head_dim, attention.scaling
         heads = attention.config.num_attention_heads, attention.config.num_key_value_heads
         self._split = [heads[0], heads[1], heads[1]]
@@ -129,6 +141,9 @@ class _Layer:
 
     def thought(self, hidden: Tensor) -> Tensor:
         """What the feed-forward part adds to tokens [N, width]."""
+        if self._experts is not None:
+            added: Tensor = self._experts(normed(self._between, hidden)[None])[0]
+            return added
         gate, up = self._think(normed(self._between, hidden)).chunk(2, dim=-1)
         return self._thought(self._act(gate) * up)
 

@@ -18,8 +18,16 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
+from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextRMSNorm
 
-SAME_NORMS = (LlamaRMSNorm, Qwen2RMSNorm, Qwen2_5_VLRMSNorm, Qwen3RMSNorm, Qwen3VLTextRMSNorm)
+SAME_NORMS = (
+    LlamaRMSNorm,
+    Qwen2RMSNorm,
+    Qwen2_5_VLRMSNorm,
+    Qwen3RMSNorm,
+    Qwen3VLMoeTextRMSNorm,
+    Qwen3VLTextRMSNorm,
+)
 """Classes of transformers that compute just this."""
 
 

@@ -193,6 +193,7 @@ _NO_VLLM = {
     "LLaVA-1.5": "vLLM's class of it does not load beside transformers 5.23",
     "InternVL": "nobody has tried whether vLLM cuts its tiles as they are cut here",
     "Kimi-VL": "vLLM would answer with latent maps that it made of the first weights",
+    "Qwen3-VL-MoE": "vLLM takes experts in the layout of published files, and they are pushed as they lie in memory",
     "SmolVLM2": "nobody has tried whether vLLM cuts its tiles as they are cut here",
     "Moondream 3": "vLLM's class of it draws no coordinates and sizes, and knows no outlines",
 }

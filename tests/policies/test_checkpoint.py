@@ -73,7 +73,7 @@ SPOILED: dict[str, tuple[Edit, type[Exception], str]] = {
     "broken config": (lambda f: (f / "config.json").write_text("{") and None, ValueError, "config.json is no JSON"),
     "a list": (lambda f: (f / "config.json").write_text("[]") and None, ValueError, "holds no JSON object"),
     "code of its own": (
-        lambda f: rewritten(f, "config.json", model_type="kimi_vl", auto_map={"AutoConfig": "own.Config"}),
+        lambda f: rewritten(f, "config.json", model_type="internvl_chat", auto_map={"AutoConfig": "own.Config"}),
         ValueError,
         r"internvl_chat model whose code lies in the folder \(auto_map\), and code of a checkpoint is never run",
     ),

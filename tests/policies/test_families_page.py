@@ -26,6 +26,7 @@ from test_vision_language import (
     write_kimi_vl,
     write_llava,
     write_qwen2_5_vl,
+    write_qwen3_vl_moe,
     write_smolvlm,
 )
 from transformers import (
@@ -77,6 +78,7 @@ TOYS: dict[str, Callable[[Path], None]] = {
     "LLaVA-1.5": write_llava,
     "SmolVLM2": write_smolvlm,
     "Kimi-VL": write_kimi_vl,
+    "Qwen3-VL-MoE": write_qwen3_vl_moe,
     "Moondream 3": write_toy,
 }
 
@@ -311,6 +313,10 @@ formulas written again (`tests/policies/test_moondream.py`), the others' against
 By the folder's own chat template; by these where it has none that shows an image:
 
 {table(asked)}
+
+## What a description says
+
+::: policies.family.Family
 """
 
 

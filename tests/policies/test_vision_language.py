@@ -19,6 +19,9 @@ from transformers import (
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -32,14 +35,18 @@ from envs.example import BoxPart, PointPart, Prompt, Question, TextPart
 from envs.polygons import AnswerStatus
 from policies.checkpoint import Checkpoint
 from policies.families._kimi_vl import KimiVL
+from policies.families._qwen import Qwen3VLMoe
 from policies.families.base import PromptRows, Response
 from policies.families.vision_language import Policy
-from policies.settings import Asking
+from policies.settings import Asking, TinySizes
 from policies.sharing.prompt_cache import PromptCache
-from policies.tiny_model import word_tokenizer
+from policies.tiny_model import word_tokenizer, write_untrained
 from rollout.engines.shared import sample
 from rollout.settings import Sampling
 
+MOE_SIZES = TinySizes(
+    image_size=32, text_width=32, text_layers=2, text_heads=2, vision_width=16, vision_layers=2, vision_heads=2
+)
 PHRASES = ["dog", "the upper left banana"]
 ANSWERS = [["1 2 30 40 0 0 5 5 0 5", "none", "3 4"], ["7 8 9", "none ; none ; M", "64 0 0 0 0 0 0"]]
 
@@ -78,6 +85,25 @@ def write_qwen2_5_vl(folder: Path, width: int = 32) -> None:
     tokenizer.save_pretrained(folder)
     size = {"shortest_edge": 16 * 16, "longest_edge": 96 * 96}
     Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=size).save_pretrained(folder)
+
+
+def write_qwen3_vl_moe(folder: Path) -> None:
+    """A Qwen3-VL of two layers of four experts, two a token; its experts lie as in published files."""
+    write_untrained(folder, [*Codec().words, "the", "upper", "left", "banana", "dog"], MOE_SIZES, seed=0)
+    plain = Qwen3VLConfig.from_pretrained(folder)
+    text = plain.text_config.to_dict() | {"model_type": "qwen3_vl_moe_text", "num_experts": 4, "num_experts_per_tok": 2}
+    text |= {"moe_intermediate_size": 24, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = {name: vars(plain)[name] for name in names}
+    vision = plain.vision_config.to_dict() | {"model_type": "qwen3_vl_moe_vision"}
+    torch.manual_seed(1)
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+    model = Qwen3VLMoeForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    config.save_pretrained(folder)
+    Qwen3VLMoe().save_weights(model, folder, None)
 
 
 def write_llava(folder: Path) -> None:
@@ -208,6 +234,7 @@ def write_kimi_vl(folder: Path) -> None:
 WRITTEN = {
     "kimi_vl": write_kimi_vl,
     "qwen2_5_vl": write_qwen2_5_vl,
+    "qwen3_vl_moe": write_qwen3_vl_moe,
     "llava": write_llava,
     "internvl": write_internvl,
     "smolvlm": write_smolvlm,
@@ -339,7 +366,7 @@ def test_padding_a_prompt_on_the_left_changes_nothing(policy: Policy) -> None:
 
 
 def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
-    if policy.model.config.model_type == "qwen3_vl":
+    if policy.model.config.model_type.startswith("qwen3_vl"):
         pytest.skip("the tiny Qwen3-VL sees all images at one size")
     mixed = [images(1)[0], images(1, height=48, width=24)[0]]
     rows = policy.rows(ask_all(mixed, PHRASES), tokens_of(policy, ANSWERS))
@@ -356,7 +383,7 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
 
 
 def test_groups_of_rows_come_with_their_own_images(policy: Policy) -> None:
-    if policy.model.config.model_type == "qwen3_vl":
+    if policy.model.config.model_type.startswith("qwen3_vl"):
         pytest.skip("the tiny Qwen3-VL sees all images at one size")
     mixed = [images(1)[0], images(1, height=48, width=24)[0], images(1, seed=2)[0]]
     rows = policy.rows(
