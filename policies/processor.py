@@ -27,13 +27,12 @@ from policies.checkpoint import Checkpoint
 from policies.choices import Head
 from policies.families.base import PromptRows, Response
 from policies.family import Family, TiledFamily
-from policies.folder import mark_ids, read, refuse_other_layers
+from policies.folder import chat_template, end_tokens, mark_ids, read, refuse_other_layers, unsampled_tokens
 from policies.grammar import TokenGrammar, token_pieces
 from policies.question import QuestionTemplate
 from policies.settings import Asking
 from policies.sharing.packing import pad_left, pad_responses
 from policies.thinking import Thinking, asking_for_thinking, block_marks, mark_tokens
-from policies.vocabulary import chat_template, end_tokens, unsampled_tokens
 
 _FILES = (
     "tokenizer.json",

@@ -17,7 +17,7 @@ from envs.codecs.base import LimitedCodec
 from envs.example import Prompt, Question
 from envs.plugin import Plugin
 from policies.checkpoint import Checkpoint
-from policies.families.vision_language import refuse_unfilled
+from policies.families._loading import refuse_unfilled
 from policies.processor import Processor
 from rl.config.learner import LearnerSettings, TrainingSettings
 from rl.config.load import read_mapping, settings_from

@@ -45,7 +45,7 @@ class AutoFamily:
         """Family.cached: keys and values as they are."""
         return stacked(layers)
 
-    def decoder(self, model: Any) -> Decoder:
+    def decoder(self, model: Any) -> Any:
         """Family.decoder."""
         return Decoder(self.language_model(model))
 

@@ -20,7 +20,13 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
 )
 
 from policies.checkpoint import Checkpoint
-from policies.families._tower_and_projector import TowerAndProjector, merged, refuse_early_block, side_by_side
+from policies.families._tower_and_projector import (
+    TowerAndProjector,
+    merged,
+    refuse_early_block,
+    side_by_side,
+    with_output_of,
+)
 from policies.families.base import VisionFeatures
 from policies.family import Sides
 
@@ -121,15 +127,8 @@ class InternVL(TowerAndProjector):
         vision = model.model.vision_tower
         num_blocks = len(vision.encoder.layer)
         refuse_early_block(early, num_blocks)
-        seen: list[Tensor] = []
         watched = vision.embeddings.patch_embeddings if early == 0 else vision.encoder.layer[early - 1]
-        hook = watched.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        try:
-            with torch.no_grad():
-                final = model.model.get_image_features(pixel_values).pooler_output
-        finally:
-            hook.remove()
-        (held,) = seen
+        final, held = with_output_of(watched, lambda: model.model.get_image_features(pixel_values).pooler_output)
         tiles, side = int(image_grid[0, 0]), pixel_values.shape[-1]
         columns, rows = (1, 1) if tiles == 1 else get_optimal_tiled_canvas(sides, (side, side), tiles - 1, tiles - 1)
         layout = len(image_grid), tiles, rows, columns

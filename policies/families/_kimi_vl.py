@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Kimi_K25Config, Kimi_K25ForConditionalGeneration, PreTrainedTokenizerFast
 
 from policies.checkpoint import Checkpoint
-from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block
+from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block, with_output_of
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Sides
 from policies.kimi.decode import LatentDecoder, latent_cache
@@ -186,15 +186,10 @@ class KimiVL(TowerAndProjector):
         """
         tower = model.model.vision_tower
         refuse_early_block(early, len(tower.layers))
-        seen: list[Tensor] = []
         watched = tower.patch_embed if early == 0 else tower.layers[early - 1]
-        hook = watched.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        try:
-            with torch.no_grad():
-                final = torch.cat([*model.model.get_image_features(pixel_values, image_grid).pooler_output])
-        finally:
-            hook.remove()
-        held = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+        final, held = with_output_of(
+            watched, lambda: torch.cat([*model.model.get_image_features(pixel_values, image_grid).pooler_output])
+        )
         merge, (_, rows, columns) = int(tower.merge_kernel_size[0]), image_grid[0].tolist()
         num, size = len(image_grid), tower.config.patch_size
         squares = held.view(num, rows // merge, merge, columns // merge, merge, -1).permute(0, 1, 3, 2, 4, 5).flatten(3)

@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from policies.checkpoint import Checkpoint
-from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block
+from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block, with_output_of
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Sides
 from policies.moondream import layouts
 from policies.moondream.config import MoondreamConfig, MoondreamVisionConfig
 from policies.moondream.crops import canvas, crops_of, num_crops, stitched, tiling_of
+from policies.moondream.decode import MoondreamDecoder
 from policies.moondream.model import MoondreamForSegmentation
+from policies.sharing.attention import Heads
 
 
 class Moondream(TowerAndProjector):
@@ -83,6 +85,22 @@ class Moondream(TowerAndProjector):
         """Family.language_model."""
         return model.model.text
 
+    def heads(self, model: Any) -> Heads:
+        """Family.heads."""
+        text = model.config.text
+        return Heads(1, text.dim // text.n_heads, model.dtype)
+
+    def lay_out(self, model: Any) -> None:
+        """Family.lay_out: nothing; the maps that share an input are one already."""
+
+    def cached(self, layers: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Family.cached."""
+        return torch.stack([keys.transpose(2, 3) for keys, _ in layers]), torch.stack([values for _, values in layers])
+
+    def decoder(self, model: Any) -> MoondreamDecoder:
+        """Family.decoder."""
+        return MoondreamDecoder(model.model)
+
     def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
         """Family.patches: a crop is one row of pixel_values, the whole image first; the grid is that of its other
         crops."""
@@ -123,15 +141,8 @@ class Moondream(TowerAndProjector):
         """
         vision = model.model.vision
         refuse_early_block(early, len(vision.blocks))
-        seen: list[Tensor] = []
         watched = vision.patch_emb if early == 0 else vision.blocks[early - 1]
-        hook = watched.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        try:
-            with torch.no_grad():
-                final = vision(pixel_values)
-        finally:
-            hook.remove()
-        (held,) = seen
+        final, held = with_output_of(watched, lambda: vision(pixel_values))
         parts = final, held.unflatten(1, (vision.settings.grid, -1))
         return VisionFeatures(*(_of_images(part, image_grid, vision.settings) for part in parts))
 

@@ -22,7 +22,13 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import (
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from policies.checkpoint import Checkpoint
-from policies.families._tower_and_projector import TowerAndProjector, merged, refuse_early_block, side_by_side
+from policies.families._tower_and_projector import (
+    TowerAndProjector,
+    merged,
+    refuse_early_block,
+    side_by_side,
+    with_output_of,
+)
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Sides
 
@@ -143,15 +149,11 @@ class SmolVLM(TowerAndProjector):
         """
         vision = model.model.vision_model
         refuse_early_block(early, len(vision.encoder.layers))
-        seen: list[Tensor] = []
         watched = vision.embeddings.patch_embedding if early == 0 else vision.encoder.layers[early - 1]
-        hook = watched.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        try:
-            with torch.no_grad():
-                (final,) = model.model.get_image_features(pixel_values[None]).pooler_output
-        finally:
-            hook.remove()
-        held = seen[0].flatten(2).transpose(1, 2) if early == 0 else seen[0]
+        final, held = with_output_of(
+            watched, lambda: model.model.get_image_features(pixel_values[None]).pooler_output[0]
+        )
+        held = held.flatten(2).transpose(1, 2) if early == 0 else held
         tiles = int(image_grid[0, 0])
         found = final.unflatten(0, (len(pixel_values), -1))
         rows, columns = self._rows_and_columns(tiles, sides, pixel_values.shape[-1])

@@ -1,10 +1,11 @@
 """What families have in common whose class of transformers holds a tower, a projector and a language model side by
 side, and whose text goes on by order alone: LLaVA, InternVL, SmolVLM."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -57,6 +58,19 @@ class TowerAndProjector(AutoFamily):
         """Family.positions: by order alone."""
         positions = (rows.prompt_mask.cumsum(1) - 1).clamp(min=0)
         return positions, positions[:, -1] + 1
+
+
+def with_output_of(module: nn.Module, call: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """What `call` gives, without gradient, and what a module gave on the way."""
+    seen: list[Any] = []
+    hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            found = call()
+    finally:
+        hook.remove()
+    (held,) = seen
+    return found, held[0] if isinstance(held, tuple) else held
 
 
 def merged(tokens: Tensor, each: int) -> Tensor:

@@ -7,6 +7,7 @@ prompts and everything behind them are the same.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from policies.moondream.processor import MoondreamProcessor
 from policies.settings import AS_IT_IS, Asking
 from policies.sharing import attention as shared_attention
 from policies.sharing.packing import PackedRows
-from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
+from policies.sharing.prompt_cache import PromptCache
 from policies.sharing.scoring_head import Scoring, scores
 
 
@@ -47,14 +48,6 @@ class Policy(vision_language.Policy):
         held.refuse_foreign(written_here=Moondream.takes_code)
         held.refuse_incomplete(image_processor=False)
         return MoondreamProcessor(held, Moondream(), codec, asking)
-
-    @property
-    def _heads(self) -> shared_attention.Heads:
-        text = self.model.config.text
-        return shared_attention.Heads(1, text.dim // text.n_heads, self.model.dtype)
-
-    def prepare_sampling(self) -> None:
-        """Nothing: the maps that share an input are one already."""
 
     def _region_states(self, states: Tensor) -> Tensor:
         """What coordinate and size heads read of the last layer's states."""
@@ -88,25 +81,17 @@ class Policy(vision_language.Policy):
 
     # Sampling.
 
-    def _encoded(self, rows: PromptRows) -> EncodedPrompts:
-        positions, following = self.processor.family.positions(self.model, rows)
-        mask = rows.prompt_mask[:, :-1]
+    def _prompt_layers(self, rows: PromptRows, positions: Tensor, mask: Tensor) -> Sequence[Any]:
         assert rows.prompt_bins is not None
-        held = self.model.model(
+        layers: Sequence[Any] = self.model.model(
             input_ids=rows.prompt_tokens[:, :-1],
             bins=rows.prompt_bins[:, :-1],
-            position_ids=positions[:, :-1],
+            position_ids=positions,
             **shared_attention.prompt_inputs(mask, self.model.dtype, self._together(rows)[:, :-1]),
             **self.processor.family.image_inputs(rows),
             use_cache=True,
         ).past_key_values
-        return EncodedPrompts(
-            keys=torch.stack([keys.transpose(2, 3) for keys, _ in held]),
-            values=torch.stack([values for _, values in held]),
-            mask=mask.clone(),
-            last_tokens=rows.prompt_tokens[:, -1].clone(),
-            last_positions=following - 1,
-        )
+        return layers
 
     @torch.no_grad()
     def decode(
@@ -132,6 +117,7 @@ class Policy(vision_language.Policy):
         return [torch.log_softmax(each.float() / temperature, dim=-1) for each in logits]
 
     def _decoder(self, cache: PromptCache) -> MoondreamDecoder:
-        if not isinstance(cache.decoder, MoondreamDecoder):
-            cache.decoder = MoondreamDecoder(self.model.model)
+        if cache.decoder is None:
+            cache.decoder = self.processor.family.decoder(self.model)
+        assert isinstance(cache.decoder, MoondreamDecoder)
         return cache.decoder

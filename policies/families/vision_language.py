@@ -22,13 +22,8 @@ from torch.nn import functional
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
 from policies.checkpoint import Checkpoint
-from policies.families._internvl import InternVL
-from policies.families._kimi_vl import KimiVL
-from policies.families._llava import Llava
-from policies.families._qwen import Qwen2_5VL, Qwen3VL, Qwen3VLMoe
-from policies.families._smolvlm import SmolVLM
+from policies.families._loading import family_of, loaded
 from policies.families.base import PromptRows, VisionFeatures
-from policies.family import Family
 from policies.lora import add_adapters
 from policies.processor import Processor
 from policies.settings import AS_IT_IS, THINKING_QUESTION, Asking, LoraSettings
@@ -39,18 +34,6 @@ from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_pr
 from policies.sharing.scoring_head import Allowed, Neighbours, Scoring, ScoringHead, scores
 from policies.vision.image_memory import ImageMemory
 from policies.weights import held_sha256
-
-FAMILIES: Mapping[str, Family] = {
-    "internvl": InternVL(),
-    "kimi_vl": KimiVL(),
-    "llava": Llava(),
-    "qwen2_5_vl": Qwen2_5VL(),
-    "qwen3_vl": Qwen3VL(),
-    "qwen3_vl_moe": Qwen3VLMoe(),
-    "smolvlm": SmolVLM(),
-}
-"""Descriptions by the model_type of config.json."""
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Policy(nn.Module):
@@ -101,7 +84,7 @@ class Policy(nn.Module):
             thinking_question=thinking_question,
         )
         self.processor = self.make_processor(checkpoint, codec, asking)
-        self.model: Any = _loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
+        self.model: Any = loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
         self.processor.family.prepare(self.model)
         replace_norms(self.model)
         self.model.set_output_embeddings(ScoringHead.in_place_of(self.model.lm_head))
@@ -257,14 +240,7 @@ class Policy(nn.Module):
     def _encoded(self, rows: PromptRows) -> EncodedPrompts:
         positions, following = self.processor.family.positions(self.model, rows)
         mask = rows.prompt_mask[:, :-1]
-        layers = self.model.model(
-            input_ids=rows.prompt_tokens[:, :-1],
-            **shared_attention.prompt_inputs(mask, self.model.dtype),
-            position_ids=positions[..., :-1],
-            **self.processor.family.image_inputs(rows),
-            use_cache=True,
-        ).past_key_values.layers
-        keys, values = self.processor.family.cached(layers)
+        keys, values = self.processor.family.cached(self._prompt_layers(rows, positions[..., :-1], mask))
         return EncodedPrompts(
             keys=keys,
             values=values,
@@ -272,6 +248,17 @@ class Policy(nn.Module):
             last_tokens=rows.prompt_tokens[:, -1].clone(),
             last_positions=following - 1,
         )
+
+    def _prompt_layers(self, rows: PromptRows, positions: Tensor, mask: Tensor) -> Sequence[Any]:
+        """What a pass over prompts, all tokens but the last, leaves in the cache of each layer; mask: [B, P - 1]."""
+        layers: Sequence[Any] = self.model.model(
+            input_ids=rows.prompt_tokens[:, :-1],
+            **shared_attention.prompt_inputs(mask, self.model.dtype),
+            position_ids=positions,
+            **self.processor.family.image_inputs(rows),
+            use_cache=True,
+        ).past_key_values.layers
+        return layers
 
     @torch.no_grad()
     def decode(
@@ -322,77 +309,3 @@ class Policy(nn.Module):
         tied = self.model.lm_head.weight is self.model.get_input_embeddings().weight
         self.processor.save_config(folder, dtype.removeprefix("torch."), tied)
         self.processor.save(folder)
-
-
-def family_of(checkpoint: Checkpoint) -> Family:
-    """The description of a folder's family, its files checked first.
-
-    Raises FileNotFoundError or ValueError for a folder that cannot be loaded, or is a model of another family.
-    """
-    if checkpoint.model_type == "moondream3":
-        raise ValueError(
-            f"{checkpoint.folder} is a Moondream 3, which has heads of its own; set policy.name to moondream."
-        )
-    known = (checkpoint.folder / "config.json").is_file() and checkpoint.model_type in FAMILIES
-    checkpoint.refuse_foreign(written_here=known and FAMILIES[checkpoint.model_type].takes_code)
-    if not known:
-        raise ValueError(
-            f"{checkpoint.folder} is a {checkpoint.model_type or 'nameless'} model, and the families here are "
-            f"{', '.join(FAMILIES)}; give one of these, or write the description of another "
-            "(policies/family.py)."
-        )
-    checkpoint.refuse_incomplete()
-    return FAMILIES[checkpoint.model_type]
-
-
-def refuse_unfilled(checkpoint: Checkpoint, family: Family) -> None:
-    """Raise FileNotFoundError or ValueError where a folder's weights do not fill its model; none of them is read."""
-    checkpoint.refuse_missing_weights()
-    checkpoint.stored_shapes()  # tells a file that was cut off
-    _, found = family.network(
-        checkpoint, dtype="float32", device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    _refuse_gaps(checkpoint, family, found)
-
-
-def _refuse_gaps(checkpoint: Checkpoint, family: Family, found: Mapping[str, Any]) -> None:
-    """found: what transformers says of a loading."""
-    other = sorted(str(each[0]) for each in found["mismatched_keys"])
-    if other:
-        raise ValueError(
-            f"{len(other)} weights of {checkpoint.folder} have other shapes than its config.json says, such as "
-            f"{other[0]}; give the config.json and the weights of one model."
-        )
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"the weights of {checkpoint.folder} lack {len(missing)} parameters of a {family.title} model, such as "
-            f"{missing[0]}, which would be random numbers; copy its files anew, or give the checkpoint that it was "
-            "trained from."
-        )
-    # Buffers of older releases may be left over; blocks are not, unless the model is cut short.
-    left = sorted(name for name in found["unexpected_keys"] if ".layers." in name or ".blocks." in name)
-    if left:
-        raise ValueError(
-            f"{len(left)} weights of {checkpoint.folder} have no place in the model of its config.json, such as "
-            f"{left[0]}; give the config.json and the weights of one model."
-        )
-
-
-def _loaded(checkpoint: Checkpoint, family: Family, dtype: str, weights: bool) -> Any:
-    """The model of a folder; without weights its parameters are on the meta device."""
-    if dtype not in _DTYPES:
-        raise ValueError(f"policy.dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}.")
-    attention = {"": "sdpa", "text_config": shared_attention.NAME}
-    if not weights:
-        return family.network(checkpoint, dtype=dtype, attn_implementation=attention, device_map="meta")
-    checkpoint.refuse_missing_weights()
-    model, found = family.network(
-        checkpoint,
-        dtype=dtype,
-        attn_implementation=attention,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    _refuse_gaps(checkpoint, family, found)
-    return model

@@ -116,24 +116,25 @@ class MoondreamForSegmentation(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights: N(0, 1 / fan-in), residual outputs scaled down by the number of layers."""
-        if isinstance(module, nn.Linear):
-            module.weight.normal_(std=module.in_features**-0.5)
-            module.bias.zero_()
-        elif isinstance(module, nn.LayerNorm):
-            module.weight.fill_(1.0)
-            module.bias.zero_()
-        elif isinstance(module, ExpertWeights):
-            module.weight.normal_(std=module.weight.shape[-1] ** -0.5)
-        elif isinstance(module, Tau):
-            for parameter in (module.wq, module.wv, module.alpha):
-                parameter.zero_()  # queries and values as they are: 0 + 0.5 + sigmoid(0)
-        elif isinstance(module, MoondreamText):
-            module.wte.normal_(std=module.wte.shape[1] ** -0.5)
-        elif isinstance(module, MoondreamVision):
-            module.pos_emb.normal_(std=0.02)
-        elif isinstance(module, MoondreamRegion):
-            module.coord_features.normal_()
-            module.size_features.normal_()
+        match module:
+            case nn.Linear():
+                module.weight.normal_(std=module.in_features**-0.5)
+                module.bias.zero_()
+            case nn.LayerNorm():
+                module.weight.fill_(1.0)
+                module.bias.zero_()
+            case ExpertWeights():
+                module.weight.normal_(std=module.weight.shape[-1] ** -0.5)
+            case Tau():  # queries and values as they are: 0 + 0.5 + sigmoid(0)
+                for parameter in (module.wq, module.wv, module.alpha):
+                    parameter.zero_()
+            case MoondreamText():
+                module.wte.normal_(std=module.wte.shape[1] ** -0.5)
+            case MoondreamVision():
+                module.pos_emb.normal_(std=0.02)
+            case MoondreamRegion():
+                module.coord_features.normal_()
+                module.size_features.normal_()
 
 
 AutoModelForImageTextToText.register(MoondreamConfig, MoondreamForSegmentation)

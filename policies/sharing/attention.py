@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from policies import varlen
+from policies.sharing import varlen
 from policies.sharing.packing import PackedRows, causal
 from policies.sharing.two_parts import Biases, PackedStretches, of_even_answers, of_stretches, packed_stretches
 

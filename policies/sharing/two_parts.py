@@ -8,7 +8,7 @@ so that all answers of a prompt go to its keys together and no key is repeated. 
 weights are exp(score - log(S1 + S2)), and gets its gradients from a flash kernel that is handed the merged sums
 (as in arXiv 2310.01889, where the parts lie on different devices).
 
-Two sets of kernels: torch's for CPUs, which wants answers of one length, and that of policies/varlen.py for GPUs.
+Two sets of kernels: torch's for CPUs, which wants answers of one length, and that of varlen.py for GPUs.
 
 Letters: B rows, G answers a row, T slots of an answer, P prompt tokens, H key heads, n queries a key head, d head
 width, L tokens of a packed row.
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies import varlen
+from policies.sharing import varlen
 from policies.sharing.packing import PackedRows
-from policies.varlen import Attended, Pairs
+from policies.sharing.varlen import Attended, Pairs
 
 
 def merged(first: Tensor, first_sums: Tensor, second: Tensor, second_sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 Patches of all images lie in one row, and a patch attends to its own stretch of it alone: an image, or in most blocks of
 Qwen2.5-VL a window of 112 x 112 px, of which a photo of 3000x2000 has 486. Under `sdpa` transformers makes one call a
 stretch and block, 13,612 for that photo; as many small matrices in one call give the same numbers. On a GPU in half
-precision one call takes all of them (varlen.py).
+precision one call takes all of them (policies/sharing/varlen.py).
 """
 
 from collections import deque
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from policies import varlen
-from policies.varlen import Pairs
+from policies.sharing import varlen
+from policies.sharing.varlen import Pairs
 
 NAME = "polytrace_flash_stretches"
 """What transformers calls this attention. Only to one with "flash" in its name it hands all stretches at once."""

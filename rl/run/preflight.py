@@ -12,8 +12,8 @@ from envs.codecs.base import LocatingCodec
 from envs.datasets.base import Env
 from envs.geometry.vector import simplified_rings
 from policies.checkpoint import Checkpoint
+from policies.families._loading import refuse_unfilled
 from policies.families.base import PolicyContract
-from policies.families.vision_language import refuse_unfilled
 from policies.processor import Processor
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.weights import stored_sha256

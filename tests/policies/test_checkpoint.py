@@ -28,9 +28,10 @@ from envs.codecs.path_tokens import Codec
 from envs.polygons import AnswerStatus
 from policies.checkpoint import Checkpoint
 from policies.families._llava import Llava
+from policies.families._loading import refuse_unfilled
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import Response
-from policies.families.vision_language import Policy, refuse_unfilled
+from policies.families.vision_language import Policy
 from policies.processor import Processor
 from policies.settings import Asking
 

@@ -23,7 +23,8 @@ from envs.codecs import point_text
 from envs.codecs.path_tokens import Codec
 from policies.checkpoint import Checkpoint
 from policies.families._kimi_vl import KimiVL, _shown
-from policies.families.vision_language import Policy, refuse_unfilled
+from policies.families._loading import refuse_unfilled
+from policies.families.vision_language import Policy
 from policies.kimi.images import KimiImages, on_photo
 from policies.kimi.tokenizer import _PATTERN, kimi_tokenizer, read_ranks
 from policies.kimi.weights import released_weights

@@ -14,9 +14,9 @@ from transformers import AutoConfig
 
 from envs.codecs import _centre_box
 from policies.checkpoint import Checkpoint
+from policies.families._loading import refuse_unfilled
 from policies.families._moondream import Moondream
 from policies.families.moondream import Policy
-from policies.families.vision_language import refuse_unfilled
 from policies.moondream.config import MoondreamConfig, MoondreamVisionConfig
 from policies.moondream.crops import canvas, crops_of, num_crops, stitched, tiling_of
 from policies.moondream.layouts import is_second, to_first, to_second

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from policies import varlen
 from policies.families.base import PromptRows
-from policies.sharing import attention
+from policies.sharing import attention, varlen
 from policies.sharing.attention import Heads, SharedLayout, attend, bias, inputs, prompt_inputs, shared_layout
 from policies.sharing.packing import PackedRows, causal, pack_rows, pad_left, pad_responses
 from policies.sharing.two_parts import Biases, PackedStretches, merged, packed_stretches
-from policies.varlen import Attended, Pairs
+from policies.sharing.varlen import Attended, Pairs
 
 HEAD_WIDTH = 4
 

@@ -8,7 +8,7 @@ from test_shared_attention import packed_rows
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from policies import varlen
+from policies.sharing import varlen
 from policies.sharing.attention import Heads, attend, inputs
 from policies.sharing.packing import PackedRows
 from policies.vision import attention as vision_attention

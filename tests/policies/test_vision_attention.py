@@ -11,9 +11,9 @@ from test_vision_language import write_qwen2_5_vl
 from torch import Tensor
 
 from envs.codecs.path_tokens import Codec
-from policies import varlen
 from policies.families.vision_language import Policy
-from policies.varlen import Pairs
+from policies.sharing import varlen
+from policies.sharing.varlen import Pairs
 from policies.vision import attention as vision_attention
 
 
