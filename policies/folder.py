@@ -5,13 +5,26 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from policies.checkpoint import Checkpoint
 from policies.family import Family
 from policies.question import is_control, shows_question
 
 log = logging.getLogger(__name__)
 
-_UNREADABLE = (TypeError, KeyError, AttributeError, IndexError, ValueError, OSError, RuntimeError, RecursionError)
+_UNREADABLE = (
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    ValueError,
+    ArithmeticError,
+    OSError,
+    RuntimeError,
+    RecursionError,
+    StrictDataclassError,
+)
 """What transformers and tokenizers raise for values that they did not expect in a file."""
 
 
@@ -22,6 +35,8 @@ def read(checkpoint: Checkpoint, named: str, of: Callable[[Checkpoint], Any]) ->
     except FileNotFoundError:
         raise
     except _UNREADABLE as error:
+        if isinstance(error, ValueError) and str(checkpoint.folder) in str(error):
+            raise  # it names the file itself
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{checkpoint.folder}: {named} cannot be read ({type(error).__name__}: {reason}); copy it anew from "

@@ -21,6 +21,7 @@ from policies.weights import BUCKET_BYTES, in_buckets, is_adapter, travelling
 
 log = logging.getLogger(__name__)
 
+_HEADS = ("lm_head", "coord_decoder", "size_decoder")
 _NAME = "default"
 """What peft calls a model's only adapter."""
 
@@ -77,7 +78,7 @@ def _target_names(model: nn.Module, vision_tower: nn.Module, targets: Any) -> li
     if targets == ALL_LINEAR:
         left_out = {id(module) for module in vision_tower.modules()}
         # A head shares its weights with the embedding in small models, and an adapter on one would part them.
-        left_out |= {id(module) for name, module in linear.items() if name.split(".")[-1] == "lm_head"}
+        left_out |= {id(module) for name, module in linear.items() if name.split(".")[-1] in _HEADS}
         return [name for name, module in linear.items() if id(module) not in left_out]
     for target in targets:
         if not any(_ends(name, target) for name in linear):

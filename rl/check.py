@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from envs.codecs._point_codec import PointCodec
-from envs.codecs.base import LimitedCodec
+from envs.codecs.base import FittingCodec, LimitedCodec
 from envs.example import Prompt, Question
 from envs.plugin import Plugin
 from policies.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from rl.config.sft import SftLearner
 from rl.planning.states import NUMBER_BYTES, rank_states
 from rl.run.parts import processor_of
 from rl.run.thinking import refuse_unfit_thinking, refuse_untaught_thinking, thinking_notes
-from rl.run.writable import refuse_unwritable_codec
+from rl.run.writable import refuse_unfit_grammar, refuse_unwritable_codec
 from rollout.settings import Sampling
 
 _PHRASE = "the left apple"
@@ -123,6 +123,7 @@ def _problems(
     for look in (
         lambda: refuse_unfilled(held, processor.family),
         lambda: refuse_unwritable_codec(processor, plugin, codec),
+        lambda: refuse_unfit_grammar(processor, sampling is not None and sampling.grammar),
         lambda: (
             refuse_untaught_thinking(processor, taught)
             if sampling is None
@@ -191,7 +192,10 @@ def _tokens_per_vertex(processor: Processor) -> float:
     except ValueError:  # more vertices than the codec's limits allow
         ring = ring[:: _VERTICES // 8]
         text = processor.codec.encode([[ring]], height, width)
-    return len(processor.answer_tokens(text)) / len(ring)
+    written = len(ring)
+    if isinstance(processor.codec, FittingCodec):  # it chose its own points, which stand behind the box
+        written = max(1, (sum(word.isdigit() for word in text.split()) - 4) // 2)
+    return len(processor.answer_tokens(text)) / written
 
 
 def _coordinates(processor: Processor) -> str:

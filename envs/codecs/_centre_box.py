@@ -36,14 +36,27 @@ def size_share(number: int, bins: int) -> float:
 
 
 def box_around(vertices_px: Ring, steps: Steps, height: int, width: int) -> tuple[int, int, int, int]:
-    """(x, y, width, height) in numbers: the centre nearest to that of the vertices, and the smallest sizes with which
-    the box holds them; the whole side where none does."""
+    """(x, y, width, height) in numbers of the smallest box that holds the vertices.
+
+    Where none does, the largest that leaves out least: an odd number of steps has no middle, so that an object over a
+    whole side loses half a step of it at one end.
+    """
     sides = np.array([width, height], np.float64)
     low, high = vertices_px.min(axis=0) / sides, vertices_px.max(axis=0) / sides
-    centre = [coordinate_number(float(share), steps[0]) for share in (low + high) / 2]
-    reach = [2 * max(c / steps[0] - lo, hi - c / steps[0]) for c, lo, hi in zip(centre, low, high, strict=True)]
-    across, down = (size_number(float(share), steps[1], at_least=True) for share in reach)
-    return centre[0], centre[1], across, down
+    (x, across), (y, down) = (_span(float(lo), float(hi), steps) for lo, hi in zip(low, high, strict=True))
+    return x, y, across, down
+
+
+def _span(low: float, high: float, steps: Steps) -> tuple[int, int]:
+    """(centre, size) in numbers that hold the shares low to high of a side, as far as any do."""
+    exact = (low + high) / 2 * steps[0]
+    found = []
+    for centre in {min(steps[0], max(0, number)) for number in (math.floor(exact), math.ceil(exact))}:
+        reach = 2 * max(centre / steps[0] - low, high - centre / steps[0])
+        size = size_number(reach, steps[1], at_least=True)
+        found.append((max(0.0, reach - size_share(size, steps[1])), size, centre))
+    _, size, centre = min(found)
+    return centre, size
 
 
 def box_px(box: Sequence[int], steps: Steps, height: int, width: int) -> Box:

@@ -61,6 +61,7 @@ class KimiVL(TowerAndProjector):
         tower["merge_kernel_size"] = tuple(vision.get("merge_kernel_size", (2, 2)))
         for side in ("height", "width"):
             tower[f"pos_emb_{side}"] = vision.get(f"init_pos_emb_{side}", 64)
+        _refuse_other_routers(checkpoint, text)
         text["model_type"] = "deepseek_v3"
         text.pop("auto_map", None)
         tied = bool(held.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
@@ -138,6 +139,12 @@ class KimiVL(TowerAndProjector):
         held, known = checkpoint.json("preprocessor_config.json"), KimiImages()
         names = ("patch_size", "in_token_limit", "image_mean", "image_std")
         images = KimiImages(**{name: held[name] for name in names if name in held})
+        shown, seen = images.patch_size, int(checkpoint.config.get("vision_config", {}).get("patch_size", 14))
+        if shown != seen:
+            raise ValueError(
+                f"preprocessor_config.json of {checkpoint.folder} cuts patches of {shown} pixels, and the model's "
+                f"vision tower sees {seen}; copy both files of one model."
+            )
         images.merge = int(checkpoint.config.get("vision_config", {}).get("merge_kernel_size", (known.merge,))[0])
         place = (images.patch_size * images.merge) ** 2
         if max_pixels is not None and max_pixels < place:
@@ -197,6 +204,22 @@ class KimiVL(TowerAndProjector):
         padded = rows * size, columns * size
         shown = _shown(sides, padded, size * merge)
         return VisionFeatures(*(on_photo(each.permute(0, 3, 1, 2), shown, padded) for each in maps))
+
+
+def _refuse_other_routers(checkpoint: Checkpoint, text: Mapping[str, Any]) -> None:
+    """Raise ValueError for experts that are chosen otherwise than this network chooses them."""
+    for name, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
+        if text.get(name, known) != known:
+            raise ValueError(
+                f"text_config.{name} of {checkpoint.folder}/config.json is {text[name]!r}, and experts are known here "
+                f"to be chosen by {known}; copy config.json of this very model."
+            )
+    experts, each = text.get("n_routed_experts"), text.get("num_experts_per_tok")
+    if isinstance(experts, int) and isinstance(each, int) and not 0 < each <= experts:
+        raise ValueError(
+            f"text_config.num_experts_per_tok of {checkpoint.folder}/config.json is {each}, of {experts} experts; copy "
+            "config.json of this very model."
+        )
 
 
 def _in_own_format(embedding: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from policies.families._llava import Llava
 from policies.families._qwen import Qwen2_5VL, Qwen3VL, Qwen3VLMoe
 from policies.families._smolvlm import SmolVLM
 from policies.family import Family
+from policies.folder import read
 from policies.sharing import attention as shared_attention
 
 FAMILIES: Mapping[str, Family] = {
@@ -22,6 +23,13 @@ FAMILIES: Mapping[str, Family] = {
     "smolvlm": SmolVLM(),
 }
 """Descriptions by the model_type of config.json."""
+_HOLLOW: Mapping[str, Any] = {
+    "dtype": "float32",
+    "device_map": "meta",
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+}
+"""How a model is made whose parameters have no values."""
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -32,7 +40,8 @@ def family_of(checkpoint: Checkpoint) -> Family:
     """
     if checkpoint.model_type == "moondream3":
         raise ValueError(
-            f"{checkpoint.folder} is a Moondream 3, which has heads of its own; set policy.name to moondream."
+            f"{checkpoint.folder} is a Moondream 3, which has heads of its own; set policy.name to moondream, in a "
+            "config such as gspo_moondream_tiny (--config)."
         )
     known = (checkpoint.folder / "config.json").is_file() and checkpoint.model_type in FAMILIES
     checkpoint.refuse_foreign(written_here=known and FAMILIES[checkpoint.model_type].takes_code)
@@ -50,9 +59,7 @@ def refuse_unfilled(checkpoint: Checkpoint, family: Family) -> None:
     """Raise FileNotFoundError or ValueError where a folder's weights do not fill its model; none of them is read."""
     checkpoint.refuse_missing_weights()
     checkpoint.stored_shapes()  # tells a file that was cut off
-    _, found = family.network(
-        checkpoint, dtype="float32", device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    _, found = read(checkpoint, "config.json", lambda held: family.network(held, **_HOLLOW))
     _refuse_gaps(checkpoint, family, found)
 
 

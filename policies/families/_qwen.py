@@ -213,6 +213,11 @@ class Qwen3VLMoe(Qwen3VL):
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
         """Family.network; ValueError for widths by which the layout of experts cannot be told."""
         text = self.config(checkpoint).get_text_config()
+        if not 0 < text.num_experts_per_tok <= text.num_experts:
+            raise ValueError(
+                f"{checkpoint.folder}/config.json lets a token use {text.num_experts_per_tok} of {text.num_experts} "
+                "experts; copy it anew from where the model came from."
+            )
         if text.hidden_size in (text.moe_intermediate_size, 2 * text.moe_intermediate_size):
             raise ValueError(
                 f"experts of {checkpoint.folder} have the width {text.moe_intermediate_size} in a model of "

@@ -5,6 +5,7 @@ others under `config`, by part, as the released code takes them. Facts: m87-labs
 (moondream3).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -151,12 +152,60 @@ class MoondreamConfig(PretrainedConfig):
         ):
             if given not in known:
                 raise ValueError(f"config.{name} is {given!r}; it must be {' or '.join(known)}.")
-        if self.vision.crop_size % self.vision.enc_patch_size or self.vision.grid <= 2 * self.vision.overlap_margin:
-            raise ValueError(
-                f"config.vision.crop_size is {self.vision.crop_size}; it must be whole patches of "
-                f"{self.vision.enc_patch_size} pixels, and more of them than two margins of "
-                f"{self.vision.overlap_margin}."
-            )
+        for name, number, least in self._sizes():
+            if not isinstance(number, int) or isinstance(number, bool) or number < least:
+                raise ValueError(f"config.{name} is {number!r}; it must be a whole number, {least} or more.")
+        self._refuse_unfit()
+
+    def _sizes(self) -> Iterator[tuple[str, Any, int]]:
+        """Each whole number by its name, with the least that it may be."""
+        for part, values, names in (
+            ("text", self.text, ("dim", "ff_dim", "n_layers", "n_heads", "vocab_size", "max_position_embeddings")),
+            ("vision", self.vision, ("enc_dim", "enc_ff_dim", "enc_n_layers", "enc_n_heads", "enc_patch_size")),
+            ("vision", self.vision, ("crop_size", "max_crops", "proj_inner_dim")),
+            ("region", self.region, ("coord_feat_dim", "coord_out_dim", "size_feat_dim", "size_out_dim")),
+        ):
+            yield from ((f"{part}.{name}", vars(values)[name], 1) for name in names)
+        yield from (
+            ("vision.overlap_margin", self.vision.overlap_margin, 0),
+            ("text.prefix_attn", self.text.prefix_attn, 1),
+        )
+        for name, number in self.text.moe.items():
+            yield f"text.moe.{name}", number, 0 if name == "start_layer" else 1
+        yield from ((f"tokenizer.{n}", vars(self)[n], 0) for n in ("bos_id", "eos_id", "coord_id", "size_id"))
+
+    def _refuse_unfit(self) -> None:
+        """Raise ValueError for numbers that do not go together."""
+        text, vision, region = self.text, self.vision, self.region
+        ids = (self.bos_id, self.eos_id, self.coord_id, self.size_id)
+        for fits, what in (
+            (text.dim % (4 * text.n_heads) == 0, f"text.dim {text.dim} is no multiple of 4 x n_heads {text.n_heads}"),
+            (
+                vision.enc_dim % vision.enc_n_heads == 0,
+                f"vision.enc_dim {vision.enc_dim} is no multiple of enc_n_heads",
+            ),
+            (
+                text.moe["experts_per_token"] <= text.moe["num_experts"],
+                f"text.moe has {text.moe['experts_per_token']} experts a token, of {text.moe['num_experts']}",
+            ),
+            (
+                not any(size % 2 for size in (region.coord_feat_dim, region.size_feat_dim, region.size_out_dim)),
+                "region.coord_feat_dim, size_feat_dim or size_out_dim is odd",
+            ),
+            (text.rope_theta > 0, f"text.rope_theta is {text.rope_theta}"),
+            (max(ids) < text.vocab_size and len(set(ids[1:])) == 3, f"tokenizer has the ids {ids}"),
+            (
+                vision.crop_size % vision.enc_patch_size == 0 and vision.grid > 2 * vision.overlap_margin,
+                f"vision.crop_size {vision.crop_size} is not whole patches of {vision.enc_patch_size} pixels, more of "
+                f"them than two margins of {vision.overlap_margin}",
+            ),
+            (
+                text.prefix_attn == 1 + vision.grid**2,
+                f"text.prefix_attn is {text.prefix_attn}, and beginning and image are {1 + vision.grid**2} tokens",
+            ),
+        ):
+            if not fits:
+                raise ValueError(f"config: {what}; copy config.json of this very model.")
 
 
 AutoConfig.register(MODEL_TYPE, MoondreamConfig)

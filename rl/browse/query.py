@@ -105,7 +105,9 @@ def _union(runs: Sequence[Path], view: str) -> str:
         raise FileNotFoundError(f"{' and '.join(map(str, runs))} hold no archived {view}; give a run that made a step.")
     if view == "rollouts":  # what rows of earlier schemas do not have is null there, and can be asked for
         later = "NULL::INTEGER AS max_tokens, NULL::BOOLEAN AS grammar, NULL::BOOLEAN AS bare"
-        parts.append(f"SELECT {later}, NULL::VARCHAR AS thinking WHERE false")
+        parts.append(f"SELECT {later}, NULL::VARCHAR AS thinking, NULL::SMALLINT[] AS bins WHERE false")
+    else:
+        parts.append("SELECT NULL::VARCHAR AS asked WHERE false")
     return " UNION ALL BY NAME ".join(parts)
 
 

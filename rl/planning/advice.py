@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from policies.families._engines import NO_CUDA_GRAPH, NO_VLLM
 from rl.config.run import RunConfig
 from rl.planning.job import Job
 from rl.planning.outlook import Outlook, outlook
@@ -188,8 +189,10 @@ def _for_faster_answers(job: Job) -> Iterator[Settings]:
     if config.unit_groups < whole:
         yield {"groups_per_unit": whole}
     if job.engine.name != "vllm":
-        yield {"pool.engine.cuda_graph": True}
-        yield {"pool.engine": {"name": "vllm"}, "groups_per_unit": None}
+        if job.sizes.title not in NO_CUDA_GRAPH:
+            yield {"pool.engine.cuda_graph": True}
+        if job.sizes.title not in NO_VLLM:
+            yield {"pool.engine": {"name": "vllm"}, "groups_per_unit": None}
     if not pool.colocate and not pool.staleness:
         yield {"pool.staleness": 1}
     cards = min(job.machines.num, job.cards_used)

@@ -12,6 +12,7 @@ from envs.codecs.base import LocatingCodec
 from envs.datasets.base import Env
 from envs.geometry.vector import simplified_rings
 from policies.checkpoint import Checkpoint
+from policies.families._engines import NO_CUDA_GRAPH, NO_VLLM
 from policies.families._loading import refuse_unfilled
 from policies.families.base import PolicyContract
 from policies.processor import Processor
@@ -24,7 +25,7 @@ from rl.run.machine import largest_card_bytes, refuse_small_cards, refuse_small_
 from rl.run.parts import RunParts, processor_of
 from rl.run.tasks import refuse_unfit_tasks
 from rl.run.thinking import block_tokens, refuse_unfit_thinking, refuse_unread_drafts
-from rl.run.writable import refuse_unwritable_codec
+from rl.run.writable import refuse_unfit_grammar, refuse_unwritable_codec
 from rollout.settings import LEAST_OBJECT_STORE_GB
 
 _VERSIONS_IN_FLIGHT = {"object_store": 3, "broadcast": 2}
@@ -189,33 +190,23 @@ def _refuse_unlocated_credit(parts: RunParts, processor: Processor) -> None:
         )
 
 
-_NO_VLLM = {
-    "LLaVA-1.5": "vLLM's class of it does not load beside transformers 5.23",
-    "InternVL": "nobody has tried whether vLLM cuts its tiles as they are cut here",
-    "Kimi-VL": "vLLM would answer with latent maps that it made of the first weights",
-    "Qwen3-VL-MoE": "vLLM takes experts in the layout of published files, and they are pushed as they lie in memory",
-    "SmolVLM2": "nobody has tried whether vLLM cuts its tiles as they are cut here",
-    "Moondream 3": "vLLM's class of it draws no coordinates and sizes, and knows no outlines",
-}
-"""Families that vLLM does not sample for, and why."""
-
-
 def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor) -> None:
     """Raise ValueError where the policy cannot write the codec's answers, or a group can outgrow learner.token_budget.
 
     processor: of the run's policy.
     """
     budget = config.learner.token_budget
-    if parts.engine.name == "vllm" and processor.family.title in _NO_VLLM:
+    if parts.engine.name == "vllm" and processor.family.title in NO_VLLM:
         raise ValueError(
-            f"policy.checkpoint is a {processor.family.title}, and {_NO_VLLM[processor.family.title]}; set "
+            f"policy.checkpoint is a {processor.family.title}, and {NO_VLLM[processor.family.title]}; set "
             "pool.engine.name to shared."
         )
-    if parts.engine.settings.get("cuda_graph") and processor.heads:
+    if parts.engine.settings.get("cuda_graph") and processor.family.title in NO_CUDA_GRAPH:
         raise ValueError(
             f"pool.engine.cuda_graph is true, and the experts of {processor.family.title} are dealt tokens by the CPU, "
             "which a graph cannot repeat; set it to false."
         )
+    refuse_unfit_grammar(processor, config.sampling.grammar)
     _refuse_unlocated_credit(parts, processor)
     refuse_unfit_tasks(config, parts, processor)
     refuse_unfit_thinking(processor, config.sampling, parts.rewards.on_thinking)

@@ -64,6 +64,19 @@ def refuse_unwritable(processor: Processor, text: str, what: str) -> None:
         )
 
 
+def refuse_unfit_grammar(processor: Processor, grammar: bool) -> None:
+    """Raise ValueError where the codec's grammar is asked for and the policy cannot follow it; grammar: whether it
+    is."""
+    if not grammar:
+        return
+    try:
+        processor.token_grammar()
+    except NotImplementedError:
+        raise ValueError(
+            "sampling.grammar is true, and this codec has no grammar; set it to false, or choose codec path_tokens."
+        ) from None
+
+
 def unwritable_words(processor: Processor, text: str) -> list[str]:
     """The words of an answer's text that the policy cannot sample, each once; [] where it can write the whole text.
 

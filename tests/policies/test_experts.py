@@ -47,6 +47,21 @@ def test_widths_by_which_the_layout_cannot_be_told_are_refused(tmp_path: Path) -
             Policy(tmp_path, Codec())
 
 
+def test_more_experts_a_token_than_there_are_is_refused_by_name(tmp_path: Path) -> None:
+    for write, path in ((write_qwen3_vl_moe, tmp_path / "moe"), (write_kimi_vl, tmp_path / "kimi")):
+        path.mkdir()
+        write(path)
+        values = json.loads((path / "config.json").read_text())
+        values["text_config"]["num_experts_per_tok"] = 9
+        (path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=r"num_experts_per_tok of .* is 9, of 4|lets a token use 9 of 4 experts"):
+            Policy(path, Codec())
+    values["text_config"] |= {"num_experts_per_tok": 2, "scoring_func": "softmax"}
+    (path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"text_config\.scoring_func of .* is 'softmax', and experts are known here"):
+        Policy(path, Codec())
+
+
 @pytest.mark.parametrize(
     ("write", "named"), [(write_qwen3_vl_moe, 4), (write_kimi_vl, 4), (write_toy, 2), (write_llava, 0)]
 )
@@ -66,15 +81,19 @@ def test_adapters_leave_experts_alone_and_say_so(
     assert learned and all("lora_" in name and "experts" not in name.replace("shared_experts", "") for name in learned)
 
 
-def test_at_the_size_of_30b_a3b_it_has_the_parameters_that_its_name_tells() -> None:
+def moe_config() -> Qwen3VLMoeConfig:
+    """That of Qwen3-VL-30B-A3B."""
     text = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48}
     text |= {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "moe_intermediate_size": 768}
     text |= {"num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1, "mlp_only_layers": []}
     vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 2048}
     vision |= {"num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24]}
+    return Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
+
+
+def test_at_the_size_of_30b_a3b_it_has_the_parameters_that_its_name_tells() -> None:
     with torch.device("meta"):
-        config = Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=False)
-        model = Qwen3VLMoeForConditionalGeneration(config)
+        model = Qwen3VLMoeForConditionalGeneration(moe_config())
     count = sum(parameter.numel() for parameter in model.parameters())
     experts = 48 * 128 * 3 * 768 * 2048
     assert sum(p.numel() for name, p in model.named_parameters() if ".mlp.experts." in name) == experts

@@ -18,6 +18,7 @@ from jinja2 import Environment
 from moondream_toy import codec as centre_codec
 from moondream_toy import write_toy
 from released_sizes import config_of
+from test_experts import moe_config
 from test_kimi_vl import released_config
 from test_vision_language import (
     PHRASES,
@@ -37,6 +38,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -44,18 +46,18 @@ from transformers import (
 from envs.codecs.path_tokens import Codec
 from envs.example import BoxPart, PointPart, Prompt, Question, TextPart
 from policies.checkpoint import Checkpoint
+from policies.families._engines import NO_CUDA_GRAPH, NO_VLLM
 from policies.families._internvl import InternVL
 from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
 from policies.families._moondream import Moondream
-from policies.families._qwen import Qwen2_5VL, Qwen3VL
+from policies.families._qwen import Qwen2_5VL, Qwen3VL, Qwen3VLMoe
 from policies.families._smolvlm import SmolVLM
 from policies.families.vision_language import Policy
 from policies.moondream.config import MoondreamConfig
 from policies.moondream.model import MoondreamForSegmentation
 from policies.settings import LoraSettings, TinySizes
 from policies.tiny_model import write_untrained
-from rl.run.preflight import _NO_VLLM
 from rollout.engines.base import uniforms
 from rollout.engines.shared import sample
 from rollout.settings import Sampling
@@ -218,8 +220,9 @@ def checks_of(name: str, folder: Path, scratch: Path) -> dict[str, str]:
         "a folder saved is a folder loaded": saved(name, policy, scratch),
         "points and boxes in a question": places(policy),
         "`sampling.grammar`": refused(policy.processor.token_grammar),
-        "layers that `learner.lora.targets: all-linear` adapts": adapted(name, folder),
-        "vLLM": "no" if name in _NO_VLLM else "yes",
+        "linear layers that `learner.lora.targets: all-linear` adapts, never experts": adapted(name, folder),
+        "vLLM": "no" if name in NO_VLLM else "yes",
+        "`pool.engine.cuda_graph`": "no" if name in NO_CUDA_GRAPH else "yes",
     }
 
 
@@ -246,6 +249,7 @@ def released_models() -> dict[str, tuple[Any, Any]]:
             "LLaVA-1.5-7B": (Llava(), LlavaForConditionalGeneration(vicuna)),
             "SmolVLM2-2.2B": (SmolVLM(), SmolVLMForConditionalGeneration(smolvlm)),
             "Kimi-VL-A3B": (KimiVL(), Kimi_K25ForConditionalGeneration(kimi)),
+            "Qwen3-VL-30B-A3B": (Qwen3VLMoe(), Qwen3VLMoeForConditionalGeneration(moe_config())),
             "Moondream 3": (Moondream(), MoondreamForSegmentation(MoondreamConfig())),
         }
 
@@ -270,7 +274,7 @@ def prompts() -> dict[str, str]:
     content = [{"type": "image"}, {"type": "text", "text": "Outline the dog."}]
     asked = {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
     found = {}
-    for family in (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM(), KimiVL()):
+    for family in (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM(), KimiVL(), Qwen3VLMoe()):
         found[family.title] = Environment().from_string(family.template).render(**asked)
     segment = MoondreamConfig().segment
     prefix, suffix = (" ".join(map(str, segment[part])) for part in ("prefix", "suffix"))

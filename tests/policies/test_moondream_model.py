@@ -178,7 +178,16 @@ def test_a_config_without_sizes_is_the_released_one_and_settings_that_mean_nothi
     for wrong, message in (
         ({"region": {"state": "amid"}}, r"config\.region\.state is 'amid'; it must be before or after"),
         ({"text": {"tau_gelu": "erf"}}, r"config\.text\.tau_gelu is 'erf'; it must be tanh or none"),
-        ({"vision": {"overlap_margin": 14}}, r"config\.vision\.crop_size is 378; it must be whole patches of 14"),
+        ({"vision": {"overlap_margin": 14}}, r"config: vision\.crop_size 378 is not whole patches of 14 pixels, more"),
+        (
+            {"vision": {"enc_patch_size": 0}},
+            r"config\.vision\.enc_patch_size is 0; it must be a whole",
+        ),
+        ({"text": {"dim": "2048"}}, r"config\.text\.dim is '2048'; it must be a whole number"),
+        ({"text": {"prefix_attn": 700}}, r"text\.prefix_attn is 700, and beginning and image are 730 tokens"),
+        ({"text": {"moe": {"experts_per_token": 65}}}, r"text\.moe has 65 experts a token, of 64"),
+        ({"region": {"size_out_dim": 7}}, r"size_out_dim is odd; copy config\.json of this very model"),
+        ({"tokenizer": {"coord_id": 6}}, r"tokenizer has the ids \(0, 0, 6, 6\)"),
     ):
         with pytest.raises(ValueError, match=message):
             MoondreamConfig(wrong)
