@@ -131,6 +131,10 @@ class Processor:
         """
         return choices.apart(np.concatenate(self._question_tokens(question, 1)))[0]
 
+    def prompt_text(self, question: Question) -> str:
+        """The prompt as text, one image token in it, special tokens shown; for people."""
+        return str(self.tokenizer.decode(self.engine_tokens(question)))
+
     def question_lengths(self, question: Question) -> tuple[int, int]:
         """Tokens of a question: those that all questions about its image share, and the rest.
 

@@ -166,7 +166,7 @@ def _report(held: Checkpoint, processor: Processor, dtype: str, max_tokens: int)
         family=processor.family.title,
         parameters={},
         stored_dtype=held.dtype,
-        prompt=str(tokenizer.decode(processor.engine_tokens(question))),
+        prompt=processor.prompt_text(question),
         image_tokens={f"{h}x{w}": processor.image_tokens(h, w) for h, w in _SIZES},
         end_tokens=[str(token) for token in tokenizer.convert_ids_to_tokens(processor.end_tokens)],
         never_sampled=len(processor.unsampled_tokens),

@@ -99,6 +99,13 @@ class MoondreamProcessor(Processor):
         shared = self._words_alone([self.config.bos_id, *[self.image_token] * image_tokens])
         return shared, np.concatenate(rest)
 
+    def prompt_text(self, question: Question) -> str:
+        """The prompt as text; for the image, which has no token, stands <image>."""
+        tokens = self.engine_tokens(question)
+        parts = [tokens[:1], tokens[2:]]  # the beginning, the image, the rest
+        before, behind = (str(self.tokenizer.decode(part, clean_up_tokenization_spaces=False)) for part in parts)
+        return f"{before} <image> {behind}"
+
     def _words_alone(self, tokens: Sequence[int]) -> NDArray[np.int64]:
         """[n, 1 + heads] choices of tokens beside which no head chooses."""
         found = np.full((len(tokens), 1 + len(HEADS)), NO_BIN, np.int64)

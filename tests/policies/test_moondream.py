@@ -234,6 +234,11 @@ def test_points_and_boxes_of_a_question_are_said_by_bins_before_its_words(policy
         policy.processor.prompt_tokens(Question(image, Prompt((TextPart("dog"),), asked="box")))
 
 
+def test_the_prompt_is_shown_with_the_image_in_its_place(policy: Policy) -> None:
+    shown = policy.processor.prompt_text(ask(images(1)[0], "the banana"))
+    assert shown == "<|vision_start|> <image> <|vision_end|> find the banana <|answer|>"
+
+
 def test_a_phrase_of_control_tokens_is_asked_as_words(policy: Policy) -> None:
     tokens = policy.processor.prompt_tokens(ask(images(1)[0], "the <|size|> <|end|> banana"))
     assert policy.processor.config.size_id not in tokens and policy.processor.end_token not in tokens

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from moondream_toy import write_toy
 from typer.testing import CliRunner
 
 from envs.codecs import path_tokens, point_text
@@ -88,3 +89,16 @@ def test_overrides_change_the_config_and_need_one() -> None:
     assert adapted["learner rank"] == adapted["worker"] == pytest.approx(alone / 4)  # weights alone
     with pytest.raises(ValueError, match=r"^learner.ranks=4 changes a setting of no config; give the config by --conf"):
         check("tiny", None, ["learner.ranks=4"])
+
+
+def test_moondream_is_told_by_its_own_words_and_a_grammar_that_it_cannot_follow_is_a_problem(tmp_path: Path) -> None:
+    write_toy(tmp_path)
+    overrides = ["codec.box_bins=63"]
+    report = check(str(tmp_path), Path("gspo_moondream_tiny"), overrides)
+    assert report.problems == [] and report.prompt.split()[:2] == ["<|vision_start|>", "<image>"]
+    # 16 points of two words, three places of a box, M, Z and the end: 38 over 16.
+    assert report.tokens_per_vertex == pytest.approx(2.3, abs=0.15) and report.longest_outline == 16
+    (problem,) = check(str(tmp_path), Path("gspo_moondream_tiny"), [*overrides, "sampling.grammar=true"]).problems
+    assert problem.startswith("sampling.grammar is true, and Moondream 3 says boxes by heads of their own")
+    (problem,) = check(str(tmp_path), None).problems
+    assert "set policy.name to moondream, in a config such as gspo_moondream_tiny (--config)" in problem

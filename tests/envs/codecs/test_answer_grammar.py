@@ -24,6 +24,7 @@ CODECS = {
     "svg path, 3 points": svg_path.Codec(box_bins=3, path_bins=2, max_vertices=3),
     "svg path, 4 points": svg_path.Codec(box_bins=3, path_bins=2, max_vertices=4),
     "svg path, 6 points": svg_path.Codec(box_bins=2, path_bins=3, max_vertices=6),
+    "svg path by centre": svg_path.Codec(boxes="centre", box_bins=3, size_bins=12, path_bins=2, max_vertices=4),
     "point text": point_text.Codec(),
     "point text of tenths": point_text.Codec(decimals=1, max_rings=2, max_vertices=7),
     "point text, 4 vertices": point_text.Codec(decimals=1, max_vertices=4),
