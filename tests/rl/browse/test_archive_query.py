@@ -230,10 +230,9 @@ def test_a_table_shows_the_first_rows_and_says_how_many_more_there_are(runs: lis
 def test_an_archive_of_schema_1_can_be_asked_for_todays_columns(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "archive").symlink_to(Path(__file__).parents[2] / "archive_v1")
-    assert rows(
-        [tmp_path / "run"],
-        "SELECT DISTINCT max_tokens, grammar, thinking, temperature FROM rollouts WHERE bins IS NULL",
-    ) == [(None, None, None, 0.5)]
+    asked = "SELECT DISTINCT max_tokens, grammar, thinking, temperature FROM rollouts WHERE bins IS NULL"
+    assert rows([tmp_path / "run"], asked) == [(None, None, None, 0.5)]
+    assert rows([tmp_path / "run"], "SELECT DISTINCT asked FROM examples") == [(None,)]
 
 
 def test_a_list_of_runs_says_what_is_in_them(runs: list[Path], tmp_path: Path) -> None:
@@ -243,7 +242,7 @@ def test_a_list_of_runs_says_what_is_in_them(runs: list[Path], tmp_path: Path) -
         (f"{runs[1]}", 3, 12, 4),
     ]
     assert [(one.mean_iou, one.valid_share, one.schema, one.being_written) for one in found] == [
-        (0.5, 1, "3", False)
+        (0.5, 1, "4", False)
     ] * 2
     assert [one.size_bytes for one in found] == [sum(map(len, shard_bytes(run).values())) for run in runs]
 
