@@ -176,36 +176,35 @@ class MoondreamConfig(PretrainedConfig):
 
     def _refuse_unfit(self) -> None:
         """Raise ValueError for numbers that do not go together."""
-        text, vision, region = self.text, self.vision, self.region
-        ids = (self.bos_id, self.eos_id, self.coord_id, self.size_id)
-        for fits, what in (
-            (text.dim % (4 * text.n_heads) == 0, f"text.dim {text.dim} is no multiple of 4 x n_heads {text.n_heads}"),
-            (
-                vision.enc_dim % vision.enc_n_heads == 0,
-                f"vision.enc_dim {vision.enc_dim} is no multiple of enc_n_heads",
-            ),
-            (
-                text.moe["experts_per_token"] <= text.moe["num_experts"],
-                f"text.moe has {text.moe['experts_per_token']} experts a token, of {text.moe['num_experts']}",
-            ),
-            (
-                not any(size % 2 for size in (region.coord_feat_dim, region.size_feat_dim, region.size_out_dim)),
-                "region.coord_feat_dim, size_feat_dim or size_out_dim is odd",
-            ),
-            (text.rope_theta > 0, f"text.rope_theta is {text.rope_theta}"),
-            (max(ids) < text.vocab_size and len(set(ids[1:])) == 3, f"tokenizer has the ids {ids}"),
-            (
-                vision.crop_size % vision.enc_patch_size == 0 and vision.grid > 2 * vision.overlap_margin,
-                f"vision.crop_size {vision.crop_size} is not whole patches of {vision.enc_patch_size} pixels, more of "
-                f"them than two margins of {vision.overlap_margin}",
-            ),
-            (
-                text.prefix_attn == 1 + vision.grid**2,
-                f"text.prefix_attn is {text.prefix_attn}, and beginning and image are {1 + vision.grid**2} tokens",
-            ),
-        ):
+        for fits, what in (*self._of_text(), *self._of_images()):
             if not fits:
                 raise ValueError(f"config: {what}; copy config.json of this very model.")
+
+    def _of_text(self) -> Iterator[tuple[bool, str]]:
+        """Whether numbers of the language model and the heads go together, and what is wrong where not."""
+        text, region, ids = self.text, self.region, (self.bos_id, self.eos_id, self.coord_id, self.size_id)
+        each, experts = text.moe["experts_per_token"], text.moe["num_experts"]
+        odd = any(size % 2 for size in (region.coord_feat_dim, region.size_feat_dim, region.size_out_dim))
+        yield text.dim % (4 * text.n_heads) == 0, f"text.dim {text.dim} is no multiple of 4 x n_heads {text.n_heads}"
+        yield each <= experts, f"text.moe has {each} experts a token, of {experts}"
+        yield not odd, "region.coord_feat_dim, size_feat_dim or size_out_dim is odd"
+        yield text.rope_theta > 0, f"text.rope_theta is {text.rope_theta}"
+        yield max(ids) < text.vocab_size and len(set(ids[1:])) == 3, f"tokenizer has the ids {ids}"
+
+    def _of_images(self) -> Iterator[tuple[bool, str]]:
+        """Likewise of the vision tower."""
+        vision, size = self.vision, self.vision.enc_patch_size
+        yield vision.enc_dim % vision.enc_n_heads == 0, f"vision.enc_dim {vision.enc_dim} is no multiple of enc_n_heads"
+        yield (
+            vision.crop_size % size == 0 and vision.grid > 2 * vision.overlap_margin,
+            f"vision.crop_size {vision.crop_size} is not whole patches of {size} pixels, more of them than two margins "
+            f"of {vision.overlap_margin}",
+        )
+        seen = 1 + vision.grid**2
+        yield (
+            self.text.prefix_attn == seen,
+            f"text.prefix_attn is {self.text.prefix_attn}, and beginning and image are {seen} tokens",
+        )
 
 
 AutoConfig.register(MODEL_TYPE, MoondreamConfig)

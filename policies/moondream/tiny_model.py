@@ -6,6 +6,7 @@ of the other tiny model (policies/tiny_model.py). Crops are as large as its imag
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,22 +27,36 @@ def write_untrained(folder: Path, words: Sequence[str], sizes: TinySizes, seed: 
     tokenizer = word_tokenizer(words, special=[_COORDINATE, _SIZE])
     tokenizer.chat_template = None
     token = tokenizer.convert_tokens_to_ids
-    width, grid = sizes.text_width, sizes.image_size // sizes.patch_size
+    tokens = {
+        "bos_id": token("<|vision_start|>"),
+        "eos_id": token("<|end|>"),
+        "coord_id": token(_COORDINATE),
+        "size_id": token(_SIZE),
+        "templates": {"segment": {"prefix": [token("<|vision_end|>")], "suffix": [token("<|answer|>")]}},
+    }
+    torch.manual_seed(seed)
+    parts = {**_sizes(sizes, len(tokenizer), box_bins + 1), "tokenizer": tokens}
+    model = MoondreamForSegmentation(MoondreamConfig(parts))
+    with torch.no_grad():
+        _initialise(model, sizes)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _sizes(sizes: TinySizes, vocabulary: int, bins: int) -> dict[str, dict[str, Any]]:
+    """Sizes by part of the model."""
+    width = sizes.text_width
+    moe = {"num_experts": _EXPERTS, "start_layer": 1, "experts_per_token": _EACH}
     text = {
         "dim": width,
         "ff_dim": 9 * width // 2,  # two matrices, as large as the three of a gated layer
         "n_layers": sizes.text_layers,
         "n_heads": sizes.text_heads,
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary,
         "max_context": 1024,
         "rope_theta": 10_000.0,
-        "prefix_attn": 1 + grid**2,
-        "moe": {
-            "num_experts": _EXPERTS,
-            "start_layer": 1,
-            "experts_per_token": _EACH,
-            "expert_inner_dim": 3 * width // _EXPERTS,
-        },
+        "prefix_attn": 1 + (sizes.image_size // sizes.patch_size) ** 2,
+        "moe": {**moe, "expert_inner_dim": 3 * width // _EXPERTS},
     }
     vision = {
         "enc_dim": sizes.vision_width,
@@ -54,28 +69,14 @@ def write_untrained(folder: Path, words: Sequence[str], sizes: TinySizes, seed: 
         "overlap_margin": 0,
         "proj_inner_dim": 2 * width,
     }
-    bins = box_bins + 1
     region = {"coord_feat_dim": width // 2, "coord_out_dim": bins, "size_feat_dim": width, "size_out_dim": 2 * bins}
-    tokens = {
-        "bos_id": token("<|vision_start|>"),
-        "eos_id": token("<|end|>"),
-        "coord_id": token(_COORDINATE),
-        "size_id": token(_SIZE),
-        "templates": {"segment": {"prefix": [token("<|vision_end|>")], "suffix": [token("<|answer|>")]}},
-    }
-    torch.manual_seed(seed)
-    parts = {"text": text, "vision": vision, "region": region, "tokenizer": tokens}
-    model = MoondreamForSegmentation(MoondreamConfig(parts))
-    with torch.no_grad():
-        _initialise(model, sizes, grid)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return {"text": text, "vision": vision, "region": region}
 
 
-def _initialise(model: MoondreamForSegmentation, sizes: TinySizes, grid: int) -> None:
+def _initialise(model: MoondreamForSegmentation, sizes: TinySizes) -> None:
     """What made so small a model learn: residual outputs scaled down, and positions along both axes."""
     for name, parameter in model.named_parameters():
         if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
             layers = sizes.vision_layers if ".vision." in name else sizes.text_layers
             parameter.mul_((2 * layers) ** -0.5)
-    model.model.vision.pos_emb.copy_(sine_positions(grid, sizes.vision_width)[None])
+    model.model.vision.pos_emb.copy_(sine_positions(model.config.vision.grid, sizes.vision_width)[None])
