@@ -5,16 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from in_process import apart, run_here, settings
 from moondream_toy import codec, write_toy
 from ranks import free_port
+from rich.console import Console
+from safetensors.torch import load_file
 
 from envs.datasets._scene import SPATIAL_WORDS
 from envs.datasets.cutout_scenes import Env
 from policies.families._sizes import model_sizes
 from policies.families.moondream import Policy
+from rl.config.load import load_settings
+from rl.config.sft import SftConfig
 from rl.run.parts import run_parts
 from rl.run.preflight import refuse_unfit_policy
+from rl.sft import run_sft
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.schema import answer_from_row
 
@@ -70,3 +76,39 @@ def test_its_sizes_are_known_to_a_plan(folder: Path) -> None:
     assert sizes.parameters.all == sum(parameter.numel() for parameter in policy.model.parameters())
     assert sizes.parameters.tower == sum(parameter.numel() for parameter in policy.model.model.vision.parameters())
     assert (sizes.text.layers, sizes.text.width, sizes.vision.blocks) == (2, 32, 2)
+
+
+def teach(config: SftConfig) -> None:
+    run_sft(config, Console(quiet=True))
+
+
+def test_a_new_one_is_made_and_taught_boxes_then_paths(tmp_path: Path) -> None:
+    boxes, paths = (
+        "{name: boxes, steps: 2, answer: box, lr: 1.0e-3, number_spread: 1.0}",
+        "{name: paths, steps: 2, lr: 1e-3}",
+    )
+    stages, sides = f"sft.stages=[{boxes}, {paths}]", "image_size: 32, text_width: 32, text_layers: 2, text_heads: 2"
+    sizes = f"tiny={{{sides}, vision_width: 16, vision_layers: 1, vision_heads: 2}}"
+    small = ["sft.scenes_per_step=4", "sft.evaluate_every=2", "sft.evaluate_scenes=2", "env.image_size=32"]
+    config = load_settings(SftConfig, Path("sft_moondream_tiny"), [f"run={tmp_path / 'run'}", stages, sizes, *small])
+    assert apart(teach, config) == 0
+    assert len((tmp_path / "run/curve.tsv").read_text().splitlines()) == 3  # names, and two evaluations
+    policy = Policy(tmp_path / "run/policy", codec())
+    assert len(policy.model.model.text.blocks) == 2 and not policy.model.model.region.coord_features.requires_grad
+    untrained = load_file(tmp_path / "run/untrained/model.safetensors")
+    moved = {name for name, parameter in policy.model.named_parameters() if not torch.equal(parameter, untrained[name])}
+    assert {"model.region.coord_decoder.weight", "model.region.size_encoder.weight", "model.text.wte"} <= moved
+    assert not moved & {"model.region.coord_features", "model.region.size_features"}
+
+
+def test_a_new_one_is_refused_where_the_codec_is_another_or_it_should_begin_from_weights(tmp_path: Path) -> None:
+    for override, message in (
+        (
+            "codec.boxes=corners",
+            r"policy\.name is moondream, whose answers are boxes by centre and SVG paths; set codec",
+        ),
+        ("tiny.begin_from=tiny", r"tiny\.begin_from is tiny, and a new Moondream begins with random weights"),
+    ):
+        config = load_settings(SftConfig, Path("sft_moondream_tiny"), [f"run={tmp_path / 'run'}", override])
+        with pytest.raises(ValueError, match=message):
+            run_sft(config, Console(quiet=True))
