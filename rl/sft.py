@@ -23,6 +23,7 @@ from rl.run.checkpoints import Checkpoints
 from rl.run.data import RunData
 from rl.run.parts import processor_of
 from rl.run.thinking import refuse_untaught_thinking
+from rl.run.writable import unread_words_note
 from rl.supervised.answers import refuse_unfit_answers
 from rl.supervised.new_model import write_new_model
 from rl.supervised.plan import refuse_small_budgets
@@ -73,6 +74,8 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
     plugin = policy_plugin(policy, codec)
     processor = processor_of(plugin)
     refuse_untaught_thinking(processor, config.sft.answers)
+    if note := unread_words_note(env, processor):
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     try:
         refuse_unfit_answers(processor, (env, validation), config)
         refuse_small_budgets(env, processor, config)

@@ -35,6 +35,7 @@ from rl.run.parts import RunParts, processor_of, rank_settings, run_parts, worke
 from rl.run.preflight import object_store_bytes, preflight, short_answers_note
 from rl.run.step_numbers import step_numbers
 from rl.run.steps import Refilling, ScoredStep, group_terms, past_terms, scored_step, step_units
+from rl.run.writable import unread_words_note
 from rl.supervised.teacher import refuse_unfit_teaching, teacher_of
 from rollout import cluster
 from rollout.archive.writer import ArchiveWriter
@@ -271,6 +272,7 @@ def start_notes(config: RunConfig, parts: RunParts, env: Env) -> list[str]:
     stored = Checkpoint(Path(parts.policy.settings["checkpoint"])).dtype
     notes = notes_of(processor, stored, str(config.policy.get("dtype", "float32")))
     more = (
+        unread_words_note(env, processor),
         short_answers_note(env, processor, config.sampling.max_tokens),
         shared_memory_note(config, object_store_bytes(config, parts)),
         idle_gpus_note(config, torch.cuda.device_count()),

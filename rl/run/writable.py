@@ -1,4 +1,5 @@
-"""Whether a policy can write what its codec writes: each answer's text must come back from tokens that can be sampled.
+"""Whether a policy can write what its codec writes, and read what is asked: each answer's text must come back from
+tokens that can be sampled, and words of phrases must have tokens.
 
 A tokenizer of words writes no word that it does not know, and some tokens are never sampled: an answer of such would
 have a probability of 0, in learning and in sampling.
@@ -9,6 +10,7 @@ import reprlib
 import numpy as np
 
 from envs.codecs.base import AnswerCodec
+from envs.datasets.base import Env
 from envs.plugin import Plugin
 from policies import choices
 from policies.families.base import Response
@@ -16,6 +18,8 @@ from policies.processor import Processor
 
 _SHOWN = 5
 """Words that a message names."""
+_MEASURED = 256
+"""Examples whose phrases are looked at."""
 _SIDE_PX = 256
 """Side of the image whose triangles are written to try a codec."""
 
@@ -75,6 +79,30 @@ def refuse_unfit_grammar(processor: Processor, grammar: bool) -> None:
         raise ValueError(
             "sampling.grammar is true, and this codec has no grammar; set it to false, or choose codec path_tokens."
         ) from None
+
+
+def unread_words_note(env: Env, processor: Processor) -> str | None:
+    """What to say where a policy's tokenizer does not know words of the first phrases; None where it reads them all.
+
+    Tokenizers of released models write such words in pieces, or byte by byte. One of words reads all of them as one
+    token, so that questions which differ in such words alone are the same question.
+    """
+    unknown = processor.tokenizer.unk_token_id
+    if unknown is None:
+        return None
+    phrases = [env[k].prompt.text.split() for k in range(min(_MEASURED, len(env)))]
+    words = dict.fromkeys(word for phrase in phrases for word in phrase)
+    tokens = [processor.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    unread = [word for word, of_word in zip(words, tokens, strict=True) if unknown in of_word]
+    if not unread:
+        return None
+    num = sum(not set(unread).isdisjoint(phrase) for phrase in phrases)
+    named = ", ".join(map(repr, unread[:_SHOWN])) + (" ..." if unread[_SHOWN:] else "")
+    return (
+        f"phrases of {num} of the first {len(phrases)} training examples have words that the policy's tokenizer does "
+        f"not know ({named}): it reads each as {processor.tokenizer.unk_token} and cannot tell them apart; take a "
+        "checkpoint whose tokenizer knows them, or teach a new one by polytrace sft without policy.checkpoint."
+    )
 
 
 def unwritable_words(processor: Processor, text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from ellipses import Env
 from test_grammar import SIZES, byte_level
 
 from envs.codecs import point_text
@@ -11,7 +12,7 @@ from envs.plugin import Plugin
 from policies.families.vision_language import Policy
 from policies.processor import Processor
 from policies.tiny_model import write_untrained
-from rl.run.writable import refuse_unwritable, refuse_unwritable_codec, unwritable_words
+from rl.run.writable import refuse_unwritable, refuse_unwritable_codec, unread_words_note, unwritable_words
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,21 @@ def test_a_tokenizer_of_the_signs_of_point_text_may_write_them_with_spaces_but_i
     refuse_unwritable_codec(processor, recipe, codec("point_text", decimals=1, max_vertices=5, coordinates="unit"))
     with pytest.raises(ValueError, match=r"cannot write '\[\]'; choose"):
         refuse_unwritable(processor, built.encode([], 32, 32), "answer to a")
+
+
+def test_words_of_phrases_that_a_tokenizer_of_words_does_not_know_are_told(tmp_path: Path) -> None:
+    env = Env("train", num=20)  # of the phrase "ellipse" alone
+    knows_it, knows_none = tmp_path / "knows", tmp_path / "none"
+    write_untrained(knows_it, [*Codec().words, "ellipse"], SIZES, seed=0)
+    write_untrained(knows_none, Codec().words, SIZES, seed=0)
+    assert unread_words_note(env, Policy.make_processor(knows_it, Codec())) is None
+    assert unread_words_note(env, byte_level(tmp_path / "bytes", Codec()).processor) is None
+    note = unread_words_note(env, Policy.make_processor(knows_none, Codec()))
+    assert note is not None
+    assert note.startswith(
+        "phrases of 20 of the first 20 training examples have words that the policy's tokenizer does"
+    )
+    assert "('ellipse'): it reads each as <|unknown|>" in note
 
 
 def codec(name: str, **settings: int | str) -> Plugin:
