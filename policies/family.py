@@ -45,6 +45,9 @@ class Family(Protocol):
     texts: tuple[str, ...]
     """model_type of the language models whose layers the policy knows: how they attend, turn and norm."""
 
+    layer_kinds: tuple[str, ...]
+    """Kinds of layers, as transformers calls them, that the policy knows of this family: full_attention and others."""
+
     def config(self, checkpoint: Checkpoint) -> Any:
         """The config of a folder's model, from transformers."""
         ...
@@ -106,6 +109,10 @@ class Family(Protocol):
 
     def heads(self, model: Any) -> Heads:
         """What the layers of the language model attend with."""
+        ...
+
+    def together(self, model: Any, rows: PromptRows) -> Tensor | None:
+        """[B, P] bool: the tokens of each prompt that all see each other; None where each sees those before it."""
         ...
 
     def lay_out(self, model: Any) -> None:

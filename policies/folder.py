@@ -67,7 +67,7 @@ def refuse_other_layers(checkpoint: Checkpoint, family: Family, config: Any) -> 
             f"{' or '.join(family.texts)}; give a checkpoint over that."
         )
     caps = [name for name in ("attn_logit_softcapping", "final_logit_softcapping") if text.get(name)]
-    other = sorted(kinds - {"full_attention"}) + caps
+    other = sorted(kinds - set(family.layer_kinds)) + caps
     if other:
         raise ValueError(
             f"the language model of {checkpoint.folder} has {', '.join(other)} in its config.json, which prompts "

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from policies.checkpoint import Checkpoint
+from policies.families.base import PromptRows
 from policies.sharing.attention import Heads
 from policies.sharing.decoder import Decoder, lay_out
 from policies.sharing.prompt_cache import stacked
@@ -18,6 +19,7 @@ class AutoFamily:
     """Part of a Family."""
 
     takes_code = False
+    layer_kinds: tuple[str, ...] = ("full_attention",)
 
     def config(self, checkpoint: Checkpoint) -> Any:
         """Family.config."""
@@ -36,6 +38,10 @@ class AutoFamily:
         text, layer = model.config.get_text_config(), self.language_model(model).layers[0]
         queries_per_key = int(text.num_attention_heads // text.num_key_value_heads)
         return Heads(queries_per_key, int(layer.self_attn.head_dim), model.dtype)
+
+    def together(self, model: Any, rows: PromptRows) -> Tensor | None:
+        """Family.together: each sees those before it."""
+        return None
 
     def lay_out(self, model: Any) -> None:
         """Family.lay_out: maps of one input side by side."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from policies.checkpoint import Checkpoint
+from policies.families._gemma3 import Gemma3
 from policies.families._internvl import InternVL
 from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
@@ -14,6 +15,7 @@ from policies.folder import read
 from policies.sharing import attention as shared_attention
 
 FAMILIES: Mapping[str, Family] = {
+    "gemma3": Gemma3(),
     "internvl": InternVL(),
     "kimi_vl": KimiVL(),
     "llava": Llava(),

@@ -35,7 +35,7 @@ class TextSizes:
     vocabulary: int
     """Tokens that have logits."""
     normed_heads: bool
-    """Whether queries and keys are normed, as in Qwen3."""
+    """Whether queries and keys are normed, as in Qwen3 and Gemma 3."""
 
     @property
     def query_width(self) -> int:
@@ -172,7 +172,7 @@ def _text_sizes(config: dict[str, Any]) -> TextSizes:
         key_heads=int(config.get("num_key_value_heads") or heads),
         head_width=int(config.get("head_dim") or width // heads),
         vocabulary=int(config["vocab_size"]),
-        normed_heads=str(config.get("model_type", "")).startswith("qwen3"),
+        normed_heads=str(config.get("model_type", "")).startswith(("qwen3", "gemma3")),
     )
 
 

@@ -1,5 +1,5 @@
 """What families have in common whose class of transformers holds a tower, a projector and a language model side by
-side, and whose text goes on by order alone: LLaVA, InternVL, SmolVLM."""
+side, and whose text goes on by order alone: LLaVA, InternVL, SmolVLM, Gemma 3, Kimi-VL."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

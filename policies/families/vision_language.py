@@ -1,4 +1,4 @@
-"""Policy over transformers' image-text models: Qwen3-VL, Qwen2.5-VL, InternVL and LLaVA-1.5, from a toy of 1 M
+"""Policy over transformers' image-text models (policies/families/_loading.py lists the families), from a toy of 1 M
 parameters to the released sizes.
 
 One row per group (policies/sharing/packing.py): the prompt once, then its G responses, each seeing the prompt and
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import DynamicCache
 
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
@@ -162,7 +163,7 @@ class Policy(nn.Module):
 
     def _together(self, rows: PromptRows) -> Tensor | None:
         """[B, P] bool: the tokens of each prompt that all see each other; None where each sees those before it."""
-        return None
+        return self.processor.family.together(self.model, rows)
 
     def _scores(self, states: Tensor, packed: PackedRows, scoring: Scoring, number_spread: float) -> Tensor:
         """[S] log-probabilities of what was chosen at the scored places, by their states [S, width]."""
@@ -251,11 +252,15 @@ class Policy(nn.Module):
 
     def _prompt_layers(self, rows: PromptRows, positions: Tensor, mask: Tensor) -> Sequence[Any]:
         """What a pass over prompts, all tokens but the last, leaves in the cache of each layer; mask: [B, P - 1]."""
+        together, window = self._together(rows), self._heads.window
+        together = None if together is None else together[:, :-1]
         layers: Sequence[Any] = self.model.model(
             input_ids=rows.prompt_tokens[:, :-1],
-            **shared_attention.prompt_inputs(mask, self.model.dtype),
+            **shared_attention.prompt_inputs(mask, self.model.dtype, together, window),
             position_ids=positions,
             **self.processor.family.image_inputs(rows),
+            # Of a config with windows transformers would make layers that forget what is outside them.
+            past_key_values=None if window is None else DynamicCache(),
             use_cache=True,
         ).past_key_values.layers
         return layers

@@ -10,6 +10,7 @@ Letters: B rows, G answers a row, T slots of an answer, P prompt tokens, K packe
 a key head, d head width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from policies.sharing import varlen
+from policies.sharing import varlen, windowed
 from policies.sharing.packing import PackedRows, causal
 from policies.sharing.two_parts import Biases, PackedStretches, of_even_answers, of_stretches, packed_stretches
 
@@ -38,6 +39,8 @@ class Heads(NamedTuple):
     dtype: torch.dtype = torch.float32
     value_width: int | None = None
     """Width of a head's values where other than d."""
+    window: int | None = None
+    """Tokens that a token of some layers sees, itself included; None where all layers see all."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,17 @@ class SharedLayout:
     """(B, G, T)."""
 
 
-def prompt_inputs(mask: Tensor, dtype: torch.dtype = torch.float32, together: Tensor | None = None) -> dict[str, Any]:
+def prompt_inputs(
+    mask: Tensor, dtype: torch.dtype = torch.float32, together: Tensor | None = None, window: int | None = None
+) -> dict[str, Any]:
     """What the language model is called with for prompts alone, mask [B, P]: a mask only where one is padded.
 
     together: [B, P] bool, the tokens of each prompt that all see each other; None where each sees those before it.
+    window: as Heads has it.
     """
     b, p = mask.shape
+    if window is not None:
+        return _windowed(windowed.masks_of_prompts(mask, together, window), dtype)
     if together is None and mask.all():
         # transformers leaves a mask of four axes as it is, and makes none of its own.
         return {"attention_mask": mask.view(b, 1, 1, p), "in_order": True}
@@ -79,6 +87,8 @@ def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
     On a GPU in half precision by stretches. Elsewhere a mask of the whole row where nothing is shared, or where answers
     are so uneven that their empty slots would cost more than it.
     """
+    if heads.window is not None:
+        return _windowed(windowed.masks_of_rows(packed, heads.window), heads.dtype)
     b, g, t = packed.shape
     p, k = packed.prompt_mask.shape[1], packed.order.shape[1]
     # Kernels for stretches know of no other order than that of the tokens, and of one width.
@@ -90,6 +100,11 @@ def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
     if p * p + g * t * (p + t) >= (p + k) ** 2:
         return {"attention_mask": bias(packed.attends, heads.dtype)}
     return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": shared_layout(packed, heads)}
+
+
+def _windowed(masks: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """Inputs of masks by kind of layer."""
+    return {"attention_mask": {kind: bias(mask, dtype) for kind, mask in masks.items()}}
 
 
 def shared_layout(packed: PackedRows, heads: Heads) -> SharedLayout:
@@ -161,7 +176,7 @@ def attend(
     layout: of packed rows, L = P + K, which then takes the mask's place; without one this is transformers' own `sdpa`.
     `in_order` among the others: whether each token attends to those before it and itself, whatever the mask.
     """
-    _refuse_otherwise(others)
+    _refuse_otherwise(others, own_mask=attention_mask is not None and layout is None and not others.get("in_order"))
     if others.pop("in_order", False):
         return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **others)
     if layout is None:
@@ -222,9 +237,12 @@ def _in_one_call(query: Tensor, key: Tensor, value: Tensor, layout: SharedLayout
     return flat.index_select(0, layout.order).view(b, -1, *flat.shape[1:])
 
 
-def _refuse_otherwise(others: dict[str, Any]) -> None:
-    """Raise ValueError for a layer that would be computed otherwise than it was trained; of known families none is."""
-    if others.get("softcap") is not None or others.get("sliding_window") is not None:
+def _refuse_otherwise(others: dict[str, Any], own_mask: bool) -> None:
+    """Raise ValueError for a layer that would be computed otherwise than it was trained; of known families none is.
+
+    own_mask: whether the layer is given the mask of its kind, in which its window is.
+    """
+    if others.get("softcap") is not None or (others.get("sliding_window") is not None and not own_mask):
         raise ValueError(
             f"a layer attends with softcap {others.get('softcap')} and sliding_window {others.get('sliding_window')}, "
             "which shared prompts are not computed with."

@@ -212,11 +212,20 @@ class PromptCache:
         """Places that are multiplied."""
         return self._capacity if self._place is not None else min(self._steps + 1, self._capacity)
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def bias_within(self, window: int) -> Tensor:
+        """[R, P + T] float32: 0 where the next tokens may look and less than `window` places back, minus infinity
+        elsewhere. Of text whose positions go on by 1."""
+        p, device = self.prompts.mask.shape[1], self.positions.device
+        first = self.prompts.last_positions - p  # where the first token held stands; the last is not held
+        back = (self.positions - first)[:, None] - torch.arange(p, device=device)
+        own = (self._next - torch.arange(self._capacity, device=device)) % self._capacity
+        return self._bias.masked_fill(torch.cat([back, own.expand(len(back), -1)], dim=1) >= window, -torch.inf)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attention of one token of each answer, its own key and value being written first.
 
-        queries: [R * C, H * n, d], scaled, n of them per key head; keys: [R * C, H, d]; values: [R * C, H, e].
-        Returns [R * C, H * n * e].
+        queries: [R * C, H * n, d], scaled, n of them per key head; keys: [R * C, H, d]; values: [R * C, H, e]. bias:
+        [R, P + T] in place of the cache's own, as `bias_within` gives it. Returns [R * C, H * n * e].
         """
         held, used = self._layers[layer], self._used
         r, heads, c, d, _ = held.own_keys.shape
@@ -226,17 +235,19 @@ class PromptCache:
         n = by_head.shape[1]
         to_prompt = torch.bmm(by_head.view(r * heads, c * n, d), held.prompt_keys)
         to_own = torch.bmm(by_head, held.own_keys.flatten(0, 2)[:, :, :used]).view(r * heads, c * n, used)
-        weights = self._softmax(torch.cat([to_prompt, to_own], dim=2)).to(values.dtype)
+        weights = self._softmax(torch.cat([to_prompt, to_own], dim=2), bias).to(values.dtype)
         of_prompt, of_own = weights.split([to_prompt.shape[2], used], dim=2)
         mixed = torch.bmm(of_prompt, held.prompt_values).view(r, heads, c, n, -1)
         own = torch.bmm(of_own.unflatten(1, (c, n)).flatten(0, 1), held.own_values.flatten(0, 2)[:, :used])
         return mixed.add_(own.view_as(mixed)).transpose(1, 2).reshape(r * c, -1)
 
-    def _softmax(self, scores: Tensor) -> Tensor:
-        """Over the last axis, float32; scores: [R * H, C * n, P + used]."""
-        if self._needs_bias:
-            by_prompt = scores.view(len(self._bias), -1, scores.shape[-1])
-            scores = (by_prompt + self._bias[:, None, : scores.shape[-1]]).view_as(scores)
+    def _softmax(self, scores: Tensor, bias: Tensor | None) -> Tensor:
+        """Over the last axis, float32; scores: [R * H, C * n, P + used]; bias: as `attend` has it."""
+        if bias is None and self._needs_bias:
+            bias = self._bias
+        if bias is not None:
+            by_prompt = scores.view(len(bias), -1, scores.shape[-1])
+            scores = (by_prompt + bias[:, None, : scores.shape[-1]]).view_as(scores)
         return scores.softmax(-1, dtype=torch.float32)
 
 

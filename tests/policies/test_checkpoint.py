@@ -91,7 +91,7 @@ SPOILED: dict[str, tuple[Edit, type[Exception], str]] = {
     "another family": (
         lambda f: rewritten(f, "config.json", model_type="florence2"),
         ValueError,
-        "florence2 model, and the families here are internvl, kimi_vl, .*qwen2_5_vl",
+        "florence2 model, and the families here are gemma3, internvl, kimi_vl, .*qwen2_5_vl",
     ),
     "no image processor": (
         without("preprocessor_config.json", "processor_config.json"),

@@ -23,6 +23,7 @@ from test_kimi_vl import released_config
 from test_vision_language import (
     PHRASES,
     images,
+    write_gemma3,
     write_internvl,
     write_kimi_vl,
     write_llava,
@@ -31,6 +32,8 @@ from test_vision_language import (
     write_smolvlm,
 )
 from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     Kimi_K25ForConditionalGeneration,
@@ -47,6 +50,7 @@ from envs.codecs.path_tokens import Codec
 from envs.example import BoxPart, PointPart, Prompt, Question, TextPart
 from policies.checkpoint import Checkpoint
 from policies.families._engines import NO_CUDA_GRAPH, NO_VLLM
+from policies.families._gemma3 import Gemma3
 from policies.families._internvl import InternVL
 from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
@@ -81,6 +85,7 @@ TOYS: dict[str, Callable[[Path], None]] = {
     "SmolVLM2": write_smolvlm,
     "Kimi-VL": write_kimi_vl,
     "Qwen3-VL-MoE": write_qwen3_vl_moe,
+    "Gemma 3": write_gemma3,
     "Moondream 3": write_toy,
 }
 
@@ -226,6 +231,14 @@ def checks_of(name: str, folder: Path, scratch: Path) -> dict[str, str]:
     }
 
 
+def gemma3_4b() -> Gemma3Config:
+    """As the folder of the released 4B says it."""
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    vision |= {"image_size": 896, "patch_size": 14, "vision_use_head": False}
+    return Gemma3Config(text_config=text, vision_config=vision)
+
+
 def released_models() -> dict[str, tuple[Any, Any]]:
     """(family, model on the meta device) of one released size each."""
     qwen2 = {"model_type": "qwen2", "vocab_size": 151674, "hidden_size": 3584, "intermediate_size": 18944}
@@ -250,6 +263,7 @@ def released_models() -> dict[str, tuple[Any, Any]]:
             "SmolVLM2-2.2B": (SmolVLM(), SmolVLMForConditionalGeneration(smolvlm)),
             "Kimi-VL-A3B": (KimiVL(), Kimi_K25ForConditionalGeneration(kimi)),
             "Qwen3-VL-30B-A3B": (Qwen3VLMoe(), Qwen3VLMoeForConditionalGeneration(moe_config())),
+            "Gemma 3 4B": (Gemma3(), Gemma3ForConditionalGeneration(gemma3_4b())),
             "Moondream 3": (Moondream(), MoondreamForSegmentation(MoondreamConfig())),
         }
 
@@ -274,7 +288,7 @@ def prompts() -> dict[str, str]:
     content = [{"type": "image"}, {"type": "text", "text": "Outline the dog."}]
     asked = {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
     found = {}
-    for family in (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM(), KimiVL(), Qwen3VLMoe()):
+    for family in (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM(), KimiVL(), Qwen3VLMoe(), Gemma3()):
         found[family.title] = Environment().from_string(family.template).render(**asked)
     segment = MoondreamConfig().segment
     prefix, suffix = (" ".join(map(str, segment[part])) for part in ("prefix", "suffix"))

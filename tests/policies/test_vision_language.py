@@ -11,6 +11,8 @@ from asking import ask, ask_all
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     Kimi_K25ForConditionalGeneration,
@@ -25,6 +27,7 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -231,7 +234,33 @@ def write_kimi_vl(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({"patch_size": 4, "in_token_limit": 4096}))
 
 
+def write_gemma3(folder: Path) -> None:
+    """A SigLIP tower of 32 px in patches of 4, pooled two by two, and four layers of which three see 9 tokens."""
+    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image_pad|>"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}<|answer|>"
+    )
+    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8}
+    text |= {"sliding_window": 9, "layer_types": ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"]}
+    text |= {"max_position_embeddings": 1024, "bos_token_id": 3, "eos_token_id": 1, "pad_token_id": 0}
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower |= {"patch_size": 4, "image_size": 32, "vision_use_head": False}
+    torch.manual_seed(1)
+    token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    config = Gemma3Config(text_config=text, vision_config=tower, image_token_index=token, mm_tokens_per_image=16)
+    model = Gemma3ForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Gemma3ImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 WRITTEN = {
+    "gemma3": write_gemma3,
     "kimi_vl": write_kimi_vl,
     "qwen2_5_vl": write_qwen2_5_vl,
     "qwen3_vl_moe": write_qwen3_vl_moe,
@@ -279,6 +308,8 @@ def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndar
     ids = torch.from_numpy(np.concatenate([prompt, answer]))[None]
     image_tokens = (ids == policy.processor.image_token).int()
     kinds = {"mm_token_type_ids": image_tokens} if "Qwen" in policy.processor.family.title else {}
+    if policy.processor.family.title == "Gemma 3":
+        kinds = {"token_type_ids": image_tokens}
     inputs = policy.processor.family.image_inputs(policy.rows([ask(image, phrase)], [[answer]]))
     logits = policy.model(input_ids=ids, **kinds, **inputs).logits[0]
     return logits[len(prompt) - 1 : -1]
@@ -374,6 +405,7 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
     grids["internvl"] = [[1, 1, 1], [3, 1, 1]]  # one tile; two, and both in one
     grids["smolvlm"] = [[1, 1, 1], [1, 1, 1]]
     grids["kimi_k25"] = [[1, 8, 8], [1, 12, 6]]
+    grids["gemma3"] = [[1, 1, 1], [1, 1, 1]]
     assert rows.image_grid.tolist() == grids[policy.model.config.model_type]
     for b in range(2):
         alone = policy(
@@ -573,6 +605,7 @@ def test_greedy_answers_are_those_of_transformers_own_generate(policy: Policy) -
         attention_mask=rows.prompt_mask.long(),
         **policy.processor.family.image_inputs(rows),
         **({"mm_token_type_ids": kinds} if "Qwen" in policy.processor.family.title else {}),
+        **({"token_type_ids": kinds} if policy.processor.family.title == "Gemma 3" else {}),
         do_sample=False,
         max_new_tokens=8,
         suppress_tokens=policy.processor.unsampled_tokens,

@@ -68,7 +68,7 @@ def test_a_part_takes_every_field_at_the_same_places() -> None:
     assert len(part) == 2
     assert [prompt.text for prompt in part.prompts] == ["the cow", "the dog"]
     assert [image.key for image in part.images] == ["cow", "dog"]
-    assert part.tokens == (whole.tokens[2], whole.tokens[0])
+    assert part.choices == (whole.choices[2], whole.choices[0])
     assert part.sampler_logprobs == (whole.sampler_logprobs[2], whole.sampler_logprobs[0])
     assert part.advantages.tolist() == whole.advantages[[2, 0]].tolist()
     assert part.counts.tolist() == [True, True]

@@ -161,7 +161,7 @@ def test_every_algorithm_takes_the_steps_of_plain_torch_with_a_divergence_and_wi
         replace(
             each,
             token_advantages=tuple(
-                tuple(rng.normal(size=len(t)).astype(np.float32) for t in row) for row in each.tokens
+                tuple(rng.normal(size=len(t)).astype(np.float32) for t in row) for row in each.choices
             ),
         )
         for each in batches

@@ -81,9 +81,9 @@ def test_a_repeat_that_only_keeps_ranks_in_step_weighs_nothing() -> None:
 def test_what_is_taught_comes_last_in_its_group_and_counts_in_budgets(tiny_untrained: Path) -> None:
     whole = with_outlines(tiny_untrained, 0)
     assert whole.taught is not None
-    for row, answers, taught in zip(whole.responses, whole.tokens, whole.taught, strict=True):
+    for row, answers, taught in zip(whole.responses, whole.choices, whole.taught, strict=True):
         assert len(row) == 4 and row[-1] is taught and row[:3] == answers
-    lengths = [sum(map(len, row)) for row in whole.tokens]
+    lengths = [sum(map(len, row)) for row in whole.choices]
     added = [len(tokens) for tokens in whole.taught]
     assert whole.answer_tokens().tolist() == [a + b for a, b in zip(lengths, added, strict=True)]
     part = whole.part([2, 0])

@@ -1,0 +1,164 @@
+"""Gemma 3 in the form of transformers' own class (gemma3): a SigLIP tower at one size, pooled to 256 tokens, and layers
+of which most see a window of the text.
+
+A photo is stretched to a square, which changes nothing about places in thousandths of each side. The tokens of an image
+see each other in both directions; all else is in order. Crops of very wide photos (pan and scan) are left off, as they
+are in the released folders. Facts: the released folders and transformers' classes (gemma3, siglip).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Gemma3ForConditionalGeneration
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+from policies.checkpoint import Checkpoint
+from policies.families._tower_and_projector import TowerAndProjector, merged, refuse_early_block, with_output_of
+from policies.families.base import PromptRows, VisionFeatures
+from policies.family import Sides
+from policies.sharing.attention import Heads
+from policies.sharing.windowed import WINDOW, WindowedDecoder
+
+_BEGINS, _SHOWN, _ENDS = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
+_IMAGE = f"\n\n{_BEGINS}{_SHOWN}{_ENDS}\n\n"
+"""What stands for an image in a prompt, one token in place of all."""
+
+
+class Gemma3(TowerAndProjector):
+    """Gemma 3 of 4B and more, which sees; the smallest reads text alone."""
+
+    title = "Gemma 3"
+    coordinates = "thousandths"
+    template = (
+        "{%- for message in messages -%}"
+        "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\n' "
+        "if message['role'] != 'system' and (loop.first or messages[0]['role'] != 'system' or loop.index > 2) }}"
+        "{%- if message['role'] == 'system' -%}{{ '<start_of_turn>user\n' }}{%- endif -%}"
+        "{%- for part in message['content'] -%}"
+        "{%- if part['type'] == 'image' -%}{{ " + repr(_IMAGE) + " }}{%- else -%}{{ part['text'] }}{%- endif -%}"
+        "{%- endfor -%}"
+        "{{ '\n\n' if message['role'] == 'system' else '<end_of_turn>\n' }}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+    )
+    begins = True
+    turn_ends: tuple[str, ...] = ("<end_of_turn>",)
+    texts: tuple[str, ...] = ("gemma3_text",)
+    image_marks: tuple[str, ...] = ()
+    layer_kinds: tuple[str, ...] = ("full_attention", WINDOW)
+
+    def config(self, checkpoint: Checkpoint) -> Any:
+        """Family.config; ValueError for text that is read both ways."""
+        config = super().config(checkpoint)
+        if config.get_text_config().use_bidirectional_attention:
+            raise ValueError(
+                f"text_config.use_bidirectional_attention of {checkpoint.folder}/config.json is true, and such a model "
+                "writes no answers; give one that reads its text in order."
+            )
+        return config
+
+    def tokenizer(self, checkpoint: Checkpoint) -> Any:
+        """Family.tokenizer: its template with all that stands for an image, which the released one leaves to the
+        processor."""
+        tokenizer = super().tokenizer(checkpoint)
+        template = tokenizer.chat_template
+        if isinstance(template, str) and _BEGINS in template and _SHOWN not in template:
+            tokenizer.chat_template = template.replace(_BEGINS, _IMAGE.replace("\n", "\\n"))
+        return tokenizer
+
+    def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
+        """Family.network."""
+        return Gemma3ForConditionalGeneration.from_pretrained(checkpoint.folder, **loading)
+
+    def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
+        """Family.image_processor: stretching to a square, without crops."""
+        if min_pixels is not None or max_pixels is not None:
+            raise ValueError(
+                f"policy.min_pixels is {min_pixels} and policy.max_pixels {max_pixels}, but {self.title} sees every "
+                "image at one size; set both to null."
+            )
+        processor: Any = Gemma3ImageProcessorPil.from_pretrained(checkpoint.folder)
+        vision: Any = checkpoint.config.get("vision_config", {})
+        seen, size = int(vision.get("image_size", 896)), (processor.size["height"], processor.size["width"])
+        if size != (seen, seen):
+            raise ValueError(
+                f"the image processor of {checkpoint.folder} stretches an image to {size[0]}x{size[1]} pixels, and the "
+                f"model's vision tower sees {seen}x{seen}; copy preprocessor_config.json of this very model."
+            )
+        processor.do_resize, processor.do_pan_and_scan = True, False
+        processor.image_tokens = int(checkpoint.config.get("mm_tokens_per_image", 256))
+        processor.pooled = _pooled(checkpoint, seen // int(vision.get("patch_size", 14)), processor.image_tokens)
+        return processor
+
+    def shown_size(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
+        """Family.shown_size: the square."""
+        return int(image_processor.size["height"]), int(image_processor.size["width"])
+
+    def image_tokens(self, image_processor: Any, height: int, width: int) -> int:
+        """Family.image_tokens."""
+        return int(image_processor.image_tokens)
+
+    def patches_each(self, image_processor: Any) -> int:
+        """Family.patches_each: those that are pooled."""
+        return int(image_processor.pooled) ** 2
+
+    def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """Family.patches: an image is one row of pixel_values."""
+        each = [
+            image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+            for image in images
+        ]
+        return torch.cat(each), torch.ones(len(images), 3, dtype=torch.int64)
+
+    def heads(self, model: Any) -> Heads:
+        """Family.heads: some layers see a window."""
+        return super().heads(model)._replace(window=int(model.config.get_text_config().sliding_window))
+
+    def together(self, model: Any, rows: PromptRows) -> Tensor:
+        """Family.together: the tokens of the image."""
+        return rows.prompt_mask & (rows.prompt_tokens == self.placeholder(model.config))
+
+    def lay_out(self, model: Any) -> None:
+        """Family.lay_out: as the weights lie."""
+
+    def decoder(self, model: Any) -> WindowedDecoder:
+        """Family.decoder."""
+        return WindowedDecoder(self.language_model(model))
+
+    def features(
+        self, model: Any, pixel_values: Tensor, image_grid: Tensor, sides: Sides, early: int
+    ) -> VisionFeatures:
+        """Family.features: the pooled grid of the square.
+
+        early: 0 the patch embedding, before positions and blocks, k the output of block k, counted from 1; ValueError
+        where the tower has no such block. The patches of a token become channels of its place.
+        """
+        vision = model.model.vision_tower
+        refuse_early_block(early, len(vision.encoder.layers))
+        watched = vision.embeddings.patch_embedding if early == 0 else vision.encoder.layers[early - 1]
+        final, held = with_output_of(watched, lambda: model.model.get_image_features(pixel_values).pooler_output)
+        held = held.flatten(2).transpose(1, 2) if early == 0 else held
+        pooled = math.isqrt(held.shape[1] // final.shape[1])
+        return VisionFeatures(_on_grid(final), _on_grid(merged(held, pooled)))
+
+
+def _on_grid(tokens: Tensor) -> Tensor:
+    """[B, cells * cells, C] as [B, C, cells, cells], float32."""
+    cells = math.isqrt(tokens.shape[1])
+    return tokens.float().transpose(1, 2).unflatten(2, (cells, cells)).contiguous()
+
+
+def _pooled(checkpoint: Checkpoint, patches: int, tokens: int) -> int:
+    """Patches of a side that become one token; ValueError where `patches` a side do not make `tokens`."""
+    cells = math.isqrt(tokens)
+    if cells**2 != tokens or cells == 0 or patches % cells:
+        raise ValueError(
+            f"config.json of {checkpoint.folder} says {tokens} tokens an image (mm_tokens_per_image), and {patches} by "
+            f"{patches} patches are not pooled to so many; copy config.json of this very model."
+        )
+    return patches // cells
