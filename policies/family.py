@@ -42,6 +42,9 @@ class Family(Protocol):
     image_marks: tuple[str, ...]
     """Tokens that stand before and behind an image's, where templates leave them to the processor; () where they
     write all that there is."""
+    image_text: tuple[str, str] | None
+    """What templates write for an image where they leave the rest to the processor, and the whole that it stands for,
+    one of an image's tokens in it; None where they write the token itself."""
     texts: tuple[str, ...]
     """model_type of the language models whose layers the policy knows: how they attend, turn and norm."""
 

@@ -112,13 +112,13 @@ def chat_template(checkpoint: Checkpoint, tokenizer: Any, family: Family, image_
 
     The last only where the folder has none that shows an image, and said so. Raises ValueError where none does.
     """
-    if shows_question(tokenizer, None, image_token):
+    if shows_question(tokenizer, None, image_token, family.image_text):
         return None
     legacy = checkpoint.json("chat_template.json").get("chat_template")
-    if isinstance(legacy, str) and shows_question(tokenizer, legacy, image_token):
+    if isinstance(legacy, str) and shows_question(tokenizer, legacy, image_token, family.image_text):
         return legacy
     known = all(token in tokenizer.get_vocab() for token in family.turn_ends)
-    if known and shows_question(tokenizer, family.template, image_token):
+    if known and shows_question(tokenizer, family.template, image_token, family.image_text):
         log.warning(
             "%s has no chat template that shows an image and a text: it is asked by that of %s as released",
             checkpoint.folder,

@@ -107,7 +107,8 @@ class Processor:
         """Get ready for questions; returns the text that stands behind the user's, which an answer follows."""
         self._image_marks = mark_ids(self._checkpoint, self.family, self.tokenizer)
         added = self._template_added = chat_template(self._checkpoint, self.tokenizer, self.family, self.image_token)
-        template = QuestionTemplate(self.tokenizer, asking, self.image_token, added, self.family.begins)
+        family = self.family
+        template = QuestionTemplate(self.tokenizer, asking, self.image_token, added, family.begins, family.image_text)
         # A question is asked for again: by the sampler, for its group, by the checks before a run.
         self._known_tokens = lru_cache(maxsize=4096)(template.tokens)
         return template.ending

@@ -39,14 +39,19 @@ def check_phrase(phrase: str) -> None:
     refuse_no_text(phrase, "the phrase")
 
 
-def shows_question(tokenizer: Any, template: str | None, image_token: int) -> bool:
-    """Whether a chat template (None: the tokenizer's own) shows one image and the user's text, each of them once."""
+def shows_question(
+    tokenizer: Any, template: str | None, image_token: int, image_text: tuple[str, str] | None = None
+) -> bool:
+    """Whether a chat template (None: the tokenizer's own) shows one image and the user's text, each of them once;
+    image_text: as Family has it."""
     from jinja2 import TemplateError  # here, since settings are checked without it
 
     try:
         text = _in_template(tokenizer, template, None, _ANY_TEXT)
     except (TypeError, ValueError, TemplateError):  # one for text alone joins strings to lists, or there is none
         return False
+    if image_text is not None and _lacks_image(text, image_text):
+        text = text.replace(*image_text, 1)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return text.count(_ANY_TEXT) == 1 and ids.count(image_token) == 1
 
@@ -116,10 +121,12 @@ class QuestionTemplate:
         image_token: int,
         template: str | None = None,
         begins: bool = False,
+        image_text: tuple[str, str] | None = None,
     ) -> None:
         """asking: the user's texts, the system message, and values of the template's variables. image_token: what an
         image becomes. template: the chat template; None for the tokenizer's own. begins: whether a prompt begins with
-        the tokenizer's own token for that, which is put before it where the template does not.
+        the tokenizer's own token for that, which is put before it where the template does not. image_text: as Family
+        has it.
 
         Raises ValueError for a question without its phrase, for arguments that the template does not name, and for a
         template that does not show image and question once.
@@ -129,6 +136,9 @@ class QuestionTemplate:
         self._system, self._chat_template, self._arguments = asking.system, template, asking.template_arguments or {}
         _refuse_unnamed(self._arguments, template or tokenizer.chat_template)
         self._begin = str(tokenizer.bos_token or "") if begins else ""
+        self._image_text: tuple[str, str] | None = None
+        if image_text is not None and _lacks_image(self._in_template(_ANY_TEXT), image_text):
+            self._image_text = image_text
         text = self._in_template(_ANY_TEXT)
         parts = text.split(_ANY_TEXT)
         if len(parts) != 2:
@@ -164,6 +174,8 @@ class QuestionTemplate:
 
     def _in_template(self, question: str) -> str:
         text = _in_template(self._tokenizer, self._chat_template, self._system, question, self._arguments)
+        if self._image_text is not None:
+            text = text.replace(*self._image_text, 1)  # the first is the image, words of the user stand behind
         return text if text.startswith(self._begin) else self._begin + text
 
 
@@ -185,6 +197,11 @@ def _refuse_unnamed(arguments: Mapping[str, Any], template: Any) -> None:
 
 _GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token")
 """Variables of a chat template that are no settings."""
+
+
+def _lacks_image(text: str, image_text: tuple[str, str]) -> bool:
+    """Whether a rendered prompt has not yet all that stands for an image."""
+    return image_text[1].strip() not in text
 
 
 def _in_template(

@@ -19,6 +19,7 @@ class AutoFamily:
     """Part of a Family."""
 
     takes_code = False
+    image_text: tuple[str, str] | None = None
     layer_kinds: tuple[str, ...] = ("full_attention",)
 
     def config(self, checkpoint: Checkpoint) -> Any:

@@ -6,6 +6,7 @@ see each other in both directions; all else is in order. Crops of very wide phot
 are in the released folders. Facts: the released folders and transformers' classes (gemma3, siglip).
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +25,11 @@ from policies.family import Sides
 from policies.sharing.attention import Heads
 from policies.sharing.windowed import WINDOW, WindowedDecoder
 
-_BEGINS, _SHOWN, _ENDS = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
-_IMAGE = f"\n\n{_BEGINS}{_SHOWN}{_ENDS}\n\n"
+log = logging.getLogger(__name__)
+
+_BEGINS = "<start_of_image>"
+"""What templates write for an image."""
+_IMAGE = f"\n\n{_BEGINS}<image_soft_token><end_of_image>\n\n"
 """What stands for an image in a prompt, one token in place of all."""
 
 
@@ -40,7 +44,8 @@ class Gemma3(TowerAndProjector):
         "if message['role'] != 'system' and (loop.first or messages[0]['role'] != 'system' or loop.index > 2) }}"
         "{%- if message['role'] == 'system' -%}{{ '<start_of_turn>user\n' }}{%- endif -%}"
         "{%- for part in message['content'] -%}"
-        "{%- if part['type'] == 'image' -%}{{ " + repr(_IMAGE) + " }}{%- else -%}{{ part['text'] }}{%- endif -%}"
+        "{%- if part['type'] == 'image' -%}{{ '<start_of_image>' }}"
+        "{%- else -%}{{ part['text'] | trim }}{%- endif -%}"
         "{%- endfor -%}"
         "{{ '\n\n' if message['role'] == 'system' else '<end_of_turn>\n' }}"
         "{%- endfor -%}"
@@ -50,26 +55,25 @@ class Gemma3(TowerAndProjector):
     turn_ends: tuple[str, ...] = ("<end_of_turn>",)
     texts: tuple[str, ...] = ("gemma3_text",)
     image_marks: tuple[str, ...] = ()
+    image_text: tuple[str, str] | None = (_BEGINS, _IMAGE)
     layer_kinds: tuple[str, ...] = ("full_attention", WINDOW)
 
     def config(self, checkpoint: Checkpoint) -> Any:
-        """Family.config; ValueError for text that is read both ways."""
+        """Family.config; ValueError for text that is read both ways, and for sizes that make no image or no window."""
         config = super().config(checkpoint)
+        _pooled(checkpoint, config)
+        window = config.get_text_config().sliding_window
+        if not isinstance(window, int) or window < 1:
+            raise ValueError(
+                f"text_config.sliding_window of {checkpoint.folder}/config.json is {window!r}, and layers see a window "
+                "of 1 place or more; copy config.json of this very model."
+            )
         if config.get_text_config().use_bidirectional_attention:
             raise ValueError(
                 f"text_config.use_bidirectional_attention of {checkpoint.folder}/config.json is true, and such a model "
                 "writes no answers; give one that reads its text in order."
             )
         return config
-
-    def tokenizer(self, checkpoint: Checkpoint) -> Any:
-        """Family.tokenizer: its template with all that stands for an image, which the released one leaves to the
-        processor."""
-        tokenizer = super().tokenizer(checkpoint)
-        template = tokenizer.chat_template
-        if isinstance(template, str) and _BEGINS in template and _SHOWN not in template:
-            tokenizer.chat_template = template.replace(_BEGINS, _IMAGE.replace("\n", "\\n"))
-        return tokenizer
 
     def network(self, checkpoint: Checkpoint, **loading: Any) -> Any:
         """Family.network."""
@@ -83,16 +87,17 @@ class Gemma3(TowerAndProjector):
                 "image at one size; set both to null."
             )
         processor: Any = Gemma3ImageProcessorPil.from_pretrained(checkpoint.folder)
-        vision: Any = checkpoint.config.get("vision_config", {})
-        seen, size = int(vision.get("image_size", 896)), (processor.size["height"], processor.size["width"])
-        if size != (seen, seen):
+        config = self.config(checkpoint)
+        seen, size = int(config.vision_config.image_size), dict(processor.size or {})
+        if (size.get("height"), size.get("width")) != (seen, seen):
             raise ValueError(
-                f"the image processor of {checkpoint.folder} stretches an image to {size[0]}x{size[1]} pixels, and the "
-                f"model's vision tower sees {seen}x{seen}; copy preprocessor_config.json of this very model."
+                f"the image processor of {checkpoint.folder} stretches an image to size {size}, and the model's vision "
+                f"tower sees {seen}x{seen} pixels; copy preprocessor_config.json of this very model."
             )
+        if processor.do_pan_and_scan:
+            log.warning("%s cuts wide photos into crops (do_pan_and_scan): they are left off here", checkpoint.folder)
         processor.do_resize, processor.do_pan_and_scan = True, False
-        processor.image_tokens = int(checkpoint.config.get("mm_tokens_per_image", 256))
-        processor.pooled = _pooled(checkpoint, seen // int(vision.get("patch_size", 14)), processor.image_tokens)
+        processor.image_tokens, processor.pooled = int(config.mm_tokens_per_image), _pooled(checkpoint, config)
         return processor
 
     def shown_size(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
@@ -153,10 +158,12 @@ def _on_grid(tokens: Tensor) -> Tensor:
     return tokens.float().transpose(1, 2).unflatten(2, (cells, cells)).contiguous()
 
 
-def _pooled(checkpoint: Checkpoint, patches: int, tokens: int) -> int:
-    """Patches of a side that become one token; ValueError where `patches` a side do not make `tokens`."""
-    cells = math.isqrt(tokens)
-    if cells**2 != tokens or cells == 0 or patches % cells:
+def _pooled(checkpoint: Checkpoint, config: Any) -> int:
+    """Patches of a side that become one token; ValueError where the patches of an image do not make its tokens."""
+    side, patch, tokens = config.vision_config.image_size, config.vision_config.patch_size, config.mm_tokens_per_image
+    patches = side // patch if patch > 0 else 0
+    cells = math.isqrt(max(tokens, 0))
+    if cells**2 != tokens or cells == 0 or patches < cells or patches % cells:
         raise ValueError(
             f"config.json of {checkpoint.folder} says {tokens} tokens an image (mm_tokens_per_image), and {patches} by "
             f"{patches} patches are not pooled to so many; copy config.json of this very model."

@@ -181,10 +181,6 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **others)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
-    if others.get("dropout"):
-        raise ValueError(
-            f"a layer drops {others['dropout']} of its attention, which shared prompts do not; set it to 0."
-        )
     scale = others.get("scaling")
     if isinstance(layout, PackedStretches):
         by_token = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
@@ -242,6 +238,11 @@ def _refuse_otherwise(others: dict[str, Any], own_mask: bool) -> None:
 
     own_mask: whether the layer is given the mask of its kind, in which its window is.
     """
+    if others.get("dropout"):
+        raise ValueError(
+            f"a layer drops {others['dropout']} of its attention in training, and the sampler none; set "
+            "attention_dropout to 0 in config.json."
+        )
     if others.get("softcap") is not None or (others.get("sliding_window") is not None and not own_mask):
         raise ValueError(
             f"a layer attends with softcap {others.get('softcap')} and sliding_window {others.get('sliding_window')}, "

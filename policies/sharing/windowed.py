@@ -33,6 +33,7 @@ def masks_of_prompts(mask: Tensor, together: Tensor | None, window: int) -> dict
 
 
 def _by_kind(seen: Tensor, positions: Tensor, window: int) -> dict[str, Tensor]:
+    positions = positions.int()  # differences of all pairs
     near = positions[:, None, :, None] - positions[:, None, None, :] < window
     return {_WHOLE: seen, WINDOW: seen & near}
 

@@ -11,7 +11,7 @@ from jinja2 import Environment
 from safetensors.torch import load_file, save_file
 from test_vision_language import images, tokens_of, write_gemma3
 from torch import Tensor
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from envs.codecs import point_text
 from envs.codecs.path_tokens import Codec
@@ -19,6 +19,7 @@ from policies.checkpoint import Checkpoint
 from policies.families._gemma3 import Gemma3
 from policies.families._loading import refuse_unfilled
 from policies.families.vision_language import Policy
+from policies.question import QuestionTemplate
 from policies.settings import Asking
 from policies.sharing.packing import pack_rows
 from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
@@ -101,9 +102,8 @@ def test_a_cache_shows_what_is_within_the_window_also_where_places_are_used_agai
 
 
 def test_the_released_template_is_asked_by_with_all_that_stands_for_an_image(folder: Path, tmp_path: Path) -> None:
-    special = ["<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<image_soft_token>", "<end_of_image>"]
-    tokenizer = word_tokenizer([*Codec().words, "the", "dog", "user", "model"], special=special)
-    tokenizer.chat_template, tokenizer.bos_token = RELEASED_TEMPLATE, "<|vision_start|>"
+    tokenizer = _released_tokenizer()
+    tokenizer.chat_template = RELEASED_TEMPLATE
     _copied(folder, tmp_path)
     tokenizer.save_pretrained(tmp_path)
     _change(tmp_path, {"image_token_index": tokenizer.convert_tokens_to_ids("<image_soft_token>")})
@@ -117,14 +117,64 @@ def test_the_released_template_is_asked_by_with_all_that_stands_for_an_image(fol
     assert processor.tokenizer.convert_ids_to_tokens(processor.end_tokens) == ["<end_of_turn>", "<|end|>"]
 
 
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "chat_template.json", "outside a string"])
+def test_the_image_stands_the_same_wherever_and_however_the_template_is_written(
+    folder: Path, tmp_path: Path, place: str
+) -> None:
+    tokenizer, written = _released_tokenizer(), RELEASED_TEMPLATE
+    if place == "outside a string":
+        written = written.replace("{{ '<start_of_image>' }}", "<start_of_image>")
+    _copied(folder, tmp_path)
+    _change(tmp_path, {"image_token_index": tokenizer.convert_tokens_to_ids("<image_soft_token>")})
+    (tmp_path / "chat_template.jinja").unlink()
+    if place == "chat_template.json":
+        tokenizer.chat_template = None
+        (tmp_path / place).write_text(json.dumps({"chat_template": written}))
+    else:
+        tokenizer.chat_template = written
+    tokenizer.save_pretrained(tmp_path)
+    processor = Policy.make_processor(tmp_path, Codec(), Asking("the {phrase}"))
+    expected = "<bos><start_of_turn>user\n\n\n<start_of_image><image_soft_token><end_of_image>\n\n"
+    expected += "the <end_of_image><end_of_turn>"
+    template = QuestionTemplate(
+        processor.tokenizer, Asking("the {phrase}"), processor.image_token, _legacy(tmp_path), True, Gemma3.image_text
+    )
+    assert template._in_template("the <end_of_image>").replace("<|vision_start|>", "<bos>").startswith(expected)
+    shown = processor.prompt_tokens(ask(images(1)[0], "<start_of_image><image_soft_token><end_of_image>"))
+    assert (shown == processor.image_token).sum() == 16  # a phrase is data
+
+
+def test_a_folder_without_a_template_is_saved_with_one_that_leaves_the_image_to_the_processor(
+    folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = _released_tokenizer()
+    tokenizer.chat_template = None
+    _copied(folder, tmp_path)
+    _change(tmp_path, {"image_token_index": tokenizer.convert_tokens_to_ids("<image_soft_token>")})
+    (tmp_path / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(tmp_path)
+    processor = Policy.make_processor(tmp_path, Codec(), Asking("the {phrase}"))
+    (tmp_path / "saved").mkdir()
+    processor.save(tmp_path / "saved")
+    written = (tmp_path / "saved" / "chat_template.jinja").read_text()
+    assert "<start_of_image>" in written and "<image_soft_token>" not in written
+
+
+def test_dropped_attention_is_refused_in_learning(folder: Path, tmp_path: Path) -> None:
+    _copied(folder, tmp_path)
+    _change(tmp_path, {"attention_dropout": 0.1})
+    policy = Policy(tmp_path, Codec()).train()
+    with pytest.raises(ValueError, match=r"^a layer drops 0\.1 of its attention .* set attention_dropout to 0"):
+        policy(policy.rows([ask(images(1)[0], "dog")], tokens_of(policy, [["1 2 3"]])))
+
+
 def test_its_own_template_puts_what_the_system_says_first_in_the_users_turn() -> None:
     content = [{"type": "image"}, {"type": "text", "text": "Outline the dog."}]
     system = {"role": "system", "content": [{"type": "text", "text": "Be short."}]}
     text = Environment().from_string(Gemma3.template)
     asked = text.render(messages=[system, {"role": "user", "content": content}], add_generation_prompt=True)
     assert asked == (
-        "<start_of_turn>user\nBe short.\n\n\n\n<start_of_image><image_soft_token><end_of_image>\n\nOutline the dog."
-        "<end_of_turn>\n<start_of_turn>model\n"
+        "<start_of_turn>user\nBe short.\n\n<start_of_image>Outline the dog.<end_of_turn>\n<start_of_turn>model\n"
     )
 
 
@@ -178,6 +228,18 @@ def test_photos_are_stretched_and_places_are_thousandths_of_each_side(folder: Pa
     assert processor.image_patches(100, 300) == 64
 
 
+def _released_tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<image_soft_token>", "<end_of_image>"]
+    tokenizer = word_tokenizer([*Codec().words, "the", "dog", "user", "model"], special=special)
+    tokenizer.bos_token = "<|vision_start|>"
+    return tokenizer
+
+
+def _legacy(folder: Path) -> str | None:
+    found = folder / "chat_template.json"
+    return json.loads(found.read_text())["chat_template"] if found.is_file() else None
+
+
 def _copied(folder: Path, into: Path) -> None:
     for file in folder.iterdir():
         (into / file.name).write_bytes(file.read_bytes())
@@ -196,13 +258,19 @@ def _change(folder: Path, values: dict[str, object], file: str = "config.json") 
     [
         ("config.json", {"mm_tokens_per_image": 15}, r"says 15 tokens an image \(mm_tokens_per_image\), and 8 by 8"),
         ("config.json", {"mm_tokens_per_image": 9}, r"says 9 tokens an image"),
+        ("config.json", {"mm_tokens_per_image": -4}, r"says -4 tokens an image"),
+        ("config.json", {"mm_tokens_per_image": None}, r"config\.json cannot be read"),
+        ("config.json", {"vision_config": None}, r"says 16 tokens an image"),
+        ("config.json", {"sliding_window": None}, r"sliding_window of .* is None, and layers see"),
+        ("config.json", {"sliding_window": 0}, r"sliding_window of .* is 0, and layers see a window of 1"),
+        ("processor", {"size": {"shortest_edge": 32}}, r"size \{.*'shortest_edge': 32"),
         (
             "config.json",
             {"use_bidirectional_attention": True},
             r"use_bidirectional_attention of .* is true",
         ),
         ("config.json", {"attn_logit_softcapping": 50.0}, r"has attn_logit_softcapping in its config\.json"),
-        ("processor", {"size": {"height": 24, "width": 24}}, r"stretches an image to 24x24 pixels, and .* sees 32x32"),
+        ("processor", {"size": {"height": 24, "width": 24}}, r"size \{'height': 24.* sees 32x32"),
     ],
 )
 def test_what_would_be_computed_otherwise_is_refused(
