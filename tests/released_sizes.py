@@ -3,6 +3,7 @@
 Widths as in the released config.json of Qwen/Qwen2.5-VL-3B-Instruct, -7B-, Qwen/Qwen3-VL-4B-Instruct and -8B-.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,28 @@ def config_of(name: str, layers: int | None = None, blocks: int | None = None, v
     vision |= {"patch_size": 16, "num_position_embeddings": 2304}
     vision |= {"deepstack_visual_indexes": [k for k in stacked if k < depth]}
     return Qwen3VLConfig(text_config=text, vision_config=vision, **shared)
+
+
+def kimi_vl_config() -> dict[str, Any]:
+    """config.json of moonshotai/Kimi-VL-A3B-Instruct, what sizes need of it."""
+    text = {"vocab_size": 163840, "hidden_size": 2048, "intermediate_size": 11264, "moe_intermediate_size": 1408}
+    text |= {"num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "n_shared_experts": 2}
+    text |= {"n_routed_experts": 64, "num_experts_per_tok": 6, "first_k_dense_replace": 1, "q_lora_rank": None}
+    text |= {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    text |= {"n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.446, "rope_theta": 8e5}
+    vision = {"patch_size": 14, "num_attention_heads": 16, "num_hidden_layers": 27, "hidden_size": 1152}
+    vision |= {"intermediate_size": 4304, "init_pos_emb_height": 64, "init_pos_emb_width": 64}
+    return {"model_type": "kimi_vl", "text_config": text, "vision_config": vision, "auto_map": {"AutoConfig": "x.Y"}}
+
+
+def write_kimi_vl_config_only(folder: Path) -> Path:
+    """A folder with Kimi-VL's config.json, a tokenizer of words and the image processor's file, but no weights."""
+    tokenizer = word_tokenizer(Codec().words)
+    tokenizer.save_pretrained(folder)
+    config = kimi_vl_config() | {"media_placeholder_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>")}
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["KimiVLForConditionalGeneration"]}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"patch_size": 14, "in_token_limit": 4096}))
+    return folder
 
 
 def write_config_only(folder: Path, name: str, **fewer: int) -> Path:

@@ -17,9 +17,8 @@ from asking import ask, ask_all
 from jinja2 import Environment
 from moondream_toy import codec as centre_codec
 from moondream_toy import write_toy
-from released_sizes import config_of
+from released_sizes import config_of, kimi_vl_config
 from test_experts import moe_config
-from test_kimi_vl import released_config
 from test_vision_language import (
     PHRASES,
     images,
@@ -252,7 +251,7 @@ def released_models() -> dict[str, tuple[Any, Any]]:
     internvl = InternVLConfig(text_config=qwen2, vision_config={"attention_bias": True}, tie_word_embeddings=False)
     smolvlm = SmolVLMConfig(text_config=smol, vision_config=so400m, scale_factor=3, tie_word_embeddings=False)
     with tempfile.TemporaryDirectory() as place:
-        (Path(place) / "config.json").write_text(json.dumps(released_config()))
+        (Path(place) / "config.json").write_text(json.dumps(kimi_vl_config()))
         kimi = KimiVL().config(Checkpoint(Path(place)))
     with torch.device("meta"):
         return {

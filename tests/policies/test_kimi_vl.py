@@ -15,6 +15,7 @@ from asking import ask
 from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment
+from released_sizes import kimi_vl_config
 from safetensors.torch import load_file, save_file
 from test_vision_language import images, tokens_of, write_kimi_vl
 from transformers import Kimi_K25ForConditionalGeneration
@@ -297,19 +298,8 @@ def test_its_template_asks_as_the_family_does() -> None:
     )
 
 
-def released_config() -> dict:
-    text = {"vocab_size": 163840, "hidden_size": 2048, "intermediate_size": 11264, "moe_intermediate_size": 1408}
-    text |= {"num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "n_shared_experts": 2}
-    text |= {"n_routed_experts": 64, "num_experts_per_tok": 6, "first_k_dense_replace": 1, "q_lora_rank": None}
-    text |= {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-    text |= {"n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.446, "rope_theta": 8e5}
-    vision = {"patch_size": 14, "num_attention_heads": 16, "num_hidden_layers": 27, "hidden_size": 1152}
-    vision |= {"intermediate_size": 4304, "init_pos_emb_height": 64, "init_pos_emb_width": 64}
-    return {"model_type": "kimi_vl", "text_config": text, "vision_config": vision, "auto_map": {"AutoConfig": "x.Y"}}
-
-
 def test_at_its_real_size_it_has_the_names_shapes_and_parameters_that_are_told_of_it(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(released_config()))
+    (tmp_path / "config.json").write_text(json.dumps(kimi_vl_config()))
     with torch.device("meta"):
         model = Kimi_K25ForConditionalGeneration(KimiVL().config(Checkpoint(tmp_path)))
     family = KimiVL()

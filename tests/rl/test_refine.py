@@ -175,7 +175,7 @@ def test_images_that_are_other_ones_or_gone_are_refused_before_training(config: 
 
 def test_an_archive_of_a_schema_that_is_not_read_is_named(config: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rollout.archive.shards.READABLE_VERSIONS", (7,))
-    refused(config(), "has archive schema version 3, this Polytrace .* reads 7")
+    refused(config(), "has archive schema version 4, this Polytrace .* reads 7")
 
 
 def test_an_archive_of_schema_1_is_read(config: Made, tmp_path: Path) -> None:

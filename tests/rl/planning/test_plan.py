@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from released_sizes import RELEASED, write_config_only
+from released_sizes import RELEASED, write_config_only, write_kimi_vl_config_only
 from typer.testing import CliRunner
 
 from policies.settings import LoraSettings
@@ -28,6 +28,7 @@ MODEL_OF = {
     "presets/qwen2_5_vl": "qwen2_5_vl_7b",
     "presets/simpleseg_qwen2_5_vl": "qwen2_5_vl_7b",
     "presets/qwen3_vl": "qwen3_vl_4b",
+    "presets/simpleseg_kimi_vl": "kimi_vl_a3b",
 } | {
     f"presets/{name}_{cards}gpu": name
     for name in ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_8b")
@@ -40,6 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name in RELEASED:
         write_config_only(folder / name, name)
+    write_kimi_vl_config_only(folder / "kimi_vl_a3b")
     return folder
 
 
