@@ -19,7 +19,13 @@ from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from policies.checkpoint import Checkpoint
-from policies.families._tower_and_projector import TowerAndProjector, merged, refuse_early_block, with_output_of
+from policies.families._tower_and_projector import (
+    TowerAndProjector,
+    merged,
+    refuse_early_block,
+    side_by_side,
+    with_output_of,
+)
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Sides
 from policies.sharing.attention import Heads
@@ -149,13 +155,8 @@ class Gemma3(TowerAndProjector):
         final, held = with_output_of(watched, lambda: model.model.get_image_features(pixel_values).pooler_output)
         held = held.flatten(2).transpose(1, 2) if early == 0 else held
         pooled = math.isqrt(held.shape[1] // final.shape[1])
-        return VisionFeatures(_on_grid(final), _on_grid(merged(held, pooled)))
-
-
-def _on_grid(tokens: Tensor) -> Tensor:
-    """[B, cells * cells, C] as [B, C, cells, cells], float32."""
-    cells = math.isqrt(tokens.shape[1])
-    return tokens.float().transpose(1, 2).unflatten(2, (cells, cells)).contiguous()
+        whole = len(pixel_values), 1, 1, 1  # one tile an image
+        return VisionFeatures(side_by_side(final, *whole), side_by_side(merged(held, pooled), *whole))
 
 
 def _pooled(checkpoint: Checkpoint, config: Any) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.gemma3.modeling_gemma3 import apply_rotary_pos_emb
 
 from policies.sharing.packing import PackedRows, causal
 from policies.sharing.prompt_cache import PromptCache
@@ -74,15 +75,5 @@ def _attends_by(layer: Any, hidden: Tensor, cosines: Tensor, sines: Tensor) -> t
         linear(before).unflatten(-1, (-1, attention.head_dim))
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    by_head = cosines[0, :, None], sines[0, :, None]
-    return (
-        _turned(attention.q_norm(queries), *by_head) * attention.scaling,
-        _turned(attention.k_norm(keys), *by_head),
-        values,
-    )
-
-
-def _turned(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """[N, heads, d] vectors, numbers half a vector apart turned together."""
-    first, second = vectors.chunk(2, dim=-1)
-    return vectors * cosines + torch.cat([-second, first], dim=-1) * sines
+    queries, keys = apply_rotary_pos_emb(attention.q_norm(queries), attention.k_norm(keys), cosines[0], sines[0])
+    return queries * attention.scaling, keys, values

@@ -317,6 +317,8 @@ shapes of the released sizes are proven without them.
 
 {table(held)}
 
+The last two rows say what a config may ask for, not what was tried on a card.
+
 What a family refuses, it refuses in one line before a run starts. Moondream 3's own forward pass is held against its
 formulas written again (`tests/policies/test_moondream.py`), the others' against transformers' classes
 (`tests/policies/test_vision_language.py`).
