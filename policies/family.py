@@ -51,6 +51,11 @@ class Family(Protocol):
     layer_kinds: tuple[str, ...]
     """Kinds of layers, as transformers calls them, that the policy knows of this family: full_attention and others."""
 
+    caps: bool
+    """Whether the policy knows the soft caps of this family's language models."""
+    whole_prompts: bool
+    """Whether all tokens of a prompt see each other, so that questions about an image cannot share its tokens."""
+
     def config(self, checkpoint: Checkpoint) -> Any:
         """The config of a folder's model, from transformers."""
         ...
@@ -112,6 +117,15 @@ class Family(Protocol):
 
     def heads(self, model: Any) -> Heads:
         """What the layers of the language model attend with."""
+        ...
+
+    def outputs(self, model: Any, **inputs: Any) -> Any:
+        """What transformers' body of the model, without its head, gives for inputs: tokens, masks, positions, and an
+        image as `image_inputs` names it."""
+        ...
+
+    def logit_cap(self, model: Any) -> float | None:
+        """Soft cap of the logits (policies/sharing/capped.py); None for none."""
         ...
 
     def together(self, model: Any, rows: PromptRows) -> Tensor | None:

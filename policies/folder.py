@@ -2,11 +2,12 @@
 none has, the chat template; or why nothing of it is known here."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from envs.codecs.base import AnswerCodec, WordCodec
 from policies.checkpoint import Checkpoint
 from policies.family import Family
 from policies.question import is_control, shows_question
@@ -67,7 +68,7 @@ def refuse_other_layers(checkpoint: Checkpoint, family: Family, config: Any) -> 
             f"{' or '.join(family.texts)}; give a checkpoint over that."
         )
     caps = [name for name in ("attn_logit_softcapping", "final_logit_softcapping") if text.get(name)]
-    other = sorted(kinds - set(family.layer_kinds)) + caps
+    other = sorted(kinds - set(family.layer_kinds)) + (caps if not family.caps else [])
     if other:
         raise ValueError(
             f"the language model of {checkpoint.folder} has {', '.join(other)} in its config.json, which prompts "
@@ -105,6 +106,12 @@ def unsampled_tokens(tokenizer: Any, vocabulary_size: int, ends: Sequence[int]) 
     controls = {token for token, one in added if is_control(one.content, one.special)}
     nothing = set(range(vocabulary_size)) - set(tokenizer.get_vocab().values())
     return sorted((set(tokenizer.all_special_ids) | controls | nothing) - set(ends))
+
+
+def codec_tokens(codec: AnswerCodec, vocabulary: Mapping[str, int]) -> list[int]:
+    """Tokens in angle brackets that a codec's texts are made of, as far as the vocabulary has them."""
+    words = codec.words if isinstance(codec, WordCodec) else []
+    return [vocabulary[word] for word in words if is_control(word, False) and word in vocabulary]
 
 
 def chat_template(checkpoint: Checkpoint, tokenizer: Any, family: Family, image_token: int) -> str | None:

@@ -27,7 +27,15 @@ from policies.checkpoint import Checkpoint
 from policies.choices import Head
 from policies.families.base import PromptRows, Response
 from policies.family import Family, TiledFamily
-from policies.folder import chat_template, end_tokens, mark_ids, read, refuse_other_layers, unsampled_tokens
+from policies.folder import (
+    chat_template,
+    codec_tokens,
+    end_tokens,
+    mark_ids,
+    read,
+    refuse_other_layers,
+    unsampled_tokens,
+)
 from policies.grammar import TokenGrammar, token_pieces
 from policies.question import QuestionTemplate
 from policies.settings import Asking
@@ -82,11 +90,12 @@ class Processor:
         marks = block_marks(asking, family.thinking_marks)
         self.heads = self._own_heads()
         """What chooses beside the vocabulary, in the order of the columns of bins; () where nothing does."""
-        called = [head.token for head in self.heads]
-        written = [*self.end_tokens, *called, *mark_tokens(asking, marks, self.tokenizer.get_vocab())]
+        known = self.tokenizer.get_vocab()
+        called = [*[head.token for head in self.heads], *codec_tokens(self.codec, known)]
+        written = [*self.end_tokens, *called, *mark_tokens(asking, marks, known)]
         self.unsampled_tokens = unsampled_tokens(self.tokenizer, self.vocabulary_size, written)
         """Tokens that have no probability, in sampling or in learning: special ones, ids that no text has, and control
-        tokens such as <tool_call>; less those that end an answer or mark its reasoning."""
+        tokens such as <tool_call>; less those that end an answer, mark its reasoning, or are words of the codec."""
         self._part_vertices = asking.part_vertices
         self._template_added: str | None = None
         ending = self._learn_to_ask(asking_for_thinking(asking, marks))
@@ -203,12 +212,15 @@ class Processor:
 
     def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
         """Rows of B images with several (question, choices of its answer) each, on the CPU: only the image is shared,
-        only answers are scored.
+        only answers are scored. Where a family shares nothing, a row for each question.
 
         Raises as `prompt_tokens` does, and ValueError where questions of one row show different images.
         """
         if any(question.image is not row[0][0].image for row in taught for question, _ in row):
             raise ValueError("questions of one row show different images; give each image a row of its own.")
+        if self.family.whole_prompts:
+            each = [pair for row in taught for pair in row]
+            return self.rows([question for question, _ in each], [[answer] for _, answer in each])
         first = [row[0][0] for row in taught]
         shared = [self._question_tokens(each, self.image_tokens(*each.image.shape[:2]))[0] for each in first]
         asked = [[self._question_tokens(each, 1)[1] for each, _ in row] for row in taught]

@@ -231,6 +231,16 @@ class PlaceCodec(Protocol):
 
 
 @runtime_checkable
+class WordCodec(Protocol):
+    """A codec whose texts are words, such as a tokenizer of words has a token for each."""
+
+    @property
+    def words(self) -> list[str]:
+        """Every word of its texts, numbers first and in order."""
+        ...
+
+
+@runtime_checkable
 class SeenCodec(Protocol):
     """A codec whose numbers may depend on the policy: on what its family was trained on, and on the size it sees."""
 

@@ -21,6 +21,8 @@ class AutoFamily:
     takes_code = False
     image_text: tuple[str, str] | None = None
     layer_kinds: tuple[str, ...] = ("full_attention",)
+    caps = False
+    whole_prompts = False
 
     def config(self, checkpoint: Checkpoint) -> Any:
         """Family.config."""
@@ -39,6 +41,14 @@ class AutoFamily:
         text, layer = model.config.get_text_config(), self.language_model(model).layers[0]
         queries_per_key = int(text.num_attention_heads // text.num_key_value_heads)
         return Heads(queries_per_key, int(layer.self_attn.head_dim), model.dtype)
+
+    def outputs(self, model: Any, **inputs: Any) -> Any:
+        """Family.outputs: as transformers calls it."""
+        return model.model(**inputs)
+
+    def logit_cap(self, model: Any) -> float | None:
+        """Family.logit_cap: none."""
+        return None
 
     def together(self, model: Any, rows: PromptRows) -> Tensor | None:
         """Family.together: each sees those before it."""

@@ -8,6 +8,7 @@ from policies.families._gemma3 import Gemma3
 from policies.families._internvl import InternVL
 from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
+from policies.families._paligemma import PaliGemma
 from policies.families._qwen import Qwen2_5VL, Qwen3VL, Qwen3VLMoe
 from policies.families._smolvlm import SmolVLM
 from policies.family import Family
@@ -19,6 +20,7 @@ FAMILIES: Mapping[str, Family] = {
     "internvl": InternVL(),
     "kimi_vl": KimiVL(),
     "llava": Llava(),
+    "paligemma": PaliGemma(),
     "qwen2_5_vl": Qwen2_5VL(),
     "qwen3_vl": Qwen3VL(),
     "qwen3_vl_moe": Qwen3VLMoe(),

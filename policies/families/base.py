@@ -26,6 +26,17 @@ if TYPE_CHECKING:  # transformers, which what reads an archive can do without
 
 
 @dataclass(frozen=True)
+class Routes:
+    """Which experts the tokens behind an answer went to; M layers with experts, k experts a token."""
+
+    prompt: NDArray[np.int16]
+    """[P - 1, M, k] of the prompt's tokens but its last; one array for all answers of a group."""
+    answer: NDArray[np.int16]
+    """[T, M, k] of the state that chose at each place: of the prompt's last token, then of the answer's but its
+    last."""
+
+
+@dataclass(frozen=True)
 class Response:
     """One sampled answer, as the model made it: at each of its places a token, and what further heads chose there."""
 
@@ -39,6 +50,8 @@ class Response:
     bins: NDArray[np.int16] | None = None
     """[T, C] the bin that each further head of the policy chose, -1 where it chose none; None where every choice is a
     token."""
+    routes: Routes | None = None
+    """Which experts its tokens went to, for the learner; None where nobody asked, or there are none."""
 
     @property
     def choices(self) -> NDArray[np.int64]:
@@ -71,6 +84,10 @@ class PromptRows:
     """[B, P, C] int64: what further heads said in the prompt, -1 where none; None for policies without such heads."""
     response_bins: Tensor | None = None
     """[B, G, T, C] int64: what further heads chose, -1 where none; None for policies without such heads."""
+    prompt_routes: Tensor | None = None
+    """[B, P, M, k] int16: the experts that each token is to go to, -1 where its router chooses; None: all choose."""
+    response_routes: Tensor | None = None
+    """[B, G, T, M, k] int16: the same of responses."""
 
     def to(self, device: torch.device) -> "PromptRows":
         """Equal rows, held by another device."""
@@ -217,6 +234,11 @@ class PolicyContract(Protocol):
         allowed: [R*C, V] bool, the tokens that can be sampled; None: all. bins: [R, C, heads] what further heads chose
         beside `tokens`; None for a policy without such heads.
         """
+        ...
+
+    def routes(self) -> Tensor | None:
+        """[R*C, M, k] int16 experts of the tokens that `decode` was just asked about, as `encode` gives those of
+        prompts; None for a policy without experts."""
         ...
 
     def bin_logprobs(self, cache: "PromptCache", temperature: float) -> Sequence[Tensor]:

@@ -81,12 +81,13 @@ class Policy(vision_language.Policy):
 
     # Sampling.
 
-    def _prompt_layers(self, rows: PromptRows, positions: Tensor, mask: Tensor) -> Sequence[Any]:
+    def _prompt_layers(self, rows: PromptRows, positions: Tensor) -> Sequence[Any]:
+        mask = rows.prompt_mask[:, :-1]
         assert rows.prompt_bins is not None
         layers: Sequence[Any] = self.model.model(
             input_ids=rows.prompt_tokens[:, :-1],
             bins=rows.prompt_bins[:, :-1],
-            position_ids=positions,
+            position_ids=positions[:, :-1],
             **shared_attention.prompt_inputs(mask, self.model.dtype, self._together(rows)[:, :-1]),
             **self.processor.family.image_inputs(rows),
             use_cache=True,
@@ -105,6 +106,7 @@ class Policy(vision_language.Policy):
         """Log-probabilities [R*C, V] of the token after `tokens` [R, C] with their `bins`; the cache grows."""
         if bins is None:
             bins = tokens.new_full((*tokens.shape, len(self.processor.heads)), NO_BIN)
+        self._routers.watch()
         states = self._decoder(cache).next_states(cache, tokens, bins)
         return self._token_logprobs(self.model.model.text.post_ln(states), temperature, allowed)
 

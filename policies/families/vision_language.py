@@ -29,9 +29,11 @@ from policies.lora import add_adapters
 from policies.processor import Processor
 from policies.settings import AS_IT_IS, THINKING_QUESTION, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
+from policies.sharing.capped import capped
 from policies.sharing.norm import replace_norms
 from policies.sharing.packing import PackedRows, pack_rows
 from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, joined_prompts, of_like_length
+from policies.sharing.routes import replace_routers
 from policies.sharing.scoring_head import Allowed, Neighbours, Scoring, ScoringHead, scores
 from policies.vision.image_memory import ImageMemory
 from policies.weights import held_sha256
@@ -88,6 +90,7 @@ class Policy(nn.Module):
         self.model: Any = loaded(Checkpoint(checkpoint), self.processor.family, dtype, weights)
         self.processor.family.prepare(self.model)
         replace_norms(self.model)
+        self._routers = replace_routers(self.model)
         self.model.set_output_embeddings(ScoringHead.in_place_of(self.model.lm_head))
         self._logit_bytes = logit_bytes
         self.register_buffer("_unsampled", torch.tensor(self.processor.unsampled_tokens), persistent=False)
@@ -143,6 +146,7 @@ class Policy(nn.Module):
     def _scored_states(self, rows: PromptRows) -> tuple[Tensor, PackedRows]:
         """Hidden states [S, width] that predict the scored places, and the rows as they were packed."""
         packed = replace(pack_rows(rows), together=self._together(rows))
+        self._routers.give(packed.routes)
         prompt_positions, following = self.processor.family.positions(self.model, rows)
         response_positions = (following[:, None] + packed.steps).expand(*prompt_positions.shape[:-1], -1)
         states = self._last_states(rows, packed, torch.cat([prompt_positions, response_positions], dim=-1))
@@ -152,7 +156,8 @@ class Policy(nn.Module):
 
     def _last_states(self, rows: PromptRows, packed: PackedRows, positions: Tensor) -> Tensor:
         """[B, L, width] what the language model makes of packed rows; positions: [B, L] or [3, B, L]."""
-        states: Tensor = self.model.model(
+        states: Tensor = self.processor.family.outputs(
+            self.model,
             input_ids=packed.tokens,
             **shared_attention.inputs(packed, self._heads),
             position_ids=positions,
@@ -171,7 +176,9 @@ class Policy(nn.Module):
 
     def _token_logprobs(self, states: Tensor, temperature: float, allowed: Tensor | None = None) -> Tensor:
         """[S, V] float32 log-probabilities over what can be sampled; allowed: bool [S or 1, V], None for all."""
-        logits = self.model.lm_head(states).float().index_fill(-1, self._unsampled, -torch.inf)
+        logits, cap = self.model.lm_head(states), self.processor.family.logit_cap(self.model)
+        logits = logits if cap is None else capped(logits, cap)
+        logits = logits.float().index_fill(-1, cast(Tensor, self._unsampled), -torch.inf)
         if allowed is not None:
             logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
         return torch.log_softmax(logits / temperature, dim=-1)
@@ -197,6 +204,7 @@ class Policy(nn.Module):
             self._logit_bytes,
             self._allowed(rows, packed.places, grammar_tokens),
             self._neighbours(packed.targets, number_spread) if number_spread > 0 else None,
+            self.processor.family.logit_cap(self.model),
         )
         flat = torch.zeros(rows.scored_mask.numel(), device=self.device)
         scored = self._scores(states, packed, scoring, number_spread)
@@ -240,24 +248,32 @@ class Policy(nn.Module):
 
     def _encoded(self, rows: PromptRows) -> EncodedPrompts:
         positions, following = self.processor.family.positions(self.model, rows)
-        mask = rows.prompt_mask[:, :-1]
-        keys, values = self.processor.family.cached(self._prompt_layers(rows, positions[..., :-1], mask))
+        mask, last = rows.prompt_mask[:, :-1], rows.prompt_tokens.shape[1] - 1
+        self._routers.watch()
+        keys, values = self.processor.family.cached(self._prompt_layers(rows, positions))
+        routes = self._routers.taken()
         return EncodedPrompts(
-            keys=keys,
-            values=values,
+            keys=keys[..., :last],
+            values=values[..., :last, :],
             mask=mask.clone(),
             last_tokens=rows.prompt_tokens[:, -1].clone(),
             last_positions=following - 1,
+            routes=None if routes is None else routes.unflatten(0, mask.shape),
         )
 
-    def _prompt_layers(self, rows: PromptRows, positions: Tensor, mask: Tensor) -> Sequence[Any]:
-        """What a pass over prompts, all tokens but the last, leaves in the cache of each layer; mask: [B, P - 1]."""
+    def _prompt_layers(self, rows: PromptRows, positions: Tensor) -> Sequence[Any]:
+        """What a pass over prompts leaves in the cache of each layer: of all tokens but the last, and of that one too
+        where those before it see it; positions: [B, P] or [3, B, P]."""
         together, window = self._together(rows), self._heads.window
-        together = None if together is None else together[:, :-1]
-        layers: Sequence[Any] = self.model.model(
-            input_ids=rows.prompt_tokens[:, :-1],
-            **shared_attention.prompt_inputs(mask, self.model.dtype, together, window),
-            position_ids=positions,
+        # The last token is decoded as an answer's first: it sees what it would see here.
+        num = rows.prompt_tokens.shape[1] - (0 if self.processor.family.whole_prompts else 1)
+        together = None if together is None else together[:, :num]
+        mask, near = rows.prompt_mask[:, :num], self._heads.together_near
+        layers: Sequence[Any] = self.processor.family.outputs(
+            self.model,
+            input_ids=rows.prompt_tokens[:, :num],
+            **shared_attention.prompt_inputs(mask, self.model.dtype, together, window, near),
+            position_ids=positions[..., :num],
             **self.processor.family.image_inputs(rows),
             # Of a config with windows transformers would make layers that forget what is outside them.
             past_key_values=None if window is None else DynamicCache(),
@@ -279,7 +295,12 @@ class Policy(nn.Module):
         if cache.decoder is None:
             cache.decoder = self.processor.family.decoder(self.model)
         decoder: Any = cache.decoder
+        self._routers.watch()
         return self._token_logprobs(decoder.next_states(cache, tokens), temperature, allowed)
+
+    def routes(self) -> Tensor | None:
+        """[R*C, M, k] int16 experts of the tokens that `decode` was just asked about; None without experts."""
+        return self._routers.taken()
 
     def bin_logprobs(self, cache: PromptCache, temperature: float) -> Sequence[Tensor]:
         """None: every choice is a token."""

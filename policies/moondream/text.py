@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from policies.moondream.config import MoondreamTextConfig
 from policies.moondream.vision import Mlp
 from policies.sharing.attention import attend
+from policies.sharing.routes import Choice
 
 
 class Turn:
@@ -99,22 +100,22 @@ class Experts(nn.Module):
     def __init__(self, text: MoondreamTextConfig) -> None:
         super().__init__()
         experts, inner = text.moe["num_experts"], text.moe["expert_inner_dim"]
-        self._each: int = text.moe["experts_per_token"]
-        self.router = nn.Linear(text.dim, experts)
+        self.router, self.choice = nn.Linear(text.dim, experts), Choice(text.moe["experts_per_token"])
         self.fc1, self.fc2 = ExpertWeights(experts, 2 * inner, text.dim), ExpertWeights(experts, text.dim, inner)
 
     def forward(self, normed: Tensor) -> Tensor:
         """[..., dim] to [..., dim]: the best experts of each token, weighed by the softmax of their logits."""
         flat = normed.flatten(0, -2)
-        best, experts = self.router(flat).topk(self._each, dim=-1)
-        weights = best.softmax(-1, dtype=torch.float32).to(flat.dtype)
+        logits, each = self.router(flat), self.choice.each
+        experts = self.choice(logits)
+        weights = logits.gather(1, experts).softmax(-1, dtype=torch.float32).to(flat.dtype)
         by_expert = experts.flatten().argsort(stable=True)
         # Embeddings, not indices: their gradients are added up in order, so that a run repeats itself to the bit.
-        sorted_tokens = functional.embedding(by_expert // self._each, flat)
+        sorted_tokens = functional.embedding(by_expert // each, flat)
         counts = torch.bincount(experts.flatten(), minlength=len(self.fc1.weight)).tolist()
         parts = zip(sorted_tokens.split(counts), self.fc1.weight, self.fc2.weight, strict=True)
         made = torch.cat([_expert(*part) for part in parts])
-        given = functional.embedding(by_expert.argsort(), made).unflatten(0, (-1, self._each))
+        given = functional.embedding(by_expert.argsort(), made).unflatten(0, (-1, each))
         return (given * weights[..., None]).sum(1).view_as(normed)
 
 

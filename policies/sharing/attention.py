@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from policies.sharing import varlen, windowed
+from policies.sharing.capped import attend_capped
 from policies.sharing.packing import PackedRows, causal
 from policies.sharing.two_parts import Biases, PackedStretches, of_even_answers, of_stretches, packed_stretches
 
@@ -41,6 +42,8 @@ class Heads(NamedTuple):
     """Width of a head's values where other than d."""
     window: int | None = None
     """Tokens that a token of some layers sees, itself included; None where all layers see all."""
+    together_near: bool = True
+    """Whether tokens that see each other do so in those layers only as far as the window reaches back."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,20 @@ class SharedLayout:
 
 
 def prompt_inputs(
-    mask: Tensor, dtype: torch.dtype = torch.float32, together: Tensor | None = None, window: int | None = None
+    mask: Tensor,
+    dtype: torch.dtype = torch.float32,
+    together: Tensor | None = None,
+    window: int | None = None,
+    together_near: bool = True,
 ) -> dict[str, Any]:
     """What the language model is called with for prompts alone, mask [B, P]: a mask only where one is padded.
 
     together: [B, P] bool, the tokens of each prompt that all see each other; None where each sees those before it.
-    window: as Heads has it.
+    window, together_near: as Heads has them.
     """
     b, p = mask.shape
     if window is not None:
-        return _windowed(windowed.masks_of_prompts(mask, together, window), dtype)
+        return _windowed(windowed.masks_of_prompts(mask, together, window, together_near), dtype)
     if together is None and mask.all():
         # transformers leaves a mask of four axes as it is, and makes none of its own.
         return {"attention_mask": mask.view(b, 1, 1, p), "in_order": True}
@@ -88,7 +95,7 @@ def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
     are so uneven that their empty slots would cost more than it.
     """
     if heads.window is not None:
-        return _windowed(windowed.masks_of_rows(packed, heads.window), heads.dtype)
+        return _windowed(windowed.masks_of_rows(packed, heads.window, heads.together_near), heads.dtype)
     b, g, t = packed.shape
     p, k = packed.prompt_mask.shape[1], packed.order.shape[1]
     # Kernels for stretches know of no other order than that of the tokens, and of one width.
@@ -176,7 +183,11 @@ def attend(
     layout: of packed rows, L = P + K, which then takes the mask's place; without one this is transformers' own `sdpa`.
     `in_order` among the others: whether each token attends to those before it and itself, whatever the mask.
     """
-    _refuse_otherwise(others, own_mask=attention_mask is not None and layout is None and not others.get("in_order"))
+    own_mask = attention_mask is not None and layout is None and not others.get("in_order")
+    _refuse_otherwise(others, own_mask)
+    if others.get("softcap") is not None:
+        assert attention_mask is not None
+        return attend_capped(query, key, value, attention_mask, others["scaling"], others["softcap"]), None
     if others.pop("in_order", False):
         return sdpa_attention_forward(module, query, key, value, None, is_causal=True, **others)
     if layout is None:
@@ -236,14 +247,14 @@ def _in_one_call(query: Tensor, key: Tensor, value: Tensor, layout: SharedLayout
 def _refuse_otherwise(others: dict[str, Any], own_mask: bool) -> None:
     """Raise ValueError for a layer that would be computed otherwise than it was trained; of known families none is.
 
-    own_mask: whether the layer is given the mask of its kind, in which its window is.
+    own_mask: whether the layer is given the mask of its kind, in which its window is, and which a cap asks for.
     """
     if others.get("dropout"):
         raise ValueError(
             f"a layer drops {others['dropout']} of its attention in training, and the sampler none; set "
             "attention_dropout to 0 in config.json."
         )
-    if others.get("softcap") is not None or (others.get("sliding_window") is not None and not own_mask):
+    if not own_mask and (others.get("softcap") is not None or others.get("sliding_window") is not None):
         raise ValueError(
             f"a layer attends with softcap {others.get('softcap')} and sliding_window {others.get('sliding_window')}, "
             "which shared prompts are not computed with."

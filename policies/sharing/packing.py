@@ -41,6 +41,8 @@ class PackedRows:
     """[B, L, C] int64: what further heads chose beside `tokens`, -1 where none; None where none ever do."""
     target_bins: Tensor | None = None
     """[S, C] int64: what further heads chose beside `targets`."""
+    routes: Tensor | None = None
+    """[B, L, M, k] int16: the experts that each token is to go to, -1 where its router chooses; None: all choose."""
     together: Tensor | None = None
     """[B, P] bool: the tokens of each prompt that all see each other; None where each sees those before it alone."""
 
@@ -62,7 +64,7 @@ def pack_rows(rows: PromptRows) -> PackedRows:
     tokens = torch.cat([rows.prompt_tokens, rows.response_tokens.flatten(1).gather(1, order)], dim=1)
     row, column = (rows.scored_mask.flatten(1).gather(1, order) & real).nonzero(as_tuple=True)
     before = torch.where(steps[row, column] == 0, p - 1, p + column - 1)
-    bins = _packed_bins(rows, order)
+    bins = _packed(rows.prompt_bins, rows.response_bins, order)
     return PackedRows(
         tokens=tokens,
         prompt_mask=rows.prompt_mask,
@@ -75,16 +77,16 @@ def pack_rows(rows: PromptRows) -> PackedRows:
         shape=(rows.response_mask.shape[0], rows.response_mask.shape[1], t),
         bins=bins,
         target_bins=None if bins is None else bins[row, p + column],
+        routes=_packed(rows.prompt_routes, rows.response_routes, order),
     )
 
 
-def _packed_bins(rows: PromptRows, order: Tensor) -> Tensor | None:
-    """[B, L, C] bins of prompts and packed responses; order: [B, K] as PackedRows has it."""
-    if rows.prompt_bins is None or rows.response_bins is None:
+def _packed(prompts: Tensor | None, responses: Tensor | None, order: Tensor) -> Tensor | None:
+    """[B, L, ...] of prompts [B, P, ...] and of responses [B, G, T, ...] in the order [B, K] of PackedRows."""
+    if prompts is None or responses is None:
         return None
-    own = rows.response_bins.flatten(1, 2)
-    packed = own.gather(1, order[..., None].expand(-1, -1, own.shape[-1]))
-    return torch.cat([rows.prompt_bins, packed], dim=1)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return torch.cat([prompts, responses.flatten(1, 2)[rows, order]], dim=1)
 
 
 def _attends(prompt_mask: Tensor, response: Tensor, real: Tensor, together: Tensor | None) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from policies.sharing.capped import capped
+
 
 class LayerDecoder(Protocol):
     """The layers of a model, for one cache; what it is asked for is its family's affair."""
@@ -39,6 +41,8 @@ class EncodedPrompts:
     """[R] int64."""
     last_positions: Tensor
     """[R] int64: where the last tokens stand."""
+    routes: Tensor | None = None
+    """[R, P, M, k] int16: the experts that the tokens went to, -1 at padding added later; None without experts."""
 
 
 _WORTH_APART = 256
@@ -79,6 +83,7 @@ def padded_prompts(prompts: EncodedPrompts, tokens: int) -> EncodedPrompts:
         keys=functional.pad(prompts.keys, (more, 0)),
         values=functional.pad(prompts.values, (0, 0, more, 0)),
         mask=functional.pad(prompts.mask, (more, 0)),
+        routes=None if prompts.routes is None else functional.pad(prompts.routes, (0, 0, 0, 0, more, 0), value=-1),
     )
 
 
@@ -87,12 +92,14 @@ def joined_prompts(encoded: Sequence[EncodedPrompts], parts: Sequence[Sequence[i
     longest = max(one.mask.shape[1] for one in encoded)
     order = torch.tensor([place for part in parts for place in part]).argsort().to(encoded[0].mask.device)
     whole = [padded_prompts(one, longest) for one in encoded]
+    routes = [one.routes for one in whole if one.routes is not None]
     return EncodedPrompts(
         keys=torch.cat([one.keys for one in whole], dim=1).index_select(1, order),
         values=torch.cat([one.values for one in whole], dim=1).index_select(1, order),
         mask=torch.cat([one.mask for one in whole])[order],
         last_tokens=torch.cat([one.last_tokens for one in whole])[order],
         last_positions=torch.cat([one.last_positions for one in whole])[order],
+        routes=None if not routes else torch.cat(routes)[order],
     )
 
 
@@ -212,20 +219,32 @@ class PromptCache:
         """Places that are multiplied."""
         return self._capacity if self._place is not None else min(self._steps + 1, self._capacity)
 
-    def bias_within(self, window: int) -> Tensor:
+    def bias_within(self, window: int, whole_prompts: bool = False) -> Tensor:
         """[R, P + T] float32: 0 where the next tokens may look and less than `window` places back, minus infinity
-        elsewhere. Of text whose positions go on by 1."""
+        elsewhere. Of text whose positions go on by 1. whole_prompts: whether a prompt's last token, which is the first
+        to come, sees all of the prompt."""
         p, device = self.prompts.mask.shape[1], self.positions.device
         first = self.prompts.last_positions - p  # where the first token held stands; the last is not held
         back = (self.positions - first)[:, None] - torch.arange(p, device=device)
         own = (self._next - torch.arange(self._capacity, device=device)) % self._capacity
+        if whole_prompts:
+            back = back.masked_fill((self.positions == self.prompts.last_positions)[:, None], 0)
         return self._bias.masked_fill(torch.cat([back, own.expand(len(back), -1)], dim=1) >= window, -torch.inf)
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor | None = None,
+        cap: float | None = None,
+    ) -> Tensor:
         """Attention of one token of each answer, its own key and value being written first.
 
         queries: [R * C, H * n, d], scaled, n of them per key head; keys: [R * C, H, d]; values: [R * C, H, e]. bias:
-        [R, P + T] in place of the cache's own, as `bias_within` gives it. Returns [R * C, H * n * e].
+        [R, P + T] in place of the cache's own, as `bias_within` gives it. cap: of scores (capped.py). Returns
+        [R * C, H * n * e].
         """
         held, used = self._layers[layer], self._used
         r, heads, c, d, _ = held.own_keys.shape
@@ -235,7 +254,8 @@ class PromptCache:
         n = by_head.shape[1]
         to_prompt = torch.bmm(by_head.view(r * heads, c * n, d), held.prompt_keys)
         to_own = torch.bmm(by_head, held.own_keys.flatten(0, 2)[:, :, :used]).view(r * heads, c * n, used)
-        weights = self._softmax(torch.cat([to_prompt, to_own], dim=2), bias).to(values.dtype)
+        scores = torch.cat([to_prompt, to_own], dim=2)
+        weights = self._softmax(scores if cap is None else capped(scores, cap), bias).to(values.dtype)
         of_prompt, of_own = weights.split([to_prompt.shape[2], used], dim=2)
         mixed = torch.bmm(of_prompt, held.prompt_values).view(r, heads, c, n, -1)
         own = torch.bmm(of_own.unflatten(1, (c, n)).flatten(0, 1), held.own_values.flatten(0, 2)[:, :used])

@@ -10,7 +10,8 @@ and weights w that add up to 1 over the vocabulary, a token's score is
 
     s = sum_v w_v log p_v,  p = softmax(z / t over A),  ds / dz_v = (w_v - p_v) / t
 
-w is 1 at the target, but in supervised stages that count a number's neighbours too.
+w is 1 at the target, but in supervised stages that count a number's neighbours too. Where the model caps its logits
+(Gemma 2), z = c tanh(y / c) of the head's own y, and ds / dy = ds / dz (1 - (z / c)^2).
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from policies.grammar import TokenGrammar
+from policies.sharing.capped import capped
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Scoring:
     """What a grammar lets be chosen; None for no grammar."""
     neighbours: Neighbours | None = None
     """None: targets alone."""
+    cap: float | None = None
+    """Soft cap of the logits (policies/sharing/capped.py); None for none."""
 
     def chunks(self, vocabulary: int) -> list[slice]:
         """Consecutive parts of the S tokens that are taken one after the other; none where S is 0."""
@@ -120,8 +124,8 @@ class _Scores(torch.autograd.Function):
             normalisers[part, 1] = whole.exp_().sum(1).log_()
             scores[part] = chosen - normalisers[part, 1]
         ctx.scoring, ctx.chunks = scoring, chunks
-        # A single chunk is within its bytes, and kept; several are computed again.
-        kept = whole if len(chunks) == 1 else scores.new_empty(0)
+        # A single chunk is within its bytes, and kept; several are computed again, as are capped ones.
+        kept = whole if len(chunks) == 1 and scoring.cap is None else scores.new_empty(0)
         ctx.save_for_backward(states, weight, normalisers, kept, *([] if bias is None else [bias]))
         return scores
 
@@ -135,7 +139,7 @@ class _Scores(torch.autograd.Function):
         of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         of_bias = None if bias is None or not ctx.needs_input_grad[2] else torch.zeros_like(bias)
-        slope = kept
+        slope, flat = kept, None
         for part in ctx.chunks:
             del slope
             sharp = slopes[part] / ctx.scoring.temperature
@@ -144,8 +148,10 @@ class _Scores(torch.autograd.Function):
                 slope = kept * of_sums
             else:
                 slope = _logits(states[part], weight, bias, ctx.scoring, part)
+                flat = _flattening(slope, ctx.scoring)
                 slope.sub_(normalisers[part, :1]).exp_().mul_(of_sums)
-            slope = _with_weights(slope, sharp, ctx.scoring, part).to(states.dtype)
+            slope = _with_weights(slope, sharp, ctx.scoring, part)
+            slope = (slope if flat is None else slope.mul_(flat)).to(states.dtype)
             if of_states is not None:
                 torch.mm(slope, weight, out=of_states[part])
             if of_weight is not None:
@@ -163,10 +169,19 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, scoring: Scorin
     """[s, V] over the temperature, minus infinity at what cannot be chosen; a new tensor."""
     made = torch.mm(states, weight.t()) if bias is None else torch.addmm(bias, states, weight.t())
     logits = made.to(_precise(states))
+    if scoring.cap is not None:
+        logits = capped(made, scoring.cap).to(logits.dtype)  # in the model's own format
     logits.index_fill_(1, scoring.unsampled, -torch.inf)
     if scoring.allowed is not None:
         logits.masked_fill_(~scoring.allowed.of(part, logits.device), -torch.inf)
     return logits if scoring.temperature == 1.0 else logits.div_(scoring.temperature)
+
+
+def _flattening(logits: Tensor, scoring: Scoring) -> Tensor | None:
+    """[s, V] derivative of the cap where it gave these logits over the temperature; None without a cap."""
+    if scoring.cap is None:
+        return None
+    return 1 - (logits * (scoring.temperature / scoring.cap)).nan_to_num(neginf=0.0).square()
 
 
 def _weighed(values: Tensor, scoring: Scoring, part: slice) -> Tensor:
@@ -203,6 +218,7 @@ def scores(head: Any, states: Tensor, scoring: Scoring) -> Tensor:
 def _of_logits(logits: Tensor, scoring: Scoring) -> Tensor:
     """Scores [S] of logits [S, V] that were computed elsewhere, by autograd."""
     whole = slice(0, len(logits))
+    logits = logits if scoring.cap is None else capped(logits, scoring.cap)
     masked = logits.to(_precise(logits)).index_fill(-1, scoring.unsampled, -torch.inf)
     if scoring.allowed is not None:
         masked = masked.masked_fill(~scoring.allowed.of(whole, logits.device), -torch.inf)

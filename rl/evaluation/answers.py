@@ -22,7 +22,7 @@ _GROUPS_PER_UNIT = 64
 
 def greedy_units(config: RunConfig, split: str, num_scenes: int, begin: int = 0) -> Iterator[Unit]:
     """The first `num_scenes` examples of a split from number `begin` on, one greedy answer each."""
-    sampling = replace(config.sampling, temperature=0.0)
+    sampling = replace(config.sampling, temperature=0.0, routing_replay=False)
     # A card has room for as many prompts and images as training asks at once; 64 photos can be more.
     at_once = config.unit_groups if config.pool.gpus_per_worker else _GROUPS_PER_UNIT
     for first in range(begin, num_scenes, at_once):

@@ -5,6 +5,7 @@ A plain class that runs without Ray, alone or as one of several ranks.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from envs.datasets.base import Env
 from policies.families.base import PromptRows
 from policies.lora import without_adapters
+from policies.sharing.routes import freed, routed
 from policies.vision.image_memory import ImageMemory
 from policies.weights import BUCKET_BYTES, Bucket, BucketShape, make_bucket
 from rl.algorithms.base import PolicyGradient
@@ -131,7 +133,7 @@ class LearnerRank:
     def _rows(self, part: Batch) -> PromptRows:
         # Photos of a whole mini-batch need not lie on the device at once.
         rows: PromptRows = self._engine.network.processor.rows(part.questions(self._env), part.responses)
-        return rows
+        return rows if part.routes is None else routed(rows, part.routes)
 
     def _forward(self, policy: Callable[..., Tensor], micro: MicroBatch) -> Tensor:
         with self._images.at(id(micro.part)):  # one object as long as the step
@@ -145,7 +147,8 @@ class LearnerRank:
 
     @torch.no_grad()
     def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
-        """[B, G, T] log-probabilities of the policy that the run began with."""
+        """[B, G, T] log-probabilities of the policy that the run began with, which goes its own routes."""
+        micro = replace(micro, rows=freed(micro.rows))
         if self._reference is not None:
             return self._forward(self._reference, micro)[:, : micro.num_answers]
         with without_adapters(self._policy.network):

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from rich.console import Console
 
 from envs.codecs import svg_path
+from envs.codecs.base import WordCodec
 from envs.datasets.base import Env
 from envs.plugin import Plugin
 from policies.moondream.tiny_model import write_untrained as write_moondream
@@ -14,16 +15,6 @@ from policies.question import PHRASE, check_question
 from policies.tiny_model import TinySizes, write_untrained
 from rl.config.plugins import policy_plugin
 from rl.config.sft import SftConfig
-
-
-@runtime_checkable
-class WordCodec(Protocol):
-    """A codec whose texts are words with a space between, as a tokenizer of words writes them."""
-
-    @property
-    def words(self) -> list[str]:
-        """Every word of its texts, numbers first and in order."""
-        ...
 
 
 @runtime_checkable

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from policies.choices import NO_BIN
-from policies.families.base import PolicyContract, PromptRows, Response
+from policies.families.base import PolicyContract, PromptRows, Response, Routes
 from policies.grammar import GrammarWalk
-from policies.sharing.prompt_cache import PromptCache, padded_prompts
+from policies.sharing.prompt_cache import EncodedPrompts, PromptCache, padded_prompts
 from rollout.settings import Sampling
 
 _WORTH_LEAVING = 0.75
@@ -46,6 +46,10 @@ class Flight:
         self._tokens = torch.zeros(b * g, most + 1, dtype=torch.int64, device=policy.device)
         self._logprobs = torch.zeros(b * g, most + 1, device=policy.device)
         self._bins = torch.zeros(columns - 1, b * g, most + 1, dtype=torch.int16, device=policy.device)
+        self._routes: Tensor | None = None
+        """[B * G * (T + 1), M, k] int16, where the policy has experts and is to tell them."""
+        self._prompt_routes: list[NDArray[np.int16]] = []
+        """By group, once it has entered."""
         self._cache: PromptCache | None = None
         self.allowed: Tensor | None = None
         """[R * G, V] bool, what may be chosen next; None for anything. With the same calls it stays the same tensor."""
@@ -58,6 +62,8 @@ class Flight:
         by_head = torch.from_numpy(draws.reshape(-1, self._most, len(self._draws))).permute(2, 0, 1)
         self._draws.copy_(functional.pad(by_head, (0, 1)))
         prompts = self._policy.encode(rows.groups(0, r))
+        self._prompt_routes = []
+        self._note_routes(prompts)
         if self._cache is None:
             self._cache = PromptCache(prompts, g, self._most, self._same_calls)
             # By place: where the answer there has its row in the flat [B * G * (T + 1)], if it is finished, its last
@@ -82,6 +88,16 @@ class Flight:
         self._steps, self._begun = 0, [0] * r
         self.running = True
 
+    def _note_routes(self, entering: EncodedPrompts) -> None:
+        """Keep which experts the next groups' prompts went to, real tokens alone."""
+        if entering.routes is None or not self._sampling.routing_replay:
+            return
+        if self._routes is None:
+            places = self._num_groups * self._group_size * (self._most + 1)
+            self._routes = entering.routes.new_zeros(places, *entering.routes.shape[2:])
+        by_prompt = zip(entering.routes.cpu().numpy(), entering.mask.cpu().numpy(), strict=True)
+        self._prompt_routes += [routes[real] for routes, real in by_prompt]
+
     @property
     def prompt_tokens(self) -> int:
         """P: prompts may be shorter."""
@@ -97,6 +113,10 @@ class Flight:
         now = (self._starts + self._drawn).view(-1)
         chosen = _choose(logprobs, self._draws[0].take(now), self._sampling.temperature == 0)
         self._tokens.put_(now, chosen)
+        if self._routes is not None:
+            routes = self._policy.routes()
+            assert routes is not None, "the prompts had some"
+            self._routes.index_copy_(0, now, routes)
         found = logprobs.gather(1, chosen[:, None])[:, 0]
         self._logprobs.put_(now, found + self._choose_bins(chosen, now) if self._heads else found)
         self._last.copy_(chosen.view_as(self._last))
@@ -155,6 +175,7 @@ class Flight:
         first, size = self._next_group, self._group_size
         self._next_group += len(places)
         entering = self._policy.encode(self._rows.groups(first, self._next_group))
+        self._note_routes(entering)
         self._cache.replace(places, padded_prompts(entering, self.prompt_tokens))
         answers = torch.arange(first * size, self._next_group * size, device=places.device)
         self._starts[places] = answers.view(-1, size) * (self._most + 1)
@@ -188,15 +209,20 @@ class Flight:
         ends = np.isin(tokens, known)
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
         bins = self._bins[..., :-1].permute(1, 2, 0).cpu().numpy() if self._heads else None
+        routes = None if self._routes is None else self._routes.unflatten(0, (len(tokens), -1)).cpu().numpy()
         return [
             Response(
                 tokens[k, :length].copy(),
                 logprobs[k, :length].copy(),
                 "stop" if tokens[k, length - 1] in known else "length",
                 None if bins is None else bins[k, :length].copy(),
+                None if routes is None else self._routes_of(k, routes[k, :length].copy()),
             )
             for k, length in enumerate(lengths)
         ]
+
+    def _routes_of(self, answer: int, own: NDArray[np.int16]) -> Routes:
+        return Routes(self._prompt_routes[answer // self._group_size], own)
 
 
 def _choose(logprobs: Tensor, draws: Tensor, greedy: bool) -> Tensor:

@@ -19,6 +19,7 @@ from moondream_toy import codec as centre_codec
 from moondream_toy import write_toy
 from released_sizes import config_of, kimi_vl_config
 from test_experts import moe_config
+from test_paligemma import paligemma_3b
 from test_vision_language import (
     PHRASES,
     images,
@@ -26,6 +27,7 @@ from test_vision_language import (
     write_internvl,
     write_kimi_vl,
     write_llava,
+    write_paligemma,
     write_qwen2_5_vl,
     write_qwen3_vl_moe,
     write_smolvlm,
@@ -38,6 +40,7 @@ from transformers import (
     Kimi_K25ForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PaliGemmaForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeForConditionalGeneration,
@@ -54,6 +57,7 @@ from policies.families._internvl import InternVL
 from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
 from policies.families._moondream import Moondream
+from policies.families._paligemma import PaliGemma
 from policies.families._qwen import Qwen2_5VL, Qwen3VL, Qwen3VLMoe
 from policies.families._smolvlm import SmolVLM
 from policies.families.vision_language import Policy
@@ -85,6 +89,7 @@ TOYS: dict[str, Callable[[Path], None]] = {
     "Kimi-VL": write_kimi_vl,
     "Qwen3-VL-MoE": write_qwen3_vl_moe,
     "Gemma 3": write_gemma3,
+    "PaliGemma 2": write_paligemma,
     "Moondream 3": write_toy,
 }
 
@@ -263,6 +268,7 @@ def released_models() -> dict[str, tuple[Any, Any]]:
             "Kimi-VL-A3B": (KimiVL(), Kimi_K25ForConditionalGeneration(kimi)),
             "Qwen3-VL-30B-A3B": (Qwen3VLMoe(), Qwen3VLMoeForConditionalGeneration(moe_config())),
             "Gemma 3 4B": (Gemma3(), Gemma3ForConditionalGeneration(gemma3_4b())),
+            "PaliGemma 2 3B, 224 px": (PaliGemma(), PaliGemmaForConditionalGeneration(paligemma_3b())),
             "Moondream 3": (Moondream(), MoondreamForSegmentation(MoondreamConfig())),
         }
 
@@ -287,7 +293,8 @@ def prompts() -> dict[str, str]:
     content = [{"type": "image"}, {"type": "text", "text": "Outline the dog."}]
     asked = {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
     found = {}
-    for family in (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM(), KimiVL(), Qwen3VLMoe(), Gemma3()):
+    families = (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM(), KimiVL(), Qwen3VLMoe(), Gemma3(), PaliGemma())
+    for family in families:
         found[family.title] = Environment().from_string(family.template).render(**asked)
     segment = MoondreamConfig().segment
     prefix, suffix = (" ".join(map(str, segment[part])) for part in ("prefix", "suffix"))

@@ -19,11 +19,14 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
+    SiglipImageProcessorPil,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -259,12 +262,39 @@ def write_gemma3(folder: Path) -> None:
     Gemma3ImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
+def write_paligemma(folder: Path) -> None:
+    """A SigLIP tower of 32 px in patches of 8, and four layers of which two see 9 tokens, with caps that bite."""
+    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image_pad|>"
+        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}<|answer|>"
+    )
+    text = {"model_type": "gemma2", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
+    text |= {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    text |= {"query_pre_attn_scalar": 8, "sliding_window": 9, "attn_logit_softcapping": 1.5}
+    text |= {"final_logit_softcapping": 3.0, "max_position_embeddings": 1024}
+    text |= {"bos_token_id": 3, "eos_token_id": 1, "pad_token_id": 0}
+    tower = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    tower |= {"num_attention_heads": 2, "patch_size": 8, "image_size": 32, "vision_use_head": False}
+    torch.manual_seed(1)
+    token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    config = PaliGemmaConfig(text_config=text, vision_config=tower, image_token_index=token, projection_dim=32)
+    model = PaliGemmaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 WRITTEN = {
     "gemma3": write_gemma3,
     "kimi_vl": write_kimi_vl,
     "qwen2_5_vl": write_qwen2_5_vl,
     "qwen3_vl_moe": write_qwen3_vl_moe,
     "llava": write_llava,
+    "paligemma": write_paligemma,
     "internvl": write_internvl,
     "smolvlm": write_smolvlm,
 }
@@ -310,9 +340,22 @@ def plain_logits(policy: Policy, image: np.ndarray, phrase: str, answer: np.ndar
     kinds = {"mm_token_type_ids": image_tokens} if "Qwen" in policy.processor.family.title else {}
     if policy.processor.family.title == "Gemma 3":
         kinds = {"token_type_ids": image_tokens}
+    if policy.processor.family.title == "PaliGemma 2":
+        return paligemma_logits(policy, ids, len(prompt), image)[len(prompt) - 1 : -1]
     inputs = policy.processor.family.image_inputs(policy.rows([ask(image, phrase)], [[answer]]))
     logits = policy.model(input_ids=ids, **kinds, **inputs).logits[0]
     return logits[len(prompt) - 1 : -1]
+
+
+def paligemma_logits(policy: Policy, ids: Tensor, prompt: int, image: np.ndarray) -> Tensor:
+    """[L, V] by transformers' own class with its own attention, of the same weights."""
+    config = policy.processor.config
+    config._attn_implementation = "eager"
+    plain = PaliGemmaForConditionalGeneration(config).eval()
+    plain.load_state_dict(policy.model.state_dict())
+    pixels, _ = policy.processor.patches([image])
+    suffix = (torch.arange(ids.shape[1]) >= prompt).long()[None]
+    return plain(input_ids=ids, pixel_values=pixels, token_type_ids=suffix).logits[0]
 
 
 def tile_marks(policy: Policy) -> list[str]:
@@ -405,7 +448,7 @@ def test_images_of_different_sizes_share_a_batch(policy: Policy) -> None:
     grids["internvl"] = [[1, 1, 1], [3, 1, 1]]  # one tile; two, and both in one
     grids["smolvlm"] = [[1, 1, 1], [1, 1, 1]]
     grids["kimi_k25"] = [[1, 8, 8], [1, 12, 6]]
-    grids["gemma3"] = [[1, 1, 1], [1, 1, 1]]
+    grids["gemma3"] = grids["paligemma"] = [[1, 1, 1], [1, 1, 1]]
     assert rows.image_grid.tolist() == grids[policy.model.config.model_type]
     for b in range(2):
         alone = policy(
@@ -482,9 +525,12 @@ def test_supervised_rows_score_the_same_answers_as_rows(policy: Policy) -> None:
     assert supervised.scored_mask.sum() == sum(map(len, answers))
     logprobs = policy(supervised)
     assert (logprobs[~supervised.scored_mask] == 0).all()
+    # One row, but where a prompt's tokens all see each other.
+    assert len(logprobs) == (2 if policy.processor.family.title == "PaliGemma 2" else 1)
+    own, scored = logprobs.flatten(0, 1), supervised.scored_mask.flatten(0, 1)
     for g, answer in enumerate(answers):
         asked = policy(policy.rows(ask_all(image, PHRASES[g : g + 1]), [[answer]]))[0, 0]
-        torch.testing.assert_close(logprobs[0, g][supervised.scored_mask[0, g]], asked, atol=1e-5, rtol=0)
+        torch.testing.assert_close(own[g][scored[g]], asked, atol=1e-5, rtol=0)
 
 
 def test_a_spread_equals_a_slow_loop_over_neighbouring_numbers(policy: Policy) -> None:
@@ -606,6 +652,7 @@ def test_greedy_answers_are_those_of_transformers_own_generate(policy: Policy) -
         **policy.processor.family.image_inputs(rows),
         **({"mm_token_type_ids": kinds} if "Qwen" in policy.processor.family.title else {}),
         **({"token_type_ids": kinds} if policy.processor.family.title == "Gemma 3" else {}),
+        **({"token_type_ids": 0 * kinds} if policy.processor.family.title == "PaliGemma 2" else {}),
         do_sample=False,
         max_new_tokens=8,
         suppress_tokens=policy.processor.unsampled_tokens,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from envs.datasets.base import Env
 from envs.example import ImageRef, Prompt, Question
+from policies.families.base import Response, Routes
 from rl.algorithms.base import Advantages, TokenAdvantages
 from rollout.records import Group
 
@@ -43,6 +44,9 @@ class Batch:
     """[B] choices of an answer to each prompt that is learned by supervision beside the G; None where none is."""
     temperature: float | None = None
     """What the answers were sampled at; None: what the learner's settings say."""
+    routes: tuple[tuple[Routes | None, ...], ...] | None = None
+    """[B][G] which experts the tokens went to as the sampler saw it, so that they go there again; None where no answer
+    says it."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,6 +64,7 @@ class Batch:
             None if self.prompt_lengths is None else tuple(self.prompt_lengths[k] for k in indices),
             None if self.taught is None else tuple(self.taught[k] for k in indices),
             self.temperature,
+            None if self.routes is None else tuple(self.routes[k] for k in indices),
         )
 
     @property
@@ -109,4 +114,10 @@ def pack(groups: Sequence[Group], advantages: Advantages, taught: Sequence[NDArr
         prompt_lengths=tuple(len(group.prompt_tokens) for group in groups),
         taught=None if taught is None else tuple(taught),
         temperature=groups[0].temperature,
+        routes=_routes(responses),
     )
+
+
+def _routes(responses: Sequence[Sequence[Response]]) -> tuple[tuple[Routes | None, ...], ...] | None:
+    found = tuple(tuple(response.routes for response in row) for row in responses)
+    return found if any(routes is not None for row in found for routes in row) else None

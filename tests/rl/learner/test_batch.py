@@ -9,7 +9,7 @@ import pytest
 from envs.example import Example, ImageRef, Prompt, Truth
 from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus
-from policies.families.base import Response
+from policies.families.base import Response, Routes
 from rl.algorithms import gspo_token
 from rl.algorithms.base import PolicyGradient
 from rl.algorithms.gspo import Algorithm
@@ -134,3 +134,13 @@ def test_the_algorithms_of_the_docs_do_what_they_say(tmp_path: Path) -> None:
     box = 0.45 / (0.45 + 0.3)
     np.testing.assert_allclose(batch.padded_advantages(6)[0, 0], [box, box, 0, 0, 0, 0], rtol=1e-6)
     np.testing.assert_allclose(batch.padded_advantages(6)[0, 1], [-box] * 4 + [0.625] * 2, rtol=1e-6)
+
+
+def test_routes_stay_with_their_answers_and_are_none_where_nobody_told_any() -> None:
+    assert packed(GROUPS, Algorithm()).routes is None
+    told = Routes(np.zeros((1, 2, 2), np.int16), np.ones((2, 2, 2), np.int16))
+    dog, cat = GROUPS[:2]
+    first = replace(cat.rollouts[0], response=replace(cat.rollouts[0].response, routes=told))
+    batch = packed([dog, replace(cat, rollouts=(first, cat.rollouts[1]))], Algorithm())
+    assert batch.routes == ((None, None), (told, None))
+    assert batch.part([1]).routes == ((told, None),)

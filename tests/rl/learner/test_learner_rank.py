@@ -23,9 +23,11 @@ from ranks import (
     steps,
     together,
 )
+from test_vision_language import write_qwen3_vl_moe
 
 from envs.codecs.path_tokens import Codec
 from envs.plugin import Plugin
+from policies.families.base import Routes
 from policies.families.vision_language import Policy
 from rl.algorithms.base import PolicyGradient, token_divergence
 from rl.config.learner import LearnerSettings, RankPlace
@@ -373,3 +375,40 @@ def test_under_the_grammar_the_first_ratio_is_exactly_one_and_learner_and_sample
     assert np.isfinite(masked["grad_norm"]) and masked["grad_norm"] > 0
     free = apart(one_step, tiny_untrained, batch, None, RankPlace(port=free_port()))
     assert free["sampler_logprob_difference_max"] > 0.5  # what the masks are for
+
+
+def learn_by_routes(checkpoint: Path, kl: float, batches: list[Batch]) -> list[dict[str, float]]:
+    """What the first step on each batch logs, of a policy of experts."""
+    from rl.learner.rank import LearnerRank
+
+    algorithm = Plugin("rl.algorithms", "Algorithm", "gspo", vars(replace(ALGORITHM, kl=kl)))
+    learner = replace(LEARNER, minibatches=1)
+    return [LearnerRank(settings(checkpoint, learner, algorithm), RankPlace()).step(each) for each in batches]
+
+
+def test_experts_are_those_that_the_sampler_told_and_the_checkpoint_goes_its_own_ways(tmp_path: Path) -> None:
+    write_qwen3_vl_moe(tmp_path)
+    env, policy = ENV.build(split="train"), Policy(tmp_path, Codec()).eval()
+    examples = [env[index] for index in range(4)]
+    rows = policy.rows([each.question(env.image(each.image)) for each in examples], [[np.array([1])]] * 4)
+    draws = np.random.default_rng(0).random((4, 3, 12))
+    found = sample(policy, rows, Sampling(TEMPERATURE, 12), draws)
+    answers = [found[3 * b : 3 * b + 3] for b in range(4)]
+    advantages, counts = ALGORITHM.advantages(np.random.default_rng(1).random((4, 3)))
+    told = Batch(
+        tuple(each.image for each in examples),
+        tuple(each.prompt for each in examples),
+        tuple(tuple(each.tokens for each in row) for row in answers),
+        tuple(tuple(each.logprobs for each in row) for row in answers),
+        advantages.astype(np.float32),
+        counts,
+        routes=tuple(tuple(each.routes for each in row) for row in answers),
+    )
+    # Two of four experts a token: what nobody chose.
+    others = tuple(tuple(Routes((r.prompt + 1) % 4, (r.answer + 1) % 4) for r in row) for row in told.routes)
+    batches = [replace(told, routes=None), told, replace(told, routes=others)]
+    free, same, moved = apart(learn_by_routes, tmp_path, 0.1, batches)
+    name = "sampler_logprob_difference_max"
+    assert free[name] < 1e-4 and same[name] < 1e-4 and moved[name] > 1e-3
+    # The policy is its own checkpoint before the first update, unless its tokens are sent elsewhere.
+    assert free["kl"] < 1e-9 and same["kl"] < 1e-9 and moved["kl"] > 1e-9
