@@ -141,6 +141,11 @@ class Family(Protocol):
         emptied on the way."""
         ...
 
+    def states(self, layers: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """What the layers of transformers' cache hold in place of keys and values, as EncodedPrompts has it; None where
+        all hold those."""
+        ...
+
     def decoder(self, model: Any) -> Any:
         """What takes an answer's tokens, one at a time, from a cache of such keys and values
         (policies/sharing/decoder.py)."""

@@ -62,6 +62,10 @@ class AutoFamily:
         """Family.cached: keys and values as they are."""
         return stacked(layers)
 
+    def states(self, layers: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """Family.states: none."""
+        return None
+
     def decoder(self, model: Any) -> Any:
         """Family.decoder."""
         return Decoder(self.language_model(model))

@@ -10,6 +10,7 @@ from policies.families._kimi_vl import KimiVL
 from policies.families._llava import Llava
 from policies.families._paligemma import PaliGemma
 from policies.families._qwen import Qwen2_5VL, Qwen3VL, Qwen3VLMoe
+from policies.families._qwen3_5 import Qwen3_5
 from policies.families._smolvlm import SmolVLM
 from policies.family import Family
 from policies.folder import read
@@ -22,6 +23,7 @@ FAMILIES: Mapping[str, Family] = {
     "llava": Llava(),
     "paligemma": PaliGemma(),
     "qwen2_5_vl": Qwen2_5VL(),
+    "qwen3_5": Qwen3_5(),
     "qwen3_vl": Qwen3VL(),
     "qwen3_vl_moe": Qwen3VLMoe(),
     "smolvlm": SmolVLM(),

@@ -36,6 +36,11 @@ class TextSizes:
     """Tokens that have logits."""
     normed_heads: bool
     """Whether queries and keys are normed, as in Qwen3 and Gemma 3."""
+    attending: int
+    """Layers that attend to the tokens before; others hold a state."""
+    cached: int
+    """Numbers that are held of a token so that others may attend to it, in all layers together: keys and values, or
+    latents."""
 
     @property
     def query_width(self) -> int:
@@ -92,6 +97,8 @@ class ParameterCounts:
     """Output head; 0 where it is the embedding."""
     adapters: int = 0
     """Parameters of adapters, which the others do not count."""
+    idle: int = 0
+    """Parameters of the experts that a token does not go to; among those of layers."""
 
     def trained(self, learner: TrainingChoice) -> int:
         """How many of them learn."""
@@ -155,7 +162,17 @@ def _parameter_counts(processor: Processor, model: Any, lora: LoraSettings | Non
         add_adapters(model, tower, lora)
         adapters = _count(each for each in model.parameters() if each.requires_grad)
     layers = whole - of_tower - embedding.numel() - of_head
-    return ParameterCounts(of_tower, of_projector, layers, embedding.numel(), of_head, adapters)
+    idle = _idle(processor.config.get_text_config().to_dict(), model)
+    return ParameterCounts(of_tower, of_projector, layers, embedding.numel(), of_head, adapters, idle)
+
+
+def _idle(config: dict[str, Any], model: Any) -> int:
+    """Parameters of the experts that a token does not go to, of a model whose experts lie in one tensor a map."""
+    experts = int(config.get("n_routed_experts") or config.get("num_experts") or 0)
+    if not experts:
+        return 0
+    held = _count(each for each in model.parameters() if each.ndim == 3 and len(each) == experts)
+    return held * (experts - int(config["num_experts_per_tok"])) // experts
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
@@ -164,15 +181,25 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 def _text_sizes(config: dict[str, Any]) -> TextSizes:
     heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
+    key_heads, head_width = (
+        int(config.get("num_key_value_heads") or heads),
+        int(config.get("head_dim") or width // heads),
+    )
+    kinds, latent = config.get("layer_types") or [], int(config.get("kv_lora_rank") or 0)
+    attending = int(config["num_hidden_layers"]) - list(kinds).count("linear_attention")
+    # Of latents the key has the part that turns besides, once for all heads.
+    each = 2 * latent + int(config.get("qk_rope_head_dim") or 0) if latent else 2 * key_heads * head_width
     return TextSizes(
         layers=int(config["num_hidden_layers"]),
         width=width,
         inner=int(config["intermediate_size"]),
         heads=heads,
-        key_heads=int(config.get("num_key_value_heads") or heads),
-        head_width=int(config.get("head_dim") or width // heads),
+        key_heads=key_heads,
+        head_width=head_width,
         vocabulary=int(config["vocab_size"]),
         normed_heads=str(config.get("model_type", "")).startswith(("qwen3", "gemma3")),
+        attending=attending,
+        cached=attending * each,
     )
 
 

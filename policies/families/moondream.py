@@ -82,13 +82,12 @@ class Policy(vision_language.Policy):
     # Sampling.
 
     def _prompt_layers(self, rows: PromptRows, positions: Tensor) -> Sequence[Any]:
-        mask = rows.prompt_mask[:, :-1]
         assert rows.prompt_bins is not None
         layers: Sequence[Any] = self.model.model(
             input_ids=rows.prompt_tokens[:, :-1],
             bins=rows.prompt_bins[:, :-1],
             position_ids=positions[:, :-1],
-            **shared_attention.prompt_inputs(mask, self.model.dtype, self._together(rows)[:, :-1]),
+            **shared_attention.prompt_inputs(rows.prompt_mask[:, :-1], self._heads, self._together(rows)[:, :-1]),
             **self.processor.family.image_inputs(rows),
             use_cache=True,
         ).past_key_values

@@ -250,7 +250,9 @@ class Policy(nn.Module):
         positions, following = self.processor.family.positions(self.model, rows)
         mask, last = rows.prompt_mask[:, :-1], rows.prompt_tokens.shape[1] - 1
         self._routers.watch()
-        keys, values = self.processor.family.cached(self._prompt_layers(rows, positions))
+        layers = self._prompt_layers(rows, positions)
+        states = self.processor.family.states(layers)
+        keys, values = self.processor.family.cached(layers)
         routes = self._routers.taken()
         return EncodedPrompts(
             keys=keys[..., :last],
@@ -259,24 +261,24 @@ class Policy(nn.Module):
             last_tokens=rows.prompt_tokens[:, -1].clone(),
             last_positions=following - 1,
             routes=None if routes is None else routes.unflatten(0, mask.shape),
+            states=states,
         )
 
     def _prompt_layers(self, rows: PromptRows, positions: Tensor) -> Sequence[Any]:
         """What a pass over prompts leaves in the cache of each layer: of all tokens but the last, and of that one too
         where those before it see it; positions: [B, P] or [3, B, P]."""
-        together, window = self._together(rows), self._heads.window
+        together, heads = self._together(rows), self._heads
         # The last token is decoded as an answer's first: it sees what it would see here.
         num = rows.prompt_tokens.shape[1] - (0 if self.processor.family.whole_prompts else 1)
         together = None if together is None else together[:, :num]
-        mask, near = rows.prompt_mask[:, :num], self._heads.together_near
         layers: Sequence[Any] = self.processor.family.outputs(
             self.model,
             input_ids=rows.prompt_tokens[:, :num],
-            **shared_attention.prompt_inputs(mask, self.model.dtype, together, window, near),
+            **shared_attention.prompt_inputs(rows.prompt_mask[:, :num], heads, together),
             position_ids=positions[..., :num],
             **self.processor.family.image_inputs(rows),
             # Of a config with windows transformers would make layers that forget what is outside them.
-            past_key_values=None if window is None else DynamicCache(),
+            past_key_values=None if heads.window is None else DynamicCache(),
             use_cache=True,
         ).past_key_values.layers
         return layers

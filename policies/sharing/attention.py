@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from policies.sharing import varlen, windowed
 from policies.sharing.capped import attend_capped
+from policies.sharing.forked import LINEAR, Forks, forks
 from policies.sharing.packing import PackedRows, causal
 from policies.sharing.two_parts import Biases, PackedStretches, of_even_answers, of_stretches, packed_stretches
 
@@ -44,6 +45,8 @@ class Heads(NamedTuple):
     """Tokens that a token of some layers sees, itself included; None where all layers see all."""
     together_near: bool = True
     """Whether tokens that see each other do so in those layers only as far as the window reaches back."""
+    forked: bool = False
+    """Whether some layers hold a state in place of keys, which is forked behind a prompt (forked.py)."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +70,24 @@ class SharedLayout:
     """(B, G, T)."""
 
 
-def prompt_inputs(
-    mask: Tensor,
-    dtype: torch.dtype = torch.float32,
-    together: Tensor | None = None,
-    window: int | None = None,
-    together_near: bool = True,
-) -> dict[str, Any]:
+def prompt_inputs(mask: Tensor, heads: Heads, together: Tensor | None = None) -> dict[str, Any]:
     """What the language model is called with for prompts alone, mask [B, P]: a mask only where one is padded.
 
     together: [B, P] bool, the tokens of each prompt that all see each other; None where each sees those before it.
-    window, together_near: as Heads has them.
     """
+    if heads.forked:
+        return _by_kind(_of_prompts(mask, heads, together), None if mask.all() else mask, None)
+    return _of_prompts(mask, heads, together)
+
+
+def _of_prompts(mask: Tensor, heads: Heads, together: Tensor | None) -> dict[str, Any]:
     b, p = mask.shape
-    if window is not None:
-        return _windowed(windowed.masks_of_prompts(mask, together, window, together_near), dtype)
+    if heads.window is not None:
+        return _windowed(windowed.masks_of_prompts(mask, together, heads.window, heads.together_near), heads.dtype)
     if together is None and mask.all():
         # transformers leaves a mask of four axes as it is, and makes none of its own.
         return {"attention_mask": mask.view(b, 1, 1, p), "in_order": True}
-    return {"attention_mask": bias(causal(mask, together)[:, None], dtype)}
+    return {"attention_mask": bias(causal(mask, together)[:, None], heads.dtype)}
 
 
 def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
@@ -94,6 +96,12 @@ def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
     On a GPU in half precision by stretches. Elsewhere a mask of the whole row where nothing is shared, or where answers
     are so uneven that their empty slots would cost more than it.
     """
+    if heads.forked:
+        return _by_kind(_of_rows(packed, heads), None, forks(packed))
+    return _of_rows(packed, heads)
+
+
+def _of_rows(packed: PackedRows, heads: Heads) -> dict[str, Any]:
     if heads.window is not None:
         return _windowed(windowed.masks_of_rows(packed, heads.window, heads.together_near), heads.dtype)
     b, g, t = packed.shape
@@ -103,10 +111,15 @@ def inputs(packed: PackedRows, heads: Heads) -> dict[str, Any]:
     if plain and varlen.fits(packed.order.device, heads.dtype, heads.width):
         return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": packed_stretches(packed)}
     if g == 1:
-        return prompt_inputs(torch.cat([packed.prompt_mask, packed.real], dim=1), heads.dtype, packed.together)
+        return _of_prompts(torch.cat([packed.prompt_mask, packed.real], dim=1), heads, packed.together)
     if p * p + g * t * (p + t) >= (p + k) ** 2:
         return {"attention_mask": bias(packed.attends, heads.dtype)}
     return {"attention_mask": packed.prompt_mask.view(b, 1, 1, p), "layout": shared_layout(packed, heads)}
+
+
+def _by_kind(inputs: dict[str, Any], mask: Tensor | None, layout: Forks | None) -> dict[str, Any]:
+    """Inputs of a language model of which some layers attend by `inputs`, and others read in order."""
+    return {**inputs, "attention_mask": {"full_attention": inputs["attention_mask"], LINEAR: mask}, "forks": layout}
 
 
 def _windowed(masks: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:

@@ -43,6 +43,9 @@ class EncodedPrompts:
     """[R] int64: where the last tokens stand."""
     routes: Tensor | None = None
     """[R, P, M, k] int16: the experts that the tokens went to, -1 at padding added later; None without experts."""
+    states: tuple[Tensor, ...] | None = None
+    """[layers, R, ...] each: what layers without keys hold behind the prompts (policies/sharing/forked.py); None where
+    there are none."""
 
 
 _WORTH_APART = 256
@@ -93,6 +96,7 @@ def joined_prompts(encoded: Sequence[EncodedPrompts], parts: Sequence[Sequence[i
     order = torch.tensor([place for part in parts for place in part]).argsort().to(encoded[0].mask.device)
     whole = [padded_prompts(one, longest) for one in encoded]
     routes = [one.routes for one in whole if one.routes is not None]
+    states = list(zip(*(one.states for one in whole if one.states is not None), strict=True))
     return EncodedPrompts(
         keys=torch.cat([one.keys for one in whole], dim=1).index_select(1, order),
         values=torch.cat([one.values for one in whole], dim=1).index_select(1, order),
@@ -100,6 +104,7 @@ def joined_prompts(encoded: Sequence[EncodedPrompts], parts: Sequence[Sequence[i
         last_tokens=torch.cat([one.last_tokens for one in whole])[order],
         last_positions=torch.cat([one.last_positions for one in whole])[order],
         routes=None if not routes else torch.cat(routes)[order],
+        states=tuple(torch.cat(each, dim=1).index_select(1, order) for each in states) or None,
     )
 
 
@@ -142,6 +147,8 @@ class PromptCache:
         """[R] int64: where the next token of each prompt's answers stands."""
         self.decoder: LayerDecoder | None = None
         """What takes the tokens; the policy puts it here, so that it goes when the cache goes."""
+        self.states = tuple(_forked(each, group_size).clone() for each in prompts.states or ())
+        """[layers, R, C, ...] each: what layers without keys hold behind each answer; () where there are none."""
         self._steps, self._capacity = 0, max_tokens
         self._place = torch.zeros(1, dtype=torch.int64, device=prompts.mask.device) if same_calls else None
 
@@ -168,6 +175,8 @@ class PromptCache:
         held.mask[places] = entering.mask
         held.last_tokens[places] = entering.last_tokens
         held.last_positions[places] = entering.last_positions
+        for own, state in zip(self.states, entering.states or (), strict=True):
+            own[:, places] = _forked(state, own.shape[2])
         self.positions[places] = entering.last_positions
         p = held.mask.shape[1]
         self._bias[places, :p] = _bias(entering.mask)
@@ -190,6 +199,7 @@ class PromptCache:
             for tensor in (self._keys, self._values)
         )
         self._hold(prompts, keys, values)
+        self.states = tuple(state[:, places[:, None], answers] for state in self.states)
         self._bias, self.positions = self._bias[places], self.positions[places]
 
     def begin_token(self) -> None:
@@ -269,6 +279,11 @@ class PromptCache:
             by_prompt = scores.view(len(bias), -1, scores.shape[-1])
             scores = (by_prompt + bias[:, None, : scores.shape[-1]]).view_as(scores)
         return scores.softmax(-1, dtype=torch.float32)
+
+
+def _forked(states: Tensor, answers: int) -> Tensor:
+    """[layers, R, C, ...] of [layers, R, ...]."""
+    return states[:, :, None].expand(-1, -1, answers, *states.shape[2:])
 
 
 def _write(buffer: Tensor, axis: int, place: int | Tensor, new: Tensor) -> None:

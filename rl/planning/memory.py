@@ -224,8 +224,8 @@ def groups_at_once(job: Job) -> int:
 
 
 def cache_bytes(job: Job) -> float:
-    """Bytes of keys and values of a token."""
-    return float(2 * job.sizes.text.layers * job.sizes.text.key_width * job.number)
+    """Bytes of keys and values of a token, or of what stands for them."""
+    return float(job.sizes.text.cached * job.number)
 
 
 def host_memory(job: Job, store_bytes: float) -> Memory:

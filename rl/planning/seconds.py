@@ -69,15 +69,20 @@ def learning_seconds(job: Job) -> list[Part]:
 def text_operations(job: Job) -> float:
     """Operations of one forward pass of the language model over all groups of a step.
 
-    Two for each weight and token; the head only where answers are scored; attention by pairs of tokens that see each
-    other, P^2 / 2 + G T (P + T / 2) in a group.
+    Two for each weight that a token meets; the head only where answers are scored; attention by pairs of tokens that
+    see each other, P^2 / 2 + G T (P + T / 2) in a group.
     """
     text, asked, config = job.sizes.text, job.asked, job.config
     scored = config.group_size * asked.answer
     pairs = asked.prompt**2 / 2 + scored * (asked.prompt + asked.answer / 2)
-    of_layers = 2 * job.sizes.parameters.layers * job.group_tokens
+    of_layers = 2 * _met(job) * job.group_tokens
     of_head = 2 * text.vocabulary * text.width * scored
-    return config.groups_per_step * (of_layers + of_head + 4 * text.layers * text.query_width * pairs)
+    return config.groups_per_step * (of_layers + of_head + 4 * text.attending * text.query_width * pairs)
+
+
+def _met(job: Job) -> int:
+    """Weights of the layers that a token meets: all but those of other experts."""
+    return job.sizes.parameters.layers - job.sizes.parameters.idle
 
 
 def vision_operations(job: Job) -> float:
@@ -138,7 +143,7 @@ def sampling_seconds(job: Job) -> list[Part]:
     units = -(-config.groups_per_step // (config.unit_groups * config.pool.workers))
     groups = min(units * config.unit_groups, config.groups_per_step)
     reached = machines.mfu * machines.card.flops
-    prefill = 2 * job.sizes.parameters.layers * asked.prompt * groups / reached
+    prefill = 2 * _met(job) * asked.prompt * groups / reached
     vision = vision_operations(job) / config.groups_per_step * groups / reached
     decode, how = _decode(job)
     answers = groups * config.group_size

@@ -20,6 +20,7 @@ from moondream_toy import write_toy
 from released_sizes import config_of, kimi_vl_config
 from test_experts import moe_config
 from test_paligemma import paligemma_3b
+from test_qwen3_5 import qwen3_5_9b
 from test_vision_language import (
     PHRASES,
     images,
@@ -29,6 +30,7 @@ from test_vision_language import (
     write_llava,
     write_paligemma,
     write_qwen2_5_vl,
+    write_qwen3_5,
     write_qwen3_vl_moe,
     write_smolvlm,
 )
@@ -42,6 +44,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     PaliGemmaForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeForConditionalGeneration,
     SmolVLMConfig,
@@ -59,6 +62,7 @@ from policies.families._llava import Llava
 from policies.families._moondream import Moondream
 from policies.families._paligemma import PaliGemma
 from policies.families._qwen import Qwen2_5VL, Qwen3VL, Qwen3VLMoe
+from policies.families._qwen3_5 import Qwen3_5
 from policies.families._smolvlm import SmolVLM
 from policies.families.vision_language import Policy
 from policies.moondream.config import MoondreamConfig
@@ -88,6 +92,7 @@ TOYS: dict[str, Callable[[Path], None]] = {
     "SmolVLM2": write_smolvlm,
     "Kimi-VL": write_kimi_vl,
     "Qwen3-VL-MoE": write_qwen3_vl_moe,
+    "Qwen3.5": write_qwen3_5,
     "Gemma 3": write_gemma3,
     "PaliGemma 2": write_paligemma,
     "Moondream 3": write_toy,
@@ -267,6 +272,7 @@ def released_models() -> dict[str, tuple[Any, Any]]:
             "SmolVLM2-2.2B": (SmolVLM(), SmolVLMForConditionalGeneration(smolvlm)),
             "Kimi-VL-A3B": (KimiVL(), Kimi_K25ForConditionalGeneration(kimi)),
             "Qwen3-VL-30B-A3B": (Qwen3VLMoe(), Qwen3VLMoeForConditionalGeneration(moe_config())),
+            "Qwen3.5-9B": (Qwen3_5(), Qwen3_5ForConditionalGeneration(qwen3_5_9b())),
             "Gemma 3 4B": (Gemma3(), Gemma3ForConditionalGeneration(gemma3_4b())),
             "PaliGemma 2 3B, 224 px": (PaliGemma(), PaliGemmaForConditionalGeneration(paligemma_3b())),
             "Moondream 3": (Moondream(), MoondreamForSegmentation(MoondreamConfig())),
@@ -293,8 +299,8 @@ def prompts() -> dict[str, str]:
     content = [{"type": "image"}, {"type": "text", "text": "Outline the dog."}]
     asked = {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
     found = {}
-    families = (Qwen2_5VL(), Qwen3VL(), InternVL(), Llava(), SmolVLM(), KimiVL(), Qwen3VLMoe(), Gemma3(), PaliGemma())
-    for family in families:
+    qwen = (Qwen2_5VL(), Qwen3VL(), Qwen3VLMoe(), Qwen3_5())
+    for family in (*qwen, InternVL(), Llava(), SmolVLM(), KimiVL(), Gemma3(), PaliGemma()):
         found[family.title] = Environment().from_string(family.template).render(**asked)
     segment = MoondreamConfig().segment
     prefix, suffix = (" ".join(map(str, segment[part])) for part in ("prefix", "suffix"))

@@ -260,7 +260,7 @@ def test_prompts_of_one_length_are_attended_in_order_without_any_mask(
     monkeypatch: pytest.MonkeyPatch, lengths: list[int], padded: bool
 ) -> None:
     packed = packed_rows(lengths, [[1], [1]])
-    handed = prompt_inputs(packed.prompt_mask)
+    handed = prompt_inputs(packed.prompt_mask, Heads())
     query, key, value = (part[:, :, :5] for part in states(packed, 2, 3))
     masks: list[object] = []
 

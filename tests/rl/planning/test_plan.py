@@ -227,3 +227,15 @@ def test_a_run_on_cards_too_small_is_told_so_before_it_starts(models: Path) -> N
     note = small_cards_note(settings, 40_000_000_000)
     assert note is not None and "a learner rank does not fit a card of 40.0 GB" in note and "of 38.0 GB" in note
     assert small_cards_note(run_settings(Path("tiny"), []), 40_000_000_000) is None
+
+
+def test_a_token_meets_the_experts_that_it_goes_to_and_leaves_one_latent_a_layer(models: Path) -> None:
+    found = planned(models, "presets/simpleseg_kimi_vl", model="kimi_vl_a3b").job
+    # Per layer: queries, latents, keys and values of them, output; one dense layer, and 26 of 6 experts and 2 shared.
+    attention = 2048 * 16 * 192 + 2048 * 576 + 512 * 16 * 256 + 16 * 128 * 2048
+    met = 27 * attention + 3 * 2048 * 11264 + 26 * 3 * 2048 * 1408 * (6 + 2)
+    counts = found.sizes.parameters
+    assert counts.layers - counts.idle == pytest.approx(met, rel=2e-3) and counts.layers > 6 * met
+    assert cache_bytes(found) == 27 * (2 * 512 + 64) * 2
+    without = replace(found, sizes=replace(found.sizes, parameters=replace(counts, idle=0)))
+    assert text_operations(without) > 5 * text_operations(found)

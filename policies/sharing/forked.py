@@ -1,0 +1,232 @@
+"""Layers with a state in place of keys (Gated DeltaNet, arXiv 2412.06464), forked behind a prompt for its answers.
+
+Such a layer reads tokens in order: a convolution over the last few, and a matrix a head that every token decays, reads
+and corrects,
+
+    S_t = a_t S_(t-1) + b_t k_t (v_t - a_t S_(t-1)^T k_t)^T,    o_t = S_t^T q_t,
+
+so that no mask keeps one answer from another. What an answer needs of its prompt is the state behind it: it is computed
+once a prompt, and each answer goes on from it, in learning with gradients back through it.
+
+Letters as in policies/sharing/packing.py, and N = R * C tokens, M such layers, D channels, k places of the convolution,
+H heads, d and e widths of keys and values.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.qwen3_5.modeling_qwen3_5 import (
+    Qwen3_5GatedDeltaNet,
+    apply_rotary_pos_emb,
+    torch_chunk_gated_delta_rule,
+    torch_recurrent_gated_delta_rule,
+)
+
+from policies.sharing.packing import PackedRows
+from policies.sharing.prompt_cache import PromptCache
+
+LINEAR = "linear_attention"
+"""What transformers calls the kind of such a layer."""
+
+
+@dataclass(frozen=True)
+class Forks:
+    """Where the answers of packed rows lie, for layers that read in order."""
+
+    mask: Tensor
+    """[B, P] bool, True on real tokens of prompts."""
+    slots: Tensor
+    """[B * G * T] int64 into the flat [B * K]: the packed token in each slot of the answers, any in empty ones, which
+    stand behind the real ones."""
+    order: Tensor
+    """[B * K] int64 into the flat [B * G * T]: the slot of each packed token."""
+    shape: tuple[int, int, int]
+    """(B, G, T)."""
+
+
+def forks(packed: PackedRows) -> Forks:
+    """Where the answers of packed rows lie."""
+    (b, g, t), k, device = packed.shape, packed.order.shape[1], packed.order.device
+    row = torch.arange(b, device=device)[:, None]
+    held = torch.arange(k, device=device).expand(b, -1)
+    slots = torch.zeros(b, g * t, dtype=torch.int64, device=device).scatter(1, packed.order, held)
+    return Forks(packed.prompt_mask, (row * k + slots).flatten(), (row * g * t + packed.order).flatten(), packed.shape)
+
+
+class ForkedDeltaNet(nn.Module):
+    """transformers' Gated DeltaNet of Qwen3.5, under the same names and with the very parameters it had."""
+
+    def __init__(self, held: Qwen3_5GatedDeltaNet) -> None:
+        super().__init__()
+        self.layer_idx, self._places = held.layer_idx, int(held.conv_kernel_size)
+        self._widths = [held.key_dim, held.key_dim, held.value_dim]
+        self._key_width, self._value_width = held.head_k_dim, held.head_v_dim
+        self.conv1d, self.norm, self.out_proj = held.conv1d, held.norm, held.out_proj
+        self.dt_bias, self.A_log = held.dt_bias, held.A_log
+        self.in_proj_qkv, self.in_proj_z = held.in_proj_qkv, held.in_proj_z
+        self.in_proj_b, self.in_proj_a = held.in_proj_b, held.in_proj_a
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cache_params: Any = None,
+        attention_mask: Tensor | None = None,
+        forks: Forks | None = None,
+        **others: Any,
+    ) -> Tensor:
+        """[B, L, width] of hidden states [B, L, width]: of packed rows by their forks, else of rows of text alone.
+
+        attention_mask: [B, L] bool, True on real tokens; None for all, and where there are forks. cache_params:
+        transformers' cache, which has the states behind the tokens before, and gets those behind these.
+        """
+        if forks is not None:
+            answers = forks.order.numel() // len(hidden_states)
+            attention_mask = functional.pad(forks.mask, (0, answers), value=True)
+        if attention_mask is not None:
+            hidden_states = hidden_states * attention_mask[..., None].to(hidden_states.dtype)
+        mixed, rates = self.in_proj_qkv(hidden_states), self._rates(hidden_states)
+        if forks is None:
+            found, tail, state = self._read(mixed, rates, self._held(cache_params))
+            if cache_params is not None:
+                cache_params.update_conv_state(tail, self.layer_idx, conv_kernel_size=self._places - 1)
+                cache_params.update_recurrent_state(state, self.layer_idx)
+        else:
+            found = self._read_forked(mixed, rates, forks)
+        return self._written(found, hidden_states)
+
+    def _held(self, cache: Any) -> Sequence[Tensor] | None:
+        """What the tokens that a cache of transformers has seen left; None for none."""
+        tail = None if cache is None else cache.get_conv_state(self.layer_idx, state_idx=0)
+        return None if tail is None else (tail, cache.get_recurrent_state(self.layer_idx, state_idx=0))
+
+    def _read_forked(self, mixed: Tensor, rates: Tensor, forks: Forks) -> Tensor:
+        """[B, L, H, e] of packed rows."""
+        (b, g, t), p = forks.shape, forks.mask.shape[1]
+        of_prompts, tail, state = self._read(mixed[:, :p], rates[:, :p])
+        own, own_rates = (
+            part[:, p:].flatten(0, 1).index_select(0, forks.slots).view(b * g, t, -1) for part in (mixed, rates)
+        )
+        before = tuple(part[:, None].expand(-1, g, *part.shape[1:]).flatten(0, 1) for part in (tail, state))
+        of_answers, _, _ = self._read(own, own_rates, before)
+        packed = of_answers.flatten(0, 1).index_select(0, forks.order).unflatten(0, (b, -1))
+        return torch.cat([of_prompts, packed], dim=1)
+
+    def _rates(self, states: Tensor) -> Tensor:
+        """[..., 2 H]: what decides how strongly each token corrects, and how much it forgets."""
+        return torch.cat([self.in_proj_b(states), self.in_proj_a(states)], dim=-1)
+
+    def _read(
+        self, mixed: Tensor, rates: Tensor, before: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, L, H, e] of queries, keys and values [N, L, D] in order, and what a next token needs: the last inputs of
+        the convolution [N, D, k - 1], and the state [N, H, d, e] in float32.
+
+        rates: [N, L, 2 H]; before: what the tokens before left; None for none.
+        """
+        by_channel = mixed.transpose(1, 2)
+        empty = by_channel.new_zeros(*by_channel.shape[:2], self._places - 1)
+        whole = torch.cat([empty if before is None else before[0].to(by_channel.dtype), by_channel], dim=2)
+        rule = torch_recurrent_gated_delta_rule if mixed.shape[1] == 1 else torch_chunk_gated_delta_rule
+        found, state = rule(
+            *self._heads(whole),
+            **self._strengths(rates),
+            initial_state=None if before is None else before[1],
+            output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+        )
+        return found, whole[:, :, whole.shape[2] - self._places + 1 :], state
+
+    def _heads(self, whole: Tensor) -> list[Tensor]:
+        """Queries, keys [N, L, heads, d] and values [N, L, H, e] of the convolution's inputs [N, D, k - 1 + L]."""
+        made = functional.conv1d(whole, self.conv1d.weight, self.conv1d.bias, groups=whole.shape[1])
+        parts = functional.silu(made).transpose(1, 2).split(self._widths, dim=-1)
+        widths = (self._key_width, self._key_width, self._value_width)
+        return [part.unflatten(-1, (-1, width)) for part, width in zip(parts, widths, strict=True)]
+
+    def _strengths(self, rates: Tensor) -> dict[str, Tensor]:
+        """The rule's rates of correction, and logarithms of what is kept, [N, L, H] each."""
+        correcting, forgetting = rates.chunk(2, dim=-1)
+        kept = -self.A_log.float().exp() * functional.softplus(forgetting.float() + self.dt_bias)
+        return {"beta": correcting.sigmoid(), "g": kept}
+
+    def _written(self, found: Tensor, states: Tensor) -> Tensor:
+        """[..., width] of what was read [..., H, e] behind the gates of states [..., width]."""
+        gates = self.in_proj_z(states).unflatten(-1, (-1, self._value_width))
+        normed = self.norm(found.flatten(0, -2), gates.flatten(0, -2))
+        added: Tensor = self.out_proj(normed.view(*states.shape[:-1], -1))
+        return added
+
+    def next_token(self, hidden: Tensor, tails: Tensor, states: Tensor) -> Tensor:
+        """[N, width] of one more token of each answer, hidden [N, width]; tails [R, C, D, k - 1] and states
+        [R, C, H, d, e] are brought up to it in place."""
+        one = hidden[:, None]
+        before = tails.flatten(0, 1), states.flatten(0, 1)
+        found, tail, state = self._read(self.in_proj_qkv(one), self._rates(one), before)
+        tails.copy_(tail.view_as(tails))
+        states.copy_(state.view_as(states))
+        return self._written(found, one)[:, 0]
+
+
+def replace_delta_nets(text: Any) -> None:
+    """Put a ForkedDeltaNet in the place of every such layer of a language model."""
+    for layer in text.layers:
+        if layer.block_type == LINEAR:
+            layer.linear_attn = ForkedDeltaNet(layer.linear_attn).train(layer.training)
+
+
+def states_behind(layers: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """([M, R, D, k - 1], [M, R, H, d, e]) of the layers of transformers' cache that hold states."""
+    return (
+        torch.stack([layer.conv_states[0] for layer in layers]),
+        torch.stack([layer.recurrent_states[0] for layer in layers]),
+    )
+
+
+class ForkedDecoder:
+    """The layers of transformers' Qwen3.5, for one cache."""
+
+    def __init__(self, text: Any) -> None:
+        self._text = text
+        kinds: list[str] = list(text.config.layer_types)
+        # Each layer's number among those of its kind, by which the cache knows it.
+        numbers = [kinds[:k].count(kind) for k, kind in enumerate(kinds)]
+        self._layers = list(zip(text.layers, kinds, numbers, strict=True))
+
+    def refresh(self) -> None:
+        """Nothing of the parameters is held."""
+
+    def next_states(self, cache: PromptCache, tokens: Tensor) -> Tensor:
+        """Hidden states [N, width] after one more token of each answer, tokens [R, C] int64; the cache grows by it."""
+        cache.begin_token()
+        hidden = self._text.embed_tokens(tokens.flatten())
+        positions = cache.positions[:, None].expand_as(tokens).reshape(1, 1, -1).expand(3, -1, -1)
+        cosines, sines = (part[0] for part in self._text.rotary_emb(hidden, positions))
+        for layer, kind, number in self._layers:
+            before = layer.input_layernorm(hidden)
+            if kind == LINEAR:
+                tails, states = cache.states
+                hidden = hidden + layer.linear_attn.next_token(before, tails[number], states[number])
+            else:
+                hidden = hidden + _attended(layer.self_attn, cache, number, before, cosines, sines)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        cache.end_token()
+        last: Tensor = self._text.norm(hidden)
+        return last
+
+
+def _attended(
+    attention: Any, cache: PromptCache, number: int, before: Tensor, cosines: Tensor, sines: Tensor
+) -> Tensor:
+    """What attention adds to tokens [N, width], a gate on its result; cosines, sines: [N, turned]."""
+    queries, gates = attention.q_proj(before).unflatten(-1, (-1, 2 * attention.head_dim)).chunk(2, dim=-1)
+    keys, values = (
+        linear(before).unflatten(-1, (-1, attention.head_dim)) for linear in (attention.k_proj, attention.v_proj)
+    )
+    queries, keys = apply_rotary_pos_emb(attention.q_norm(queries), attention.k_norm(keys), cosines, sines)
+    mixed = cache.attend(number, queries * attention.scaling, keys, values)
+    added: Tensor = attention.o_proj(mixed * gates.flatten(1).sigmoid())
+    return added
