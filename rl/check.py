@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from envs.codecs._point_codec import PointCodec
-from envs.codecs.base import FittingCodec, LimitedCodec
+from envs.codecs.base import ChoosingCodec, FittingCodec, LimitedCodec
 from envs.example import Prompt, Question
 from envs.plugin import Plugin
 from policies.checkpoint import Checkpoint
@@ -184,6 +184,8 @@ def _report(held: Checkpoint, processor: Processor, dtype: str, max_tokens: int)
 
 
 def _tokens_per_vertex(processor: Processor) -> float:
+    if isinstance(processor.codec, ChoosingCodec):
+        return 1.0  # a choice a candidate
     height, width = _SIZES[0]
     angles = np.linspace(0, 2 * np.pi, _VERTICES, endpoint=False)
     ring = np.stack([0.5 + 0.37 * np.cos(angles), 0.5 + 0.41 * np.sin(angles)], 1) * [width, height]

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.table import Table
 
-from envs.codecs.base import AnswerCodec, FittingCodec, LimitedCodec
+from envs.codecs.base import AnswerCodec, ChoosingCodec, FittingCodec, LimitedCodec
 from envs.datasets.base import Env, NamesSplits
 from envs.example import Example
 from envs.geometry.contours import largest_rings, outline, rings_from_mask
@@ -211,8 +211,11 @@ class Looker:
         return Seen(example, image, text, rings, iou, taught_iou, tokens)
 
     def _best_texts(self, example: Example) -> list[str]:
-        """Texts of the truth with 1, 2, 4, ... rings in each instance and all vertices that the codec allows."""
+        """Texts of the truth with 1, 2, 4, ... rings in each instance and all vertices that the codec allows; of
+        candidates, those that stand for it."""
         masks, limits = example.truth.masks, SftSettings()
+        if isinstance(self._codec, ChoosingCodec):
+            return [self._codec.chosen_text(example.candidates, masks)]
         most_rings, most_vertices = limits.max_rings, limits.max_vertices
         if isinstance(self._codec, LimitedCodec):
             most_rings, most_vertices = self._codec.max_rings, self._codec.max_vertices
@@ -241,6 +244,9 @@ class Looker:
             return 0.0, text, ()
         height, width = example.image.height, example.image.width
         bare = Thinking("none", ("", ""))
+        if isinstance(self._codec, ChoosingCodec):
+            answer = self._codec.read_chosen(text, example.candidates)
+            return score_answer(answer, example.truth, example.id).iou, text, answer.rings_px
         answer = (thinking or bare).read(lambda rest: self._codec.read(rest, height, width), text, truncated=False)
         return score_answer(answer, example.truth, example.id).iou, text, answer.rings_px
 

@@ -7,6 +7,9 @@ read as ok or empty; what cannot become such an answer is refused at the first c
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from envs.codecs._coordinates import ShownSize
 from envs.codecs._numerals import Bounds, Numerals
 from envs.codecs._open_path import OpenPath
@@ -227,6 +230,19 @@ class PlaceCodec(Protocol):
 
         A status for any str, never an exception; instances as envs/codecs/_places.py says.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosingCodec(Protocol):
+    """A codec whose answers choose among the candidates of a question."""
+
+    def chosen_text(self, candidates: NDArray[np.bool_] | None, masks: NDArray[np.bool_]) -> str:
+        """The answer that means masks [K, H, W] by candidates [N, H, W]; ValueError where there are none."""
+        ...
+
+    def read_chosen(self, text: str, candidates: NDArray[np.bool_] | None) -> Answer:
+        """The answer that a text gives beside its candidates; a status for any str, never an exception."""
         ...
 
 

@@ -16,6 +16,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from envs.datasets._cutouts import Cutout, load_cutouts, split_names
+from envs.datasets._pool import LEAST, pool_of
 from envs.datasets._scene import SPATIAL_WORDS, Layout, Scene, compose
 from envs.example import SPLITS, Example, ImageRef, Prompt, Truth, image_sha256
 
@@ -49,6 +50,9 @@ class Env:
     instances. Such answers need more of the codec's rings and vertices. Of these some may find no place."""
     absent_share: float = 0.0
     """Share of the questions about something that is not there."""
+    candidates: int | None = None
+    """Most masks to choose from beside each question, 4 or more: what can be seen of each object, halves, merged and
+    moved ones; null: none."""
     names: tuple[str, ...] = field(init=False, repr=False)
     """The names that this split shows."""
 
@@ -89,6 +93,11 @@ class Env:
                 raise ValueError(f"env.{name} is {share}; a share is 0 to 1.")
         if self.train_scenes is not None and self.train_scenes < 1:
             raise ValueError(f"env.train_scenes is {self.train_scenes}; set it to 1 or more, or to null.")
+        if self.candidates is not None and self.candidates < max(LEAST, self.max_objects):
+            raise ValueError(
+                f"env.candidates is {self.candidates}; set it to {max(LEAST, self.max_objects)} or more, so that every "
+                "object (env.max_objects) is among them, or to null."
+            )
         if self.several_share and self.max_objects < 2:
             raise ValueError(
                 f"env.several_share is {self.several_share} and env.max_objects {self.max_objects}, which leaves no "
@@ -104,7 +113,8 @@ class Env:
     def fingerprint(self) -> str:
         """SHA-256 of what shapes the scenes, the pixels of the cut-outs among it."""
         few = "" if self.train_scenes is None or self.split != "train" else f":{self.train_scenes}"
-        digest = sha256(f"{self._key(0)}:{self.absent_share}{few}".encode())
+        pool = "" if self.candidates is None else f":pool {self.candidates}"
+        digest = sha256(f"{self._key(0)}:{self.absent_share}{few}{pool}".encode())
         for name, cutout in self._cutouts.items():
             digest.update(f"{name}:{cutout.rgba.shape}:".encode() + cutout.rgba.tobytes())
         return digest.hexdigest()
@@ -196,7 +206,14 @@ class Env:
             split=self.split,
             source="OpenMoji 17 scenes" if self.folder is None else f"cut-outs of {self.folder}",
             licence="CC-BY-SA-4.0" if self.folder is None else "see folder",
+            candidates=self._pool(number, scene),
         )
+
+    def _pool(self, number: int, scene: Scene) -> NDArray[np.bool_] | None:
+        """The same for all questions about a scene."""
+        if self.candidates is None:
+            return None
+        return pool_of(scene.masks, self.candidates, self._rng(number, stream=3))
 
     @cached_property
     def _cutouts(self) -> dict[str, Cutout]:

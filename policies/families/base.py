@@ -7,7 +7,7 @@ of a policy beside its vocabulary (policies/choices.py).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from policies.settings import AS_IT_IS, Asking
 
 if TYPE_CHECKING:  # transformers, which what reads an archive can do without
     from policies.processor import Processor
+    from policies.selection.regions import Regions
     from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
     from policies.vision.image_memory import ImageMemory
 
@@ -88,6 +89,8 @@ class PromptRows:
     """[B, P, M, k] int16: the experts that each token is to go to, -1 where its router chooses; None: all choose."""
     response_routes: Tensor | None = None
     """[B, G, T, M, k] int16: the same of responses."""
+    regions: "Regions | None" = None
+    """The masks that B questions let be chosen from; None where there are none."""
 
     def to(self, device: torch.device) -> "PromptRows":
         """Equal rows, held by another device."""
@@ -103,7 +106,14 @@ class PromptRows:
         """The rows `first` to `end - 1`, each with its own image."""
         pixels = self.pixel_rows
         own = slice(sum(pixels[:first]), sum(pixels[:end]))
-        return self._with(lambda name, part: part[own] if name == "pixel_values" else part[first:end])
+        rows = slice(first, end)
+
+        def of(name: str, part: Any) -> Any:
+            if name == "regions":
+                return part.chosen(rows)
+            return part[own if name == "pixel_values" else rows]
+
+        return self._with(of)
 
     def chosen(self, places: Sequence[int]) -> "PromptRows":
         """The rows at `places`, each with its own image, without the padding that all their prompts have."""
@@ -111,14 +121,16 @@ class PromptRows:
         images = self.pixel_values.split(self.pixel_rows)
         first = self.prompt_mask.shape[1] - int(self.prompt_mask[own].sum(1).max())
 
-        def of(name: str, part: Tensor) -> Tensor:
+        def of(name: str, part: Any) -> Any:
+            if name == "regions":
+                return part.chosen(own)
             if name == "pixel_values":
                 return torch.cat([images[place] for place in places])
             return part[own, first:] if name.startswith("prompt_") else part[own]
 
         return self._with(of)
 
-    def _with(self, of: Callable[[str, Tensor], Tensor]) -> "PromptRows":
+    def _with(self, of: Callable[[str, Any], Any]) -> "PromptRows":
         """Rows of what `of` makes of each part, by its name; parts that are not there stay so."""
         parts: dict[str, Any] = {name: part if part is None else of(name, part) for name, part in vars(self).items()}
         return PromptRows(**parts)
@@ -259,4 +271,23 @@ class PolicyContract(Protocol):
 
         weights: what to write by the names of `model` before any adapter; None: what `model` holds.
         """
+        ...
+
+
+@runtime_checkable
+class DirectPolicy(Protocol):
+    """A policy that chooses at all places of an answer at once, for the engine `direct`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        ...
+
+    def unanswered(self, questions: Sequence[Question]) -> PromptRows:
+        """Rows of B questions to be answered, on the CPU; ValueError for one that it cannot be asked."""
+        ...
+
+    def place_logprobs(self, rows: PromptRows, temperature: float) -> tuple[Tensor, Tensor]:
+        """[B, T, V] log-probabilities of what can be chosen at each place of the answers, and [B] how many places each
+        answer has."""
         ...

@@ -23,6 +23,7 @@ from rl.config.plugins import checkpoint_folder
 from rl.config.run import RunConfig, most_answer_tokens, num_gpus
 from rl.run.machine import largest_card_bytes, refuse_small_cards, refuse_small_shared_memory
 from rl.run.parts import RunParts, processor_of
+from rl.run.pools import refuse_unfit_pools
 from rl.run.tasks import refuse_unfit_tasks
 from rl.run.thinking import block_tokens, refuse_unfit_thinking, refuse_unread_drafts
 from rl.run.writable import refuse_unfit_grammar, refuse_unwritable_codec
@@ -206,6 +207,7 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
             f"pool.engine.cuda_graph is true, and the experts of {processor.family.title} are dealt tokens by the CPU, "
             "which a graph cannot repeat; set it to false."
         )
+    refuse_unfit_pools(config, parts, processor)
     refuse_unfit_grammar(processor, config.sampling.grammar)
     _refuse_unlocated_credit(parts, processor)
     refuse_unfit_tasks(config, parts, processor)

@@ -9,7 +9,7 @@ import reprlib
 
 import numpy as np
 
-from envs.codecs.base import AnswerCodec
+from envs.codecs.base import AnswerCodec, ChoosingCodec
 from envs.datasets.base import Env
 from envs.plugin import Plugin
 from policies import choices
@@ -31,6 +31,8 @@ def refuse_unwritable_codec(processor: Processor, recipe: Plugin, codec: Plugin)
     256 corners say them, not every text. A policy that can write valid answers in another form, such as with spaces
     between the signs of `point_text`, may: what it samples reads well, though it cannot be taught the codec's own.
     """
+    if isinstance(processor.codec, ChoosingCodec):
+        return  # what is chosen from is each question's own
     try:
         _write_triangles(processor, processor.seen(codec.build()))
     except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.codecs.base import AnswerCodec, FittingCodec, PlaceCodec
+from envs.codecs.base import AnswerCodec, ChoosingCodec, FittingCodec, PlaceCodec
 from envs.datasets.base import Env
 from envs.datasets.tasks import box_px, inner_point_px
 from envs.example import Example, Question
@@ -60,6 +60,8 @@ def answer_text(example: Example, codec: AnswerCodec, settings: OutlineSettings)
 def _bare_text(example: Example, codec: AnswerCodec, settings: OutlineSettings) -> str:
     if example.prompt.asked != "mask":
         return _place_text(example, codec)
+    if isinstance(codec, ChoosingCodec):
+        return codec.chosen_text(example.candidates, example.truth.masks)
     if settings.simplify == "traced" and not isinstance(codec, FittingCodec):
         raise ValueError(
             "outlines are to be taught as they were traced (simplify: traced), but the codec writes every vertex that "
@@ -172,9 +174,9 @@ def _refuse_unread(example: Example, processor: Processor, text: str) -> None:
 def _refuse_unfit_stages(processor: Processor, settings: SftSettings) -> None:
     """number_spread is for tokenizers whose numbers are single tokens: elsewhere it would blur digits; box stages are
     for codecs that begin with a box."""
-    ten = len(processor.answer_tokens("10")) - 1
     for stage in settings.stages:
-        if stage.number_spread > 0 and ten > 1:
+        ten = len(processor.answer_tokens("10")) - 1 if stage.number_spread > 0 else 1
+        if ten > 1:
             raise ValueError(
                 f"number_spread of stage {stage.name} is {stage.number_spread}, but this tokenizer writes 10 as {ten} "
                 "tokens, so that neighbours of a digit would be taught in place of neighbours of a number; set it to 0."

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from envs.datasets.base import Env
-from envs.example import Example
-from policies.families.base import PolicyContract
+from envs.example import Example, Question
+from policies.families.base import DirectPolicy, PolicyContract, Response
 from rl.config.sft import SftLearner
 from rl.evaluation.scores import SceneScore, score_answer
+from rollout.engines import direct
 from rollout.engines.shared import sample
 from rollout.settings import Sampling
 
@@ -22,13 +23,19 @@ def greedy_sums(
     """(sum of IoU, number of valid answers) of greedy answers to examples of `env`."""
     scores = list[SceneScore]()
     for part in _parts(policy, examples, max_tokens, learner):
-        placeholder = [[np.array([policy.processor.end_token])]] * len(part)
-        rows = policy.rows([example.question(env.image(example.image)) for example in part], placeholder)
-        draws = np.zeros((len(part), 1, max_tokens, 1 + len(policy.processor.heads)))
-        for example, response in zip(part, sample(policy, rows, Sampling(0.0, max_tokens), draws), strict=True):
+        questions = [example.question(env.image(example.image)) for example in part]
+        for example, response in zip(part, _greedy(policy, questions, max_tokens), strict=True):
             answer = policy.processor.read_answer(response, example)
             scores.append(score_answer(answer, example.truth, example.id, example.prompt.asked))
     return float(sum(score.iou for score in scores)), float(sum(score.valid for score in scores))
+
+
+def _greedy(policy: PolicyContract, questions: Sequence[Question], max_tokens: int) -> list[Response]:
+    if isinstance(policy, DirectPolicy):
+        return direct.greedy(policy, questions)
+    rows = policy.rows(questions, [[np.array([policy.processor.end_token])]] * len(questions))
+    draws = np.zeros((len(questions), 1, max_tokens, 1 + len(policy.processor.heads)))
+    return sample(policy, rows, Sampling(0.0, max_tokens), draws)
 
 
 def _parts(

@@ -857,6 +857,6 @@ def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path: Path) -> None
 def test_a_model_of_another_family_is_refused_by_its_type(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(
-        ValueError, match="is a bert model, and the families here are gemma3, internvl, kimi_vl, llava, qw"
+        ValueError, match="is a bert model, and the families here are gemma3, internvl, kimi_vl, llava, paligemma, qw"
     ):
         Policy(tmp_path, Codec())

@@ -1,0 +1,224 @@
+"""Policy that chooses among candidate masks in one pass: each is a token behind the question, and is in or out.
+
+After RAS (arXiv 2506.05342), which comes in two orders here:
+
+    free     image, words, prefix, candidates: these see what stands before and each other, and have one position, so
+             that the answer does not depend on the order in which they are given
+    causal   image, words, prefix, candidates, and the candidates again, all in order; RAS's own
+
+The log-probability of an answer is the sum over its candidates, so that any number of answers comes from one pass.
+Letters: B rows, G answers, P prompt tokens, N candidates.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from envs.codecs.base import AnswerCodec
+from envs.example import Question
+from policies.checkpoint import Checkpoint
+from policies.families import vision_language
+from policies.families._loading import family_of
+from policies.families._qwen import Qwen2_5VL, Qwen3VL
+from policies.families.base import PromptRows
+from policies.selection.head import SelectionHead
+from policies.selection.processor import SelectionProcessor
+from policies.selection.regions import Regions, inside
+from policies.settings import AS_IT_IS, Asking, LoraSettings
+from policies.sharing import attention as shared_attention
+
+FILE = "selection.safetensors"
+"""Projector, prefix and classifier, in the folder of a checkpoint."""
+ORDERS = ("free", "causal")
+_SEED = 0
+"""Of the first weights where a folder has none."""
+
+
+class Policy(vision_language.Policy):
+    """A vision-language model, a SelectionHead and their Processor."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        codec: AnswerCodec,
+        question: str = "{phrase}",
+        order: str = "free",
+        dtype: str = "float32",
+        weights: bool = True,
+        lora: LoraSettings | None = None,
+        system: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        template_arguments: dict[str, Any] | None = None,
+    ) -> None:
+        """Load a Hugging Face folder of the Qwen families, with what chooses from selection.safetensors, or new.
+
+        order: `free` or `causal`, above; the others as the policy `vision_language` has them. Raises as that does, and
+        ValueError for adapters, and for another order or family.
+        """
+        if order not in ORDERS:
+            raise ValueError(f"policy.order is {order!r}; it must be one of {', '.join(ORDERS)}.")
+        if lora is not None:
+            raise ValueError("policy mask_selection has no adapters yet; set learner.lora to null.")
+        super().__init__(
+            checkpoint,
+            codec,
+            question,
+            dtype,
+            weights=weights,
+            system=system,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            template_arguments=template_arguments,
+        )
+        self._order = order
+        self.model.selection = self._selection(checkpoint, weights)
+
+    def _selection(self, checkpoint: Path, weights: bool) -> SelectionHead:
+        embedding = self.model.get_input_embeddings().weight
+        channels = int(self.model.config.vision_config.out_hidden_size)
+        like = {"device": "cpu" if weights else "meta", "dtype": embedding.dtype}
+        with torch.device(like["device"]):
+            head = SelectionHead(channels, embedding.shape[1]).to(like["dtype"])
+        if not weights:
+            return head
+        if (checkpoint / FILE).is_file():
+            head.load_state_dict(load_file(checkpoint / FILE))
+        else:
+            head.begin(_SEED, float(embedding.detach().float().std()))
+        return head
+
+    @classmethod
+    def make_processor(cls, checkpoint: Path, codec: AnswerCodec, asking: Asking = AS_IT_IS) -> SelectionProcessor:
+        """The processor of a folder, without its weights; raises as that of `vision_language`, and for families whose
+        features are not known here to lie where their pixels are."""
+        held = Checkpoint(checkpoint)
+        family = family_of(held)
+        if not isinstance(family, Qwen2_5VL | Qwen3VL) or family.layer_kinds != ("full_attention",):
+            raise ValueError(
+                f"policy.name is mask_selection, which is known over Qwen2.5-VL and Qwen3-VL, and {held.folder} is a "
+                f"{family.title}; give a checkpoint of one of these."
+            )
+        return SelectionProcessor(held, family, codec, asking)
+
+    def forward(
+        self,
+        rows: PromptRows,
+        temperature: float = 1.0,
+        grammar_tokens: int | None = None,
+        number_spread: float = 0.0,
+    ) -> Tensor:
+        """[B, G, N] float32 log-probabilities of choices, 0 outside scored_mask."""
+        logits = self._logits(rows)[:, None] / temperature
+        chosen = torch.where(rows.response_tokens == 1, logits, -logits)
+        return functional.logsigmoid(chosen).masked_fill(~rows.scored_mask, 0.0)
+
+    def unanswered(self, questions: Sequence[Question]) -> PromptRows:
+        """Rows of B questions to be answered, on the CPU; ValueError for one without candidates."""
+        assert isinstance(self.processor, SelectionProcessor)
+        return self.processor.unanswered(questions)
+
+    @torch.no_grad()
+    def place_logprobs(self, rows: PromptRows, temperature: float) -> tuple[Tensor, Tensor]:
+        """[B, N, 2] log-probabilities of out and in at each candidate, and [B] how many there are."""
+        assert rows.regions is not None
+        logits = self._logits(rows) / temperature
+        both = functional.logsigmoid(torch.stack([-logits, logits], dim=-1))
+        return both, rows.regions.mask.sum(1)
+
+    def _logits(self, rows: PromptRows) -> Tensor:
+        """[B, N] float32 of each candidate, how much likelier it is in than out."""
+        assert rows.regions is not None, "rows of SelectionProcessor have regions"
+        images = self.model.model.get_image_features(rows.pixel_values, rows.image_grid, return_dict=True)
+        tokens = self._region_tokens(rows, images.pooler_output)
+        layout = _Layout(rows.prompt_mask, rows.regions, self._order)
+        positions, following = self.processor.family.positions(self.model, rows)
+        with _behind(self.model.get_input_embeddings(), layout.embeddings(self.model.selection.prefix, tokens)):
+            states = self.model.model(
+                input_ids=functional.pad(rows.prompt_tokens, (0, layout.added), value=self.processor.end_token),
+                attention_mask=shared_attention.bias(layout.attends(), self.model.dtype),
+                position_ids=layout.positions(positions, following),
+                mm_encoder_outputs={"image": images},
+                use_cache=False,
+            ).last_hidden_state
+        logits: Tensor = self.model.selection.logits(states[:, -tokens.shape[1] :])
+        return logits
+
+    def _region_tokens(self, rows: PromptRows, features: Any) -> Tensor:
+        """[B, N, width] the token of each candidate; features: [cells, C] of each image."""
+        assert rows.regions is not None
+        merge = int(self.model.config.vision_config.spatial_merge_size)
+        sizes = (rows.image_grid[:, 1:] // merge).tolist()
+        each = [
+            inside(shares, cells.unflatten(0, tuple(size)).permute(2, 0, 1))
+            for shares, cells, size in zip(rows.regions.shares, features, sizes, strict=True)
+        ]
+        tokens: Tensor = self.model.selection.tokens(torch.stack(each))
+        return tokens
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write an ordinary Hugging Face folder, and beside it what chooses."""
+        held = dict(self.model.named_parameters()) if weights is None else dict(weights)
+        own = {name: held.pop(name) for name in list(held) if name.startswith("selection.")}
+        super().save(folder, {name: weight.detach() for name, weight in held.items()})
+        named = {name.removeprefix("selection."): weight.detach().cpu().contiguous() for name, weight in own.items()}
+        save_file(named, folder / FILE, {"format": "pt"})
+
+
+class _Layout:
+    """Where candidates stand behind their prompts, and who sees whom."""
+
+    def __init__(self, prompt_mask: Tensor, regions: Regions, order: str) -> None:
+        self._prompts, self._there, self._free = prompt_mask, regions.mask, order == "free"
+        self._times = 1 if self._free else 2
+
+    @property
+    def added(self) -> int:
+        """Tokens behind a prompt: a prefix, and the candidates once or twice."""
+        return 1 + self._times * self._there.shape[1]
+
+    def embeddings(self, prefix: Tensor, tokens: Tensor) -> Tensor:
+        """[B, added, width] of a prefix [width] and candidates' tokens [B, N, width]."""
+        return torch.cat([prefix.expand(len(tokens), 1, -1), *[tokens] * self._times], dim=1)
+
+    def attends(self) -> Tensor:
+        """[B, 1, L, L] bool: query may see key; everybody itself."""
+        exists = functional.pad(torch.cat([self._there] * self._times, dim=1), (1, 0), value=True)
+        exists = torch.cat([self._prompts, exists], dim=1)
+        length, n = exists.shape[1], self._there.shape[1]
+        order = torch.ones(length, length, dtype=torch.bool, device=exists.device).tril()
+        if self._free:
+            order[-n:, -n:] = True
+        itself = torch.eye(length, dtype=torch.bool, device=exists.device)
+        return ((order & exists[:, None, :]) | itself)[:, None]
+
+    def positions(self, prompts: Tensor, following: Tensor) -> Tensor:
+        """[..., B, L] of prompts [..., B, P] and of what follows at [B]: in order, or all candidates at one place."""
+        steps = torch.arange(self.added, device=following.device).expand(len(following), -1)
+        if self._free:
+            steps = steps.clamp(max=1)
+        else:  # what pads the first candidates takes no position
+            n, counts = self._there.shape[1], self._there.sum(1, keepdim=True)
+            steps = torch.where(steps > n, steps - n + counts, steps)
+        behind = following[:, None] + steps
+        return torch.cat([prompts, behind.expand(*prompts.shape[:-1], -1)], dim=-1)
+
+
+@contextmanager
+def _behind(embedding: Any, tokens: Tensor) -> Iterator[None]:
+    """While it lasts, the last places of what an embedding gives are tokens [B, added, width]."""
+
+    def replaced(_module: Any, _inputs: Any, found: Tensor) -> Tensor:
+        return torch.cat([found[:, : -tokens.shape[1]], tokens.to(found.dtype)], dim=1)
+
+    hook = embedding.register_forward_hook(replaced)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,92 @@
+"""Candidate masks as a model is shown them: shares of a grid over the image, and what of its features lies inside.
+
+Letters: B rows, N candidates, S cells of a side of the grid that masks are held on, h w cells of a tower's features, C
+channels of it, W numbers of the code of places.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+CELLS = 64
+"""S."""
+CODE_WIDTH = 32
+"""W; a multiple of 4."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The candidates of B questions, padded to as many as the most have."""
+
+    shares: Tensor
+    """[B, N, S, S] float16: how much of each cell of a grid over the image a candidate covers, 0 to 1."""
+    mask: Tensor
+    """[B, N] bool, True on candidates that there are."""
+
+    def to(self, device: torch.device) -> "Regions":
+        """The same, held by another device."""
+        return Regions(self.shares.to(device), self.mask.to(device))
+
+    def chosen(self, rows: Any) -> "Regions":
+        """Those of some rows, by a slice or by indices."""
+        return Regions(self.shares[rows], self.mask[rows])
+
+
+def regions_of(candidates: list[NDArray[np.bool_]]) -> Regions:
+    """Regions of B arrays [N, H, W], whose sizes may differ."""
+    most = max(len(each) for each in candidates)
+    shares = torch.zeros(len(candidates), most, CELLS, CELLS, dtype=torch.float16)
+    mask = torch.zeros(len(candidates), most, dtype=torch.bool)
+    for b, each in enumerate(candidates):
+        shares[b, : len(each)] = covered(each)
+        mask[b, : len(each)] = True
+    return Regions(shares, mask)
+
+
+def covered(masks: NDArray[np.bool_]) -> Tensor:
+    """[N, S, S] float16: the exact share of each cell that masks [N, H, W] cover, so that none is too small to be
+    seen."""
+    rows, columns = (_overlaps(size) for size in masks.shape[1:])
+    found = torch.einsum("sh,nhw,tw->nst", rows, torch.from_numpy(masks).to(torch.float32), columns)
+    # Half precision would round the least of shares to 0.
+    return torch.where(found > 0, found.clamp(min=2e-7), found).to(torch.float16)
+
+
+def _overlaps(size: int) -> Tensor:
+    """[S, size] share of each of S cells that each of `size` pixels of a side takes."""
+    edges = torch.arange(CELLS + 1, dtype=torch.float64) * size / CELLS
+    pixels = torch.arange(size, dtype=torch.float64)
+    low, high = torch.maximum(edges[:-1, None], pixels), torch.minimum(edges[1:, None], pixels + 1)
+    return ((high - low).clamp(min=0) * CELLS / size).to(torch.float32)
+
+
+def inside(shares: Tensor, features: Tensor) -> Tensor:
+    """[N, C + W + 1]: the mean of features [C, h, w] inside of masks given by shares [N, S, S], that of the code of
+    places, and the logarithm of the mask's share of the image.
+
+    A mask without a pixel has the means of the whole image.
+    """
+    weights = functional.interpolate(shares[:, None].float(), features.shape[1:], mode="area")[:, 0].flatten(1)
+    area = weights.mean(1, keepdim=True)
+    weights = torch.where(area > 0, weights, 1.0)
+    weights = weights / weights.sum(1, keepdim=True)
+    code = place_code(features.shape[1], features.shape[2]).to(features.device)
+    means = weights @ torch.cat([features.flatten(1).float(), code.flatten(1)]).t()
+    return torch.cat([means, (area + 1e-6).log()], dim=1)
+
+
+def place_code(height: int, width: int) -> Tensor:
+    """[W, h, w] sines and cosines of each cell's centre, y in one half and x in the other, waves from the image's side
+    to a sixteenth of it (2-D, after arXiv 1706.03762)."""
+    waves = 2 * math.pi * 16 ** torch.linspace(0, 1, CODE_WIDTH // 4)
+    halves = []
+    for size, other in ((height, width), (width, height)):
+        angles = waves[:, None] * ((torch.arange(size) + 0.5) / size)
+        halves.append(torch.cat([angles.sin(), angles.cos()])[:, :, None].expand(-1, -1, other))
+    return torch.cat([halves[0], halves[1].transpose(1, 2)])
