@@ -92,6 +92,8 @@ def write_batch(batch: Batch, path: Path) -> None:
     if batch.taught is not None:
         arrays["taught"] = np.concatenate(batch.taught)
         arrays["taught_lengths"] = np.array([len(tokens) for tokens in batch.taught], np.int64)
+    if batch.candidates is not None:
+        arrays["candidates"] = np.array([json.dumps(pool) for pool in batch.candidates], np.str_)
     if batch.temperature is not None:
         arrays["temperature"] = np.array(batch.temperature, np.float64)
     with disk.writing("the batch of this dropped step", path), whole_file(path) as partial, partial.open("wb") as file:
@@ -124,7 +126,13 @@ def read_batch(path: Path) -> Batch:
         prompt_lengths=None if prompt_lengths is None else tuple(prompt_lengths.tolist()),
         taught=_taught(found),
         temperature=float(found["temperature"]) if "temperature" in found else None,
+        candidates=tuple(map(_pool, found["candidates"])) if "candidates" in found else None,
     )
+
+
+def _pool(text: str) -> tuple[str, ...] | None:
+    found = json.loads(text)
+    return None if found is None else tuple(found)
 
 
 def _taught(found: Mapping[str, NDArray]) -> tuple[NDArray[np.int64], ...] | None:

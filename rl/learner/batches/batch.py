@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from envs.datasets.base import Env
 from envs.example import ImageRef, Prompt, Question
+from envs.geometry.rle import mask_from_rle, rle_from_mask
 from policies.families.base import Response, Routes
 from rl.algorithms.base import Advantages, TokenAdvantages
 from rollout.records import Group
@@ -47,6 +48,8 @@ class Batch:
     routes: tuple[tuple[Routes | None, ...], ...] | None = None
     """[B][G] which experts the tokens went to as the sampler saw it, so that they go there again; None where no answer
     says it."""
+    candidates: tuple[tuple[str, ...] | None, ...] | None = None
+    """[B] masks that each question lets be chosen from, as COCO run lengths; None where none does."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,6 +68,7 @@ class Batch:
             None if self.taught is None else tuple(self.taught[k] for k in indices),
             self.temperature,
             None if self.routes is None else tuple(self.routes[k] for k in indices),
+            None if self.candidates is None else tuple(self.candidates[k] for k in indices),
         )
 
     @property
@@ -76,7 +80,11 @@ class Batch:
 
     def questions(self, env: Env) -> list[Question]:
         """[B] what the policy was shown; env: where the images are."""
-        return [Question(env.image(ref), prompt) for ref, prompt in zip(self.images, self.prompts, strict=True)]
+        pools = self.candidates or (None,) * len(self.images)
+        return [
+            Question(env.image(ref), prompt, _masks(pool, ref))
+            for ref, prompt, pool in zip(self.images, self.prompts, pools, strict=True)
+        ]
 
     def padded_advantages(self, num_tokens: int) -> NDArray[np.float32]:
         """[B, G] advantages of the responses, or [B, G, num_tokens] of their tokens where these have their own."""
@@ -115,7 +123,23 @@ def pack(groups: Sequence[Group], advantages: Advantages, taught: Sequence[NDArr
         taught=None if taught is None else tuple(taught),
         temperature=groups[0].temperature,
         routes=_routes(responses),
+        candidates=_pools(groups),
     )
+
+
+def _pools(groups: Sequence[Group]) -> tuple[tuple[str, ...] | None, ...] | None:
+    pools = [group.example.candidates for group in groups]
+    if all(pool is None for pool in pools):
+        return None
+    return tuple(None if pool is None else tuple(map(rle_from_mask, pool)) for pool in pools)
+
+
+def _masks(pool: Sequence[str] | None, image: ImageRef) -> NDArray[np.bool_] | None:
+    """[N, H, W] from run lengths."""
+    if pool is None:
+        return None
+    masks = [mask_from_rle(counts, image.height, image.width) for counts in pool]
+    return np.stack(masks) if masks else np.zeros((0, image.height, image.width), np.bool_)
 
 
 def _routes(responses: Sequence[Sequence[Response]]) -> tuple[tuple[Routes | None, ...], ...] | None:

@@ -14,6 +14,7 @@ from rl.algorithms import gspo_token
 from rl.algorithms.base import PolicyGradient
 from rl.algorithms.gspo import Algorithm
 from rl.learner.batches.batch import Batch, pack
+from rl.learner.dropped import read_batch, write_batch
 from rollout.records import Group, Rollout
 
 
@@ -144,3 +145,21 @@ def test_routes_stay_with_their_answers_and_are_none_where_nobody_told_any() -> 
     batch = packed([dog, replace(cat, rollouts=(first, cat.rollouts[1]))], Algorithm())
     assert batch.routes == ((None, None), (told, None))
     assert batch.part([1]).routes == ((told, None),)
+
+
+def test_what_could_be_chosen_from_comes_back_beside_its_question(tmp_path: Path) -> None:
+    dog, cat = GROUPS[:2]
+    pool = np.random.default_rng(0).random((3, 4, 4)) < 0.4
+    batch = packed([replace(dog, example=replace(dog.example, candidates=pool)), cat], Algorithm())
+    write_batch(batch, tmp_path / "step.npz")
+    for held in (batch, read_batch(tmp_path / "step.npz"), batch.part([0])):
+        first, *others = held.questions(Blank())
+        assert np.array_equal(first.candidates, pool) and all(other.candidates is None for other in others)
+    assert packed(GROUPS, Algorithm()).candidates is None
+
+
+class Blank:
+    """An env whose images are black."""
+
+    def image(self, ref: ImageRef) -> np.ndarray:
+        return np.zeros((ref.height, ref.width, 3), np.uint8)

@@ -1,0 +1,93 @@
+"""Choices among candidate masks through supervised training, RL, stop and resume, and the archive."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from in_process import apart, run_here, settings
+from ranks import free_port
+from rich.console import Console
+
+from envs.codecs.mask_group import Codec, choice_of
+from policies.families.mask_selection import Policy
+from policies.families.vision_language import Policy as PlainPolicy
+from rl.config.load import load_settings
+from rl.config.sft import SftConfig
+from rl.run.parts import run_parts
+from rl.run.pools import refuse_unfit_pools
+from rl.sft import run_sft
+from rollout.archive.archive import RolloutArchive
+from rollout.archive.schema import answer_from_row
+
+POOLS = ["env.image_size=32", "env.candidates=8", "env.several_share=0.3", "env.max_scale=0.45"]
+
+
+def overrides(folder: Path, *more: str) -> list[str]:
+    chooses = ["codec={name: mask_group}", "policy.name=mask_selection", "pool.engine={name: direct}"]
+    return [*POOLS, *chooses, f"policy.checkpoint={folder}", *more]
+
+
+def numbers_of(run: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [numbers for numbers in found if "learner/ratio_max" in numbers]
+
+
+def test_a_run_chooses_scores_learns_and_goes_on_where_it_stopped(tiny_untrained: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert apart(run_here, whole, free_port(), overrides(tiny_untrained, "steps=4")) == 0
+    assert apart(run_here, stopped, free_port(), overrides(tiny_untrained, "steps=2")) == 0
+    rows = [row for batch in RolloutArchive(whole / "archive").rollouts() for row in batch.to_pylist()]
+    assert len(rows) == 4 * 2 * 3
+    for row in rows:
+        chosen = choice_of(row["text"])
+        assert chosen.astype(int).tolist() == row["tokens"] and row["status"] == ("ok" if chosen.any() else "empty")
+        assert answer_from_row(row).status.value == row["status"] and row["finish"] == "stop"
+        assert len(answer_from_row(row).instances) == chosen.sum()
+    steps = numbers_of(whole)
+    assert len(steps) == 4 and steps[0]["learner/ratio_max"] == pytest.approx(1.0, abs=0.05)
+    assert all(numbers["learner/sampler_logprob_difference_max"] < 1e-4 for numbers in steps)
+    # The same first steps whatever is still to come.
+    for one, other in zip(steps, numbers_of(stopped), strict=False):
+        assert one["learner/grad_norm"] == other["learner/grad_norm"] > 0
+
+
+def teach(config: SftConfig) -> int:
+    run_sft(config, Console(quiet=True))
+    return 0
+
+
+def test_choices_are_taught_and_the_new_part_is_in_the_folder(tiny_untrained: Path, tmp_path: Path) -> None:
+    stage = "sft.stages=[{name: choices, steps: 12, lr: 3.0e-3, with_absent: true}]"
+    small = ["sft.scenes_per_step=4", "sft.evaluate_every=6", "sft.evaluate_scenes=8", *POOLS]
+    named = [f"run={tmp_path / 'run'}", f"policy.checkpoint={tiny_untrained}", stage]
+    assert apart(teach, load_settings(SftConfig, Path("sft_groups"), [*named, *small])) == 0
+    curve = [line.split("\t") for line in (tmp_path / "run/curve.tsv").read_text().splitlines()]
+    losses = [float(dict(zip(curve[0], line, strict=True))["loss"]) for line in curve[1:]]
+    assert len(losses) == 2 and losses[-1] < np.log(2)  # less than choosing by a coin
+    taught = Policy(tmp_path / "run/policy", Codec())
+    assert taught.model.selection.classifier.weight.abs().max() > 0
+
+
+def test_engine_policy_and_data_that_do_not_fit_are_refused_before_the_start(
+    tiny_untrained: Path, tmp_path: Path
+) -> None:
+    def look(*more: str) -> None:
+        config = settings(tmp_path / "run", *overrides(tiny_untrained, *more))
+        family = PlainPolicy if "policy.name=vision_language" in more else Policy
+        parts = run_parts(config)
+        refuse_unfit_pools(config, parts, family.make_processor(tiny_untrained, parts.codec.build()))
+
+    look()
+    with pytest.raises(ValueError, match=r"^policy\.name is mask_selection, which chooses .* pool\.engine shared"):
+        look("pool.engine={name: shared}")
+    with pytest.raises(ValueError, match=r"^pool\.engine is direct, and policy\.name vision_language writes a token"):
+        look("policy.name=vision_language", "codec={name: path_tokens}")
+    with pytest.raises(ValueError, match=r"has no candidates to choose from; set env\.candidates"):
+        look("env.candidates=null")
+    with pytest.raises(
+        ValueError, match=r"has \d candidates, .* sampling\.max_tokens allows 4; set that to \d or more"
+    ):
+        look("sampling.max_tokens=4")
+    with pytest.raises(ValueError, match=r"^sampling\.grammar is true, and pool\.engine direct writes nothing"):
+        look("sampling.grammar=true")
