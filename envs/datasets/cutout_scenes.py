@@ -206,14 +206,8 @@ class Env:
             split=self.split,
             source="OpenMoji 17 scenes" if self.folder is None else f"cut-outs of {self.folder}",
             licence="CC-BY-SA-4.0" if self.folder is None else "see folder",
-            candidates=self._pool(number, scene),
+            candidates=None if self.candidates is None else _pooled(self, number),
         )
-
-    def _pool(self, number: int, scene: Scene) -> NDArray[np.bool_] | None:
-        """The same for all questions about a scene."""
-        if self.candidates is None:
-            return None
-        return pool_of(scene.masks, self.candidates, self._rng(number, stream=3))
 
     @cached_property
     def _cutouts(self) -> dict[str, Cutout]:
@@ -234,3 +228,10 @@ def _composed(env: Env, index: int) -> Scene:
         env.several_share,
     )
     return compose(env._rng(index, stream=0), env._cutouts, layout, f"scene {index} of split {env.split}")
+
+
+@lru_cache(maxsize=256)
+def _pooled(env: Env, index: int) -> NDArray[np.bool_]:
+    """One array for all questions about a scene."""
+    assert env.candidates is not None
+    return pool_of(_composed(env, index).masks, env.candidates, env._rng(index, stream=3))

@@ -43,8 +43,12 @@ def regions_of(candidates: list[NDArray[np.bool_]]) -> Regions:
     most = max(len(each) for each in candidates)
     shares = torch.zeros(len(candidates), most, CELLS, CELLS, dtype=torch.float16)
     mask = torch.zeros(len(candidates), most, dtype=torch.bool)
+    # Questions about one image are often given the very same candidates.
+    held: dict[int, Tensor] = {}
     for b, each in enumerate(candidates):
-        shares[b, : len(each)] = covered(each)
+        if id(each) not in held:
+            held[id(each)] = covered(each)
+        shares[b, : len(each)] = held[id(each)]
         mask[b, : len(each)] = True
     return Regions(shares, mask)
 
@@ -53,7 +57,7 @@ def covered(masks: NDArray[np.bool_]) -> Tensor:
     """[N, S, S] float16: the exact share of each cell that masks [N, H, W] cover, so that none is too small to be
     seen."""
     rows, columns = (_overlaps(size) for size in masks.shape[1:])
-    found = torch.einsum("sh,nhw,tw->nst", rows, torch.from_numpy(masks).to(torch.float32), columns)
+    found = rows @ torch.from_numpy(masks).to(torch.float32) @ columns.t()
     # Half precision would round the least of shares to 0.
     return torch.where(found > 0, found.clamp(min=2e-7), found).to(torch.float16)
 
