@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, RenderableType
 
-from rl.cli.options import AsJson, Config, Overrides
+from rl.cli.options import AsJson
 from rl.pages.json_text import json_text
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed, side by side with the alternatives.")
@@ -48,7 +48,7 @@ def rewards(
     timed = list(track(bench.bench(quick), "measuring", total=len(cases), console=quiet, transient=True))
     batch = batch_milliseconds()
     told = f"a batch of 32 x 16 answers at 64 px, scored as a worker of the demo does: {batch:.1f} ms"
-    _tell(as_json, bench.as_json(timed) | {"batch_milliseconds": batch}, bench.table(timed), told)
+    tell(as_json, bench.as_json(timed) | {"batch_milliseconds": batch}, bench.table(timed), told)
 
 
 @bench_app.command()
@@ -63,7 +63,7 @@ def vertices(as_json: AsJson = False) -> None:
 
     total = len(bench.cases())
     timed = list(track(bench.bench(), "measuring", total=total, console=Console(stderr=True), transient=True))
-    _tell(as_json, bench.as_json(timed), bench.table(timed))
+    tell(as_json, bench.as_json(timed), bench.table(timed))
 
 
 @bench_app.command()
@@ -81,7 +81,7 @@ def benchmark(
 
     total, quiet = len(bench.cases(quick)), Console(stderr=True)
     timed = list(track(bench.bench(quick), "measuring", total=total, console=quiet, transient=True))
-    _tell(as_json, bench.as_json(timed), bench.table(timed))
+    tell(as_json, bench.as_json(timed), bench.table(timed))
 
 
 @bench_app.command()
@@ -100,7 +100,7 @@ def push(
 
     size, rounds, quiet = bench.Size(mib=mib, workers=workers), 5, Console(stderr=True)
     *_, timed = track(bench.bench(size, rounds), "measuring", total=rounds + 1, console=quiet, transient=True)
-    _tell(as_json, bench.report(size, timed), bench.table(size, timed))
+    tell(as_json, bench.report(size, timed), bench.table(size, timed))
 
 
 @bench_app.command()
@@ -123,7 +123,7 @@ def gpu(
 
     bench.refuse_without_card(device)
     machine, outcomes = bench.bench(bench.chosen(parts), device, out, Console(stderr=True))
-    _tell(as_json, numbers_of(machine, outcomes), f"{out / bench.PAGE_FILE} and {out / bench.JSON_FILE} are written")
+    tell(as_json, numbers_of(machine, outcomes), f"{out / bench.PAGE_FILE} and {out / bench.JSON_FILE} are written")
     if not all(outcome.is_well for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -134,7 +134,7 @@ def rescore(as_json: AsJson = False) -> None:
     from rl.bench.scoring import rescore as bench
 
     found = bench.bench()
-    _tell(as_json, [asdict(one) for one in found], bench.table(found))
+    tell(as_json, [asdict(one) for one in found], bench.table(found))
 
 
 @bench_app.command()
@@ -167,7 +167,7 @@ def learner(
     if peak_tflops is not None:
         told.append(f"share of {peak_tflops:g} TFLOP/s used: {report['model_flops_utilisation']:.1%}")
     timed = table("Learning, forward and backward", "row per answer", [one.timed for one in found])
-    _tell(as_json, report, timed, *told)
+    tell(as_json, report, timed, *told)
 
 
 @bench_app.command()
@@ -185,7 +185,7 @@ def rollout(
 
     workload = bench.WORKLOAD if work is None else Workload.read(work)
     found = list(_tracked(bench.bench(workload, ModelChoice(model, dtype), quick), quick))
-    _tell(as_json, report(bench.OTHER, found) | {"bar": bench.BAR}, table("Sampling", bench.OTHER, found))
+    tell(as_json, report(bench.OTHER, found) | {"bar": bench.BAR}, table("Sampling", bench.OTHER, found))
 
 
 @bench_app.command()
@@ -205,7 +205,7 @@ def step(as_json: AsJson = False, quick: Quick = False, work: Work = None) -> No
     shown: list[RenderableType] = [table("A GSPO step: sample, score, update", "TRL", found), demo_step.table(demo)]
     if found[0].other is None:
         shown.insert(1, "TRL is not installed; it is part of the extra `bench`: pip install 'polytrace[bench]'")
-    _tell(as_json, report(bench.OTHER, found) | {"bar": bench.BAR} | demo_step.as_json(demo), *shown)
+    tell(as_json, report(bench.OTHER, found) | {"bar": bench.BAR} | demo_step.as_json(demo), *shown)
 
 
 @bench_app.command()
@@ -232,7 +232,7 @@ def archive(
         raise ValueError(f"answers is {answers} and pairs {pairs}; set each to 1 or more.")
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as made:
         found = bench.bench(answers, pairs or max(1, answers // 100), keep or Path(made))
-    _tell(as_json, bench.as_json(found), *bench.tables(found))
+    tell(as_json, bench.as_json(found), *bench.tables(found))
 
 
 @bench_app.command()
@@ -255,7 +255,7 @@ def examples(
         raise ValueError(f"examples is {number}; set it to 1 or more.")
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as made:
         found = bench.bench(number, keep or Path(made), Console(stderr=True))
-    _tell(as_json, bench.as_json(found), bench.table(found))
+    tell(as_json, bench.as_json(found), bench.table(found))
 
 
 @bench_app.command()
@@ -275,97 +275,7 @@ def prepare(
     photos, opened = (bench.QUICK_PHOTOS, 500) if quick else (bench.PHOTOS, drawn)
     with tempfile.TemporaryDirectory(prefix="polytrace-bench-") as made:
         found = bench.bench(Path(made), photos, opened, Console(stderr=True))
-    _tell(as_json, bench.as_json(found), bench.table(found))
-
-
-@bench_app.command()
-def refiner(  # noqa: PLR0913  # options of a command
-    run: Annotated[Path, typer.Argument(help="Folder of an RL run, such as runs/demo.")],
-    sft_run: Annotated[Path, typer.Argument(help="Answers of the checkpoint that it began with: `polytrace sample`.")],
-    out: Annotated[Path, typer.Option(help="Folder for the refiners; a bench that was stopped goes on there.")],
-    as_json: AsJson = False,
-    pairs: Annotated[int, typer.Option(help="Pairs that each refiner is trained on.")] = 4000,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each.")] = 300,
-    seeds: Annotated[int, typer.Option(help="Trainings of each, with other pairs and weights.")] = 3,
-    scenes: Annotated[int, typer.Option(help="Held-out scenes to judge by.")] = 600,
-) -> None:
-    """Refiners from RL rollouts, synthetic damage and SFT rollouts, single-pass, and smoothing: the same budget each.
-
-    With the defaults some 40 minutes on two cores.
-    """
-    from rl.bench import refiner as bench
-    from rollout.disk import refuse_unwritable
-
-    refuse_unwritable(out / "measured.json")
-    wanted = bench.RefinerBench(run, sft_run, out, pairs, steps, seeds, scenes)
-    found = bench.bench(wanted, Console(stderr=True))
-    _tell(as_json, bench.as_json(found), bench.table(found, wanted), *bench.differences(found))
-
-
-@bench_app.command()
-def learning(  # noqa: PLR0913  # options of a command
-    config: Config,
-    overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder of the trainings; a bench that was stopped goes on there.")] = Path(
-        "runs/learning"
-    ),
-    as_json: AsJson = False,
-    seeds: Annotated[int, typer.Option(help="Trainings of each way, with other random numbers.")] = 3,
-    sft_lr: Annotated[
-        float | None, typer.Option(help="Rate at which outlines are learned.", show_default="8 x learner.lr")
-    ] = None,
-    sft_weight: Annotated[float, typer.Option(help="Weight of outlines beside RL.")] = 0.1,
-    controls: Annotated[str, typer.Option(help="What RL is compared with, of these.")] = "sft,best_of,rl_sft",
-) -> None:
-    """Whether RL teaches what SFT would not: one checkpoint, the same seconds, five ways.
-
-    RL as configured; SFT on outlines of the masks, of as many as have some (outlines.scenes); SFT on the best of each
-    group; RL with outlines beside; nothing.
-
-    Takes as many trainings as long as the config's own for each seed as there are controls, and one more.
-    """
-    from rl.bench.learning import page, scores
-    from rl.bench.learning.arms import Wanted
-    from rl.bench.learning.trainings import left_out, train_all
-    from rollout.disk import refuse_unwritable
-
-    chosen = tuple(controls.replace(" ", "").split(","))
-    wanted = Wanted(config, out, tuple(overrides or ()), seeds, sft_lr, sft_weight, chosen)
-    quiet = Console(stderr=True)
-    refuse_unwritable(out / "learning.json")
-    without = left_out(wanted)
-    said = [*map(str, without)]
-    for line in said:
-        quiet.print(f"note: {line}", markup=False, soft_wrap=True)
-    trained = list(train_all(wanted, without, quiet))
-    found = scores.score_all(wanted, trained, quiet)
-    for path in page.write(wanted, trained, found, said):
-        quiet.print(f"wrote {path}", markup=False, soft_wrap=True)
-    _tell(as_json, scores.as_json(found, said), scores.table(found), *scores.lines(found))
-
-
-@bench_app.command()
-def headroom(
-    config: Annotated[Path, typer.Argument(help="YAML of a run, or the name of a shipped one.")],
-    overrides: Overrides = None,
-    scenes: Annotated[int, typer.Option(help="Scenes of the split validation.", min=1)] = 256,
-    samples: Annotated[int, typer.Option(help="Samples of each scene.", min=2)] = 32,
-    as_json: AsJson = False,
-) -> None:
-    """What RL could gain by choosing better among the answers that the checkpoint gives already; a minute, no training.
-
-    Greedy answers, samples at the config's temperature, their consensus, and the best of them.
-    """
-    from rl.bench.learning import headroom as bench
-    from rl.config.load import load_settings
-    from rl.config.run import RunConfig
-
-    if any(override.startswith("run=") for override in overrides or ()):
-        raise ValueError("bench headroom makes no run; leave run=... out.")
-    asked = load_settings(RunConfig, config, ["run=headroom", *(overrides or ())])
-    found = bench.measure(asked, "validation", scenes, samples, Console(stderr=True))
-    shown = bench.table(found), bench.line(found), bench.baseline_line(found, asked.group_size)
-    _tell(as_json, bench.as_json(found), *shown)
+    tell(as_json, bench.as_json(found), bench.table(found))
 
 
 @bench_app.command()
@@ -376,10 +286,10 @@ def start(as_json: AsJson = False) -> None:
     from rl.cli.start import CASES, measure, table
 
     found = list(track(measure(), "measuring", total=len(CASES), console=Console(stderr=True), transient=True))
-    _tell(as_json, [asdict(one) for one in found], table(found))
+    tell(as_json, [asdict(one) for one in found], table(found))
 
 
-def _tell(as_json: bool, numbers: Any, *shown: RenderableType) -> None:
+def tell(as_json: bool, numbers: Any, *shown: RenderableType) -> None:
     """Print the numbers as JSON, or else tables and lines about them."""
     if as_json:
         print(json_text(numbers, indent=2))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rl.cli.archive import archive_app
-from rl.cli.bench import bench_app
+from rl.cli.bench_scores import bench_app
 from rl.cli.data import data_app, refuse_out
 from rl.cli.export import export_app
 from rl.cli.options import (
