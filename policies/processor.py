@@ -37,7 +37,7 @@ from policies.folder import (
     unsampled_tokens,
 )
 from policies.grammar import TokenGrammar, token_pieces
-from policies.question import QuestionTemplate
+from policies.question import QuestionTemplate, refuse_candidates
 from policies.settings import Asking
 from policies.sharing.packing import pad_left, pad_responses
 from policies.thinking import Thinking, asking_for_thinking, block_marks, mark_tokens
@@ -394,12 +394,3 @@ class Processor:
         held = values.get("image_processor", values)  # nested in a processor_config.json
         held |= self.family.stored_limits(self.image_processor)
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def refuse_candidates(question: Question) -> None:
-    """Raise ValueError for a question with masks to choose from, of a family that draws outlines."""
-    if question.candidates is not None:
-        raise ValueError(
-            f"the question {question.prompt.told!r} comes with {len(question.candidates)} masks to choose from, "
-            "and this model family draws outlines; leave the candidates out."
-        )

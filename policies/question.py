@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from itertools import chain, pairwise
 from typing import Any
 
+from envs.example import Question
 from envs.reading import refuse_no_text
 from policies.settings import Asking
 
@@ -215,3 +216,12 @@ def _in_template(
         conversation, chat_template=template, tokenize=False, add_generation_prompt=True, **(arguments or {})
     )
     return str(rendered)
+
+
+def refuse_candidates(question: Question) -> None:
+    """Raise ValueError for a question with masks to choose from, of a family that draws outlines."""
+    if question.candidates is not None:
+        raise ValueError(
+            f"the question {question.prompt.told!r} comes with {len(question.candidates)} masks to choose from, "
+            "and this model family draws outlines; leave the candidates out."
+        )

@@ -8,19 +8,15 @@ are in the released folders. Facts: the released folders and transformers' class
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from policies.checkpoint import Checkpoint
+from policies.families._square import SquareImages
 from policies.families._tower_and_projector import (
-    TowerAndProjector,
     merged,
     refuse_early_block,
     side_by_side,
@@ -39,7 +35,7 @@ _IMAGE = f"\n\n{_BEGINS}<image_soft_token><end_of_image>\n\n"
 """What stands for an image in a prompt, one token in place of all."""
 
 
-class Gemma3(TowerAndProjector):
+class Gemma3(SquareImages):
     """Gemma 3 of 4B and more, which sees; the smallest reads text alone."""
 
     title = "Gemma 3"
@@ -68,12 +64,7 @@ class Gemma3(TowerAndProjector):
         """Family.config; ValueError for text that is read both ways, and for sizes that make no image or no window."""
         config = super().config(checkpoint)
         _pooled(checkpoint, config)
-        window = config.get_text_config().sliding_window
-        if not isinstance(window, int) or window < 1:
-            raise ValueError(
-                f"text_config.sliding_window of {checkpoint.folder}/config.json is {window!r}, and layers see a window "
-                "of 1 place or more; copy config.json of this very model."
-            )
+        self.refuse_no_window(checkpoint, config.get_text_config())
         if config.get_text_config().use_bidirectional_attention:
             raise ValueError(
                 f"text_config.use_bidirectional_attention of {checkpoint.folder}/config.json is true, and such a model "
@@ -87,44 +78,19 @@ class Gemma3(TowerAndProjector):
 
     def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
         """Family.image_processor: stretching to a square, without crops."""
-        if min_pixels is not None or max_pixels is not None:
-            raise ValueError(
-                f"policy.min_pixels is {min_pixels} and policy.max_pixels {max_pixels}, but {self.title} sees every "
-                "image at one size; set both to null."
-            )
+        self.refuse_limits(min_pixels, max_pixels)
         processor: Any = Gemma3ImageProcessorPil.from_pretrained(checkpoint.folder)
         config = self.config(checkpoint)
-        seen, size = int(config.vision_config.image_size), dict(processor.size or {})
-        if (size.get("height"), size.get("width")) != (seen, seen):
-            raise ValueError(
-                f"the image processor of {checkpoint.folder} stretches an image to size {size}, and the model's vision "
-                f"tower sees {seen}x{seen} pixels; copy preprocessor_config.json of this very model."
-            )
+        self.refuse_other_size(checkpoint, processor, int(config.vision_config.image_size))
         if processor.do_pan_and_scan:
             log.warning("%s cuts wide photos into crops (do_pan_and_scan): they are left off here", checkpoint.folder)
         processor.do_resize, processor.do_pan_and_scan = True, False
         processor.image_tokens, processor.pooled = int(config.mm_tokens_per_image), _pooled(checkpoint, config)
         return processor
 
-    def shown_size(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
-        """Family.shown_size: the square."""
-        return int(image_processor.size["height"]), int(image_processor.size["width"])
-
-    def image_tokens(self, image_processor: Any, height: int, width: int) -> int:
-        """Family.image_tokens."""
-        return int(image_processor.image_tokens)
-
     def patches_each(self, image_processor: Any) -> int:
         """Family.patches_each: those that are pooled."""
         return int(image_processor.pooled) ** 2
-
-    def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
-        """Family.patches: an image is one row of pixel_values."""
-        each = [
-            image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-            for image in images
-        ]
-        return torch.cat(each), torch.ones(len(images), 3, dtype=torch.int64)
 
     def heads(self, model: Any) -> Heads:
         """Family.heads: some layers see a window."""
@@ -133,9 +99,6 @@ class Gemma3(TowerAndProjector):
     def together(self, model: Any, rows: PromptRows) -> Tensor:
         """Family.together: the tokens of the image."""
         return rows.prompt_mask & (rows.prompt_tokens == self.placeholder(model.config))
-
-    def lay_out(self, model: Any) -> None:
-        """Family.lay_out: as the weights lie."""
 
     def decoder(self, model: Any) -> WindowedDecoder:
         """Family.decoder."""

@@ -6,24 +6,21 @@ positions begin with 1. There is no chat: a task in a word or two, such as `segm
 transformers' classes (paligemma, gemma2, siglip) and the model cards (arXiv 2412.03555).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PaliGemmaForConditionalGeneration, SiglipImageProcessorPil
 
 from policies.checkpoint import Checkpoint
-from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block, side_by_side, with_output_of
+from policies.families._square import SquareImages
+from policies.families._tower_and_projector import refuse_early_block, side_by_side, with_output_of
 from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Sides
 from policies.sharing.attention import Heads
 from policies.sharing.windowed import WINDOW, WindowedDecoder
 
 
-class PaliGemma(TowerAndProjector):
+class PaliGemma(SquareImages):
     """PaliGemma 2 of 3B, 10B and 28B, at 224 and 448 pixels."""
 
     title = "PaliGemma 2"
@@ -50,11 +47,7 @@ class PaliGemma(TowerAndProjector):
         text = config.get_text_config()
         if text.model_type not in self.texts:
             return config  # told by name where layers are looked at
-        if not isinstance(text.sliding_window, int) or text.sliding_window < 1:
-            raise ValueError(
-                f"text_config.sliding_window of {checkpoint.folder}/config.json is {text.sliding_window!r}, and layers "
-                "see a window of 1 place or more; copy config.json of this very model."
-            )
+        self.refuse_no_window(checkpoint, text)
         for name, cap in (("attn", text.attn_logit_softcapping), ("final", text.final_logit_softcapping)):
             if not isinstance(cap, (int, float)) or cap <= 0:
                 raise ValueError(
@@ -69,41 +62,17 @@ class PaliGemma(TowerAndProjector):
 
     def image_processor(self, checkpoint: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
         """Family.image_processor: stretching to a square."""
-        if min_pixels is not None or max_pixels is not None:
-            raise ValueError(
-                f"policy.min_pixels is {min_pixels} and policy.max_pixels {max_pixels}, but {self.title} sees every "
-                "image at one size; set both to null."
-            )
+        self.refuse_limits(min_pixels, max_pixels)
         processor: Any = SiglipImageProcessorPil.from_pretrained(checkpoint.folder)
         vision = self.config(checkpoint).vision_config
-        seen, size = int(vision.image_size), dict(processor.size or {})
-        if (size.get("height"), size.get("width")) != (seen, seen):
-            raise ValueError(
-                f"the image processor of {checkpoint.folder} stretches an image to size {size}, and the model's vision "
-                f"tower sees {seen}x{seen} pixels; copy preprocessor_config.json of this very model."
-            )
+        seen = int(vision.image_size)
+        self.refuse_other_size(checkpoint, processor, seen)
         processor.do_resize, processor.image_tokens = True, (seen // int(vision.patch_size)) ** 2
         return processor
-
-    def shown_size(self, image_processor: Any, height: int, width: int) -> tuple[int, int]:
-        """Family.shown_size: the square."""
-        return int(image_processor.size["height"]), int(image_processor.size["width"])
-
-    def image_tokens(self, image_processor: Any, height: int, width: int) -> int:
-        """Family.image_tokens: a patch is a token."""
-        return int(image_processor.image_tokens)
 
     def patches_each(self, image_processor: Any) -> int:
         """Family.patches_each."""
         return 1
-
-    def patches(self, image_processor: Any, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
-        """Family.patches: an image is one row of pixel_values."""
-        each = [
-            image_processor(images=[image], return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-            for image in images
-        ]
-        return torch.cat(each), torch.ones(len(images), 3, dtype=torch.int64)
 
     def heads(self, model: Any) -> Heads:
         """Family.heads: some layers of an answer see a window, all of a prompt see all of it."""
@@ -131,9 +100,6 @@ class PaliGemma(TowerAndProjector):
         """Family.positions: by order alone, from 1."""
         positions, following = super().positions(model, rows)
         return positions + 1, following + 1
-
-    def lay_out(self, model: Any) -> None:
-        """Family.lay_out: as the weights lie."""
 
     def decoder(self, model: Any) -> WindowedDecoder:
         """Family.decoder."""

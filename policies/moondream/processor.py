@@ -26,8 +26,8 @@ from policies.choices import NO_BIN, Head
 from policies.families.base import PromptRows, Response
 from policies.moondream.crops import num_crops, tiling_of
 from policies.moondream.region import HEADS
-from policies.processor import Processor, refuse_candidates
-from policies.question import PlainWords, Questions
+from policies.processor import Processor
+from policies.question import PlainWords, Questions, refuse_candidates
 from policies.settings import Asking
 
 _UNSAID = "<?>"
