@@ -55,8 +55,9 @@ def add_adapters(model: nn.Module, vision_tower: nn.Module, lora: LoraSettings) 
 def _experts(model: nn.Module, vision_tower: nn.Module) -> list[str]:
     """Names of the maps of all experts of a layer, which have an axis more than those of a linear layer."""
     of_tower = {id(parameter) for parameter in vision_tower.parameters()}
-    named = model.named_parameters()
-    return [name for name, parameter in named if parameter.ndim == 3 and id(parameter) not in of_tower]
+    # A convolution's weight has as many axes.
+    others = of_tower | {id(each.weight) for each in model.modules() if isinstance(each, nn.Conv1d)}
+    return [name for name, each in model.named_parameters() if each.ndim == 3 and id(each) not in others]
 
 
 @contextmanager

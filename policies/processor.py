@@ -210,6 +210,11 @@ class Processor:
         pixel_values, grid = self.patches(images)
         return replace(rows, pixel_values=pixel_values, image_grid=grid)
 
+    @property
+    def shares_images(self) -> bool:
+        """Whether questions about one image share its tokens in supervised rows; else each has a row of its own."""
+        return not self.family.whole_prompts
+
     def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
         """Rows of B images with several (question, choices of its answer) each, on the CPU: only the image is shared,
         only answers are scored. Where a family shares nothing, a row for each question.
@@ -218,7 +223,7 @@ class Processor:
         """
         if any(question.image is not row[0][0].image for row in taught for question, _ in row):
             raise ValueError("questions of one row show different images; give each image a row of its own.")
-        if self.family.whole_prompts:
+        if not self.shares_images:
             each = [pair for row in taught for pair in row]
             return self.rows([question for question, _ in each], [[answer] for _, answer in each])
         first = [row[0][0] for row in taught]
@@ -340,8 +345,11 @@ class Processor:
 
     @property
     def number_tokens(self) -> list[int]:
-        """Ids of "0", "1", ... as far as each is one token of the vocabulary."""
+        """Ids of the numbers that answers are written in: "0", "1", ... as far as each is one token of the vocabulary,
+        or the codec's own tokens of places."""
         vocabulary: dict[str, int] = self.tokenizer.get_vocab()
+        if places := codec_tokens(self.codec, vocabulary):
+            return places
         ids: list[int] = []
         while str(len(ids)) in vocabulary:
             ids.append(vocabulary[str(len(ids))])

@@ -164,7 +164,7 @@ class Predictor:
         self._sampler: SharedSampler = Engine().open(plugin, "cuda" if torch.cuda.is_available() else "cpu")
         self._policy = self._sampler.policy
         refuse_unwritable_codec(self._policy.processor, plugin, codec)
-        self._sampling = replace(source.recipe.sampling, temperature=0.0)
+        self._sampling = replace(source.recipe.sampling, temperature=0.0, routing_replay=False)
         self._view = source.view
         self._refiner: MaskRefiner | None = None
         if source.refiner is not None:

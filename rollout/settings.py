@@ -22,7 +22,7 @@ class Sampling:
     """
     routing_replay: bool = True
     """Whether answers of a policy with experts tell which experts each token went to, and the learner sends it to the
-    same ones (R3, arXiv 2510.11370). Our own engine tells; vLLM does not, and the learner's routers then choose."""
+    same ones (R3, arXiv 2510.11370). Nothing for a policy without experts."""
     temperature_schedule: list[list[float]] = field(default_factory=list)
     """[[step, temperature], ...] of a training run, linear between these steps and constant outside; where it is given,
     training samples by it in place of `temperature`."""

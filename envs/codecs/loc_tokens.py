@@ -27,10 +27,10 @@ from envs.ranges import between, one_of
 
 _LAST = 1023
 """The last of the tokens of places."""
-_TOKEN = re.compile(r"<loc(\d{4})>")
-_PLACES = r"(?:\s*<loc\d{4}>)"
+_TOKEN = re.compile(r"<loc([0-9]{4})>")
+_PLACES = r"(?:\s*<loc[0-9]{4}>)"
 _INSTANCE = re.compile(
-    rf"(?P<box>{_PLACES}{{4}})(?:\s*<seg\d{{3}}>)*(?P<rings>{_PLACES}+(?:\s*,{_PLACES}+)*)?(?P<label>(?:\s[^;<>]*)?)"
+    rf"(?P<box>{_PLACES}{{4}})(?:\s*<seg[0-9]{{3}}>)*(?P<rings>{_PLACES}+(?:\s*,{_PLACES}+)*)?(?P<label>(?:\s[^;<>]*)?)"
 )
 _PLACE = re.compile(rf"({_PLACES}{{2}}|{_PLACES}{{4}})(?:\s[^;<>]*)?")
 _WHOLE = (0, 0, 1, 0, 1, 1, 0, 1)
@@ -66,18 +66,26 @@ class Codec(BoxedCodec):
 
         As path_tokens says it, in these tokens; ValueError beyond the limits.
         """
+        if not self.outlines:
+            return self._boxes(instances, height, width)
         words = self._words_codec.encode(instances, height, width).split()
         if words == [EMPTY_WORD]:
             return ""
         texts = [self._written(part) for part in " ".join(words).split(f" {INSTANCE_WORD} ")]
         return f" {INSTANCE_WORD} ".join(texts)
 
+    def _boxes(self, instances: Sequence[Sequence[Ring]], height: int, width: int) -> str:
+        drawn = [np.concatenate(rings) for rings in instances if any(map(len, rings))]
+        if len(drawn) > self.max_rings:
+            raise ValueError(f"{len(drawn)} boxes exceed the codec's max_rings {self.max_rings}; raise it.")
+        boxes = [self._words_codec.box_around(vertices, height, width) for vertices in drawn]
+        return f" {INSTANCE_WORD} ".join(map(_tokens, boxes))
+
     def _written(self, words: str) -> str:
         """One instance, of numbers x and y in turn."""
         box, *rings = [[int(word) for word in part.split()] for part in words.split(f" {RING_WORD} ")]
         rings = [box[4:], *rings]
-        outline = ",".join(_tokens(ring) for ring in rings)
-        return _tokens(box[:4]) + (f" {outline}" if self.outlines else "")
+        return f"{_tokens(box[:4])} " + ",".join(map(_tokens, rings))
 
     def read(self, text: str, height: int, width: int, truncated: bool = False) -> Answer:
         """What `text` says about a height x width image; any str reads as some status, none raises.
@@ -92,7 +100,10 @@ class Codec(BoxedCodec):
         words = [None if match is None else self._said(match) for match in found]
         if any(each is None for each in words):
             return Answer(AnswerStatus.UNPARSABLE)
-        answer = self._words_codec.read(f" {INSTANCE_WORD} ".join(filter(None, words)), height, width)
+        # The corners of a box alone are vertices that nobody wrote.
+        bare = sum(4 for match in found if match and not match["rings"])
+        codec = replace(self._words_codec, max_vertices=self.max_vertices + bare)
+        answer = codec.read(f" {INSTANCE_WORD} ".join(filter(None, words)), height, width)
         labels = [match["label"].strip() or None for match in found if match]
         labelled = zip(answer.instances, labels, strict=answer.status is AnswerStatus.OK)
         return replace(answer, instances=tuple(replace(each, label=label) for each, label in labelled))

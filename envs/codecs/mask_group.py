@@ -19,7 +19,7 @@ from envs.geometry.contours import rings_from_mask
 from envs.geometry.pools import meant
 from envs.polygons import Answer, AnswerStatus, Instance, Ring, instance_from_rings
 
-_TEXT = re.compile(r"(none|\d{1,6}(?: \d{1,6})*) of (\d{1,6})")
+_TEXT = re.compile(r"(none|[0-9]{1,6}(?: [0-9]{1,6})*) of ([0-9]{1,6})")
 
 
 @dataclass(frozen=True)

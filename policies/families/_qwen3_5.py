@@ -25,6 +25,18 @@ class Qwen3_5(Qwen3VL):
     texts: tuple[str, ...] = ("qwen3_5_text",)
     layer_kinds: tuple[str, ...] = ("full_attention", LINEAR)
 
+    def config(self, checkpoint: Checkpoint) -> Any:
+        """Family.config; ValueError for a language model whose layers are all of one kind."""
+        config = super().config(checkpoint)
+        kinds = set(config.get_text_config().layer_types or ())
+        if kinds < set(self.layer_kinds):
+            raise ValueError(
+                f"text_config.layer_types of {checkpoint.folder}/config.json has layers of {', '.join(kinds) or 'no'} "
+                f"kind alone, and {self.title} has {' and '.join(self.layer_kinds)}; copy config.json of this very "
+                "model."
+            )
+        return config
+
     def tokenizer(self, checkpoint: Checkpoint) -> Any:
         """Family.tokenizer: as tokenizer.json says it, which transformers' own class of the family writes anew."""
         if (checkpoint.folder / "tokenizer.json").is_file():

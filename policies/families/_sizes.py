@@ -41,6 +41,8 @@ class TextSizes:
     cached: int
     """Numbers that are held of a token so that others may attend to it, in all layers together: keys and values, or
     latents."""
+    states: int = 0
+    """Numbers that layers without keys hold of an answer, whatever its length, in all of them together."""
 
     @property
     def query_width(self) -> int:
@@ -200,7 +202,26 @@ def _text_sizes(config: dict[str, Any]) -> TextSizes:
         normed_heads=str(config.get("model_type", "")).startswith(("qwen3", "gemma3")),
         attending=attending,
         cached=attending * each,
+        states=_states(config, list(kinds).count("linear_attention")),
     )
+
+
+def _states(config: dict[str, Any], layers: int) -> int:
+    """Numbers of `layers` layers of a state: a matrix a head, and the last inputs of the convolution."""
+    if not layers:
+        return 0
+    keys = int(config["linear_num_key_heads"]) * int(config["linear_key_head_dim"])
+    heads, width = int(config["linear_num_value_heads"]), int(config["linear_value_head_dim"])
+    tails = (2 * keys + heads * width) * (int(config["linear_conv_kernel_dim"]) - 1)
+    return layers * (heads * int(config["linear_key_head_dim"]) * width + tails)
+
+
+def experts_of_token(config: Any) -> int:
+    """Experts that a token goes to, in all layers together, at most; 0 for a model without."""
+    text = config.get_text_config().to_dict()
+    mixture = text.get("moe") or {}
+    each = text.get("num_experts_per_tok") or mixture.get("experts_per_token") or 0
+    return int(each) * int(text.get("num_hidden_layers") or text.get("n_layers") or 0)
 
 
 def _vision_sizes(config: dict[str, Any]) -> VisionSizes:

@@ -70,6 +70,11 @@ class SelectionProcessor(Processor):
         sizes = [0 if question.candidates is None else len(question.candidates) for question in questions]
         return self.rows(questions, [[np.zeros(size, np.int64)] for size in sizes])
 
+    @property
+    def shares_images(self) -> bool:
+        """Not: each question has candidates of its own behind it."""
+        return False
+
     def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
         """A row for each question, with the choice that is taught."""
         each = [pair for row in taught for pair in row]

@@ -14,6 +14,7 @@ H heads, d and e widths of keys and values.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 from typing import Any
 
 import torch
@@ -39,22 +40,54 @@ class Forks:
 
     mask: Tensor
     """[B, P] bool, True on real tokens of prompts."""
-    slots: Tensor
-    """[B * G * T] int64 into the flat [B * K]: the packed token in each slot of the answers, any in empty ones, which
-    stand behind the real ones."""
+    parts: tuple["ForkedPart", ...]
+    """The answers by their length."""
     order: Tensor
-    """[B * K] int64 into the flat [B * G * T]: the slot of each packed token."""
-    shape: tuple[int, int, int]
-    """(B, G, T)."""
+    """[B * K] int64 into the slots of all parts, one behind the other: the slot of each packed token."""
+
+
+@dataclass(frozen=True)
+class ForkedPart:
+    """Answers that are read together, none less than half as long as another, or of _SHORT tokens at most."""
+
+    rows: Tensor
+    """[A] int64: the row of each answer."""
+    slots: Tensor
+    """[A, t] int64 into the flat [B * K]: the packed token in each slot of the answers, any in empty ones, which stand
+    behind the real ones."""
+
+
+_SHORT = 64
+"""Tokens up to which answers are read together whatever their length: the rule takes as many at once."""
 
 
 def forks(packed: PackedRows) -> Forks:
-    """Where the answers of packed rows lie."""
+    """Where the answers of packed rows lie; looks at their lengths, which waits for a device once."""
     (b, g, t), k, device = packed.shape, packed.order.shape[1], packed.order.device
     row = torch.arange(b, device=device)[:, None]
-    held = torch.arange(k, device=device).expand(b, -1)
-    slots = torch.zeros(b, g * t, dtype=torch.int64, device=device).scatter(1, packed.order, held)
-    return Forks(packed.prompt_mask, (row * k + slots).flatten(), (row * g * t + packed.order).flatten(), packed.shape)
+    # Slots [B * G, T] of answers, and how many each has.
+    flat = (row * g * t + packed.order)[packed.real]
+    held = torch.zeros(b * g * t, dtype=torch.int64, device=device)
+    held[flat] = (row * k + torch.arange(k, device=device))[packed.real]
+    lengths = torch.bincount(flat // t, minlength=b * g)
+    place, parts, first = torch.zeros(b * g * t, dtype=torch.int64, device=device), list[ForkedPart](), 0
+    for answers, longest in _of_like_length(lengths.tolist()):
+        chosen = torch.tensor(answers, device=device)
+        slots = held.view(b * g, t)[chosen, :longest]
+        parts.append(ForkedPart(chosen // g, slots))
+        numbers = first + torch.arange(slots.numel(), device=device).view_as(slots)
+        place.view(b * g, t)[chosen, :longest] = numbers
+        first += slots.numel()
+    return Forks(packed.prompt_mask, tuple(parts), place[(row * g * t + packed.order).flatten()])
+
+
+def _of_like_length(lengths: list[int]) -> list[tuple[list[int], int]]:
+    """Answers by classes of length, up to _SHORT, twice that, and so on, each with its longest; none without tokens."""
+    classes: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        if length:
+            classes.setdefault(max(0, ceil(log2(length / _SHORT))), []).append(number)
+    return [(answers, max(lengths[k] for k in answers)) for _, answers in sorted(classes.items())]
 
 
 class ForkedDeltaNet(nn.Module):
@@ -105,14 +138,20 @@ class ForkedDeltaNet(nn.Module):
 
     def _read_forked(self, mixed: Tensor, rates: Tensor, forks: Forks) -> Tensor:
         """[B, L, H, e] of packed rows."""
-        (b, g, t), p = forks.shape, forks.mask.shape[1]
+        p = forks.mask.shape[1]
         of_prompts, tail, state = self._read(mixed[:, :p], rates[:, :p])
-        own, own_rates = (
-            part[:, p:].flatten(0, 1).index_select(0, forks.slots).view(b * g, t, -1) for part in (mixed, rates)
-        )
-        before = tuple(part[:, None].expand(-1, g, *part.shape[1:]).flatten(0, 1) for part in (tail, state))
-        of_answers, _, _ = self._read(own, own_rates, before)
-        packed = of_answers.flatten(0, 1).index_select(0, forks.order).unflatten(0, (b, -1))
+        own, own_rates = mixed[:, p:].flatten(0, 1), rates[:, p:].flatten(0, 1)
+        found = []
+        for part in forks.parts:
+            asked, strengths = (
+                each.index_select(0, part.slots.flatten()).view(*part.slots.shape, -1) for each in (own, own_rates)
+            )
+            # An embedding adds up gradients in order, so that a run repeats itself to the bit.
+            before = [
+                functional.embedding(part.rows, each.flatten(1)).unflatten(1, each.shape[1:]) for each in (tail, state)
+            ]
+            found.append(self._read(asked, strengths, before)[0].flatten(0, 1))
+        packed = torch.cat(found).index_select(0, forks.order).unflatten(0, (len(mixed), -1))
         return torch.cat([of_prompts, packed], dim=1)
 
     def _rates(self, states: Tensor) -> Tensor:
@@ -142,7 +181,8 @@ class ForkedDeltaNet(nn.Module):
 
     def _heads(self, whole: Tensor) -> list[Tensor]:
         """Queries, keys [N, L, heads, d] and values [N, L, H, e] of the convolution's inputs [N, D, k - 1 + L]."""
-        made = functional.conv1d(whole, self.conv1d.weight, self.conv1d.bias, groups=whole.shape[1])
+        # The module itself is called, by whose calls ZeRO-3 knows when to fetch its weights; what it pads is cut off.
+        made = self.conv1d(whole)[:, :, self._places - 1 : whole.shape[2]]
         parts = functional.silu(made).transpose(1, 2).split(self._widths, dim=-1)
         widths = (self._key_width, self._key_width, self._value_width)
         return [part.unflatten(-1, (-1, width)) for part, width in zip(parts, widths, strict=True)]

@@ -23,7 +23,8 @@ from torch import Tensor
 from envs.datasets.base import Env
 from envs.example import ImageRef, Prompt
 from envs.shards.rows import prompt_of, prompt_rows
-from policies.families.base import PolicyContract
+from policies.families.base import PolicyContract, Routes
+from policies.sharing.routes import routed
 from policies.weights import load_bucket
 from rl.algorithms.base import PolicyGradient
 from rl.config.run import num_gpus
@@ -92,6 +93,8 @@ def write_batch(batch: Batch, path: Path) -> None:
     if batch.taught is not None:
         arrays["taught"] = np.concatenate(batch.taught)
         arrays["taught_lengths"] = np.array([len(tokens) for tokens in batch.taught], np.int64)
+    if batch.routes is not None:
+        arrays |= _route_arrays(batch.routes)
     if batch.candidates is not None:
         arrays["candidates"] = np.array([json.dumps(pool) for pool in batch.candidates], np.str_)
     if batch.temperature is not None:
@@ -126,7 +129,30 @@ def read_batch(path: Path) -> Batch:
         prompt_lengths=None if prompt_lengths is None else tuple(prompt_lengths.tolist()),
         taught=_taught(found),
         temperature=float(found["temperature"]) if "temperature" in found else None,
+        routes=_routes(found, lengths) if "routed" in found else None,
         candidates=tuple(map(_pool, found["candidates"])) if "candidates" in found else None,
+    )
+
+
+def _route_arrays(routes: Sequence[Sequence[Routes | None]]) -> dict[str, NDArray]:
+    """routed: [B, G] bool, which answers have some; prompt_routes: of the first such answer of each group, one behind
+    the other, of prompt_route_lengths [B]; answer_routes: of all such answers."""
+    firsts = [next((each for each in row if each is not None), None) for row in routes]
+    return {
+        "routed": np.array([[each is not None for each in row] for row in routes]),
+        "prompt_route_lengths": np.array([0 if each is None else len(each.prompt) for each in firsts], np.int64),
+        "prompt_routes": np.concatenate([each.prompt for each in firsts if each is not None]),
+        "answer_routes": np.concatenate([each.answer for row in routes for each in row if each is not None]),
+    }
+
+
+def _routes(found: Mapping[str, NDArray], lengths: NDArray[np.int64]) -> tuple[tuple[Routes | None, ...], ...]:
+    """[B][G] routes from `_route_arrays`; lengths: [B, G] of the answers."""
+    prompts = np.split(found["prompt_routes"], np.cumsum(found["prompt_route_lengths"])[:-1])
+    answers = iter(np.split(found["answer_routes"], np.cumsum(lengths[found["routed"]])[:-1]))
+    return tuple(
+        tuple(Routes(prompt, next(answers)) if has else None for has in row)
+        for prompt, row in zip(prompts, found["routed"], strict=True)
     )
 
 
@@ -182,6 +208,7 @@ def group_losses(
     for k in range(len(batch)):
         part = batch.part([k])
         rows = policy.rows(part.questions(env), part.choices)
+        rows = rows if part.routes is None else routed(rows, part.routes).to(policy.device)
         temperature = sampling.temperature if batch.temperature is None else batch.temperature
         new, mask = policy.forward(rows, temperature, sampling.grammar_tokens), rows.scored_mask
         advantages = torch.from_numpy(part.padded_advantages(mask.shape[-1])).to(new.device)

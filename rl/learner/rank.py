@@ -5,7 +5,6 @@ A plain class that runs without Ray, alone or as one of several ranks.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from envs.datasets.base import Env
 from policies.families.base import PromptRows
 from policies.lora import without_adapters
-from policies.sharing.routes import freed, routed
+from policies.sharing.routes import routed
 from policies.vision.image_memory import ImageMemory
 from policies.weights import BUCKET_BYTES, Bucket, BucketShape, make_bucket
 from rl.algorithms.base import PolicyGradient
@@ -147,8 +146,7 @@ class LearnerRank:
 
     @torch.no_grad()
     def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
-        """[B, G, T] log-probabilities of the policy that the run began with, which goes its own routes."""
-        micro = replace(micro, rows=freed(micro.rows))
+        """[B, G, T] log-probabilities of the policy that the run began with, on the same routes."""
         if self._reference is not None:
             return self._forward(self._reference, micro)[:, : micro.num_answers]
         with without_adapters(self._policy.network):

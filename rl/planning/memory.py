@@ -157,7 +157,9 @@ def _decoding(job: Job) -> list[Part]:
     tokens = groups * job.asked.prompt + groups * size * most
     how = f"{cache_bytes(job):,.0f} B x ({groups} prompts of {job.asked.prompt:,}, {groups * size} answers of {most:,})"
     logits = _SAMPLED_LOGIT_BYTES * groups * size * float(job.sizes.text.vocabulary)
+    states = [Part("states", _LEAVING * groups * size * state_bytes(job), f"{groups * size} answers, {_LEAVING:g} x")]
     return [
+        *(states if job.sizes.text.states else []),
         Part("keys and values", _LEAVING * tokens * cache_bytes(job), f"{_LEAVING:g} x {how}"),
         Part("logits", logits, f"{groups * size} answers x {job.sizes.text.vocabulary:,} x {_SAMPLED_LOGIT_BYTES} B"),
     ]
@@ -226,6 +228,11 @@ def groups_at_once(job: Job) -> int:
 def cache_bytes(job: Job) -> float:
     """Bytes of keys and values of a token, or of what stands for them."""
     return float(job.sizes.text.cached * job.number)
+
+
+def state_bytes(job: Job) -> float:
+    """Bytes that layers without keys hold of an answer, float32."""
+    return 4.0 * job.sizes.text.states
 
 
 def host_memory(job: Job, store_bytes: float) -> Memory:

@@ -6,7 +6,7 @@ the assumptions named here; speeds of the CPU were measured (docs/plan.md says w
 
 from policies.families._sizes import TextSizes
 from rl.planning.job import Job
-from rl.planning.memory import cache_bytes, groups_at_once, vllm_cache_bytes
+from rl.planning.memory import cache_bytes, groups_at_once, state_bytes, vllm_cache_bytes
 from rl.planning.part import Part, gb
 from rl.planning.states import optimizer_bytes, shares
 
@@ -170,7 +170,8 @@ def _decode(job: Job) -> tuple[float, str]:
         answers, waves = groups * config.group_size, -(-unit // groups)
         read = groups * job.asked.prompt + answers * job.asked.answer / 2
         beside, started = 0.0, 0.0 if job.engine.graphed else launches(job.sizes.text) * LAUNCH_SECONDS
-    moved = (decoded_bytes(job) + read * cache_bytes(job)) / (BANDWIDTH_SHARE * job.machines.card.bandwidth)
+    states = 2 * answers * state_bytes(job)  # read and written
+    moved = (decoded_bytes(job) + read * cache_bytes(job) + states) / (BANDWIDTH_SHARE * job.machines.card.bandwidth)
     computed = answers * decoded_bytes(job) / job.number * 2 / (job.machines.mfu * job.machines.card.flops)
     token = max(moved, computed, started) + beside
     slowest = "starting operations" if started > max(moved, computed) else "reading weights and cache"

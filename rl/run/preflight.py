@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from envs.codecs import loc_tokens
 from envs.codecs.base import LocatingCodec
 from envs.datasets.base import Env
 from envs.geometry.vector import simplified_rings
 from policies.checkpoint import Checkpoint
 from policies.families._engines import NO_CUDA_GRAPH, NO_VLLM
 from policies.families._loading import refuse_unfilled
+from policies.families._sizes import experts_of_token
 from policies.families.base import PolicyContract
 from policies.processor import Processor
 from policies.refiner.mask_refiner import MaskRefiner
@@ -35,6 +37,8 @@ asked before; where weights are broadcast, only whoever missed a delivery gets t
 """
 _BESIDE_WEIGHTS_BYTES = 256 * 2**20
 """Object store for answers and batches: a step of 512 groups of 16 answers with 400 tokens takes some 100 MB."""
+_PROMPT_TOKENS = 4096
+"""Tokens of a prompt, for the memory of routes; no prompt is measured for it."""
 _GIB = 2**30
 _MEASURED = 16
 """Training examples whose prompts are measured; others may have longer ones."""
@@ -147,7 +151,17 @@ def object_store_bytes(config: RunConfig, parts: RunParts) -> int:
     """Memory for Ray's object store: ray.object_store_gb, else what the weights need, with something for answers."""
     if config.ray.object_store_gb is not None:
         return int(config.ray.object_store_gb * _GIB)
-    return needed_store_bytes(weight_bytes(parts), config.pool.transport)
+    return needed_store_bytes(weight_bytes(parts), config.pool.transport) + route_bytes(config, parts)
+
+
+def route_bytes(config: RunConfig, parts: RunParts) -> int:
+    """Memory for the routes of a step's answers (sampling.routing_replay), as groups and as a batch, and of the steps
+    that are sampled ahead; 0 for a policy without experts."""
+    if not config.sampling.routing_replay:
+        return 0
+    each = 2 * experts_of_token(processor_of(parts.policy).config)
+    tokens = config.group_size * config.sampling.max_tokens + _PROMPT_TOKENS
+    return (2 + config.pool.staleness) * config.groups_per_step * tokens * each
 
 
 def needed_store_bytes(weights: int, transport: str) -> int:
@@ -184,7 +198,8 @@ def refuse_full_disk(config: RunConfig, parts: RunParts) -> None:
 def _refuse_unlocated_credit(parts: RunParts, processor: Processor) -> None:
     """Raise ValueError where single tokens are to get credit, and the codec does not say which token says what."""
     credits = [name for name in ("vertex_credit", "instance_credit") if parts.algorithm.settings.get(name)]
-    if credits and not isinstance(processor.codec, LocatingCodec):
+    bare = isinstance(processor.codec, loc_tokens.Codec) and not processor.codec.outlines
+    if credits and (bare or not isinstance(processor.codec, LocatingCodec)):
         raise ValueError(
             f"algorithm.{credits[0]} is {parts.algorithm.settings[credits[0]]}, but the codec does not say which token "
             f"belongs to which vertex, so that no token would get any; set it to 0, or choose codec path_tokens."

@@ -175,11 +175,11 @@ def _refuse_unfit_stages(processor: Processor, settings: SftSettings) -> None:
     """number_spread is for tokenizers whose numbers are single tokens: elsewhere it would blur digits; box stages are
     for codecs that begin with a box."""
     for stage in settings.stages:
-        ten = len(processor.answer_tokens("10")) - 1 if stage.number_spread > 0 else 1
-        if ten > 1:
+        if stage.number_spread > 0 and len(processor.number_tokens) <= 10:
             raise ValueError(
-                f"number_spread of stage {stage.name} is {stage.number_spread}, but this tokenizer writes 10 as {ten} "
-                "tokens, so that neighbours of a digit would be taught in place of neighbours of a number; set it to 0."
+                f"number_spread of stage {stage.name} is {stage.number_spread}, but this tokenizer writes 10 in "
+                "several tokens, so that neighbours of a digit would be taught in place of neighbours of a number; set "
+                "it to 0."
             )
         if stage.answer == "box" and not isinstance(processor.codec, BoxCodec):
             raise ValueError(

@@ -36,7 +36,8 @@ class Passes:
 
 
 def scene_tokens(scenes: Sequence[Taught], processor: Processor) -> GroupTokens:
-    """Tokens of the prompt that the questions of each scene share, and of all that follows it."""
+    """Tokens of the prompt that the questions of each scene share, and of all that follows it; where they share none,
+    of all their rows together."""
     parts = [[processor.question_lengths(question) for question, _ in scene] for scene in scenes]
     prompts = [scene[0][0] for scene in parts]
     rest = [
@@ -44,6 +45,9 @@ def scene_tokens(scenes: Sequence[Taught], processor: Processor) -> GroupTokens:
         for lengths, scene in zip(parts, scenes, strict=True)
     ]
     patches = [processor.image_patches(*scene[0][0].image.shape[:2]) for scene in scenes]
+    if not processor.shares_images:
+        prompts = [sum(shared for shared, _ in scene) for scene in parts]
+        patches = [each * len(scene) for each, scene in zip(patches, scenes, strict=True)]
     return GroupTokens(np.array(prompts, np.int64), np.array(rest, np.int64), np.array(patches, np.int64))
 
 

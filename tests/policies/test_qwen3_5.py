@@ -2,6 +2,8 @@
 refused; shared rows, caches and greedy answers are held with all families in test_vision_language.py."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from policies.checkpoint import Checkpoint
 from policies.families._loading import refuse_unfilled
 from policies.families._qwen3_5 import Qwen3_5
 from policies.families.vision_language import Policy
+from policies.settings import LoraSettings
 from policies.sharing.forked import ForkedDeltaNet, forks
 from policies.sharing.packing import pack_rows
 
@@ -116,9 +119,9 @@ def test_saved_names_are_those_that_were_read_and_a_missing_one_is_named(folder:
         "model.visual.merger.linear_fc2.bias",
     } <= stored.keys()
     held = json.loads((tmp_path / "config.json").read_text())
-    held["text_config"]["layer_types"] = ["full_attention"] * 4
+    held["text_config"]["layer_types"] = ["full_attention"] * 3 + ["linear_attention"]
     (tmp_path / "config.json").write_text(json.dumps(held))
-    with pytest.raises(ValueError, match=r"lack 12 parameters of a Qwen3\.5 model, such as .*layers\.0\.self_attn"):
+    with pytest.raises(ValueError, match=r"lack \d+ parameters of a Qwen3\.5 model, such as .*layers\.0\.self_attn"):
         refuse_unfilled(Checkpoint(tmp_path), Qwen3_5())
 
 
@@ -183,3 +186,48 @@ def test_gradients_of_a_prompts_states_come_from_all_its_answers(folder: Path) -
     each = [slope(found[:, p + 6 * g : p + 6 * g + 6]) for g in range(3)]
     assert all(gradient.abs().max() > 1e-4 for gradient in each)
     torch.testing.assert_close(slope(found[:, p:]), sum(each), atol=1e-5, rtol=1e-4)
+
+
+def test_answers_are_read_by_length_so_that_a_long_one_does_not_pad_the_others(folder: Path) -> None:
+    policy = Policy(folder, Codec())
+    lengths = [3, 200, 60, 9, 130, 64, 65]
+    answers = [torch.full((length,), 9).numpy() for length in lengths]
+    rows = policy.rows(ask_all(images(1), PHRASES[:1]), [answers])
+    layout = forks(pack_rows(rows))
+    assert [tuple(part.slots.shape) for part in layout.parts] == [(4, 64), (1, 65), (2, 200)]
+    assert sum(part.slots.numel() for part in layout.parts) < 2 * sum(lengths) + 64 * len(lengths)
+    assert len(layout.order.unique()) == sum(lengths)
+    with torch.no_grad():
+        shared = policy(rows)[0]
+        for g in (0, 1, 6):
+            own = policy(policy.rows(ask_all(images(1), PHRASES[:1]), [[answers[g]]]))[0, 0]
+            torch.testing.assert_close(shared[g, : lengths[g]], own, atol=3e-5, rtol=0)
+
+
+def test_a_convolution_is_no_expert_and_one_kind_of_layer_alone_is_refused(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Policy(folder, Codec(), lora=LoraSettings(rank=2))
+    assert "experts get no adapters" not in caplog.text
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    held = json.loads((tmp_path / "config.json").read_text())
+    for kind in ("full_attention", "linear_attention"):
+        held["text_config"]["layer_types"] = [kind] * 4
+        (tmp_path / "config.json").write_text(json.dumps(held))
+        with pytest.raises(ValueError, match=rf"has layers of {kind} kind alone, and Qwen3\.5 has full_attention and"):
+            Policy.make_processor(tmp_path, Codec())
+
+
+@pytest.mark.slow
+def test_two_steps_of_rl_under_zero_3_with_workers_of_their_own(folder: Path, tmp_path: Path) -> None:
+    # In processes of their own: DeepSpeed fetches weights by the calls that it has seen in the step before.
+    small = ["groups_per_step=2", "group_size=3", "groups_per_unit=2", "steps=3", "save_every=3", "pool.workers=1"]
+    small += ["sampling.max_tokens=24", "sampling.grammar=true", "evaluation.num_scenes=2", "evaluation.every=3"]
+    small += ["learner.zero_stage=3", "learner.average=0", "learner.minibatches=1", "learner.micro_groups=1"]
+    small += ["env.image_size=32", f"policy.checkpoint={folder}", f"run={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", "from rl.cli.main import main; main()", "train", "tiny", *small]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert sum("learner/grad_norm" in numbers for numbers in steps) == 3

@@ -143,3 +143,21 @@ def test_settings_that_no_text_can_meet_are_refused() -> None:
         Codec(path_bins=1024)
     with pytest.raises(NotImplementedError, match=r"^codec loc_tokens has no grammar"):
         CODEC.grammar()
+
+
+def test_boxes_alone_are_bounded_by_their_number_and_no_vertices_are_counted() -> None:
+    angles = np.linspace(0, 2 * np.pi, 30, endpoint=False)
+    ring = np.stack([32 + 20 * np.cos(angles), 32 + 10 * np.sin(angles)], 1)
+    alone = Codec(outlines=False, max_vertices=8, max_rings=3)
+    text = alone.encode([[ring]] * 3, 64, 64)
+    assert text == " ; ".join(["<loc0352><loc0192><loc0672><loc0832>"] * 3)
+    assert len(alone.read(text, 64, 64).instances) == 3
+    with pytest.raises(ValueError, match=r"^4 boxes exceed the codec's max_rings 3; raise it"):
+        alone.encode([[ring]] * 4, 64, 64)
+    assert alone.read(" ; ".join([text, BOX]), 64, 64).status is AnswerStatus.OUT_OF_RANGE
+    with pytest.raises(ValueError, match=r"max_vertices 8; simplify"):
+        Codec(max_vertices=8).encode([[ring]], 64, 64)
+
+
+def test_digits_of_other_scripts_are_none() -> None:
+    assert CODEC.read(BOX.replace("0", "\u0660"), 200, 80).status is AnswerStatus.UNPARSABLE

@@ -163,3 +163,32 @@ class Blank:
 
     def image(self, ref: ImageRef) -> np.ndarray:
         return np.zeros((ref.height, ref.width, 3), np.uint8)
+
+
+def test_a_dropped_step_keeps_which_experts_its_answers_went_to(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 9, (p, 3, 2)).astype(np.int16) for p in (4, 6)]
+
+    def told(group: Group, prompt: np.ndarray, known: tuple[bool, bool]) -> Group:
+        rollouts = [
+            replace(one, response=replace(one.response, routes=routes_of(prompt, len(one.response.tokens), rng)))
+            if has
+            else one
+            for one, has in zip(group.rollouts, known, strict=True)
+        ]
+        return replace(group, rollouts=tuple(rollouts))
+
+    batch = packed(
+        [told(GROUPS[0], prompts[0], (False, True)), GROUPS[1], told(GROUPS[2], prompts[1], (True, True))], Algorithm()
+    )
+    write_batch(batch, tmp_path / "step.npz")
+    found = read_batch(tmp_path / "step.npz").routes
+    assert [[each is None for each in row] for row in found] == [[True, False], [True, True], [False, False]]
+    for row, expected in zip(found, batch.routes, strict=True):
+        for one, other in zip(row, expected, strict=True):
+            if other is not None:
+                assert np.array_equal(one.prompt, other.prompt) and np.array_equal(one.answer, other.answer)
+
+
+def routes_of(prompt: np.ndarray, tokens: int, rng: np.random.Generator) -> Routes:
+    return Routes(prompt, rng.integers(0, 9, (tokens, 3, 2)).astype(np.int16))

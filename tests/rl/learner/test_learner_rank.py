@@ -386,7 +386,7 @@ def learn_by_routes(checkpoint: Path, kl: float, batches: list[Batch]) -> list[d
     return [LearnerRank(settings(checkpoint, learner, algorithm), RankPlace()).step(each) for each in batches]
 
 
-def test_experts_are_those_that_the_sampler_told_and_the_checkpoint_goes_its_own_ways(tmp_path: Path) -> None:
+def test_experts_are_those_that_the_sampler_told_of_the_checkpoint_too(tmp_path: Path) -> None:
     write_qwen3_vl_moe(tmp_path)
     env, policy = ENV.build(split="train"), Policy(tmp_path, Codec()).eval()
     examples = [env[index] for index in range(4)]
@@ -410,5 +410,5 @@ def test_experts_are_those_that_the_sampler_told_and_the_checkpoint_goes_its_own
     free, same, moved = apart(learn_by_routes, tmp_path, 0.1, batches)
     name = "sampler_logprob_difference_max"
     assert free[name] < 1e-4 and same[name] < 1e-4 and moved[name] > 1e-3
-    # The policy is its own checkpoint before the first update, unless its tokens are sent elsewhere.
-    assert free["kl"] < 1e-9 and same["kl"] < 1e-9 and moved["kl"] > 1e-9
+    # The policy is its own checkpoint before the first update, wherever its tokens are sent.
+    assert free["kl"] < 1e-9 and same["kl"] < 1e-9 and moved["kl"] < 1e-9
