@@ -139,18 +139,17 @@ class ForkedDeltaNet(nn.Module):
     def _read_forked(self, mixed: Tensor, rates: Tensor, forks: Forks) -> Tensor:
         """[B, L, H, e] of packed rows."""
         p = forks.mask.shape[1]
-        of_prompts, tail, state = self._read(mixed[:, :p], rates[:, :p])
-        own, own_rates = mixed[:, p:].flatten(0, 1), rates[:, p:].flatten(0, 1)
-        found = []
+        whole = [self._behind(mixed[:, :p], None)]
+        tail, own, own_rates = self._tail(whole[0]), mixed[:, p:].flatten(0, 1), rates[:, p:].flatten(0, 1)
         for part in forks.parts:
-            asked, strengths = (
-                each.index_select(0, part.slots.flatten()).view(*part.slots.shape, -1) for each in (own, own_rates)
-            )
-            # An embedding adds up gradients in order, so that a run repeats itself to the bit.
-            before = [
-                functional.embedding(part.rows, each.flatten(1)).unflatten(1, each.shape[1:]) for each in (tail, state)
-            ]
-            found.append(self._read(asked, strengths, before)[0].flatten(0, 1))
+            asked = own.index_select(0, part.slots.flatten()).view(*part.slots.shape, -1)
+            whole.append(self._behind(asked, _of_rows(tail, part.rows)))
+        convolved = self._convolved(whole)
+        of_prompts, state = self._ruled(convolved[0], rates[:, :p])
+        found = []
+        for part, made in zip(forks.parts, convolved[1:], strict=True):
+            strengths = own_rates.index_select(0, part.slots.flatten()).view(*part.slots.shape, -1)
+            found.append(self._ruled(made, strengths, _of_rows(state, part.rows))[0].flatten(0, 1))
         packed = torch.cat(found).index_select(0, forks.order).unflatten(0, (len(mixed), -1))
         return torch.cat([of_prompts, packed], dim=1)
 
@@ -166,26 +165,46 @@ class ForkedDeltaNet(nn.Module):
 
         rates: [N, L, 2 H]; before: what the tokens before left; None for none.
         """
+        whole = self._behind(mixed, None if before is None else before[0])
+        found, state = self._ruled(self._convolved([whole])[0], rates, None if before is None else before[1])
+        return found, self._tail(whole), state
+
+    def _behind(self, mixed: Tensor, tail: Tensor | None) -> Tensor:
+        """[N, D, k - 1 + L] the convolution's inputs: of tokens [N, L, D] behind a tail [N, D, k - 1], zeros for
+        none."""
         by_channel = mixed.transpose(1, 2)
         empty = by_channel.new_zeros(*by_channel.shape[:2], self._places - 1)
-        whole = torch.cat([empty if before is None else before[0].to(by_channel.dtype), by_channel], dim=2)
-        rule = torch_recurrent_gated_delta_rule if mixed.shape[1] == 1 else torch_chunk_gated_delta_rule
-        found, state = rule(
-            *self._heads(whole),
+        return torch.cat([empty if tail is None else tail.to(by_channel.dtype), by_channel], dim=2)
+
+    def _tail(self, whole: Tensor) -> Tensor:
+        """[N, D, k - 1] the last inputs of a convolution."""
+        return whole[:, :, whole.shape[2] - self._places + 1 :]
+
+    def _convolved(self, whole: Sequence[Tensor]) -> list[Tensor]:
+        """[N, D, L] of inputs [N, D, k - 1 + L] each, by one call of the convolution whatever there is: by its calls
+        ZeRO-3 fetches its weights, and ranks go through them in step."""
+        flat = torch.cat([each.transpose(0, 1).flatten(1) for each in whole], dim=1)
+        made, first, found = functional.silu(self.conv1d(flat[None]))[0], 0, list[Tensor]()
+        for each in whole:
+            own = made[:, first : first + each.shape[0] * each.shape[2]].view(len(made), each.shape[0], -1)
+            # What reaches into another row's inputs stands at the places of the tail.
+            found.append(own[:, :, self._places - 1 :].transpose(0, 1))
+            first += each.shape[0] * each.shape[2]
+        return found
+
+    def _ruled(self, convolved: Tensor, rates: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[N, L, H, e] and the state behind, of what the convolution made [N, D, L]; state: before; None for zeros."""
+        rule = torch_recurrent_gated_delta_rule if convolved.shape[2] == 1 else torch_chunk_gated_delta_rule
+        widths = (self._key_width, self._key_width, self._value_width)
+        parts = zip(convolved.transpose(1, 2).split(self._widths, dim=-1), widths, strict=True)
+        found, behind = rule(
+            *(part.unflatten(-1, (-1, width)) for part, width in parts),
             **self._strengths(rates),
-            initial_state=None if before is None else before[1],
+            initial_state=state,
             output_final_state=True,
             use_qk_l2norm_in_kernel=True,
         )
-        return found, whole[:, :, whole.shape[2] - self._places + 1 :], state
-
-    def _heads(self, whole: Tensor) -> list[Tensor]:
-        """Queries, keys [N, L, heads, d] and values [N, L, H, e] of the convolution's inputs [N, D, k - 1 + L]."""
-        # The module itself is called, by whose calls ZeRO-3 knows when to fetch its weights; what it pads is cut off.
-        made = self.conv1d(whole)[:, :, self._places - 1 : whole.shape[2]]
-        parts = functional.silu(made).transpose(1, 2).split(self._widths, dim=-1)
-        widths = (self._key_width, self._key_width, self._value_width)
-        return [part.unflatten(-1, (-1, width)) for part, width in zip(parts, widths, strict=True)]
+        return found, behind
 
     def _strengths(self, rates: Tensor) -> dict[str, Tensor]:
         """The rule's rates of correction, and logarithms of what is kept, [N, L, H] each."""
@@ -209,6 +228,12 @@ class ForkedDeltaNet(nn.Module):
         tails.copy_(tail.view_as(tails))
         states.copy_(state.view_as(states))
         return self._written(found, one)[:, 0]
+
+
+def _of_rows(held: Tensor, rows: Tensor) -> Tensor:
+    """[A, ...] of [B, ...] by rows [A]. An embedding adds up gradients in order, so that a run repeats itself to the
+    bit."""
+    return functional.embedding(rows, held.flatten(1)).unflatten(1, held.shape[1:])
 
 
 def replace_delta_nets(text: Any) -> None:

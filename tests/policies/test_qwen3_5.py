@@ -231,3 +231,18 @@ def test_two_steps_of_rl_under_zero_3_with_workers_of_their_own(folder: Path, tm
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert sum("learner/grad_norm" in numbers for numbers in steps) == 3
+
+
+def test_modules_are_called_as_often_whatever_the_lengths_of_answers(folder: Path) -> None:
+    # Ranks that share out weights go through them in step, by their calls.
+    policy = Policy(folder, Codec())
+    calls: list[str] = []
+    for name, module in policy.model.model.language_model.named_modules():
+        if name and not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    found = []
+    for lengths in ([3], [3, 200, 60], [1, 65, 130, 300]):
+        calls.clear()
+        policy(policy.rows(ask_all(images(1), PHRASES[:1]), [[torch.full((n,), 9).numpy() for n in lengths]]))
+        found.append(list(calls))
+    assert found[0] == found[1] == found[2] and found[0].count("layers.0.linear_attn.conv1d") == 1
