@@ -139,7 +139,7 @@ class Policy(vision_language.Policy):
         tokens = self._region_tokens(rows, images.pooler_output)
         layout = _Layout(rows.prompt_mask, rows.regions, self._order)
         positions, following = self.processor.family.positions(self.model, rows)
-        with _behind(self.model.get_input_embeddings(), layout.embeddings(self.model.selection.prefix, tokens)):
+        with _behind(self.model.get_input_embeddings(), layout.embeddings(self.model.selection.opening(), tokens)):
             states = self.model.model(
                 input_ids=functional.pad(rows.prompt_tokens, (0, layout.added), value=self.processor.end_token),
                 attention_mask=shared_attention.bias(layout.attends(), self.model.dtype),

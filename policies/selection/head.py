@@ -18,7 +18,7 @@ class SelectionHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(features + CODE_WIDTH + 1)
         self.first, self.second = nn.Linear(features + CODE_WIDTH + 1, width), nn.Linear(width, width)
-        self.prefix = nn.Parameter(torch.empty(width))
+        self.prefix = nn.Embedding(1, width)  # a module, by whose calls ZeRO-3 fetches its weight
         self.classifier = nn.Linear(width, 1)
 
     def begin(self, seed: int, spread: float) -> None:
@@ -30,7 +30,7 @@ class SelectionHead(nn.Module):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5, generator=draws)
                 layer.bias.zero_()
             self.second.weight.mul_(spread)
-            nn.init.normal_(self.prefix, std=spread, generator=draws)
+            nn.init.normal_(self.prefix.weight, std=spread, generator=draws)
             # Nobody is chosen or left out beforehand.
             self.classifier.weight.zero_()
             self.classifier.bias.zero_()
@@ -42,6 +42,11 @@ class SelectionHead(nn.Module):
         like = self.first.weight.dtype
         made: Tensor = self.second(nn.functional.gelu(self.first(self.norm(regions.to(like)))))
         return made
+
+    def opening(self) -> Tensor:
+        """[width] embedding of the prefix."""
+        found: Tensor = self.prefix(torch.zeros(1, dtype=torch.int64, device=self.prefix.weight.device))[0]
+        return found
 
     def logits(self, states: Tensor) -> Tensor:
         """[...] float32: how much likelier in than out, of states [..., width]."""

@@ -204,7 +204,7 @@ def test_a_saved_policy_comes_back_to_the_bit_and_a_new_one_begins_the_same_ever
     again = Policy(tmp_path, mask_group.Codec())
     held, found = policy.model.state_dict(), again.model.state_dict()
     assert held.keys() == found.keys() and all(torch.equal(held[name], found[name]) for name in held)
-    assert "selection.prefix" in held and (tmp_path / "selection.safetensors").is_file()
+    assert "selection.prefix.weight" in held and (tmp_path / "selection.safetensors").is_file()
     first, second = (Policy(tiny_untrained, mask_group.Codec()).model.selection.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     hollow = Policy(tiny_untrained, mask_group.Codec(), weights=False)
