@@ -114,6 +114,17 @@ def codec_tokens(codec: AnswerCodec, vocabulary: Mapping[str, int]) -> list[int]
     return [vocabulary[word] for word in words if is_control(word, False) and word in vocabulary]
 
 
+def number_tokens(codec: AnswerCodec, vocabulary: Mapping[str, int]) -> list[int]:
+    """Ids of the numbers that answers are written in, in order: a codec's own tokens of places, or "0", "1", ... as far
+    as each is one token."""
+    if places := codec_tokens(codec, vocabulary):
+        return places
+    ids: list[int] = []
+    while str(len(ids)) in vocabulary:
+        ids.append(vocabulary[str(len(ids))])
+    return ids
+
+
 def chat_template(checkpoint: Checkpoint, tokenizer: Any, family: Family, image_token: int) -> str | None:
     """The chat template to ask by: the tokenizer's own (None), that of chat_template.json, or the family's.
 

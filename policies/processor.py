@@ -32,6 +32,7 @@ from policies.folder import (
     codec_tokens,
     end_tokens,
     mark_ids,
+    number_tokens,
     read,
     refuse_other_layers,
     unsampled_tokens,
@@ -347,13 +348,7 @@ class Processor:
     def number_tokens(self) -> list[int]:
         """Ids of the numbers that answers are written in: "0", "1", ... as far as each is one token of the vocabulary,
         or the codec's own tokens of places."""
-        vocabulary: dict[str, int] = self.tokenizer.get_vocab()
-        if places := codec_tokens(self.codec, vocabulary):
-            return places
-        ids: list[int] = []
-        while str(len(ids)) in vocabulary:
-            ids.append(vocabulary[str(len(ids))])
-        return ids
+        return number_tokens(self.codec, self.tokenizer.get_vocab())
 
     def token_grammar(self) -> TokenGrammar:
         """The codec's grammar in this vocabulary, made once.

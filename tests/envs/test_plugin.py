@@ -54,9 +54,9 @@ def test_names_are_the_files_of_a_folder_but_its_base_and_its_parts(tmp_path, mo
 
 
 def test_an_engine_is_named_by_its_file():
-    assert plugin_names("rollout.engines") == ["shared", "vllm"]
+    assert plugin_names("rollout.engines") == ["direct", "shared", "vllm"]
     assert Plugin("rollout.engines", "Engine", "shared", {}).load().__module__ == "rollout.engines.shared"
-    with pytest.raises(ValueError, match=r"is called 'vlm'; did you mean 'vllm'\? There are: shared, vllm\."):
+    with pytest.raises(ValueError, match=r"is called 'vlm'; did you mean 'vllm'\? There are: direct, shared, vllm\."):
         Plugin("rollout.engines", "Engine", "vlm", {}).load()
 
 

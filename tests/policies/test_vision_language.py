@@ -637,7 +637,7 @@ def test_encode_and_decode_report_the_log_probabilities_of_forward(policy: Polic
     again = [[response.tokens for response in responses[5 * b : 5 * b + 5]] for b in range(2)]
     rows = policy.rows(ask_all(images(2), PHRASES), again)
     logprobs = policy(rows, temperature=0.7)[rows.response_mask].detach().numpy()
-    np.testing.assert_allclose(np.concatenate([r.logprobs for r in responses]), logprobs, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([r.logprobs for r in responses]), logprobs, atol=2e-5)
 
 
 @torch.no_grad()

@@ -98,7 +98,11 @@ def test_a_wrong_setting_is_refused_when_the_config_is_read(override: str, messa
         ("algorithm.clip_low=2", ValueError, "algorithm.clip_low is 2"),
         ("algorithm.clip_low=0.005", ValueError, "algorithm.clip_low is 0.005, above clip_high 0.004"),
         ("evaluation.final_split=tets", ValueError, "split is 'tets'"),
-        ("pool.engine={name: vlm}", ValueError, r"pool.engine: .* did you mean 'vllm'\? There are: shared, vllm"),
+        (
+            "pool.engine={name: vlm}",
+            ValueError,
+            r"pool.engine: .* did you mean 'vllm'\? There are: direct, shared, vllm",
+        ),
         ("pool.engine={max_answer: 8}", ValueError, "pool.engine.max_answer is not .* did you mean pool.engine.max_an"),
         ("pool.engine={max_answers: 0}", ValueError, "pool.engine.max_answers is 0; set it to 1 or more, or to null"),
         ("pool.engine={name: vllm}", ValueError, r"vllm is not installed here; install it by .* 'polytrace\[vllm\]'"),
