@@ -101,11 +101,6 @@ def routed(rows: PromptRows, routes: Sequence[Sequence[Routes | None]]) -> Promp
     return replace(rows, prompt_routes=prompts, response_routes=answers)
 
 
-def freed(rows: PromptRows) -> PromptRows:
-    """The rows, in which every router chooses by itself."""
-    return rows if rows.prompt_routes is None else replace(rows, prompt_routes=None, response_routes=None)
-
-
 class SoftmaxRouter(nn.Module):
     """Qwen's router: the best k by softmax over all experts, weighed by their share among themselves."""
 

@@ -21,15 +21,15 @@ from policies.families import moondream
 from policies.families.base import PromptRows, Response, Routes
 from policies.families.vision_language import Policy
 from policies.sharing.packing import pack_rows
-from policies.sharing.routes import FREE, Choice, freed, replace_routers, routed
+from policies.sharing.routes import FREE, Choice, replace_routers, routed
 from rollout.engines.base import uniforms
 from rollout.engines.shared import sample
 from rollout.settings import Sampling
 
 WRITERS = (write_qwen3_vl_moe, write_kimi_vl, write_toy)
-GROUPS, ANSWERS, TOKENS = 4, 8, 24
+GROUPS, ANSWERS, TOKENS = 4, 8, 40
 MANY = 24
-"""Answers a group where it takes 3,000 tokens for some to fall otherwise: 0.5 % of all choices do."""
+"""Answers a group where it takes 3,000 tokens for some choices to fall otherwise."""
 
 
 def policy_of(write: object, folder: Path, dtype: str = "float32", loud: float = 1.0) -> Policy:
@@ -63,6 +63,11 @@ def answers_of(
 def rows_of(policy: Policy, answers: list[list[Response]]) -> PromptRows:
     rows = policy.rows(asked(), [[each.choices for each in row] for row in answers])
     return routed(rows, [[each.routes for each in row] for row in answers])
+
+
+def freed(rows: PromptRows) -> PromptRows:
+    """The rows, in which every router chooses by itself."""
+    return replace(rows, prompt_routes=None, response_routes=None)
 
 
 def differences(policy: Policy, rows: PromptRows, answers: list[list[Response]]) -> Tensor:
