@@ -2,6 +2,7 @@
 none has, the chat template; or why nothing of it is known here."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from policies.family import Family
 from policies.question import is_control, shows_question
 
 log = logging.getLogger(__name__)
+
+_PLACE = re.compile(r"<[a-z]+[0-9]+>")
+"""A codec's own token of a place, such as <loc0012>."""
 
 _UNREADABLE = (
     TypeError,
@@ -117,7 +121,8 @@ def codec_tokens(codec: AnswerCodec, vocabulary: Mapping[str, int]) -> list[int]
 def number_tokens(codec: AnswerCodec, vocabulary: Mapping[str, int]) -> list[int]:
     """Ids of the numbers that answers are written in, in order: a codec's own tokens of places, or "0", "1", ... as far
     as each is one token."""
-    if places := codec_tokens(codec, vocabulary):
+    words = codec.words if isinstance(codec, WordCodec) else []
+    if places := [vocabulary[word] for word in words if _PLACE.fullmatch(word) and word in vocabulary]:
         return places
     ids: list[int] = []
     while str(len(ids)) in vocabulary:

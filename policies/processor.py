@@ -25,7 +25,7 @@ from envs.polygons import Answer
 from policies import choices
 from policies.checkpoint import Checkpoint
 from policies.choices import Head
-from policies.families.base import PromptRows, Response
+from policies.families.base import PromptRows, Response, TaughtAnswer
 from policies.family import Family, TiledFamily
 from policies.folder import (
     chat_template,
@@ -79,7 +79,7 @@ class Processor:
         refuse_other_layers(checkpoint, family, self.config)
         self.codec: AnswerCodec = codec
         """Codec that writes and reads the text of answers, in coordinates of the family where it leaves them open."""
-        self.tokenizer: Any = read(checkpoint, "tokenizer_config.json or tokenizer.json", family.tokenizer)
+        self.tokenizer: Any = self._own_tokenizer()
         """Tokenizer of the checkpoint, from transformers."""
         self.image_processor = family.image_processor(checkpoint, asking.min_pixels, asking.max_pixels)
         """Image processor of the checkpoint, from transformers."""
@@ -104,6 +104,9 @@ class Processor:
         """Whether reasoning stands before an answer, and how it is marked."""
         self._grammar: TokenGrammar | None = None
         self._token_texts: dict[int, str] = {}
+
+    def _own_tokenizer(self) -> Any:
+        return read(self._checkpoint, "tokenizer_config.json or tokenizer.json", self.family.tokenizer)
 
     def _own_heads(self) -> tuple[Head, ...]:
         return ()
@@ -216,22 +219,22 @@ class Processor:
         """Whether questions about one image share its tokens in supervised rows; else each has a row of its own."""
         return not self.family.whole_prompts
 
-    def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
-        """Rows of B images with several (question, choices of its answer) each, on the CPU: only the image is shared,
+    def supervised_rows(self, taught: Sequence[Sequence[TaughtAnswer]]) -> PromptRows:
+        """Rows of B images with several questions and their answers each, on the CPU: only the image is shared,
         only answers are scored. Where a family shares nothing, a row for each question.
 
         Raises as `prompt_tokens` does, and ValueError where questions of one row show different images.
         """
-        if any(question.image is not row[0][0].image for row in taught for question, _ in row):
+        if any(each.question.image is not row[0].question.image for row in taught for each in row):
             raise ValueError("questions of one row show different images; give each image a row of its own.")
         if not self.shares_images:
-            each = [pair for row in taught for pair in row]
-            return self.rows([question for question, _ in each], [[answer] for _, answer in each])
-        first = [row[0][0] for row in taught]
+            alone = [each for row in taught for each in row]
+            return self.rows([each.question for each in alone], [[each.tokens] for each in alone])
+        first = [row[0].question for row in taught]
         shared = [self._question_tokens(each, self.image_tokens(*each.image.shape[:2]))[0] for each in first]
-        asked = [[self._question_tokens(each, 1)[1] for each, _ in row] for row in taught]
+        asked = [[self._question_tokens(each.question, 1)[1] for each in row] for row in taught]
         whole = [
-            [np.concatenate([words, answer]) for words, (_, answer) in zip(own, row, strict=True)]
+            [np.concatenate([words, each.tokens]) for words, each in zip(own, row, strict=True)]
             for own, row in zip(asked, taught, strict=True)
         ]
         rows = self._padded(shared, whole)

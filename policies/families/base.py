@@ -7,7 +7,7 @@ of a policy beside its vocabulary (policies/choices.py).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from policies import choices
 from policies.settings import AS_IT_IS, Asking
 
 if TYPE_CHECKING:  # transformers, which what reads an archive can do without
+    from policies.decoders.slots import DrawnMasks, MaskSlots
     from policies.processor import Processor
     from policies.selection.regions import Regions
     from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
@@ -53,11 +54,23 @@ class Response:
     token."""
     routes: Routes | None = None
     """Which experts its tokens went to, for the learner; None where nobody asked, or there are none."""
+    masks: "DrawnMasks | None" = None
+    """What a decoder drew for its boxes; None where the policy has no decoder, or nothing to draw."""
 
     @property
     def choices(self) -> NDArray[np.int64]:
         """[T], or [T, 1 + C]: all that was chosen, as policies/choices.py says."""
         return choices.joined(self.tokens, self.bins)
+
+
+class TaughtAnswer(NamedTuple):
+    """A question and the answer to it that is taught."""
+
+    question: Question
+    tokens: NDArray[np.int64]
+    """[T] or [T, 1 + C] choices of the answer, end token included where it is to be learned."""
+    masks: NDArray[np.bool_] | None = None
+    """[K, H, W] the true masks, for policies with a decoder; None where nobody knows them."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,9 @@ class PromptRows:
     """[B, G, T, M, k] int16: the same of responses."""
     regions: "Regions | None" = None
     """The masks that B questions let be chosen from; None where there are none."""
+    slots: "MaskSlots | None" = None
+    """Where answers ask a decoder for masks, and which would be true; None for policies without one, and wherever
+    nothing is to be drawn."""
 
     def to(self, device: torch.device) -> "PromptRows":
         """Equal rows, held by another device."""
@@ -109,7 +125,7 @@ class PromptRows:
         rows = slice(first, end)
 
         def of(name: str, part: Any) -> Any:
-            if name == "regions":
+            if name in ("regions", "slots"):
                 return part.chosen(rows)
             return part[own if name == "pixel_values" else rows]
 
@@ -122,7 +138,7 @@ class PromptRows:
         first = self.prompt_mask.shape[1] - int(self.prompt_mask[own].sum(1).max())
 
         def of(name: str, part: Any) -> Any:
-            if name == "regions":
+            if name in ("regions", "slots"):
                 return part.chosen(own)
             if name == "pixel_values":
                 return torch.cat([images[place] for place in places])
@@ -271,6 +287,15 @@ class PolicyContract(Protocol):
 
         weights: what to write by the names of `model` before any adapter; None: what `model` holds.
         """
+        ...
+
+
+@runtime_checkable
+class DrawingPolicy(Protocol):
+    """A policy with a decoder that draws the masks which its answers ask for."""
+
+    def drawn(self, rows: PromptRows, responses: Sequence[Sequence[Response]]) -> list[list[Response]]:
+        """Responses [B][G] to B prompts with their masks; rows' own responses are not looked at."""
         ...
 
 

@@ -143,16 +143,13 @@ class Policy(nn.Module):
     def _heads(self) -> shared_attention.Heads:
         return self.processor.family.heads(self.model)
 
-    def _scored_states(self, rows: PromptRows) -> tuple[Tensor, PackedRows]:
-        """Hidden states [S, width] that predict the scored places, and the rows as they were packed."""
+    def _packed(self, rows: PromptRows) -> tuple[PackedRows, Tensor]:
+        """The rows as a language model runs on them, and the positions [B, L] or [3, B, L] of their tokens."""
         packed = replace(pack_rows(rows), together=self._together(rows))
         self._routers.give(packed.routes)
         prompt_positions, following = self.processor.family.positions(self.model, rows)
         response_positions = (following[:, None] + packed.steps).expand(*prompt_positions.shape[:-1], -1)
-        states = self._last_states(rows, packed, torch.cat([prompt_positions, response_positions], dim=-1))
-        # One state predicts the first token of all answers of its row. By an index, threads would add up the gradients
-        # in whatever order they come, and no run would repeat another to the bit; an embedding adds them in order.
-        return functional.embedding(packed.predictors, states.flatten(0, 1)), packed
+        return packed, torch.cat([prompt_positions, response_positions], dim=-1)
 
     def _last_states(self, rows: PromptRows, packed: PackedRows, positions: Tensor) -> Tensor:
         """[B, L, width] what the language model makes of packed rows; positions: [B, L] or [3, B, L]."""
@@ -196,7 +193,20 @@ class Policy(nn.Module):
         number_spread: where above 0, the log-probability of a number is the mean over its neighbours too, weighed by a
         Gaussian of that many numbers' width. Raises ValueError for tokens that the grammar refuses.
         """
-        states, packed = self._scored_states(rows)
+        packed, positions = self._packed(rows)
+        states = self._last_states(rows, packed, positions)
+        return self._scored(rows, packed, states, temperature, grammar_tokens, number_spread)
+
+    def _scored(
+        self,
+        rows: PromptRows,
+        packed: PackedRows,
+        states: Tensor,
+        temperature: float,
+        grammar_tokens: int | None,
+        number_spread: float,
+    ) -> Tensor:
+        """[B, G, T] log-probabilities by the last states [B, L, width] of packed rows; 0 outside scored_mask."""
         scoring = Scoring(
             packed.targets,
             cast(Tensor, self._unsampled),
@@ -207,7 +217,10 @@ class Policy(nn.Module):
             self.processor.family.logit_cap(self.model),
         )
         flat = torch.zeros(rows.scored_mask.numel(), device=self.device)
-        scored = self._scores(states, packed, scoring, number_spread)
+        # One state predicts the first token of all answers of its row. By an index, threads would add up the gradients
+        # in whatever order they come, and no run would repeat another to the bit; an embedding adds them in order.
+        predicting = functional.embedding(packed.predictors, states.flatten(0, 1))
+        scored = self._scores(predicting, packed, scoring, number_spread)
         return flat.index_put((packed.places,), scored).view(rows.scored_mask.shape)
 
     def _neighbours(self, targets: Tensor, width: float) -> Neighbours:

@@ -11,7 +11,7 @@ from envs.codecs.base import AnswerCodec
 from envs.example import Example, MaskPart, Question
 from envs.polygons import Answer, AnswerStatus
 from policies.checkpoint import Checkpoint
-from policies.families.base import PromptRows, Response
+from policies.families.base import PromptRows, Response, TaughtAnswer
 from policies.family import Family
 from policies.processor import Processor
 from policies.selection.regions import regions_of
@@ -75,10 +75,10 @@ class SelectionProcessor(Processor):
         """Not: each question has candidates of its own behind it."""
         return False
 
-    def supervised_rows(self, taught: Sequence[Sequence[tuple[Question, NDArray[np.int64]]]]) -> PromptRows:
+    def supervised_rows(self, taught: Sequence[Sequence[TaughtAnswer]]) -> PromptRows:
         """A row for each question, with the choice that is taught."""
-        each = [pair for row in taught for pair in row]
-        return self.rows([question for question, _ in each], [[choice] for _, choice in each])
+        alone = [each for row in taught for each in row]
+        return self.rows([each.question for each in alone], [[each.tokens] for each in alone])
 
     def answer_tokens(self, text: str) -> NDArray[np.int64]:
         """[N] choices that a text of the codec says; ValueError for a text that says none."""

@@ -53,21 +53,21 @@ def regions_of(candidates: list[NDArray[np.bool_]]) -> Regions:
     return Regions(shares, mask)
 
 
-def covered(masks: NDArray[np.bool_]) -> Tensor:
+def covered(masks: NDArray[np.bool_], cells: int = CELLS) -> Tensor:
     """[N, S, S] float16: the exact share of each cell that masks [N, H, W] cover, so that none is too small to be
-    seen."""
-    rows, columns = (_overlaps(size) for size in masks.shape[1:])
+    seen; cells: S."""
+    rows, columns = (_overlaps(size, cells) for size in masks.shape[1:])
     found = rows @ torch.from_numpy(masks).to(torch.float32) @ columns.t()
     # Half precision would round the least of shares to 0.
     return torch.where(found > 0, found.clamp(min=2e-7), found).to(torch.float16)
 
 
-def _overlaps(size: int) -> Tensor:
+def _overlaps(size: int, cells: int) -> Tensor:
     """[S, size] share of each of S cells that each of `size` pixels of a side takes."""
-    edges = torch.arange(CELLS + 1, dtype=torch.float64) * size / CELLS
+    edges = torch.arange(cells + 1, dtype=torch.float64) * size / cells
     pixels = torch.arange(size, dtype=torch.float64)
     low, high = torch.maximum(edges[:-1, None], pixels), torch.minimum(edges[1:, None], pixels + 1)
-    return ((high - low).clamp(min=0) * CELLS / size).to(torch.float32)
+    return ((high - low).clamp(min=0) * cells / size).to(torch.float32)
 
 
 def inside(shares: Tensor, features: Tensor) -> Tensor:

@@ -118,3 +118,23 @@ def selection(
     asked = load_settings(RunConfig, config, ["run=selection", f"policy.checkpoint={checkpoints[0]}"])
     found = bench.measure(asked, checkpoints, split, scenes, Console(stderr=True))
     tell(as_json, bench.as_json(found), bench.table(found))
+
+
+@bench_app.command()
+def boxes(
+    config: Annotated[
+        Path, typer.Argument(help="YAML of a run with policy box_decoder, or the name of a shipped one.")
+    ],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of the policy and its decoder.")],
+    scenes: Annotated[int, typer.Option(help="Questions of the split that show something.", min=2)] = 600,
+    split: Annotated[str, typer.Option(help="Split of the env.")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """What a mask decoder draws in true, moved and predicted boxes, and how well it foretells its IoU."""
+    from rl.bench.learning import boxes as bench
+    from rl.config.load import load_settings
+    from rl.config.run import RunConfig
+
+    asked = load_settings(RunConfig, config, ["run=boxes", f"policy.checkpoint={checkpoint}"])
+    found = bench.measure(asked, checkpoint, split, scenes, Console(stderr=True))
+    tell(as_json, bench.as_json(found), bench.table(found), bench.line(found))

@@ -13,6 +13,7 @@ from envs.codecs.base import LocatingCodec
 from envs.datasets.base import Env
 from envs.geometry.vector import simplified_rings
 from policies.checkpoint import Checkpoint
+from policies.decoders.processor import BoxMaskProcessor, MaskCodec
 from policies.families._engines import NO_CUDA_GRAPH, NO_VLLM
 from policies.families._loading import refuse_unfilled
 from policies.families._sizes import experts_of_token
@@ -223,6 +224,7 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
             "which a graph cannot repeat; set it to false."
         )
     refuse_unfit_pools(config, parts, processor)
+    _refuse_undrawn_masks(parts, processor)
     refuse_unfit_grammar(processor, config.sampling.grammar)
     _refuse_unlocated_credit(parts, processor)
     refuse_unfit_tasks(config, parts, processor)
@@ -232,6 +234,27 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
     refuse_unwritable_codec(processor, parts.policy, parts.codec)
     if budget is not None:
         _refuse_long_prompts(parts.env.build(split="train"), processor, config.learner, most_answer_tokens(config))
+
+
+def _refuse_undrawn_masks(parts: RunParts, processor: Processor) -> None:
+    """Raise ValueError where answers ask for masks that nobody draws, or RL would change what draws them."""
+    if not isinstance(processor.codec, MaskCodec):
+        return
+    if not isinstance(processor, BoxMaskProcessor):
+        raise ValueError(
+            f"codec {parts.codec.name} asks a decoder for masks, and policy.name {parts.policy.name} has none; set "
+            "policy.name to box_decoder, or choose a codec that writes outlines."
+        )
+    if parts.engine.name != "shared":
+        raise ValueError(
+            f"pool.engine is {parts.engine.name}, which does not draw the masks of policy box_decoder; set pool.engine "
+            "to {name: shared}."
+        )
+    if not parts.policy.settings.get("freeze_decoder", False):
+        raise ValueError(
+            "policy.freeze_decoder is false, and RL teaches the tokens alone, so that nothing but weight decay would "
+            "move the decoder; set policy.freeze_decoder to true."
+        )
 
 
 def refuse_unfit_control(config: RunConfig, parts: RunParts) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from envs.codecs.base import AnswerCodec, ChoosingCodec, FittingCodec, PlaceCodec
 from envs.datasets.base import Env
 from envs.datasets.tasks import box_px, inner_point_px
-from envs.example import Example, Question
+from envs.example import Example
+from policies.families.base import TaughtAnswer
 from policies.processor import Processor
 from rl.config.outlines import OutlineSettings
 from rl.config.sft import SftConfig, SftSettings, SftStage
@@ -25,8 +26,8 @@ from rl.supervised.annotator import annotate, annotator_of
 CHECKED = 64
 """Training scenes whose answers are looked at before the first step."""
 
-Taught = list[tuple[Question, NDArray[np.int64]]]
-"""Questions about one image, each with the token ids of the answer that is taught."""
+Taught = list[TaughtAnswer]
+"""Questions about one image, each with the answer that is taught."""
 
 
 @runtime_checkable
@@ -110,7 +111,7 @@ def taught(examples: list[Example], env: Env, processor: Processor, settings: Sf
     if not asked:
         return []
     drawn = settings if stage.outline_margin is None else replace(settings, outline_margin=stage.outline_margin)
-    image, found = env.image(asked[0].image), []
+    image, found = env.image(asked[0].image), Taught()
     for example in asked:
         text = answer_text(example, processor.codec, drawn)
         if stage.answer == "box" and example.prompt.asked == "mask" and isinstance(processor.codec, BoxCodec):
@@ -118,7 +119,7 @@ def taught(examples: list[Example], env: Env, processor: Processor, settings: Sf
             tokens = answer_tokens(example, processor, processor.codec.box_text(text))[:-1]
         else:
             tokens = answer_tokens(example, processor, text)
-        found.append((example.question(image), tokens))
+        found.append(TaughtAnswer(example.question(image), tokens, example.truth.masks))
     return found
 
 

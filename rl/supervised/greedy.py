@@ -10,7 +10,7 @@ from policies.families.base import DirectPolicy, PolicyContract, Response
 from rl.config.sft import SftLearner
 from rl.evaluation.scores import SceneScore, score_answer
 from rollout.engines import direct
-from rollout.engines.shared import sample
+from rollout.engines.shared import sample, with_masks
 from rollout.settings import Sampling
 
 _AT_ONCE = 64
@@ -33,9 +33,10 @@ def greedy_sums(
 def _greedy(policy: PolicyContract, questions: Sequence[Question], max_tokens: int) -> list[Response]:
     if isinstance(policy, DirectPolicy):
         return direct.greedy(policy, questions)
-    rows = policy.rows(questions, [[np.array([policy.processor.end_token])]] * len(questions))
+    rows = policy.processor.rows(questions, [[np.array([policy.processor.end_token])]] * len(questions))
     draws = np.zeros((len(questions), 1, max_tokens, 1 + len(policy.processor.heads)))
-    return sample(policy, rows, Sampling(0.0, max_tokens), draws)
+    found = sample(policy, rows.to(policy.device), Sampling(0.0, max_tokens), draws)
+    return [row[0] for row in with_masks(policy, rows, [[response] for response in found])]
 
 
 def _parts(

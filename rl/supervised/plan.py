@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from envs.datasets.base import Env
+from policies.families.base import TaughtAnswer
 from policies.processor import Processor
 from rl.config.sft import SftConfig, SftLearner
 from rl.learner.batches.micro_batches import GroupTokens, PassBudget, budgeted_micro_batches
@@ -38,13 +39,13 @@ class Passes:
 def scene_tokens(scenes: Sequence[Taught], processor: Processor) -> GroupTokens:
     """Tokens of the prompt that the questions of each scene share, and of all that follows it; where they share none,
     of all their rows together."""
-    parts = [[processor.question_lengths(question) for question, _ in scene] for scene in scenes]
+    parts = [[processor.question_lengths(each.question) for each in scene] for scene in scenes]
     prompts = [scene[0][0] for scene in parts]
     rest = [
-        sum(own + len(tokens) for (_, own), (_, tokens) in zip(lengths, scene, strict=True))
+        sum(own + len(each.tokens) for (_, own), each in zip(lengths, scene, strict=True))
         for lengths, scene in zip(parts, scenes, strict=True)
     ]
-    patches = [processor.image_patches(*scene[0][0].image.shape[:2]) for scene in scenes]
+    patches = [processor.image_patches(*scene[0].question.image.shape[:2]) for scene in scenes]
     if not processor.shares_images:
         prompts = [sum(shared for shared, _ in scene) for scene in parts]
         patches = [each * len(scene) for each, scene in zip(patches, scenes, strict=True)]
@@ -77,7 +78,7 @@ def refuse_small_budgets(env: Env, processor: Processor, config: SftConfig) -> N
         for example in questions_about(env, index, config.sft):
             blank = np.broadcast_to(np.zeros(3, np.uint8), (example.image.height, example.image.width, 3))
             text = answer_text(example, processor.codec, config.sft)
-            scene.append((example.question(blank), processor.answer_tokens(text)))
+            scene.append(TaughtAnswer(example.question(blank), processor.answer_tokens(text)))
         stretches([scene], processor, config.learner)
 
 

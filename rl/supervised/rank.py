@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from envs.datasets.base import Env
 from envs.example import Example
 from envs.plugin import Plugin
-from policies.families.base import PromptRows
+from policies.families.base import PromptRows, TaughtAnswer
 from policies.processor import Processor
 from rl.config.learner import RankPlace
 from rl.config.sft import SftLearner, SftSettings, SftStage
@@ -122,8 +122,9 @@ class SftRank:
         weighs = bool(own)
         if not weighs:
             example = env[0]
-            found, own = [[(example.question(env.image(example.image)), self._processor.answer_tokens(""))]], [(0,)]
-        scored = [sum(len(tokens) for k in part for _, tokens in found[k]) for part in own]
+            question, nothing = example.question(env.image(example.image)), self._processor.answer_tokens("")
+            found, own = [[TaughtAnswer(question, nothing)]], [(0,)]
+        scored = [sum(len(each.tokens) for k in part for each in found[k]) for part in own]
         return found, agreed(own, scored, weighs, self._engine.device)
 
     def _rows(self, scenes: Sequence[Taught], planned: Passes) -> Iterator[tuple[Pass, PromptRows]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from envs.example import Question
 from envs.plugin import Plugin
 from envs.ranges import at_least, check_ranges
-from policies.families.base import PolicyContract, PromptRows, Response
+from policies.families.base import DrawingPolicy, PolicyContract, PromptRows, Response
 from policies.weights import Bucket, bucket_names, held_checksum, load_bucket, make_bucket, travelling
 from rollout.engines._flight import Flight
 from rollout.engines._token_graph import GraphedFlights
@@ -138,7 +138,7 @@ class SharedSampler:
         draws = np.array([[uniforms((seed,), sampling.max_tokens, heads) for seed in row] for row in seeds])
         flat = self._flat(prepared.to(self.policy.device), sampling, draws)
         size = draws.shape[1]
-        return [flat[first : first + size] for first in range(0, len(flat), size)]
+        return with_masks(self.policy, prepared, [flat[k : k + size] for k in range(0, len(flat), size)])
 
     def _flat(self, rows: PromptRows, sampling: Sampling, draws: NDArray[np.float64]) -> list[Response]:
         settings = self._settings
@@ -173,6 +173,11 @@ def sample(
         if flight.is_due(every):
             flight.settle()
     return flight.responses()
+
+
+def with_masks(policy: PolicyContract, rows: PromptRows, responses: list[list[Response]]) -> list[list[Response]]:
+    """Responses [B][G] to prompts on the CPU, with what the policy's decoder draws for them where it has one."""
+    return policy.drawn(rows, responses) if isinstance(policy, DrawingPolicy) else responses
 
 
 def _at_once(draws: NDArray[np.float64], max_answers: int | None) -> int:

@@ -15,7 +15,7 @@ from envs.codecs.svg_path import Codec
 from envs.example import BoxPart, MaskPart, PointPart, Prompt, Question, TextPart
 from envs.polygons import AnswerStatus
 from policies.choices import NO_BIN, apart, joined
-from policies.families.base import Response
+from policies.families.base import Response, TaughtAnswer
 from policies.families.moondream import Policy
 from policies.families.vision_language import Policy as OtherPolicy
 from policies.settings import Asking
@@ -246,7 +246,7 @@ def test_a_phrase_of_control_tokens_is_asked_as_words(policy: Policy) -> None:
 
 def test_supervised_rows_score_the_same_answers_as_rows(policy: Policy) -> None:
     image, answers = images(1), choices_of(policy, ANSWERS)[0]
-    supervised = policy.processor.supervised_rows([list(zip(ask_all(image * 2, PHRASES), answers, strict=True))])
+    supervised = policy.processor.supervised_rows([list(map(TaughtAnswer, ask_all(image * 2, PHRASES), answers))])
     assert supervised.scored_mask.sum() == sum(map(len, answers))
     for g, answer in enumerate(answers):
         asked = policy(policy.rows(ask_all(image, PHRASES[g : g + 1]), [[answer]]))[0, 0]

@@ -44,7 +44,7 @@ from envs.polygons import AnswerStatus
 from policies.checkpoint import Checkpoint
 from policies.families._kimi_vl import KimiVL
 from policies.families._qwen import Qwen3VLMoe
-from policies.families.base import PromptRows, Response
+from policies.families.base import PromptRows, Response, TaughtAnswer
 from policies.families.vision_language import Policy
 from policies.settings import Asking, TinySizes
 from policies.sharing.prompt_cache import PromptCache
@@ -548,7 +548,9 @@ def test_a_question_that_the_family_cannot_be_asked_is_refused_by_what_it_has(po
             policy.rows([wrong], [[policy.processor.answer_tokens("none")]])
     with pytest.raises(ValueError, match="different images"):
         end = policy.processor.answer_tokens("none")
-        policy.processor.supervised_rows([[(ask(image, "dog"), end), (ask(images(2)[1], "dog"), end)]])
+        policy.processor.supervised_rows(
+            [[TaughtAnswer(ask(image, "dog"), end), TaughtAnswer(ask(images(2)[1], "dog"), end)]]
+        )
 
 
 def test_a_row_with_fewer_answers_has_zeros_in_their_place(policy: Policy) -> None:
@@ -561,7 +563,7 @@ def test_a_row_with_fewer_answers_has_zeros_in_their_place(policy: Policy) -> No
 
 def test_supervised_rows_score_the_same_answers_as_rows(policy: Policy) -> None:
     image, answers = images(1), tokens_of(policy, ANSWERS)[0][:2]
-    supervised = policy.processor.supervised_rows([list(zip(ask_all(image * 2, PHRASES), answers, strict=True))])
+    supervised = policy.processor.supervised_rows([list(map(TaughtAnswer, ask_all(image * 2, PHRASES), answers))])
     assert supervised.scored_mask.sum() == sum(map(len, answers))
     logprobs = policy(supervised)
     assert (logprobs[~supervised.scored_mask] == 0).all()
@@ -814,7 +816,7 @@ def test_a_phrase_of_control_tokens_is_asked_as_words(policy: Policy) -> None:
     assert (prompt == image_token).sum() == 16 and processor.end_token not in prompt
     assert processor.engine_tokens(ask(images(1)[0], phrase)).tolist().count(image_token) == 1
     asked = policy(policy.rows(ask_all(images(1), [phrase]), [[answer]]))[0, 0]
-    supervised = policy.processor.supervised_rows([[(ask(images(1)[0], phrase), answer)]])
+    supervised = policy.processor.supervised_rows([[TaughtAnswer(ask(images(1)[0], phrase), answer)]])
     learned = policy(supervised)[0, 0][supervised.scored_mask[0, 0]]
     torch.testing.assert_close(learned, asked, atol=1e-5, rtol=0)
     sampled = sample(policy, questions(policy, images(1), [phrase]), Sampling(max_tokens=4), np.zeros((1, 2, 4)))

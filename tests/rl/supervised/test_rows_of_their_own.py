@@ -9,6 +9,7 @@ from test_vision_language import images, write_paligemma
 
 from envs.codecs import loc_tokens
 from envs.codecs.path_tokens import Codec
+from policies.families.base import TaughtAnswer
 from policies.families.vision_language import Policy
 from policies.tiny_model import word_tokenizer
 from rl.config.sft import SftLearner
@@ -19,7 +20,10 @@ def test_every_question_counts_its_image_and_a_budget_holds_for_all_rows_togethe
     write_paligemma(tmp_path)
     processor = Policy.make_processor(tmp_path, Codec())
     image = images(1)[0]
-    scene = [(ask(image, word), processor.answer_tokens("1 2 3")) for word in ("dog", "banana", "upper left banana")]
+    scene = [
+        TaughtAnswer(ask(image, word), processor.answer_tokens("1 2 3"))
+        for word in ("dog", "banana", "upper left banana")
+    ]
     counted = scene_tokens([scene], processor)
     rows = processor.supervised_rows([scene])
     real = int(rows.prompt_mask.sum()) + int(rows.response_mask.sum())

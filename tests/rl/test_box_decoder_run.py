@@ -1,0 +1,107 @@
+"""Boxes with masks that a decoder draws, through supervised training, RL, stop and resume, and the archive."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import apart, run_here, settings
+from ranks import free_port
+from rich.console import Console
+from safetensors.torch import load_file
+
+from envs.codecs.box_masks import Codec
+from envs.geometry.contours import mask_from_rings
+from policies.families.box_decoder import FILE, Policy
+from policies.families.vision_language import Policy as PlainPolicy
+from rl.config.load import load_settings
+from rl.config.sft import SftConfig
+from rl.run.parts import run_parts
+from rl.run.preflight import refuse_unfit_policy
+from rl.sft import run_sft
+from rollout.archive.archive import RolloutArchive
+from rollout.archive.schema import answer_from_row
+
+SCENES = ["env.image_size=64", "codec={name: box_masks, box_bins: 64, max_masks: 4}", "policy.name=box_decoder"]
+DRAWS = ["policy.mask_cells=32"]
+
+
+def teach(config: SftConfig) -> int:
+    run_sft(config, Console(quiet=True))
+    return 0
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has just taught how answers are written to what the embedded checkpoint knows."""
+    run = tmp_path_factory.mktemp("box_decoder") / "run"
+    stage = "sft.stages=[{name: masks, steps: 80, lr: 3.0e-3, last_lr: 5.0e-4}]"
+    more = ["sft.scenes_per_step=8", "sft.evaluate_every=40", "sft.evaluate_scenes=8", "learner.threads=1", stage]
+    small = "policy.decoder={width: 16, heads: 2, mlp: 32, blocks: 1, frequencies: 4, places: 4}"
+    named = [f"run={run}", small, *SCENES, *DRAWS, *more]
+    assert apart(teach, load_settings(SftConfig, Path("sft_box_decoder"), named)) == 0
+    return run
+
+
+def overrides(run: Path, *more: str) -> list[str]:
+    return [*SCENES, *DRAWS, "policy.freeze_decoder=true", f"policy.checkpoint={run / 'policy'}", *more]
+
+
+def numbers_of(run: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [numbers for numbers in found if "learner/ratio_max" in numbers]
+
+
+def test_text_and_masks_are_taught_together(taught: Path) -> None:
+    curve = [line.split("\t") for line in (taught / "curve.tsv").read_text().splitlines()]
+    losses = [float(dict(zip(curve[0], line, strict=True))["loss"]) for line in curve[1:]]
+    assert len(losses) == 2 and losses[1] < 0.8 * losses[0]
+    policy = Policy(taught / "policy", Codec(box_bins=64))
+    assert policy.model.mask_decoder.sizes.width == 16
+    assert float(policy.model.mask_decoder.injections[0].scale) != pytest.approx(1e-3, abs=1e-7)
+
+
+def test_a_run_draws_scores_learns_and_goes_on_where_it_stopped(taught: Path, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert apart(run_here, whole, free_port(), overrides(taught, "steps=4")) == 0
+    assert apart(run_here, stopped, free_port(), overrides(taught, "steps=2")) == 0
+    steps = numbers_of(whole)
+    assert len(steps) == 4 and steps[0]["learner/ratio_max"] == pytest.approx(1.0, abs=0.05)
+    assert all(numbers["learner/sampler_logprob_difference_max"] < 1e-4 for numbers in steps)
+    for one, other in zip(steps, numbers_of(stopped), strict=False):
+        assert one["learner/grad_norm"] == other["learner/grad_norm"]
+    rows = [row for batch in RolloutArchive(whole / "archive").rollouts() for row in batch.to_pylist()]
+    read = [(row, answer_from_row(row)) for row in rows if row["status"] == "ok"]
+    assert len(rows) == 4 * 2 * 3 and len(read) > 4
+    # What is kept is what was drawn: exact outlines along pixel edges, no rectangle of the box.
+    shapes = [mask_from_rings(answer.rings_px, 64, 64) for _, answer in read]
+    assert all((ring == ring.round()).all() for _, answer in read for ring in answer.rings_px)
+    assert all(mask.sum() == row["answer_area_px"] for mask, (row, _) in zip(shapes, read, strict=True))
+    assert all(instance.score is not None for _, answer in read for instance in answer.instances)
+
+
+def test_rl_leaves_the_decoder_as_it_is_to_the_bit(taught: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert apart(run_here, run, free_port(), overrides(taught, "steps=2", "learner.lr=1.0e-2")) == 0
+    [saved] = run.glob("checkpoints/step-000002/learner/mp_rank_00_model_states.pt")
+    learned = torch.load(saved, weights_only=False)["module"]
+    own = {f"model.mask_decoder.{name}": weight for name, weight in load_file(taught / "policy" / FILE).items()}
+    assert own.keys() <= learned.keys() and all(torch.equal(learned[name], own[name]) for name in own)
+    words = load_file(taught / "policy" / "model.safetensors")
+    assert any(not torch.equal(learned[f"model.{name}"], weight) for name, weight in words.items())
+
+
+def test_what_would_draw_nothing_or_change_the_decoder_is_refused(taught: Path, tmp_path: Path) -> None:
+    def look(*more: str, engine: str = "shared") -> None:
+        config = settings(tmp_path / "run", *overrides(taught, *more))
+        family = PlainPolicy if "policy.name=vision_language" in more else Policy
+        parts = run_parts(config)
+        parts = replace(parts, engine=replace(parts.engine, name=engine))
+        refuse_unfit_policy(config, parts, family.make_processor(taught / "policy", parts.codec.build()))
+
+    look()
+    with pytest.raises(ValueError, match=r"policy\.freeze_decoder is false, and RL teaches the tokens alone"):
+        look("policy.freeze_decoder=false")
+    with pytest.raises(ValueError, match=r"pool\.engine is vllm, which does not draw"):
+        look(engine="vllm")
