@@ -334,13 +334,11 @@ class Processor:
 
     def read_text(self, text: str, example: Example, truncated: bool = False) -> Answer:
         """A text as the answer to an example; truncated: the limit on tokens cut it. Never raises on the text."""
-        height, width, asked = example.image.height, example.image.width, example.prompt.asked
+        size, asked = (example.image.height, example.image.width), example.prompt.asked
         if asked == "mask":
-            return self.thinking.read(lambda rest: self.codec.read(rest, height, width, truncated), text, truncated)
+            return self.thinking.read(lambda rest: self.codec.read(rest, *size, truncated), text, truncated)
         codec = self._places(f"question about a {asked}")
-        return self.thinking.read(
-            lambda rest: codec.read_places(rest, asked, height, width, truncated), text, truncated
-        )
+        return self.thinking.read(lambda rest: codec.read_places(rest, asked, *size, truncated), text, truncated)
 
     @property
     def vocabulary_size(self) -> int:

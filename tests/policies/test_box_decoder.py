@@ -22,7 +22,8 @@ from policies.decoders.processor import drawn_answer
 from policies.decoders.slots import DrawnMasks
 from policies.families.base import Response, TaughtAnswer
 from policies.families.box_decoder import Policy, image_of
-from policies.settings import TinySizes
+from policies.lora import pushed
+from policies.settings import LoraSettings, TinySizes
 from policies.tiny_model import write_untrained
 from rollout.engines.shared import SharedSampler
 from rollout.settings import Sampling
@@ -276,3 +277,17 @@ def test_json_answers_ask_for_a_mask_with_three_tokens() -> None:
         '[{"bbox_2d": [100, 200, 300, 600], "label": "object", "mask": "<|mask_start|><|mask|><|mask_end|>"}]'
     )
     assert codec.read(text, 100, 100).instances[0].box_px == (10.0, 20.0, 30.0, 60.0)
+
+
+def test_adapters_leave_the_decoder_to_be_trained_and_are_merged_into_what_is_saved(
+    folder: Path, policy: Policy, tmp_path: Path
+) -> None:
+    adapted = Policy(folder, CODEC, decoder=SMALL, mask_cells=32, lora=LoraSettings(rank=2)).train()
+    trained = {name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad}
+    decoder = {name for name, _ in adapted.model.named_parameters() if name.startswith("mask_decoder.")}
+    assert decoder <= trained and all("lora_" in name for name in trained - decoder)
+    parts = [each for part in pushed(adapted.model, merged=True) for each in part]
+    adapted.save(tmp_path, {each.name: each.value() for each in parts})
+    back = Policy(tmp_path, CODEC)
+    for (name, one), other in zip(policy.model.named_parameters(), back.model.parameters(), strict=True):
+        assert torch.equal(one, other), name  # adapters begin at nothing, and new decoders alike
