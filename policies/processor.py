@@ -122,6 +122,7 @@ class Processor:
         added = self._template_added = chat_template(self._checkpoint, self.tokenizer, self.family, self.image_token)
         family = self.family
         template = QuestionTemplate(self.tokenizer, asking, self.image_token, added, family.begins, family.image_text)
+        self._template = template
         # A question is asked for again: by the sampler, for its group, by the checks before a run.
         self._known_tokens = lru_cache(maxsize=4096)(template.tokens)
         return template.ending

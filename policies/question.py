@@ -161,6 +161,19 @@ class QuestionTemplate:
         self._check_image(ids, f"the question about {phrase!r}")
         return ids
 
+    def gapped(self, phrase: str, asked: str, gap: str) -> list[list[int]]:
+        """`tokens`, cut wherever the character `gap` stands in the phrase for something that is no text: one list more
+        than there are gaps. Raises as `tokens` does."""
+        text = self._in_template(self._questions.text(phrase, asked))
+        end = len(text) - self._behind
+        edges = [-1, *(k for k in range(self._before, end) if text[k] == gap), len(text)]
+        pieces = [
+            self._words.ids(text[first + 1 : last], max(0, self._before - first - 1), end - first - 1)
+            for first, last in pairwise(edges)
+        ]
+        self._check_image(list(chain.from_iterable(pieces)), f"the question about {phrase!r}")
+        return pieces
+
     def _ids(self, text: str) -> list[int]:
         """Ids of a prompt, cut where the user's text would else hold a control token."""
         return self._words.ids(text, self._before, len(text) - self._behind)

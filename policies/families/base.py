@@ -22,7 +22,7 @@ from policies.settings import AS_IT_IS, Asking
 if TYPE_CHECKING:  # transformers, which what reads an archive can do without
     from policies.decoders.slots import DrawnMasks, MaskSlots
     from policies.processor import Processor
-    from policies.selection.regions import Regions
+    from policies.selection.regions import References, Regions
     from policies.sharing.prompt_cache import EncodedPrompts, PromptCache
     from policies.vision.image_memory import ImageMemory
 
@@ -107,6 +107,8 @@ class PromptRows:
     slots: "MaskSlots | None" = None
     """Where answers ask a decoder for masks, and which would be true; None for policies without one, and wherever
     nothing is to be drawn."""
+    references: "References | None" = None
+    """The masks that B questions refer to; None where none does."""
 
     def to(self, device: torch.device) -> "PromptRows":
         """Equal rows, held by another device."""
@@ -125,7 +127,7 @@ class PromptRows:
         rows = slice(first, end)
 
         def of(name: str, part: Any) -> Any:
-            if name in ("regions", "slots"):
+            if name in ("regions", "references", "slots"):
                 return part.chosen(rows)
             return part[own if name == "pixel_values" else rows]
 
@@ -138,7 +140,7 @@ class PromptRows:
         first = self.prompt_mask.shape[1] - int(self.prompt_mask[own].sum(1).max())
 
         def of(name: str, part: Any) -> Any:
-            if name in ("regions", "slots"):
+            if name in ("regions", "references", "slots"):
                 return part.chosen(own)
             if name == "pixel_values":
                 return torch.cat([images[place] for place in places])

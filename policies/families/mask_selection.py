@@ -6,11 +6,14 @@ After RAS (arXiv 2506.05342), which comes in two orders here:
              that the answer does not depend on the order in which they are given
     causal   image, words, prefix, candidates, and the candidates again, all in order; RAS's own
 
+A mask that a question refers to ("the same as <mask>") stands among the words, where it is named: a prefix of its own,
+and a token that the candidates' projector makes.
+
 The log-probability of an answer is the sum over its candidates, so that any number of answers comes from one pass.
-Letters: B rows, G answers, P prompt tokens, N candidates.
+Letters: B rows, G answers, P prompt tokens, N candidates, R references.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ from policies.settings import AS_IT_IS, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 
 FILE = "selection.safetensors"
-"""Projector, prefix and classifier, in the folder of a checkpoint."""
+"""Projector, prefixes and classifier, in the folder of a checkpoint."""
 ORDERS = ("free", "causal")
 _SEED = 0
 """Of the first weights where a folder has none."""
@@ -88,10 +91,12 @@ class Policy(vision_language.Policy):
             head = SelectionHead(channels, embedding.shape[1]).to(like["dtype"])
         if not weights:
             return head
+        head.begin(_SEED, float(embedding.detach().float().std()))
         if (checkpoint / FILE).is_file():
-            head.load_state_dict(load_file(checkpoint / FILE))
-        else:
-            head.begin(_SEED, float(embedding.detach().float().std()))
+            try:
+                head.take(load_file(checkpoint / FILE))
+            except ValueError as error:
+                raise ValueError(f"{checkpoint / FILE}: {error}") from error
         return head
 
     @classmethod
@@ -136,10 +141,19 @@ class Policy(vision_language.Policy):
         """[B, N] float32 of each candidate, how much likelier it is in than out."""
         assert rows.regions is not None, "rows of SelectionProcessor have regions"
         images = self.model.model.get_image_features(rows.pixel_values, rows.image_grid, return_dict=True)
-        tokens = self._region_tokens(rows, images.pooler_output)
+        references, tokens = self._region_tokens(rows, images.pooler_output)
         layout = _Layout(rows.prompt_mask, rows.regions, self._order)
         positions, following = self.processor.family.positions(self.model, rows)
-        with _behind(self.model.get_input_embeddings(), layout.embeddings(self.model.selection.opening(), tokens)):
+        prefix, of_references = self.model.selection.openings()
+        behind = layout.embeddings(prefix, tokens)
+
+        def told(prompts: Tensor) -> Tensor:
+            placed = prompts
+            if rows.references is not None:
+                placed = rows.references.placed(prompts, of_references, references)
+            return torch.cat([placed, behind.to(placed.dtype)], dim=1)
+
+        with _told(self.model.get_input_embeddings(), layout.added, told):
             states = self.model.model(
                 input_ids=functional.pad(rows.prompt_tokens, (0, layout.added), value=self.processor.end_token),
                 attention_mask=shared_attention.bias(layout.attends(), self.model.dtype),
@@ -150,17 +164,22 @@ class Policy(vision_language.Policy):
         logits: Tensor = self.model.selection.logits(states[:, -tokens.shape[1] :])
         return logits
 
-    def _region_tokens(self, rows: PromptRows, features: Any) -> Tensor:
-        """[B, N, width] the token of each candidate; features: [cells, C] of each image."""
+    def _region_tokens(self, rows: PromptRows, features: Any) -> tuple[Tensor, Tensor]:
+        """[B, R, width] and [B, N, width] the tokens of references and candidates; features: [cells, C] of each
+        image."""
         assert rows.regions is not None
+        shown, first = rows.regions.shares, 0
+        if rows.references is not None:  # through the projector at once: it is called as often whatever rows hold
+            first = rows.references.ends.shape[1]
+            shown = torch.cat([rows.references.regions.shares, shown], dim=1)
         merge = int(self.model.config.vision_config.spatial_merge_size)
         sizes = (rows.image_grid[:, 1:] // merge).tolist()
         each = [
             inside(shares, cells.unflatten(0, tuple(size)).permute(2, 0, 1))
-            for shares, cells, size in zip(rows.regions.shares, features, sizes, strict=True)
+            for shares, cells, size in zip(shown, features, sizes, strict=True)
         ]
         tokens: Tensor = self.model.selection.tokens(torch.stack(each))
-        return tokens
+        return tokens[:, :first], tokens[:, first:]
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write an ordinary Hugging Face folder, and beside it what chooses."""
@@ -211,11 +230,11 @@ class _Layout:
 
 
 @contextmanager
-def _behind(embedding: Any, tokens: Tensor) -> Iterator[None]:
-    """While it lasts, the last places of what an embedding gives are tokens [B, added, width]."""
+def _told(embedding: Any, added: int, told: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While it lasts, what an embedding gives is what `told` makes of it without its last `added` places."""
 
     def replaced(_module: Any, _inputs: Any, found: Tensor) -> Tensor:
-        return torch.cat([found[:, : -tokens.shape[1]], tokens.to(found.dtype)], dim=1)
+        return told(found[:, :-added])
 
     hook = embedding.register_forward_hook(replaced)
     try:

@@ -1,24 +1,31 @@
 """What a language model needs to choose among masks: a token for each, and a classifier on what it makes of it.
 
 After RAS (arXiv 2506.05342), whose code is not public: features inside of a mask and a code of its place through a
-projector of two layers, a learned prefix before the candidates, a linear classifier on hidden states.
+projector of two layers, a learned prefix before the candidates and another before each mask that a question refers to,
+a linear classifier on hidden states.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from policies.selection.regions import CODE_WIDTH
 
+_LATER = {"reference_prefix.weight"}
+"""What heads saved by earlier versions lack."""
+
 
 class SelectionHead(nn.Module):
-    """Projector, prefix and classifier."""
+    """Projector, prefixes and classifier."""
 
     def __init__(self, features: int, width: int) -> None:
         """features: channels of the tower's output; width: of the language model."""
         super().__init__()
         self.norm = nn.LayerNorm(features + CODE_WIDTH + 1)
         self.first, self.second = nn.Linear(features + CODE_WIDTH + 1, width), nn.Linear(width, width)
-        self.prefix = nn.Embedding(1, width)  # a module, by whose calls ZeRO-3 fetches its weight
+        # Modules, by whose calls ZeRO-3 fetches their weights.
+        self.prefix, self.reference_prefix = nn.Embedding(1, width), nn.Embedding(1, width)
         self.classifier = nn.Linear(width, 1)
 
     def begin(self, seed: int, spread: float) -> None:
@@ -31,6 +38,7 @@ class SelectionHead(nn.Module):
                 layer.bias.zero_()
             self.second.weight.mul_(spread)
             nn.init.normal_(self.prefix.weight, std=spread, generator=draws)
+            nn.init.normal_(self.reference_prefix.weight, std=spread, generator=draws)
             # Nobody is chosen or left out beforehand.
             self.classifier.weight.zero_()
             self.classifier.bias.zero_()
@@ -43,10 +51,27 @@ class SelectionHead(nn.Module):
         made: Tensor = self.second(nn.functional.gelu(self.first(self.norm(regions.to(like)))))
         return made
 
-    def opening(self) -> Tensor:
-        """[width] embedding of the prefix."""
-        found: Tensor = self.prefix(torch.zeros(1, dtype=torch.int64, device=self.prefix.weight.device))[0]
-        return found
+    def take(self, held: Mapping[str, Tensor]) -> None:
+        """Take over weights by name; where an earlier version saved no prefix of references, ours stays as it begins.
+
+        Raises ValueError for weights of other names or shapes.
+        """
+        own = self.state_dict()
+        wrong = sorted((own.keys() - _LATER) ^ (held.keys() - _LATER))
+        wrong += [name for name in own.keys() & held.keys() if own[name].shape != held[name].shape]
+        if wrong:
+            raise ValueError(
+                f"what chooses among masks has no {wrong[0]} as this model wants it; give the file that goes with the "
+                "model, or remove it to begin with new weights."
+            )
+        self.load_state_dict(dict(held), strict=False)
+
+    def openings(self) -> tuple[Tensor, Tensor]:
+        """[width] embeddings of the prefixes of candidates and of references."""
+        zero = torch.zeros(1, dtype=torch.int64, device=self.prefix.weight.device)
+        prefix, reference = self.prefix(zero)[0], self.reference_prefix(zero)[0]
+        # Where no question refers to a mask the second has a gradient too, of 0: ranks wait for that of every weight.
+        return prefix + 0.0 * reference, reference
 
     def logits(self, states: Tensor) -> Tensor:
         """[...] float32: how much likelier in than out, of states [..., width]."""

@@ -1,21 +1,33 @@
-"""Questions with candidates -> tokens, patches and regions; choices -> the masks that they cover. No weights."""
+"""Questions with candidates -> tokens, patches and regions; choices -> the masks that they cover. No weights.
+
+A mask that a question refers to takes two places of its prompt, where it stands among the words: a prefix's and its
+own. Order among words tells which of several is meant.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from envs.codecs import mask_group
 from envs.codecs.base import AnswerCodec
-from envs.example import Example, MaskPart, Question
+from envs.example import Example, MaskPart, Prompt, Question, TextPart
 from envs.polygons import Answer, AnswerStatus
 from policies.checkpoint import Checkpoint
 from policies.families.base import PromptRows, Response, TaughtAnswer
 from policies.family import Family
 from policies.processor import Processor
-from policies.selection.regions import regions_of
+from policies.selection.regions import References, regions_of
 from policies.settings import Asking
+
+_GAP = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""Where a mask stands among words, whose own such signs are left out."""
+_PLACES = [-1, -1]
+"""Of a reference among the ids of a prompt: its prefix, and itself."""
 
 
 class SelectionProcessor(Processor):
@@ -29,25 +41,69 @@ class SelectionProcessor(Processor):
                 "{name: mask_group}."
             )
         super().__init__(checkpoint, family, codec, asking)
+        self._known_tokens = lru_cache(maxsize=4096)(self._gapped_ids)
         self._chooser = codec
         # Choices are no tokens of the vocabulary.
         self.unsampled_tokens, self.end_tokens = [], []
 
     def prompt_tokens(self, question: Question) -> NDArray[np.int64]:
-        """[P] token ids of a question, a placeholder for each token of its image included; its candidates come behind.
+        """[P] token ids of a question, a placeholder for each token of its image and the end token for each place of
+        a reference; its candidates come behind.
 
-        Raises ValueError for parts other than text.
+        Raises ValueError for parts other than text and masks, and for masks of another size than the image.
         """
-        return super().prompt_tokens(self._asked(question))
+        ids = self._prompt(question)
+        return np.where(ids < 0, self.end_token, ids)
+
+    def prompt_text(self, question: Question) -> str:
+        """The prompt as text, <mask> for each that it refers to; for people."""
+        ids = np.concatenate(self._question_tokens(question, 1))
+        pieces = np.split(ids, np.flatnonzero(ids < 0)[::2])
+        return " <mask> ".join(str(self.tokenizer.decode(piece[piece >= 0])).strip() for piece in pieces)
+
+    def _question_tokens(self, question: Question, image_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As Processor has them, _PLACES in place of each reference."""
+        return super()._question_tokens(self._asked(question), image_tokens)
 
     def _asked(self, question: Question) -> Question:
-        if any(isinstance(part, MaskPart) for part in question.prompt.parts):
-            raise ValueError(
-                f"the prompt {question.prompt.told!r} refers to a mask, which mask_selection does not read yet; ask in "
-                "words."
-            )
-        question.prompt.text_alone  # noqa: B018  raises for other parts
+        """The question without its candidates, once it is found to be one of words and masks."""
+        prompt, size = question.prompt, question.image.shape[:2]
+        said = tuple(part for part in prompt.parts if not isinstance(part, MaskPart))
+        Prompt(said, prompt.asked).text_alone  # noqa: B018  raises for other parts
+        shown = [("refers to a mask", part.mask.shape) for part in prompt.parts if isinstance(part, MaskPart)]
+        if question.candidates is not None:
+            shown.append(("comes with masks to choose from", question.candidates.shape[1:]))
+        for what, other in shown:
+            if other != size:
+                raise ValueError(
+                    f"the prompt {prompt.told!r} {what} of {' x '.join(map(str, other))} pixels, and its image has "
+                    f"{size[0]} x {size[1]}; give masks in the pixels of the image."
+                )
         return replace(question, candidates=None)
+
+    def _words(self, question: Question) -> str:
+        """Texts, and a gap for each reference, which takes the space before it."""
+        told = [part.text.replace(_GAP, "") if isinstance(part, TextPart) else _GAP for part in question.prompt.parts]
+        return " ".join(told).replace(f" {_GAP}", _GAP)
+
+    def _gapped_ids(self, words: str, asked: str) -> list[int]:
+        if _GAP not in words:
+            return self._template.tokens(words, asked)
+        first, *others = self._template.gapped(words, asked, _GAP)
+        return [*first, *chain.from_iterable([*_PLACES, *each] for each in others)]
+
+    def _references(self, questions: Sequence[Question]) -> References | None:
+        masks = [[part.mask for part in each.prompt.parts if isinstance(part, MaskPart)] for each in questions]
+        if not any(masks):
+            return None
+        none = np.zeros((0, 1, 1), np.bool_)
+        regions = regions_of([np.stack(each) if each else none for each in masks])
+        ends = torch.zeros(regions.mask.shape, dtype=torch.int64)
+        for b, question in enumerate(questions):
+            ids = self._prompt(question)
+            places = np.flatnonzero(ids < 0)[::2]
+            ends[b, : len(places)] = torch.from_numpy(len(ids) - places)
+        return References(regions, ends)
 
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
         """Rows of B questions with up to G choices [N] each, all of them scored; on the CPU.
@@ -60,9 +116,13 @@ class SelectionProcessor(Processor):
                     f"the question {question.prompt.told!r} has no candidates to choose from; set env.candidates of "
                     "composed scenes, or give shards that hold some."
                 )
-        plain = super().rows([self._asked(question) for question in questions], responses)
+        plain = super().rows(questions, responses)
+        tokens = plain.prompt_tokens
         return replace(
-            plain, regions=regions_of([each.candidates for each in questions if each.candidates is not None])
+            plain,
+            prompt_tokens=torch.where(tokens < 0, self.end_token, tokens),
+            regions=regions_of([each.candidates for each in questions if each.candidates is not None]),
+            references=self._references(questions),
         )
 
     def unanswered(self, questions: Sequence[Question]) -> PromptRows:

@@ -38,14 +38,42 @@ class Regions:
         return Regions(self.shares[rows], self.mask[rows])
 
 
+@dataclass(frozen=True)
+class References:
+    """The masks that B questions refer to, padded to as many as the most do."""
+
+    regions: Regions
+    """[B, R] of them, in the order of the words between them."""
+    ends: Tensor
+    """[B, R] int64: tokens of the prompt from the prefix of each, which its own token follows, to the prompt's end;
+    counted from there, since prompts are padded on the left."""
+
+    def to(self, device: torch.device) -> "References":
+        """The same, held by another device."""
+        return References(self.regions.to(device), self.ends.to(device))
+
+    def chosen(self, rows: Any) -> "References":
+        """Those of some rows, by a slice or by indices."""
+        return References(self.regions.chosen(rows), self.ends[rows])
+
+    def placed(self, prompts: Tensor, prefix: Tensor, tokens: Tensor) -> Tensor:
+        """Embeddings [B, P, width] of prompts, a prefix [width] and the tokens [B, R, width] of references in them."""
+        rows, which = self.regions.mask.nonzero(as_tuple=True)
+        first = prompts.shape[1] - self.ends[rows, which]
+        placed = prompts.index_put((rows, first), prefix.to(prompts.dtype).expand(len(rows), -1))
+        return placed.index_put((rows, first + 1), tokens[rows, which].to(prompts.dtype))
+
+
 def regions_of(candidates: list[NDArray[np.bool_]]) -> Regions:
-    """Regions of B arrays [N, H, W], whose sizes may differ."""
+    """Regions of B arrays [N, H, W], whose sizes may differ, and of which some may be without a mask."""
     most = max(len(each) for each in candidates)
     shares = torch.zeros(len(candidates), most, CELLS, CELLS, dtype=torch.float16)
     mask = torch.zeros(len(candidates), most, dtype=torch.bool)
     # Questions about one image are often given the very same candidates.
     held: dict[int, Tensor] = {}
     for b, each in enumerate(candidates):
+        if not len(each):
+            continue
         if id(each) not in held:
             held[id(each)] = covered(each)
         shares[b, : len(each)] = held[id(each)]

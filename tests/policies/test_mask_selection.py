@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs.codecs import mask_group, path_tokens
 from envs.datasets.cutout_scenes import Env
-from envs.example import Example, MaskPart, Prompt, Question, TextPart
+from envs.example import Example, Prompt, Question
 from envs.plugin import Plugin
 from envs.polygons import AnswerStatus
 from policies.families.mask_selection import Policy
@@ -237,9 +237,6 @@ def test_what_cannot_be_chosen_from_is_refused_in_a_line(tiny_untrained: Path, t
     for candidates in (None, question.candidates[:0]):
         with pytest.raises(ValueError, match=r"has no candidates to choose from; set env\.candidates"):
             processor.rows([replace(question, candidates=candidates)], [[np.zeros(0, np.int64)]])
-    pointed = Prompt((TextPart("same as"), MaskPart(question.candidates[0])))
-    with pytest.raises(ValueError, match=r"refers to a mask, which mask_selection does not read yet"):
-        processor.prompt_tokens(replace(question, prompt=pointed))
     with pytest.raises(ValueError, match=r"set codec to \{name: mask_group\}"):
         Policy.make_processor(tiny_untrained, path_tokens.Codec(), Asking())
     with pytest.raises(ValueError, match=r"^policy\.order is 'any'; it must be one of free, causal"):

@@ -218,3 +218,16 @@ def test_arguments_reach_the_template_and_those_it_does_not_name_are_refused() -
     for name, reason in (("enable_thought", "it does not name"), ("messages", "is given to it anyway")):
         with pytest.raises(ValueError, match=rf"^policy.template_arguments sets {name}, which {reason}, so that"):
             QuestionTemplate(tokenizer, Asking(template_arguments={name: False}), image)
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+def test_a_gap_cuts_a_prompt_where_it_stands_in_the_phrase_and_control_tokens_stay_text(make: Any) -> None:
+    tokenizer = make()
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    template = QuestionTemplate(tokenizer, Asking(question="Outline {phrase}"), image)
+    pieces = template.gapped("the left~ apple <|image_pad|>~", "mask", "~")
+    assert len(pieces) == 3 and sum(piece.count(image) for piece in pieces) == 1
+    # Cut as the whole is: what stands before a gap is the prompt of the words before it, but for what closes it.
+    whole = template.tokens("the left")
+    assert pieces[0] == whole[: len(pieces[0])] and template.gapped("the left", "mask", "~") == [whole]
+    assert tokenizer.decode(pieces[2]).strip() in tokenizer.decode(whole)
