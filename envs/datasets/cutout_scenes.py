@@ -2,12 +2,13 @@
 
 One to four objects over a gradient, noise or clutter; they overlap, differ in size and are flipped; the target is what
 can be seen of the object. The phrase is its name or, with two of a kind, a spatial one ("the left apple"); where
-several_share is set, a name may ask for all of its kind. A scene is a function of (seed, split, index) alone;
-envs/datasets/_scene.py draws it.
+several_share is set, a name may ask for all of its kind. Other questions (colour, size, kind, the same as a mask, all
+but a name) come by shares of their own; envs/datasets/_asked.py words them. A scene is a function of (seed, split,
+index) alone; envs/datasets/_scene.py draws it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
 
@@ -15,10 +16,11 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from envs.datasets._cutouts import Cutout, load_cutouts, split_names
+from envs.datasets._asked import SORTS, Asked, colours_of, questions, words_of
+from envs.datasets._cutouts import Cutout, load_cutouts, opaque, split_names
 from envs.datasets._pool import LEAST, pool_of
 from envs.datasets._scene import SPATIAL_WORDS, Layout, Scene, compose
-from envs.example import SPLITS, Example, ImageRef, Prompt, Truth, image_sha256
+from envs.example import SPLITS, Example, ImageRef, MaskPart, Prompt, TextPart, Truth, image_sha256
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,19 @@ class Env:
     instances. Such answers need more of the codec's rings and vertices. Of these some may find no place."""
     absent_share: float = 0.0
     """Share of the questions about something that is not there."""
+    colour_share: float = 0.0
+    """Share of the questions for everything of a colour ("everything red"). This and the four below mean one object or
+    several; where a scene offers no such question with one answer, it is asked by name. Where all questions about a
+    scene are asked, at most one of them is such."""
+    size_share: float = 0.0
+    """Share of the questions by size: the largest or smallest object, or that of a name ("the largest pear")."""
+    kind_share: float = 0.0
+    """Share of the questions for all birds, fish, insects, fruit or vehicles ("every fruit")."""
+    same_share: float = 0.0
+    """Share of the questions that show the mask of one of several objects of a name, and ask for all of them ("the same
+    as <mask>"); set twin_share or several_share for scenes with such. The policy must read masks."""
+    others_share: float = 0.0
+    """Share of the questions for all objects but those of a name ("all but pear")."""
     candidates: int | None = None
     """Most masks to choose from beside each question, 4 or more: what can be seen of each object, halves, merged and
     moved ones; null: none."""
@@ -87,10 +102,15 @@ class Env:
             "twin_share": self.twin_share,
             "several_share": self.several_share,
             "absent_share": self.absent_share,
-        }
+        } | self._asked_shares
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"env.{name} is {share}; a share is 0 to 1.")
+        if (total := sum(self._asked_shares.values())) > 1:
+            raise ValueError(
+                f"env.{', env.'.join(self._asked_shares)} add up to {total:g}; together they are shares of the "
+                "questions, so set them to 1 or less."
+            )
         if self.train_scenes is not None and self.train_scenes < 1:
             raise ValueError(f"env.train_scenes is {self.train_scenes}; set it to 1 or more, or to null.")
         if self.candidates is not None and self.candidates < max(LEAST, self.max_objects):
@@ -114,7 +134,8 @@ class Env:
         """SHA-256 of what shapes the scenes, the pixels of the cut-outs among it."""
         few = "" if self.train_scenes is None or self.split != "train" else f":{self.train_scenes}"
         pool = "" if self.candidates is None else f":pool {self.candidates}"
-        digest = sha256(f"{self._key(0)}:{self.absent_share}{few}{pool}".encode())
+        asked = f":asked {self._asked_shares}" if self._asks_otherwise else ""
+        digest = sha256(f"{self._key(0)}:{self.absent_share}{few}{pool}{asked}".encode())
         for name, cutout in self._cutouts.items():
             digest.update(f"{name}:{cutout.rgba.shape}:".encode() + cutout.rgba.tobytes())
         return digest.hexdigest()
@@ -125,8 +146,10 @@ class Env:
         return load_cutouts(self.folder).notes
 
     def phrase_words(self) -> set[str]:
-        """Words of all names, held-out ones too, and those that say where something is."""
-        return {word for name in load_cutouts(self.folder).names for word in name.split()} | SPATIAL_WORDS
+        """Words of all names, held-out ones too, and those that say where something is, or ask in other ways."""
+        asked = [words_of(sort) for sort in SORTS if self._asked_shares[f"{sort}_share"]]
+        names = load_cutouts(self.folder).names
+        return {word for name in names for word in name.split()}.union(SPATIAL_WORDS, *asked)
 
     def splits(self) -> tuple[str, ...]:
         """The splits that show two names or more."""
@@ -139,6 +162,8 @@ class Env:
     def __getitem__(self, index: int) -> Example:
         number = self._number(index)
         scene, rng = self._scene(number), self._rng(index, stream=1)
+        if (other := self._other_question(scene, index)) is not None:
+            return self._other_example(number, scene, other)
         if rng.random() < self.absent_share:
             absent = sorted(set(self.names) - set(scene.names))
             return self._example(number, scene, absent[rng.integers(len(absent))], ())
@@ -146,7 +171,7 @@ class Env:
 
     def scene(self, index: int) -> list[Example]:
         """One example for every object of scene `index` (or kind, where a name asks for several), back to front, then
-        perhaps one that asks for something absent."""
+        perhaps one that asks for something absent, and perhaps one that asks in another way."""
         number = self._number(index)
         scene = self._scene(number)
         examples = [self._example(number, scene, phrase, objects) for phrase, objects in scene.questions]
@@ -154,6 +179,8 @@ class Env:
         if rng.random() < self.absent_share * (len(examples) + 1):
             absent = sorted(set(self.names) - set(scene.names))
             examples.append(self._example(number, scene, absent[rng.integers(len(absent))], ()))
+        if (other := self._other_question(scene, index)) is not None:
+            examples.append(self._other_example(number, scene, other))
         return examples
 
     def image(self, ref: ImageRef) -> NDArray[np.uint8]:
@@ -195,6 +222,37 @@ class Env:
 
     def _scene(self, number: int) -> Scene:
         return _composed(self, number)
+
+    @property
+    def _asked_shares(self) -> dict[str, float]:
+        """By the names of their settings, in the order of SORTS."""
+        shares = (self.colour_share, self.size_share, self.kind_share, self.same_share, self.others_share)
+        return dict(zip((f"{sort}_share" for sort in SORTS), shares, strict=True))
+
+    @property
+    def _asks_otherwise(self) -> bool:
+        return any(self._asked_shares.values())
+
+    def _other_question(self, scene: Scene, index: int) -> Asked | None:
+        """The question of example `index` where it is none by name; None where it is."""
+        if not self._asks_otherwise:
+            return None
+        rng = self._rng(index, stream=4)
+        sort = int(np.searchsorted(np.cumsum([*self._asked_shares.values()]), rng.random(), side="right"))
+        found = questions(SORTS[sort], scene, self._colours) if sort < len(SORTS) else []
+        return found[int(rng.integers(len(found)))] if found else None
+
+    def _other_example(self, number: int, scene: Scene, asked: Asked) -> Example:
+        plain = self._example(number, scene, asked.words, asked.objects)
+        if asked.shown is None:
+            return plain
+        prompt = Prompt((TextPart(asked.words), MaskPart(scene.masks[asked.shown])))
+        return replace(plain, id=f"{plain.id}-object-{asked.shown}", prompt=prompt)
+
+    @cached_property
+    def _colours(self) -> dict[str, dict[str, float]]:
+        """Share of each colour, by name."""
+        return {name: colours_of(cutout.rgba[opaque(cutout.rgba)][:, :3]) for name, cutout in self._cutouts.items()}
 
     def _example(self, number: int, scene: Scene, phrase: str, objects: tuple[int, ...]) -> Example:
         size = self.image_size

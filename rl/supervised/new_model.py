@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from rich.console import Console
 
 from envs.codecs import svg_path
-from envs.codecs.base import WordCodec
+from envs.codecs.base import ChoosingCodec, WordCodec
 from envs.datasets.base import Env
 from envs.plugin import Plugin
 from policies.moondream.tiny_model import write_untrained as write_moondream
@@ -28,13 +28,14 @@ class SignCodec(Protocol):
 
 
 def write_new_model(folder: Path, config: SftConfig, env: Env, codec: Plugin, console: Console) -> None:
-    """Write an untrained model that can be asked every phrase of `env` and can write every answer of `codec`.
+    """Write an untrained model that can be asked every phrase of `env` and can write every answer of `codec`; one that
+    chooses among masks writes nothing.
 
     Raises ValueError for a codec whose texts are not words, or a question without a phrase. Says where images will be
     shown to it smaller than they are.
     """
     built = codec.build()
-    if not isinstance(built, WordCodec | SignCodec):
+    if not isinstance(built, WordCodec | SignCodec | ChoosingCodec):
         raise ValueError(
             f"codec is {codec.name}, and the new model that is made without policy.checkpoint writes words of a list "
             "with spaces between, or pieces of text, and this codec names neither as `words` or `signs`; choose codec "

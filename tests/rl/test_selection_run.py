@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from in_process import apart, run_here, settings
 from ranks import free_port
 from rich.console import Console
@@ -57,16 +58,24 @@ def teach(config: SftConfig) -> int:
     return 0
 
 
-def test_choices_are_taught_and_the_new_part_is_in_the_folder(tiny_untrained: Path, tmp_path: Path) -> None:
+def test_choices_are_taught_to_a_new_model_of_all_words_and_the_new_part_is_in_the_folder(
+    tiny_untrained: Path, tmp_path: Path
+) -> None:
     stage = "sft.stages=[{name: choices, steps: 12, lr: 3.0e-3, with_absent: true}]"
     small = ["sft.scenes_per_step=4", "sft.evaluate_every=6", "sft.evaluate_scenes=8", *POOLS]
-    named = [f"run={tmp_path / 'run'}", f"policy.checkpoint={tiny_untrained}", stage]
+    sizes = "image_size: 32, text_width: 32, text_layers: 2, text_heads: 2, vision_width: 16, vision_layers: 2"
+    named = [f"run={tmp_path / 'run'}", f"tiny={{{sizes}, vision_heads: 2, begin_from: {tiny_untrained}}}", stage]
     assert apart(teach, load_settings(SftConfig, Path("sft_groups"), [*named, *small])) == 0
     curve = [line.split("\t") for line in (tmp_path / "run/curve.tsv").read_text().splitlines()]
     losses = [float(dict(zip(curve[0], line, strict=True))["loss"]) for line in curve[1:]]
     assert len(losses) == 2 and losses[-1] < np.log(2)  # less than choosing by a coin
     taught = Policy(tmp_path / "run/policy", Codec())
     assert taught.model.selection.classifier.weight.abs().max() > 0
+    # It has the words of every question, and those of outlines are gone.
+    words = taught.processor.tokenizer.get_vocab()
+    assert {"everything", "largest", "fruit", "same", "but", "left", "pear"} <= words.keys() and "37" not in words
+    untaught = Policy(tiny_untrained, Codec()).model.selection.reference_prefix.weight
+    assert not torch.equal(taught.model.selection.reference_prefix.weight, untaught)  # some questions show a mask
 
 
 def test_engine_policy_and_data_that_do_not_fit_are_refused_before_the_start(

@@ -12,6 +12,7 @@ from envs.geometry.pools import iou
 from policies.families.mask_selection import Policy
 from rl.bench.learning.selection import as_json, measure, table
 from rl.config.load import load_settings
+from rl.config.plugins import env_plugin
 from rl.config.run import RunConfig
 
 POOLS = ["env.image_size=32", "env.candidates=8", "env.several_share=0.3", "env.max_scale=0.45", "env.absent_share=0.2"]
@@ -23,7 +24,7 @@ def config(checkpoint: Path, *more: str) -> RunConfig:
 
 def test_rules_and_a_policy_that_takes_nothing_have_the_scores_that_a_loop_finds(tiny_untrained: Path) -> None:
     found = measure(config(tiny_untrained), [tiny_untrained, tiny_untrained], "test", 20, Console(quiet=True))
-    env = Env(split="test", image_size=32, candidates=8, several_share=0.3, max_scale=0.45, absent_share=0.2)
+    env: Env = env_plugin(config(tiny_untrained).env).build(split="test")
     examples = [env[index] for index in range(20)]
     there = np.array([example.truth.union.any() for example in examples])
     assert 0 < there.sum() < 20
