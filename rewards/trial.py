@@ -143,12 +143,14 @@ class Trial:
         return max(0.0, safe)
 
 
-def try_tricks(scorer: Scorer) -> Trial:
-    """Score the hostile suite. Raises ValueError, naming the reward and the trick, where a reward fails."""
-    scenes = {trick.scene.name: trick.scene for trick in tricks()}
+def try_tricks(scorer: Scorer, suite: tuple[Trick, ...] | None = None) -> Trial:
+    """Score a hostile suite, that of outlines by default. Raises ValueError, naming the reward and the trick, where a
+    reward fails."""
+    suite = tricks() if suite is None else suite
+    scenes = {trick.scene.name: trick.scene for trick in suite}
     groups = [
         *(_compared(scene, [scene.careful, scene.hasty], "honest answers") for scene in scenes.values()),
-        *(_compared(trick.scene, [trick.answer], trick.name) for trick in tricks()),
+        *(_compared(trick.scene, [trick.answer], trick.name) for trick in suite),
     ]
     # All at once, so that a slow reward in processes of its own works on several.
     columns = scorer.columns_of(groups)
@@ -157,14 +159,14 @@ def try_tricks(scorer: Scorer) -> Trial:
         name for name in columns[0] if any(one[name] != two[name] for one, two in zip(columns, again, strict=True))
     ]
     honest = dict(zip(scenes, range(len(scenes)), strict=True))
-    rows = [(len(scenes) + k, honest[trick.scene.name]) for k, trick in enumerate(tricks())]
+    rows = [(len(scenes) + k, honest[trick.scene.name]) for k, trick in enumerate(suite)]
     iou = [[comparison.iou for row in pair for comparison in groups[row]] for pair in rows]
     terms = {
         name: [[nan if term is None else term for row in pair for term in columns[row][name]] for pair in rows]
         for name in columns[0]
     }
     return Trial(
-        tricks(), {name: np.array(values, np.float64) for name, values in terms.items()}, np.array(iou), tuple(unsteady)
+        suite, {name: np.array(values, np.float64) for name, values in terms.items()}, np.array(iou), tuple(unsteady)
     )
 
 

@@ -104,6 +104,9 @@ def test(
         Path,
         typer.Argument(help="A .py file, the name of a built-in reward, a YAML, or a run's folder."),
     ],
+    choices: Annotated[
+        bool, typer.Option("--choices", help="Hostile choices among candidate masks, in place of hostile outlines.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what hostile answers would earn next to honest ones, term by term, and what that makes of the rewards.
@@ -114,5 +117,5 @@ def test(
     from rl.config.rewards import load_rewards
     from rl.lab.hostile import test_rewards
 
-    if not test_rewards(load_rewards(module), console, as_json):
+    if not test_rewards(load_rewards(module), console, as_json, choices):
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from rewards.hostile_choices import choice_tricks
 from rewards.scorer import Scorer
 from rewards.trial import CAREFUL, HASTY, LEAST_WEIGHT, TRICK, Fitness, Trial, Verdict, try_tricks
 from rl.config.rewards import RewardParts
@@ -56,15 +57,17 @@ class Outcome:
         return max(verdict.total - verdict.honest for verdict in self.verdicts)
 
 
-def test_rewards(parts: RewardParts, console: Console, as_json: bool = False) -> bool:
+def test_rewards(parts: RewardParts, console: Console, as_json: bool = False, choices: bool = False) -> bool:
     """Put rewards through the hostile suite and print the outcome; whether they can be trained on by themselves.
+
+    choices: through that of choices among candidate masks, in place of outlines.
 
     Weights that a schedule moves are judged at its every point, and the worst is told. Raises ValueError, naming the
     reward and the trick, where a reward fails on one; `on_error: skip` does not apply here.
     """
     scorer = Scorer({name: replace(recipe, on_error="stop") for name, recipe in parts.recipes.items()})
     try:
-        trial = try_tricks(scorer)
+        trial = try_tricks(scorer, choice_tricks() if choices else None)
     finally:
         scorer.close()
     outcome = _worst(parts, trial)

@@ -146,6 +146,7 @@ FITNESS = {
     "centroid_distance": ("beside_mask_iou", 54.95),
     "format": ("teaches_nothing", inf),
     "improvement": ("teaches_nothing", inf),
+    "instance_f1": ("beside_mask_iou", inf),
     "length_penalty": ("beside_mask_iou", inf),
     "mask_iou": ("passes", inf),
     "matched_iou": ("passes", inf),

@@ -21,6 +21,7 @@ from rewards.terms import (
     box_iou,
     centroid_distance,
     improvement,
+    instance_f1,
     length_penalty,
     mask_iou,
     matched_iou,
@@ -138,6 +139,7 @@ def test_an_invalid_answer_earns_0_from_every_reward(name: str, status: AnswerSt
         (box_iou.Reward, {"weight": float("nan")}, "weight is nan"),
         (point_in_mask.Reward, {"weight": float("inf")}, "weight is inf; set it to 0 or more, and finite"),
         (matched_iou.Reward, {"weight": -1.0}, "weight is -1.0"),
+        (instance_f1.Reward, {"min_iou": 0.4}, r"min_iou is 0.4; set it to 0.5..1"),
         (length_penalty.Reward, {"free_vertices": -1}, "free_vertices is -1; set it to 0 or more"),
         (length_penalty.Reward, {"max_vertices": 16}, "max_vertices is 16, free_vertices 16; set max_vertices above"),
         (thinking_length.Reward, {"least": 9, "most": 8}, "most is 8, least 9; set most to 9 or more"),
@@ -353,6 +355,21 @@ def test_matched_iou_divides_by_the_larger_number() -> None:
     around = compared_with_several(several(box(0, 0, 10, 10)), truth, other)
     assert matched_iou.Reward()(around) == pytest.approx(16 / 100 / 2)
     assert matched_iou.Reward()(compared_with_several(EMPTY, truth, other)) == 0.0
+
+
+def test_instance_f1_counts_what_is_found_and_what_is_too_many() -> None:
+    truth, other = box(0, 0, 4, 4), box(6, 6, 10, 10)
+    f1 = instance_f1.Reward()
+    assert f1(compared_with_several(several(truth, box(6, 6, 10, 8)), truth, other)) == 1.0  # IoUs 1 and 0.5
+    assert instance_f1.Reward(min_iou=0.6)(compared_with_several(several(truth, box(6, 6, 10, 8)), truth, other)) == 0.5
+    assert f1(compared_with_several(several(truth), truth, other)) == pytest.approx(2 / 3)
+    assert f1(compared_with_several(several(truth, truth, other), truth, other)) == pytest.approx(4 / 5)
+    assert f1(compared_with_several(several(box(0, 0, 10, 10)), truth, other)) == 0.0
+    assert f1(compared_with_several(EMPTY, truth, other)) == 0.0
+    # The first fits both, the second only what the first fits best: still two pairs.
+    one, two = box(0, 0, 4, 8), box(0, 0, 4, 4)
+    drawn = several(box(0, 0, 4, 6), box(0, 2, 4, 8))
+    assert f1(compared_with_several(drawn, one, two)) == 1.0
 
 
 def test_matched_iou_finds_the_best_matching_not_the_greedy_one() -> None:
