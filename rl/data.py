@@ -20,6 +20,7 @@ from envs.codecs.base import AnswerCodec, ChoosingCodec, FittingCodec, LimitedCo
 from envs.datasets.base import Env, NamesSplits
 from envs.example import Example
 from envs.geometry.contours import largest_rings, outline, rings_from_mask
+from envs.geometry.pools import oracle
 from envs.plugin import Plugin
 from envs.polygons import Ring
 from envs.shards.files import Card, read_card
@@ -146,6 +147,8 @@ class Seen:
     """IoU of the answer that `sft` teaches; None for a run without supervision."""
     tokens: tuple[int, int] | None
     """Tokens of the prompt and of the answer, the taught one where there is one; None without a policy."""
+    oracle: float | None
+    """IoU of the best choice from its candidates (envs/geometry/pools.py); None without."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,10 @@ class SplitSummary:
     """Tokens of a prompt, those of the image included; None without a policy."""
     answer_tokens: Spread | None
     """Tokens of the codec's text, or of the answer that `sft` teaches, end token included; None without a policy."""
+    candidates: Spread | None
+    """Masks that a question lets be chosen from; None where none does."""
+    oracle: Spread | None
+    """IoU of the best choice from them; examples that show nothing left out. None where no question has candidates."""
 
 
 def spread(values: ArrayLike) -> Spread:
@@ -208,7 +215,8 @@ class Looker:
         if self._processor is not None:
             prompt = self._processor.prompt_tokens(example.question(image))
             tokens = len(prompt), len(self._processor.answer_tokens(taught_text))
-        return Seen(example, image, text, rings, iou, taught_iou, tokens)
+        best = None if example.candidates is None else oracle(example.candidates, example.truth.union)
+        return Seen(example, image, text, rings, iou, taught_iou, tokens, best)
 
     def _best_texts(self, example: Example) -> list[str]:
         """Texts of the truth with 1, 2, 4, ... rings in each instance and all vertices that the codec allows; of
@@ -274,6 +282,8 @@ def summary_of(seen: Sequence[Seen], num_examples: int) -> SplitSummary:
     drawn = [one for one in seen if len(one.example.truth.masks)] or seen  # that nothing is there, any codec can say
     taught = [one.taught_iou for one in drawn if one.taught_iou is not None]
     tokens = [one.tokens for one in seen if one.tokens is not None]
+    pools = [len(one.example.candidates) for one in seen if one.example.candidates is not None]
+    best = [one.oracle for one in drawn if one.oracle is not None]
     return SplitSummary(
         examples=num_examples,
         looked_at=len(seen),
@@ -284,6 +294,8 @@ def summary_of(seen: Sequence[Seen], num_examples: int) -> SplitSummary:
         taught_iou=spread(taught) if taught else None,
         prompt_tokens=spread([prompt for prompt, _ in tokens]) if tokens else None,
         answer_tokens=spread([answer for _, answer in tokens]) if tokens else None,
+        candidates=spread(pools) if pools else None,
+        oracle=spread(best) if best else None,
     )
 
 
@@ -300,7 +312,7 @@ def summary_table(summaries: Mapping[str, SplitSummary]) -> Table:
 def summary_rows(summaries: Mapping[str, SplitSummary]) -> list[tuple[str, list[str]]]:
     """Titles of the numbers, and each number of every split as text."""
     splits = summaries.values()
-    return [
+    rows = [
         ("examples", [f"{one.examples:,}" for one in splits]),
         ("looked at", [f"{one.looked_at:,}" for one in splits]),
         ("images among them", [f"{one.images:,}" for one in splits]),
@@ -311,6 +323,10 @@ def summary_rows(summaries: Mapping[str, SplitSummary]) -> list[tuple[str, list[
         ("IoU of what sft teaches: median, p10", [_ious(one.taught_iou) for one in splits]),
         ("beyond the codec's limits", [f"{one.unwritable:,}" for one in splits]),
     ]
+    if any(one.candidates is not None for one in splits):
+        rows.append(("candidates: median, p90, max", [_lengths(one.candidates) for one in splits]))
+        rows.append(("best choice of candidates: median, p10", [_ious(one.oracle) for one in splits]))
+    return rows
 
 
 def _lengths(tokens: Spread | None) -> str:

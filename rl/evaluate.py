@@ -27,6 +27,7 @@ from rl.evaluation.scores import (
     paired_difference,
     parts_dict,
     parts_table,
+    pool_oracle,
     stage_table,
     summarise,
     summary_dict,
@@ -84,8 +85,9 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     scores = {name: summarise(stage.scores) for name, stage in stages.items()}
     paired = _paired({name: stage.scores for name, stage in stages.items()})
     missing = _missing(stages, OutlineBudget.of(parts.codec.build()))
+    oracle = pool_oracle([group.example for group in answered])
     seconds, peak_gib, num_scenes = usage.seconds, usage.peak_gib, len(answered)
-    summary = summary_dict(scores, paired, num_scenes, seconds, peak_gib, _extras(config, best))
+    summary = summary_dict(scores, paired, num_scenes, seconds, peak_gib, _extras(config, best, oracle))
     summary["refiner"] = refiner.as_dict()
     summary["missing"] = missing_dict(missing)
     of_parts = {
@@ -98,7 +100,7 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     facts.append(("config", (folder / "config.yaml").read_text()))
     write_report(folder / "report.html", _report(config, parts, stages, (scores, paired, missing), facts))
     refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(run.refiner), facts)
-    _show(console, (scores, paired, missing), of_parts)
+    _show(console, (scores, paired, missing), of_parts, oracle)
     split = config.evaluation.final_split
     console.print(f"{num_scenes} scenes of split {split}, {seconds:.0f} s, peak memory {peak_gib:.2f} GiB")
     refiner.show(console)
@@ -112,9 +114,16 @@ Numbers = tuple[Mapping[str, StageScores], Mapping[str, Interval], Mapping[str, 
 """Scores of the stages, differences between them, and where their missing IoU lies."""
 
 
-def _show(console: Console, numbers: Numbers, of_parts: Mapping[str, Mapping[str, StageScores]]) -> None:
+def _show(
+    console: Console,
+    numbers: Numbers,
+    of_parts: Mapping[str, Mapping[str, StageScores]],
+    oracle: Interval | None,
+) -> None:
     scores, paired, missing = numbers
     console.print(stage_table(scores))
+    if oracle is not None:
+        console.print(f"best choice from the candidates: gIoU {oracle}")
     if missing:
         console.print(missing_table(missing))
     if of_parts["rl"]:
@@ -208,8 +217,9 @@ def evaluate_refiner(config: RunConfig, parts: RunParts, groups: Sequence[Group]
     return RefinerReport.of(name, refiner, policy, scenes, errors)
 
 
-def _extras(config: RunConfig, best: BestPolicy) -> dict[str, object]:
+def _extras(config: RunConfig, best: BestPolicy, oracle: Interval | None) -> dict[str, object]:
     return {
+        "pool_oracle": None if oracle is None else oracle.numbers,
         "split": config.evaluation.final_split,
         "best_step": best.step,
         "steps": config.steps,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from envs.datasets._asked import SORTS, Asked, colours_of, questions, words_of
 from envs.datasets._cutouts import Cutout, load_cutouts, opaque, split_names
-from envs.datasets._pool import LEAST, pool_of
+from envs.datasets._pool import EXACT, LEAST, Segmenter, pool_of
 from envs.datasets._scene import SPATIAL_WORDS, Layout, Scene, compose
 from envs.example import SPLITS, Example, ImageRef, MaskPart, Prompt, TextPart, Truth, image_sha256
 
@@ -68,6 +68,11 @@ class Env:
     candidates: int | None = None
     """Most masks to choose from beside each question, 4 or more: what can be seen of each object, halves, merged and
     moved ones; null: none."""
+    candidates_off_px: int = 0
+    """Most pixels by which a pool's masks of objects are grown or shrunk, and moved along each axis, as a segmenter's
+    are off; 0: exact. The truth stays what it is, so that the best choice falls short of it."""
+    candidates_missing: float = 0.0
+    """Share of the objects of which a pool has no mask of their own; one object is always there."""
     names: tuple[str, ...] = field(init=False, repr=False)
     """The names that this split shows."""
 
@@ -102,6 +107,7 @@ class Env:
             "twin_share": self.twin_share,
             "several_share": self.several_share,
             "absent_share": self.absent_share,
+            "candidates_missing": self.candidates_missing,
         } | self._asked_shares
         for name, share in shares.items():
             if not 0 <= share <= 1:
@@ -117,6 +123,12 @@ class Env:
             raise ValueError(
                 f"env.candidates is {self.candidates}; set it to {max(LEAST, self.max_objects)} or more, so that every "
                 "object (env.max_objects) is among them, or to null."
+            )
+        if self.candidates_off_px < 0 or (self.candidates is None and self._segmenter != EXACT):
+            raise ValueError(
+                f"env.candidates is {self.candidates}, env.candidates_off_px {self.candidates_off_px}, "
+                f"env.candidates_missing {self.candidates_missing}; set candidates_off_px to 0 or more, and either "
+                "only with candidates to choose from."
             )
         if self.several_share and self.max_objects < 2:
             raise ValueError(
@@ -134,6 +146,7 @@ class Env:
         """SHA-256 of what shapes the scenes, the pixels of the cut-outs among it."""
         few = "" if self.train_scenes is None or self.split != "train" else f":{self.train_scenes}"
         pool = "" if self.candidates is None else f":pool {self.candidates}"
+        pool += "" if self._segmenter == EXACT else f" {self._segmenter}"
         asked = f":asked {self._asked_shares}" if self._asks_otherwise else ""
         digest = sha256(f"{self._key(0)}:{self.absent_share}{few}{pool}{asked}".encode())
         for name, cutout in self._cutouts.items():
@@ -224,6 +237,10 @@ class Env:
         return _composed(self, number)
 
     @property
+    def _segmenter(self) -> Segmenter:
+        return Segmenter(self.candidates_off_px, self.candidates_missing)
+
+    @property
     def _asked_shares(self) -> dict[str, float]:
         """By the names of their settings, in the order of SORTS."""
         shares = (self.colour_share, self.size_share, self.kind_share, self.same_share, self.others_share)
@@ -292,4 +309,4 @@ def _composed(env: Env, index: int) -> Scene:
 def _pooled(env: Env, index: int) -> NDArray[np.bool_]:
     """One array for all questions about a scene."""
     assert env.candidates is not None
-    return pool_of(_composed(env, index).masks, env.candidates, env._rng(index, stream=3))
+    return pool_of(_composed(env, index).masks, env.candidates, env._rng(index, stream=3), env._segmenter)

@@ -15,8 +15,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from envs.example import PART_END, Truth
+from envs.example import PART_END, Example, Truth
 from envs.geometry.contours import rings_from_mask
+from envs.geometry.pools import oracle
 from envs.polygons import Answer, AnswerStatus, instance_from_rings
 from rewards.score import Target, compare
 
@@ -145,6 +146,13 @@ def mean_interval(values: ArrayLike, seed: int = 0) -> Interval:
     if not len(numbers):
         raise ValueError("No scene was scored, so there is no mean; evaluate at least one scene.")
     return _mean_interval(numbers, resample_indices(len(numbers), seed))
+
+
+def pool_oracle(examples: Sequence[Example]) -> Interval | None:
+    """gIoU of the best choice from each example's candidates (envs/geometry/pools.py), which bounds every policy that
+    chooses; of those that have some, None where none has."""
+    ious = [oracle(one.candidates, one.truth.union) for one in examples if one.candidates is not None]
+    return mean_interval(ious) if ious else None
 
 
 def _pooled_iou(intersection_px: ArrayLike, union_px: ArrayLike, giou: ArrayLike) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from envs.codecs.mask_group import Codec, answer_of, choice_of, text_of
+from envs.datasets._pool import Segmenter
 from envs.datasets.cutout_scenes import Env
 from envs.geometry.contours import mask_from_rings
 from envs.geometry.pools import iou, meant, oracle
@@ -87,3 +88,65 @@ def test_a_pool_too_small_for_the_objects_and_an_example_without_one_are_refused
     with pytest.raises(ValueError, match=r"writes no outlines; give data with candidates"):
         Codec().encode([], 8, 8)
     assert Codec().read("0 of 3", 8, 8).status is AnswerStatus.UNPARSABLE
+
+
+def grown_by_hand(mask: np.ndarray, by: int) -> np.ndarray:
+    """Pixel by pixel: one with a neighbour along an axis joins, one without some neighbour leaves; outside is none."""
+    for _ in range(abs(by)):
+        framed = np.pad(mask, 1)
+        beside = np.stack([framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]])
+        mask = mask | beside.any(axis=0) if by > 0 else mask & beside.all(axis=0)
+    return mask
+
+
+def test_a_segmenters_mask_is_the_object_grown_or_shrunk_and_moved() -> None:
+    mask = np.zeros((14, 12), np.bool_)
+    mask[3:9, 2:8], mask[4, 3] = True, False
+    possible = {}
+    for by in range(-2, 3):
+        for down in range(-2, 3):
+            for right in range(-2, 3):
+                framed = np.pad(grown_by_hand(mask, by), 4)
+                moved = np.roll(framed, (down, right), (0, 1))[4:-4, 4:-4]
+                possible[moved.tobytes()] = (by, down, right)
+    segmenter, seen = Segmenter(off_px=2), set()
+    for seed in range(300):
+        [found] = segmenter.found(mask[None], np.random.default_rng(seed))
+        assert found.any() and found.tobytes() in possible
+        seen.add(possible[found.tobytes()])
+    assert {by for by, _, _ in seen} >= {-1, 0, 1, 2} and len(seen) > 60
+    # What shrinks to nothing stays itself.
+    speck = np.zeros((1, 9, 9), np.bool_)
+    speck[0, 4, 4] = True
+    assert all(Segmenter(off_px=1).found(speck, np.random.default_rng(k))[0].sum() in (1, 5) for k in range(20))
+
+
+def test_a_pool_lacks_the_share_of_objects_that_it_is_told_to_and_never_all() -> None:
+    masks = np.zeros((4, 8, 8), np.bool_)
+    for k in range(4):
+        masks[k, 2 * k, :] = True
+    counts = [len(Segmenter(missing=0.5).found(masks, np.random.default_rng(seed))) for seed in range(2000)]
+    # Binomial of 4 and 1/2, but that none becomes one: a mean of 2 + 1/16.
+    assert min(counts) == 1 and np.mean(counts) == pytest.approx(2 + 1 / 16, abs=0.08)
+    assert all(len(Segmenter(missing=1.0).found(masks, np.random.default_rng(seed))) == 1 for seed in range(20))
+
+
+def test_the_best_choice_from_a_segmenters_pool_falls_short_of_the_truth() -> None:
+    exact, off, lacking = (
+        Env("train", candidates=12, max_scale=0.45, **settings)
+        for settings in ({}, {"candidates_off_px": 2}, {"candidates_missing": 0.4})
+    )
+    means = []
+    for env in (exact, off, lacking):
+        examples = [env[index] for index in range(60)]
+        assert all(example.candidates.any(axis=(1, 2)).all() for example in examples)
+        assert all(len(example.candidates) <= 12 for example in examples)
+        means.append(float(np.mean([oracle(example.candidates, example.truth.union) for example in examples])))
+    assert means[0] == 1.0 and 0.6 < means[1] < 0.9 and 0.5 < means[2] < 0.95, means
+    # The scenes, their questions and truths are the same.
+    assert [off[k].id for k in range(20)] == [exact[k].id for k in range(20)]
+    assert len({exact.fingerprint, off.fingerprint, lacking.fingerprint}) == 3
+    with pytest.raises(ValueError, match=r"^env\.candidates is None, env\.candidates_off_px 2, .*; set candidates_off"):
+        Env("train", candidates_off_px=2)
+    with pytest.raises(ValueError, match=r"^env\.candidates_missing is 1\.2; a share is 0 to 1"):
+        Env("train", candidates=8, candidates_missing=1.2)

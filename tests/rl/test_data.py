@@ -10,10 +10,11 @@ from made_coco import annotation, entry, rectangle, small_set
 from rich.console import Console
 from typer.testing import CliRunner
 
+from envs.geometry.pools import oracle
 from rl.cli.main import app
 from rl.config.outlines import Annotator
 from rl.config.sft import SftSettings
-from rl.data import DataConfig, data_config, look_at, spread, summary_of
+from rl.data import DataConfig, data_config, look_at, spread, summary_of, summary_rows
 
 QUIET = Console(quiet=True)
 CODEC = {"name": "path_tokens", "box_bins": 40, "path_bins": 36, "max_rings": 2, "max_vertices": 12}
@@ -109,3 +110,19 @@ def test_the_command_shows_and_prepares(tmp_path):
         run("data", "show", "tiny", "--limit", "0")
     with pytest.raises(ValueError, match=r"page\.png.*\.html"):
         run("data", "show", "tiny", "--out", "page.png")
+
+
+def test_of_pools_the_best_choice_is_told_beside_what_supervision_teaches() -> None:
+    pools = {"candidates": 8, "candidates_off_px": 2, "candidates_missing": 0.3, "max_scale": 0.45}
+    config = DataConfig({"name": "cutout_scenes", **pools}, {"name": "mask_group"}, {}, ("train",), SftSettings())
+    seen, num = look_at(config, "train", 24, 0, Console(quiet=True))
+    found = summary_of(seen, num)
+    unions = [(one.example.candidates, one.example.truth.union) for one in seen]
+    assert [one.oracle for one in seen] == [oracle(pool, union) for pool, union in unions]
+    assert found.candidates.most == max(len(pool) for pool, _ in unions) <= 8
+    # What is taught, the candidates that stand for the truth, is never better than the best choice, and that is no 1.
+    assert all(one.taught_iou <= one.oracle + 1e-9 for one in seen) and 0.3 < found.oracle.median < 0.95
+    told = dict(summary_rows({"train": found}))
+    assert told["best choice of candidates: median, p10"] == [f"{found.oracle.median:.3f}, {found.oracle.low:.3f}"]
+    plain = look_at(replace(config, env={"name": "cutout_scenes"}, codec={"name": "path_tokens"}), "train", 2, 0, QUIET)
+    assert "best choice of candidates: median, p10" not in dict(summary_rows({"train": summary_of(*plain)}))

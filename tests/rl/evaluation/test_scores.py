@@ -24,6 +24,7 @@ from rl.evaluation.scores import (
     SceneScore,
     by_part,
     paired_difference,
+    pool_oracle,
     resample_indices,
     score_answer,
     score_mask,
@@ -329,3 +330,19 @@ def test_scores_of_a_mixture_are_told_by_part_and_those_of_one_data_set_have_non
     scenes = [scene("many::a", 2, 2), scene("few::b", 1, 2), scene("many::c", 0, 2)]
     assert {part: [one.iou for one in of] for part, of in by_part(scenes).items()} == {"few": [0.5], "many": [1.0, 0.0]}
     assert by_part([scene("alone/1", 2, 2)]) == {}
+
+
+def test_the_best_choice_of_pools_is_told_of_examples_that_have_some() -> None:
+    strips = np.zeros((3, 2, 6), np.bool_)
+    for k in range(3):
+        strips[k, :, 2 * k : 2 * k + 2] = True
+    image = ImageRef("a", "0" * 64, 2, 6)
+
+    def example(truth: np.ndarray, candidates: np.ndarray | None) -> Example:
+        return Example("a", image, Prompt.of_text("it"), Truth(truth), "test", "made", "CC0-1.0", candidates)
+
+    # The first two strips are had exactly; of all three the pool has two; what is not there need not be chosen.
+    pools = [example(strips[:2], strips), example(strips, strips[:2]), example(strips[:0], strips[:1])]
+    found = pool_oracle([*pools, example(strips, None)])
+    assert found is not None and found.value == pytest.approx((1 + 2 / 3 + 1) / 3)
+    assert pool_oracle([example(strips, None)]) is None
