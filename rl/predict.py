@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
-from envs.example import Prompt, Question
-from envs.geometry.contours import mask_from_rings
+from envs.codecs.base import ChoosingCodec
+from envs.example import Example, ImageRef, Question, Truth
+from envs.geometry.contours import mask_from_rings, rings_from_mask
 from envs.geometry.masks import iou, tight_box_px
 from envs.geometry.vector import path_svg, rounded_rings, simplified_rings
 from envs.images import View
 from envs.plugin import Plugin
 from envs.polygons import Answer, AnswerStatus, Ring
+from envs.shown import NOTHING, Shown
+from policies.families.base import Response
 from policies.question import check_phrase
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.refiner.refining import RefinedMask, refine_masks
@@ -33,8 +36,12 @@ from rl.pages.pictures import COLOURS, png, svg_overlay
 from rl.run.folder import RunFolder
 from rl.run.writable import refuse_unwritable_codec
 from rollout.disk import refuse_unwritable, whole_file
+from rollout.engines import direct
 from rollout.engines.shared import Engine, SharedSampler
 from rollout.settings import Sampling
+
+_UNKNOWN = Truth(np.zeros((0, 1, 1), np.bool_))
+"""Nobody knows what is true."""
 
 
 @dataclass
@@ -77,6 +84,8 @@ class Prediction:
     """Answer of the refiner, in the view; None where it was not asked."""
     path_iou: float | None
     """Overlap, in the view, of the simplified outline with the refined mask; None where none was simplified."""
+    chosen: list[int] | None = None
+    """Numbers of the candidates that were chosen, from 0; None of a policy that draws."""
 
     @property
     def num_vertices(self) -> int:
@@ -161,7 +170,9 @@ class Predictor:
         """
         codec = codec_plugin(source.recipe.codec)
         plugin = policy_plugin(source.recipe.policy | {"checkpoint": source.checkpoint}, codec)
-        self._sampler: SharedSampler = Engine().open(plugin, "cuda" if torch.cuda.is_available() else "cpu")
+        self._chooses = isinstance(codec.build(), ChoosingCodec)
+        engine = direct.Engine() if self._chooses else Engine()
+        self._sampler: SharedSampler = engine.open(plugin, "cuda" if torch.cuda.is_available() else "cpu")
         self._policy = self._sampler.policy
         refuse_unwritable_codec(self._policy.processor, plugin, codec)
         self._sampling = replace(source.recipe.sampling, temperature=0.0, routing_replay=False)
@@ -170,17 +181,19 @@ class Predictor:
         if source.refiner is not None:
             self._refiner = MaskRefiner.load(source.refiner, self._policy.vision_checksum()).to(self._policy.device)
 
-    def predict(self, image: Image.Image, phrase: str, min_iou: float = 0.995) -> Prediction:
+    def predict(self, image: Image.Image, phrase: str, min_iou: float = 0.995, shown: Shown = NOTHING) -> Prediction:
         """The likeliest answer about an RGB image; what the policy writes is never an exception.
 
         min_iou: least overlap, in the view, of a simplified outline with the refined mask. An outline that comes from
-        the policy itself is not simplified. Raises ValueError for a phrase that is empty or no text.
+        the policy itself is not simplified. shown: what goes with the phrase, and candidates for a policy that chooses;
+        the path is then that of the candidates themselves. Raises ValueError for a phrase that is empty or no text, and
+        for what this policy cannot be shown.
         """
         check_phrase(phrase)
         pixels = self._view.pixels(image)
-        question = Question(pixels, Prompt.of_text(phrase.strip()))
+        question = self._question(pixels, image, phrase, shown)
         [[response]] = self._sampler.sample([question], self._sampling, [[0]])
-        answer = self._policy.processor.read(response, *pixels.shape[:2])
+        answer, chosen = self._read(response, question)
         refined = self._refine(pixels, answer)
         rings, path_iou = answer.rings_px, None
         # Where no pass is better than the outline itself, the outline says more than its pixels.
@@ -189,7 +202,10 @@ class Predictor:
             fine = refined.mask[:height, :width]  # the policy may have drawn into the padding
             rings = simplified_rings(fine, min_iou)
             path_iou = iou(mask_from_rings(rings, height, width), fine)
-        rings = rounded_rings(self._view.rings_px(rings, image.height, image.width))
+        rings = self._view.rings_px(rings, image.height, image.width)
+        if chosen is not None and shown.candidates is not None and (refined is None or refined.taken == 0):
+            rings = [ring for mask in shown.candidates[chosen] for ring in rings_from_mask(mask)]
+        rings = rounded_rings(rings)
         return Prediction(
             phrase=phrase.strip(),
             view=(pixels.shape[0], pixels.shape[1]),
@@ -199,7 +215,35 @@ class Predictor:
             mask=mask_from_rings(rings, image.height, image.width),
             refined=refined,
             path_iou=path_iou,
+            chosen=chosen,
         )
+
+    def _question(self, pixels: NDArray[np.uint8], image: Image.Image, phrase: str, shown: Shown) -> Question:
+        if self._chooses and shown.candidates is None:
+            raise ValueError(
+                "the policy chooses among candidate masks, and none are given; give a file by --candidates."
+            )
+        if not self._chooses and shown.candidates is not None:
+            raise ValueError("--candidates gives masks to choose from, and the policy draws outlines; leave it out.")
+        prompt = shown.prompt(phrase.strip(), self._view, image.height, image.width)
+        return Question(pixels, prompt, shown.pool(self._view))
+
+    def _read(self, response: Response, question: Question) -> tuple[Answer, list[int] | None]:
+        """The answer in pixels of the view, and of a policy that chooses the numbers of its choice."""
+        processor, (height, width) = self._policy.processor, question.image.shape[:2]
+        if not self._chooses:
+            return processor.read(response, height, width), None
+        about = Example(
+            "image",
+            ImageRef("image", "", height, width),
+            question.prompt,
+            _UNKNOWN,
+            "none",
+            "",
+            "",
+            question.candidates,
+        )
+        return processor.read_answer(response, about), np.flatnonzero(response.tokens == 1).tolist()
 
     def _refine(self, pixels: NDArray[np.uint8], answer: Answer) -> RefinedMask | None:
         if self._refiner is None or answer.status is not AnswerStatus.OK:
@@ -253,6 +297,7 @@ def numbers_of(prediction: Prediction) -> dict[str, Any]:
         "passes": 0 if refined is None else refined.passes,
         "taken": 0 if refined is None else refined.taken,
         "path_iou": prediction.path_iou,
+        "chosen": prediction.chosen,
     }
 
 
@@ -268,6 +313,8 @@ def table_of(prediction: Prediction) -> Table:
     table.add_row("predicted IoU", "-" if refined is None else f"{refined.predicted_iou:.3f}")
     table.add_row("of the policy's outline", "-" if refined is None else f"{refined.coarse_iou:.3f}")
     table.add_row("passes of the refiner", "-" if refined is None else f"{refined.passes}, taken {refined.taken}")
+    if prediction.chosen is not None:
+        table.add_row("candidates chosen", " ".join(map(str, prediction.chosen)) or "none")
     table.add_row("image, shown as", f"{width} x {height}, {prediction.view[1]} x {prediction.view[0]}")
     return table
 

@@ -59,6 +59,16 @@ def predict(
         typer.Option(help="Longer side, px, at which the policy sees the image.", show_default="as the run's env"),
     ] = None,
     over: Annotated[bool, typer.Option("--over", help="Lay the image under the path in the SVG.")] = False,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(help="Masks to choose from: a PNG of labels, a COCO JSON, or an array [N, H, W] (.npy, .npz)."),
+    ] = None,
+    mask: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of a region that the phrase refers to, as --candidates; again for more."),
+    ] = None,
+    point: Annotated[list[str] | None, typer.Option(help="X,Y: a place, pixels of the image; again for more.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="X0,Y0,X1,Y1: a box, pixels; again for more.")] = None,
 ) -> None:
     """Outline what a phrase means in an image: an SVG path and the mask it fills to (docs/predict.md).
 
@@ -66,6 +76,7 @@ def predict(
     """
     from envs.geometry.vector import check_floor
     from envs.images import read_image
+    from envs.shown import ShownFiles
     from policies.question import check_phrase
     from rl.predict import Predictor, check_outputs, find_source, table_of, write_prediction
 
@@ -75,7 +86,10 @@ def predict(
     check_phrase(phrase)
     source = find_source(checkpoint, config, refiner, raw, side)
     picture = read_image(image)
-    prediction = Predictor(source).predict(picture, phrase, min_iou)
+    files = ShownFiles(candidates, tuple(mask or ()), tuple(point or ()), tuple(box or ()))
+    prediction = Predictor(source).predict(
+        picture, phrase, min_iou, files.read(image.name, picture.height, picture.width)
+    )
     written = write_prediction(prediction, outputs, picture if over else None)
     console.print(table_of(prediction))
     for path in written:

@@ -4,24 +4,31 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_vector import rings_of_svg
 
+from envs.codecs.mask_group import Codec as ChoiceCodec
 from envs.codecs.path_tokens import Codec
 from envs.datasets.cutout_scenes import Env
+from envs.example import Prompt, Question
 from envs.geometry.contours import mask_from_rings
 from envs.geometry.masks import iou
+from envs.images import View
 from envs.plugin import Plugin
+from policies.families.mask_selection import Policy as Chooser
 from policies.refiner.calibration import Calibration, Curve
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.settings import RefinerSettings
 from rl.cli.main import main
 from rl.config.load import find_config
 from rl.predict import Predictor, find_source, view_of
+from rollout.engines import direct
 
 TINY = Path(__file__).parents[2] / "policies" / "tiny"
 SCENE = Env("test", image_size=64)
@@ -189,3 +196,86 @@ def test_a_refiner_of_another_vision_tower_is_refused(predict, run, tiny_untrain
     image = saved(tmp_path / "scene.png", scene())
     status, _, errors = predict(tiny_untrained, image, "cup", "--refiner", run / "refiner")
     assert status == 2 and "was trained on features of the vision tower" in errors
+
+
+POOL = Env("test", image_size=32, candidates=9)
+
+
+def of_pool() -> Question:
+    example = POOL[3]
+    return Question(POOL.image(example.image), Prompt.of_text("the left dog"), example.candidates)
+
+
+@pytest.fixture(scope="module")
+def chooser(tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy that chooses, with a classifier that takes about half of the candidates of POOL's example."""
+    folder = tmp_path_factory.mktemp("chooser")
+    policy = Chooser(tiny_untrained, ChoiceCodec()).eval()
+    with torch.no_grad():
+        policy.model.selection.classifier.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(5))
+        both, _ = policy.place_logprobs(policy.unanswered([of_pool()]), 1.0)
+        policy.model.selection.classifier.bias -= (both[..., 1] - both[..., 0]).median()
+    policy.save(folder)
+    policy.processor.save(folder)
+    policy.processor.save_config(folder, "float32", tied=True)
+    return folder
+
+
+def test_a_policy_that_chooses_gives_the_very_candidates_in_the_image_s_pixels(predict, chooser, tmp_path):
+    question = of_pool()
+    pool = np.stack([enlarged(mask, 5) for mask in question.candidates])
+    image = saved(tmp_path / "scene.png", enlarged(question.image, 5))
+    np.save(tmp_path / "pool.npy", pool)
+    outputs = "--json", tmp_path / "out.json", "--png", tmp_path / "mask.png", "--svg", tmp_path / "out.svg"
+    asked = chooser, image, "the left dog", "--config", "gspo_groups", "--side", 32
+    status, shown, _ = predict(*asked, "--candidates", tmp_path / "pool.npy", *outputs)
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert status == 0 and "candidates chosen" in shown
+    # Made smaller again, the image is not quite what it was; the masks are.
+    question = replace(question, image=View(32, square=True).pixels(Image.open(image)))
+    expected = np.flatnonzero(direct.greedy(Chooser(chooser, ChoiceCodec()).eval(), [question])[0].tokens)
+    assert told["chosen"] == expected.tolist() and 0 < len(expected) < len(pool)
+    mask = np.array(Image.open(tmp_path / "mask.png")) > 0
+    assert np.array_equal(mask, pool[expected].any(axis=0))
+    assert told["text"] == f"{' '.join(map(str, expected))} of {len(pool)}" and told["status"] == "ok"
+    # A region may stand among the words.
+    saved(tmp_path / "one.png", 255 * pool[0].astype(np.uint8))
+    status, _, _ = predict(
+        *asked[:2],
+        "the <mask> dog",
+        *asked[3:],
+        "--candidates",
+        tmp_path / "pool.npy",
+        "--mask",
+        tmp_path / "one.png",
+        *outputs,
+    )
+    assert status == 0 and json.loads((tmp_path / "out.json").read_text())["phrase"] == "the <mask> dog"
+
+
+def test_what_a_policy_cannot_be_shown_is_one_line(predict, chooser, tmp_path):
+    image = saved(tmp_path / "scene.png", enlarged(scene(), 2))
+    np.save(tmp_path / "pool.npy", np.ones((2, 128, 128), np.bool_))
+    np.save(tmp_path / "small.npy", np.ones((2, 64, 64), np.bool_))
+    choosing, drawing = (chooser, image, "dog", "--config", "gspo_groups"), (TINY, image, "dog")
+    for arguments, says in (
+        (choosing, "chooses among candidate masks, and none are given; give a file by --candidates."),
+        ((*choosing, "--candidates", tmp_path / "small.npy"), "has masks of 64 x 64 pixels"),
+        ((*choosing, "--candidates", tmp_path / "pool.npy", "--point", "3,4"), "has a PointPart"),
+        ((*choosing, "--candidates", tmp_path / "pool.npy", "--mask", tmp_path / "pool.npy"), "has 2 masks, where one"),
+        ((*drawing, "--candidates", tmp_path / "pool.npy"), "the policy draws outlines; leave it out."),
+        ((*drawing, "--box", "4,4,4,9"), "--box is 4,4,4,9; give its left, upper, right and lower edge"),
+        ((*drawing, "--point", "200,4"), "--point is 200,4, outside the image of 128 x 128 pixels"),
+    ):
+        status, _, errors = predict(*arguments)
+        assert (status, says in errors, len(errors.splitlines())) == (2, True, 1), errors
+
+
+def test_a_place_stands_in_the_words_of_a_policy_that_reads_it(predict, tmp_path):
+    image = saved(tmp_path / "scene.png", enlarged(scene(), 2))
+    answers = []
+    for point in ((), ("--point", "20,30")):
+        status, _, _ = predict(TINY, image, PHRASE, *point, "--json", tmp_path / "out.json")
+        answers.append(json.loads((tmp_path / "out.json").read_text())["text"])
+        assert status == 0
+    assert answers[0] != answers[1]
