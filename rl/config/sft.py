@@ -32,6 +32,10 @@ class SftStage:
     """What of an answer is learned: "box" its beginning, of a codec that writes boxes there; "outline" all of it."""
     number_spread: Annotated[float, at_least(0)] = 0.0
     """Width of a number's target over its neighbours; 0 is the usual cross-entropy."""
+    positive_weight: Annotated[float, above(0)] = 1.0
+    """Of policies that choose among candidates: how much a candidate that belongs to an answer weighs in the loss, one
+    that does not being 1. Pools have more of the latter, so that above 1 more are chosen; the loss is then no mean of
+    nats any more, that of evaluations is."""
     with_absent: bool = False
     """Whether questions about absent things are asked.
 

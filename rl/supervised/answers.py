@@ -174,13 +174,18 @@ def _refuse_unread(example: Example, processor: Processor, text: str) -> None:
 
 def _refuse_unfit_stages(processor: Processor, settings: SftSettings) -> None:
     """number_spread is for tokenizers whose numbers are single tokens: elsewhere it would blur digits; box stages are
-    for codecs that begin with a box."""
+    for codecs that begin with a box, weights of chosen candidates for those that choose."""
     for stage in settings.stages:
         if stage.number_spread > 0 and len(processor.number_tokens) <= 10:
             raise ValueError(
                 f"number_spread of stage {stage.name} is {stage.number_spread}, but this tokenizer writes 10 in "
                 "several tokens, so that neighbours of a digit would be taught in place of neighbours of a number; set "
                 "it to 0."
+            )
+        if stage.positive_weight != 1 and not isinstance(processor.codec, ChoosingCodec):
+            raise ValueError(
+                f"positive_weight of stage {stage.name} is {stage.positive_weight}, and the codec writes answers, none "
+                "of whose tokens is a candidate; set it to 1, or choose codec mask_group."
             )
         if stage.answer == "box" and not isinstance(processor.codec, BoxCodec):
             raise ValueError(

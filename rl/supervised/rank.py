@@ -98,7 +98,7 @@ class SftRank:
             )
         loss = torch.zeros((), device=self._engine.device)
         for one, rows in self._rows(scenes, planned):
-            part = self._loss(rows, one, stage.number_spread) / planned.scored
+            part = self._loss(rows, one, stage) / planned.scored
             # The engine takes the mean over ranks; this is the rank's part of a sum.
             self._engine.backward(part * self._place.world_size, last=one is planned.passes[-1])
             loss += part.detach()
@@ -132,11 +132,13 @@ class SftRank:
         for one in planned.passes:
             yield one, self._processor.supervised_rows([scenes[k] for k in one.scenes]).to(self._engine.device)
 
-    def _loss(self, rows: PromptRows, one: Pass, number_spread: float = 0.0, policy: Any = None) -> Tensor:
-        """Nats of all tokens that a pass scores, a scalar; 0 for one that does not weigh. policy: None for the trained
-        one."""
+    def _loss(self, rows: PromptRows, one: Pass, stage: SftStage, policy: Any = None) -> Tensor:
+        """Nats of all tokens that a pass scores, those of chosen candidates weighed as the stage says, a scalar; 0 for
+        one that does not weigh. policy: None for the trained one."""
         scorer = self._policy if policy is None else policy
-        scored: Tensor = scorer(rows, number_spread=number_spread)
+        scored: Tensor = scorer(rows, number_spread=stage.number_spread)
+        if stage.positive_weight != 1.0:
+            scored = torch.where(rows.response_tokens == 1, stage.positive_weight * scored, scored)
         return -scored.sum() * float(one.weighs)
 
     @watched
@@ -151,7 +153,7 @@ class SftRank:
         scenes, planned = self._planned([[example] for example in examples], env, everything)
         handed_out = self._policy.whole()
         averaged = handed_out if self._engine.average else None  # else the passes of sharded weights are collectives
-        nats = sum(float(self._loss(rows, one, policy=averaged)) for one, rows in self._rows(scenes, planned))
+        nats = sum(float(self._loss(rows, one, everything, averaged)) for one, rows in self._rows(scenes, planned))
         sums = greedy_sums(handed_out, env, examples, self._settings.max_tokens, self._settings.learner)
         self._policy.network.train()
         totals = torch.tensor([nats, *sums], dtype=torch.float64, device=self._engine.device)

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from ranks import ENV, apart, together
 
+from envs.codecs import mask_group
 from envs.codecs.path_tokens import Codec
 from envs.plugin import Plugin
+from policies.families.mask_selection import Policy as Chooser
 from policies.families.vision_language import Policy
 from policies.settings import LoraSettings
 from policies.weights import is_adapter
@@ -256,3 +258,44 @@ def test_thirty_steps_of_muon_on_two_scenes_take_two_thirds_of_the_loss_away(tin
     losses = apart(losses_of, settings(tiny_untrained, replace(LEARNER, optimizer="muon"), sft, env), 30)
     assert losses[0] > 4
     assert np.mean(losses[-3:]) < losses[0] / 3
+
+
+@pytest.mark.slow
+def test_chosen_candidates_weigh_in_the_loss_as_the_stage_says_and_evaluations_do_not_know_of_it(
+    tiny_untrained: Path, tmp_path: Path
+) -> None:
+    """Against log-probabilities of the policy itself, added up here."""
+    env = Plugin("envs.datasets", "Env", "cutout_scenes", {"image_size": 32, "num_scenes": 8, "candidates": 6})
+    chooser = Chooser(tiny_untrained, mask_group.Codec())
+    with torch.no_grad():
+        chooser.model.selection.classifier.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(5))
+    chooser.save(tmp_path)
+    chooser.processor.save(tmp_path)
+    chooser.processor.save_config(tmp_path, "float32", tied=True)
+
+    def nats_of(split: str) -> tuple[float, float, int]:
+        """Nats of the first three examples' choices: of all candidates, of those that are in; how many there are."""
+        source, processor = env.build(split=split), chooser.processor
+        examples = [source[k] for k in range(3)]
+        texts = [mask_group.Codec().chosen_text(each.candidates, each.truth.masks) for each in examples]
+        questions = [each.question(source.image(each.image)) for each in examples]
+        rows = processor.rows(questions, [[processor.answer_tokens(text)] for text in texts])
+        nats = -chooser(rows).detach()
+        return float(nats.sum()), float(nats[rows.response_tokens == 1].sum()), int(rows.scored_mask.sum())
+
+    policy = Plugin(
+        "policies.families", "Policy", "mask_selection", {"checkpoint": tmp_path, "codec": mask_group.Codec()}
+    )
+
+    def found(weight: float, steps: int) -> Found:
+        stage = replace(STAGE, positive_weight=weight, with_absent=True)
+        each = settings(tiny_untrained, LEARNER, replace(SETTINGS, stages=[stage], questions="one"), env)
+        return together(trained, 1, replace(each, policy=policy.with_settings(dtype="float32")), steps)[0]
+
+    total, positive, num = nats_of("train")
+    plain, weighed = found(1.0, 1), found(3.0, 1)
+    assert plain[0][0]["loss"] == pytest.approx(total / num, rel=1e-5)
+    assert weighed[0][0]["loss"] == pytest.approx((total + 2 * positive) / num, rel=1e-5)
+    assert not np.array_equal(plain[1], weighed[1])
+    total, _, num = nats_of("validation")
+    assert found(3.0, 0)[2].loss == pytest.approx(total / num, rel=1e-5)

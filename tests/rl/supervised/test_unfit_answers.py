@@ -95,6 +95,9 @@ def test_stages_that_a_tokenizer_or_a_codec_cannot_have_are_refused_by_name(tiny
     words = Policy.make_processor(tiny_untrained, Codec())
     spread = replace(SETTINGS, stages=[SftStage("soft", 1, lr=0.01, number_spread=1.5)])
     refuse_unfit_answers(words, SPLITS, replace(config(64), sft=spread))
+    weighed = replace(SETTINGS, stages=[SftStage("chosen", 1, lr=0.01, positive_weight=2.0)])
+    with pytest.raises(ValueError, match=r"^positive_weight of stage chosen is 2\.0, and the codec writes answers"):
+        refuse_unfit_answers(words, SPLITS, replace(config(64), sft=weighed))
     boxes = replace(SETTINGS, stages=[SftStage("boxes", 1, lr=0.01, answer="box")])
     refuse_unfit_answers(words, SPLITS, replace(config(64), sft=boxes))
     text = Policy.make_processor(tiny_untrained, point_text.Codec(coordinates="unit"))
