@@ -120,12 +120,11 @@ class Processor:
         """Get ready for questions; returns the text that stands behind the user's, which an answer follows."""
         self._image_marks = mark_ids(self._checkpoint, self.family, self.tokenizer)
         added = self._template_added = chat_template(self._checkpoint, self.tokenizer, self.family, self.image_token)
-        family = self.family
-        template = QuestionTemplate(self.tokenizer, asking, self.image_token, added, family.begins, family.image_text)
-        self._template = template
+        marks = added, self.family.begins, self.family.image_text
+        self._template = QuestionTemplate(self.tokenizer, asking, self.image_token, *marks)
         # A question is asked for again: by the sampler, for its group, by the checks before a run.
-        self._known_tokens = lru_cache(maxsize=4096)(template.tokens)
-        return template.ending
+        self._known_tokens = lru_cache(maxsize=4096)(self._template.tokens)
+        return self._template.ending
 
     def prompt_tokens(self, question: Question) -> NDArray[np.int64]:
         """[P] token ids of a question, a placeholder for each token of its image included.
