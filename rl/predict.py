@@ -230,9 +230,7 @@ class Predictor:
 
     def _read(self, response: Response, question: Question) -> tuple[Answer, list[int] | None]:
         """The answer in pixels of the view, and of a policy that chooses the numbers of its choice."""
-        processor, (height, width) = self._policy.processor, question.image.shape[:2]
-        if not self._chooses:
-            return processor.read(response, height, width), None
+        height, width = question.image.shape[:2]
         about = Example(
             "image",
             ImageRef("image", "", height, width),
@@ -243,7 +241,8 @@ class Predictor:
             "",
             question.candidates,
         )
-        return processor.read_answer(response, about), np.flatnonzero(response.tokens == 1).tolist()
+        chosen = np.flatnonzero(response.tokens == 1).tolist() if self._chooses else None
+        return self._policy.processor.read_answer(response, about), chosen
 
     def _refine(self, pixels: NDArray[np.uint8], answer: Answer) -> RefinedMask | None:
         if self._refiner is None or answer.status is not AnswerStatus.OK:

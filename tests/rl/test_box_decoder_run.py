@@ -7,16 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from in_process import apart, run_here, settings
+from PIL import Image
 from ranks import free_port
 from rich.console import Console
 from safetensors.torch import load_file
 
 from envs.codecs.box_masks import Codec
+from envs.datasets.cutout_scenes import Env
+from envs.datasets.tasks import box_px
 from envs.geometry.contours import mask_from_rings
 from policies.families.box_decoder import FILE, Policy
 from policies.families.vision_language import Policy as PlainPolicy
 from rl.config.load import load_settings
 from rl.config.sft import SftConfig
+from rl.predict import Predictor, find_source
 from rl.run.parts import run_parts
 from rl.run.preflight import refuse_unfit_policy
 from rl.sft import run_sft
@@ -105,3 +109,14 @@ def test_what_would_draw_nothing_or_change_the_decoder_is_refused(taught: Path, 
         look("policy.freeze_decoder=false")
     with pytest.raises(ValueError, match=r"pool\.engine is vllm, which does not draw"):
         look(engine="vllm")
+
+
+def test_predict_gives_the_drawn_mask_and_no_rectangle(taught: Path) -> None:
+    env = Env("test", image_size=64)
+    example = next(env[k] for k in range(20) if len(env[k].truth.masks))
+    image = Image.fromarray(env.image(example.image))
+    predictor = Predictor(find_source(taught / "policy", Path("gspo_box_decoder"), None))
+    prediction = predictor.predict(image, example.prompt.told)
+    assert prediction.status == "ok" and prediction.mask.any()
+    x0, y0, x1, y1 = box_px(prediction.mask)
+    assert prediction.mask.sum() < (x1 - x0) * (y1 - y0)
