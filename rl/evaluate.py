@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from envs.codecs.base import ChoosingCodec
 from envs.datasets.base import Env
 from envs.geometry.contours import mask_from_rings, rings_from_mask
 from policies.families.vision_language import Policy
 from policies.refiner.mask_refiner import MaskRefiner
 from rewards.target import Target
-from rl.config.plugins import checkpoint_folder
+from rl.config.plugins import checkpoint_folder, codec_plugin
 from rl.config.run import RunConfig, num_gpus
 from rl.evaluation.answers import greedy_groups, score_groups, score_masks
 from rl.evaluation.missing import Missing, missing_dict, missing_iou, missing_table
@@ -65,30 +66,34 @@ class StageAnswers:
 
 
 def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
-    """Evaluate a trained run that has its refiner; returns its folder, with report.html and summary.json in it.
+    """Evaluate a trained run that has its refiner, or whose answers need none; returns its folder, with report.html and
+    summary.json in it.
 
     usage: seconds and memory of the job that this is the end of. Raises FileNotFoundError where the run has no best
-    policy or no refiner.
+    policy, or lacks the refiner that it needs.
     """
     run, parts = RunFolder(Path(config.run)), run_parts(config)
     folder, best = run.path, run.best_policy()
-    if not run.has_refiner:
+    if lacks_refiner(config):
         raise FileNotFoundError(f"{run.refiner} holds no finished refiner; make it first (polytrace refine {folder}).")
     preflight(config, parts, learns=False)
     _warn_of_changed_data(parts, folder, console)
     stages = evaluate_stages(config, parts, best, console)
     cluster.stop()
     answered = stages["rl"].groups
-    masked = [group for group in answered if group.example.prompt.asked == "mask"]
-    refiner = evaluate_refiner(config, parts, masked, console)
-    stages["refined"] = _refined_stage(stages["rl"], masked, refiner.masks)
+    refiner = None
+    if run.has_refiner:
+        masked = [group for group in answered if group.example.prompt.asked == "mask"]
+        refiner = evaluate_refiner(config, parts, masked, console)
+        stages["refined"] = _refined_stage(stages["rl"], masked, refiner.masks)
     scores = {name: summarise(stage.scores) for name, stage in stages.items()}
     paired = _paired({name: stage.scores for name, stage in stages.items()})
     missing = _missing(stages, OutlineBudget.of(parts.codec.build()))
     oracle = pool_oracle([group.example for group in answered])
     seconds, peak_gib, num_scenes = usage.seconds, usage.peak_gib, len(answered)
     summary = summary_dict(scores, paired, num_scenes, seconds, peak_gib, _extras(config, best, oracle))
-    summary["refiner"] = refiner.as_dict()
+    if refiner is not None:
+        summary["refiner"] = refiner.as_dict()
     summary["missing"] = missing_dict(missing)
     of_parts = {
         name: {part: summarise(of) for part, of in by_part(stage.scores).items()} for name, stage in stages.items()
@@ -99,15 +104,24 @@ def evaluate(config: RunConfig, console: Console, usage: JobUsage) -> Path:
     facts = [("seconds", f"{seconds:.0f}"), ("peak memory", f"{peak_gib:.2f} GiB"), ("polytrace", version("polytrace"))]
     facts.append(("config", (folder / "config.yaml").read_text()))
     write_report(folder / "report.html", _report(config, parts, stages, (scores, paired, missing), facts))
-    refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(run.refiner), facts)
+    if refiner is not None:
+        refiner.write(folder / "refiner.html", f"Refiner of {folder.name}", refiner_charts(run.refiner), facts)
     _show(console, (scores, paired, missing), of_parts, oracle)
     split = config.evaluation.final_split
     console.print(f"{num_scenes} scenes of split {split}, {seconds:.0f} s, peak memory {peak_gib:.2f} GiB")
-    refiner.show(console)
+    if refiner is not None:
+        refiner.show(console)
     console.print(f"after RL: the best policy on validation, of step {best.step} of {config.steps}")
-    for name in ("report.html", "refiner.html", "summary.json", "archive"):
+    for name in ("report.html", *(["refiner.html"] if refiner is not None else []), "summary.json", "archive"):
         console.print(f"wrote {folder / name}", markup=False)
     return folder
+
+
+def lacks_refiner(config: RunConfig) -> bool:
+    """Whether a run still needs a refiner to be evaluated: those whose answers are candidate masks, exact as they are,
+    need none, and have one where somebody made it (`polytrace refine`)."""
+    chooses = isinstance(codec_plugin(config.codec).build(), ChoosingCodec)
+    return not chooses and not RunFolder(Path(config.run)).has_refiner
 
 
 Numbers = tuple[Mapping[str, StageScores], Mapping[str, Interval], Mapping[str, Missing]]
@@ -136,7 +150,9 @@ def _paired(scores: Mapping[str, Sequence[SceneScore]]) -> dict[str, Interval]:
     """Differences in gIoU between stages on the same scenes, by a key of PAIR_TITLES."""
     pairs = {name: name.split("_minus_") for name in PAIR_TITLES}
     return {
-        name: paired_difference(scores[other], scores[one]) for name, (one, other) in pairs.items() if other in scores
+        name: paired_difference(scores[other], scores[one])
+        for name, (one, other) in pairs.items()
+        if {one, other} <= scores.keys()
     }
 
 
@@ -238,7 +254,7 @@ def _report(
     scores, paired, missing = numbers
     env: Env = parts.env.build(split=config.evaluation.final_split)
     rows = []
-    for choice, k in choose_scenes(stages["refined"].scores):
+    for choice, k in choose_scenes(stages.get("refined", stages["rl"]).scores):
         example = stages["rl"].groups[k].example
         truth_rings = [ring for mask in example.truth.masks for ring in rings_from_mask(mask)]
         drawn = {name: stage.drawn(k) for name, stage in stages.items()}

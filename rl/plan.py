@@ -7,15 +7,20 @@ layers of the true widths; seconds are estimates. Formulas and assumptions: docs
 
 from dataclasses import asdict, dataclass, replace
 from math import ceil, isqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from envs.example import Prompt, Question
+from envs.plugin import Plugin
 from policies.families._sizes import model_sizes
 from policies.families.vision_language import Policy as VisionLanguage
 from policies.processor import Processor
+from policies.selection.encoders import Encoder
+from policies.selection.numbers import NumbersProcessor
+from policies.selection.processor import SelectionProcessor
 from rl.config.load import plugin_from_settings
 from rl.config.plugins import algorithm_plugin, codec_plugin, policy_plugin
 from rl.config.run import RunConfig, num_gpus
@@ -87,7 +92,7 @@ def plan(config: RunConfig, machines: Machines, look: Look = Look()) -> Plan:  #
     processor = processor_of(policy)
     job = Job(
         config=config,
-        sizes=model_sizes(processor, config.learner.lora),
+        sizes=model_sizes(processor, config.learner.lora, encoder_widths(policy)),
         asked=asked_of(processor, config, look),
         machines=machines,
         divergence=algorithm_plugin(config.algorithm).build().kl > 0,
@@ -100,6 +105,11 @@ def plan(config: RunConfig, machines: Machines, look: Look = Look()) -> Plan:  #
     # With too few cards every number is that of cards which are not there, and so would be advice.
     fits, faster = (to_fit(job, now, store), to_save_time(job, now, store)) if enough else (None, [])
     return Plan(job, now, fits, faster, _notes(job), problems)
+
+
+def encoder_widths(policy: Plugin) -> list[int]:
+    """Channels of the further encoders that the settings of a policy over candidate masks name."""
+    return [Encoder(Path(each)).width for each in policy.settings.get("encoders") or ()]
 
 
 def small_cards_note(config: RunConfig, card_bytes: int | None) -> str | None:
@@ -169,6 +179,8 @@ def asked_of(processor: Processor, config: RunConfig, look: Look) -> Asked:
     image = _most_image_tokens(processor) if look.image is None else processor.image_tokens(*look.image)
     blank = Question(np.zeros((28, 28, 3), np.uint8), Prompt.of_text(_PHRASE))
     words = len(processor.engine_tokens(blank)) - 1
+    if isinstance(processor, SelectionProcessor | NumbersProcessor):
+        words += processor.listed_tokens(most)
     patches = image * processor.family.patches_each(processor.image_processor)
     return Asked(words + image, image, patches, answer)
 

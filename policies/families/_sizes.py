@@ -3,8 +3,8 @@
 So a plan of memory and time needs a folder with config.json, tokenizer and image processor, and no weights.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,9 @@ from transformers import AutoModelForImageTextToText
 
 from policies.lora import add_adapters
 from policies.processor import Processor
+from policies.selection.head import MaskTokens, SelectionHead, mask_features
+from policies.selection.numbers import NumbersProcessor
+from policies.selection.processor import SelectionProcessor
 from policies.settings import LoraSettings
 
 
@@ -101,6 +104,9 @@ class ParameterCounts:
     """Parameters of adapters, which the others do not count."""
     idle: int = 0
     """Parameters of the experts that a token does not go to; among those of layers."""
+    selection: int = 0
+    """What makes tokens of candidate masks, and judges them where the policy chooses in one pass; 0 for policies
+    without candidates. Further encoders of masks are frozen and not counted."""
 
     def trained(self, learner: TrainingChoice) -> int:
         """How many of them learn."""
@@ -113,7 +119,7 @@ class ParameterCounts:
     @property
     def all(self) -> int:
         """All of the model, without adapters."""
-        return self.tower + self.layers + self.embedding + self.head
+        return self.tower + self.layers + self.embedding + self.head + self.selection
 
     @property
     def largest(self) -> int:
@@ -132,8 +138,10 @@ class ModelSizes:
     parameters: ParameterCounts
 
 
-def model_sizes(processor: Processor, lora: LoraSettings | None = None) -> ModelSizes:
+def model_sizes(processor: Processor, lora: LoraSettings | None = None, encoders: Sequence[int] = ()) -> ModelSizes:
     """Sizes of the model that a processor belongs to, with those of adapters where it is to have some.
+
+    encoders: channels of further encoders, where it is one of candidate masks.
 
     Raises ValueError where transformers makes no model of its config, or learned.lora names layers that there are not.
     """
@@ -149,8 +157,18 @@ def model_sizes(processor: Processor, lora: LoraSettings | None = None) -> Model
         processor.family.title,
         _text_sizes(processor.config.get_text_config().to_dict()),
         _vision_sizes(processor.config.vision_config.to_dict()),
-        _parameter_counts(processor, model, lora),
+        replace(_parameter_counts(processor, model, lora), selection=_selection(processor, model, encoders)),
     )
+
+
+def _selection(processor: Processor, model: Any, encoders: Sequence[int]) -> int:
+    """Parameters of what a policy over candidate masks has beside the model."""
+    if not isinstance(processor, SelectionProcessor | NumbersProcessor):
+        return 0
+    made = SelectionHead if isinstance(processor, SelectionProcessor) else MaskTokens
+    with torch.device("meta"):
+        head = made(mask_features(processor.config), model.get_input_embeddings().weight.shape[1], encoders)
+    return _count(head.parameters())
 
 
 def _parameter_counts(processor: Processor, model: Any, lora: LoraSettings | None) -> ParameterCounts:

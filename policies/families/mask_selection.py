@@ -13,38 +13,34 @@ The log-probability of an answer is the sum over its candidates, so that any num
 Letters: B rows, G answers, P prompt tokens, N candidates, R references.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from envs.codecs.base import AnswerCodec
 from envs.example import Question
 from policies.checkpoint import Checkpoint
-from policies.families import vision_language
-from policies.families._loading import family_of
-from policies.families._qwen import Qwen2_5VL, Qwen3VL
+from policies.families import _mask_tokens
+from policies.families._mask_tokens import family_with_places
 from policies.families.base import PromptRows
 from policies.selection.head import SelectionHead
 from policies.selection.processor import SelectionProcessor
-from policies.selection.regions import Regions, inside
+from policies.selection.regions import Regions
 from policies.settings import AS_IT_IS, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 
-FILE = "selection.safetensors"
-"""Projector, prefixes and classifier, in the folder of a checkpoint."""
 ORDERS = ("free", "causal")
-_SEED = 0
-"""Of the first weights where a folder has none."""
 
 
-class Policy(vision_language.Policy):
+class Policy(_mask_tokens.Policy):
     """A vision-language model, a SelectionHead and their Processor."""
+
+    head = SelectionHead
 
     def __init__(
         self,
@@ -59,11 +55,14 @@ class Policy(vision_language.Policy):
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         template_arguments: dict[str, Any] | None = None,
+        encoders: list[str] | None = None,
     ) -> None:
         """Load a Hugging Face folder of the Qwen families, with what chooses from selection.safetensors, or new.
 
-        order: `free` or `causal`, above; the others as the policy `vision_language` has them. Raises as that does, and
-        ValueError for adapters, and for another order or family.
+        order: `free` or `causal`, above; encoders: folders of further, frozen vision encoders whose features tell of a
+        mask too, null for those that the folder was trained with; the others as the policy `vision_language` has them.
+        Raises as that does, ValueError for adapters and for another order or family, and FileNotFoundError or
+        ValueError for what is no encoder.
         """
         if order not in ORDERS:
             raise ValueError(f"policy.order is {order!r}; it must be one of {', '.join(ORDERS)}.")
@@ -72,8 +71,9 @@ class Policy(vision_language.Policy):
         super().__init__(
             checkpoint,
             codec,
-            question,
-            dtype,
+            encoders,
+            question=question,
+            dtype=dtype,
             weights=weights,
             system=system,
             min_pixels=min_pixels,
@@ -81,36 +81,13 @@ class Policy(vision_language.Policy):
             template_arguments=template_arguments,
         )
         self._order = order
-        self.model.selection = self._selection(checkpoint, weights)
-
-    def _selection(self, checkpoint: Path, weights: bool) -> SelectionHead:
-        embedding = self.model.get_input_embeddings().weight
-        channels = int(self.model.config.vision_config.out_hidden_size)
-        like = {"device": "cpu" if weights else "meta", "dtype": embedding.dtype}
-        with torch.device(like["device"]):
-            head = SelectionHead(channels, embedding.shape[1]).to(like["dtype"])
-        if not weights:
-            return head
-        head.begin(_SEED, float(embedding.detach().float().std()))
-        if (checkpoint / FILE).is_file():
-            try:
-                head.take(load_file(checkpoint / FILE))
-            except ValueError as error:
-                raise ValueError(f"{checkpoint / FILE}: {error}") from error
-        return head
 
     @classmethod
     def make_processor(cls, checkpoint: Path, codec: AnswerCodec, asking: Asking = AS_IT_IS) -> SelectionProcessor:
         """The processor of a folder, without its weights; raises as that of `vision_language`, and for families whose
         features are not known here to lie where their pixels are."""
         held = Checkpoint(checkpoint)
-        family = family_of(held)
-        if not isinstance(family, Qwen2_5VL | Qwen3VL) or family.layer_kinds != ("full_attention",):
-            raise ValueError(
-                f"policy.name is mask_selection, which is known over Qwen2.5-VL and Qwen3-VL, and {held.folder} is a "
-                f"{family.title}; give a checkpoint of one of these."
-            )
-        return SelectionProcessor(held, family, codec, asking)
+        return SelectionProcessor(held, family_with_places(held, "mask_selection"), codec, asking)
 
     def forward(
         self,
@@ -140,7 +117,7 @@ class Policy(vision_language.Policy):
     def _logits(self, rows: PromptRows) -> Tensor:
         """[B, N] float32 of each candidate, how much likelier it is in than out."""
         assert rows.regions is not None, "rows of SelectionProcessor have regions"
-        images = self.model.model.get_image_features(rows.pixel_values, rows.image_grid, return_dict=True)
+        images = self.image_features(rows)
         references, tokens = self._region_tokens(rows, images.pooler_output)
         layout = _Layout(rows.prompt_mask, rows.regions, self._order)
         positions, following = self.processor.family.positions(self.model, rows)
@@ -172,22 +149,8 @@ class Policy(vision_language.Policy):
         if rows.references is not None:  # through the projector at once: it is called as often whatever rows hold
             first = rows.references.ends.shape[1]
             shown = torch.cat([rows.references.regions.shares, shown], dim=1)
-        merge = int(self.model.config.vision_config.spatial_merge_size)
-        sizes = (rows.image_grid[:, 1:] // merge).tolist()
-        each = [
-            inside(shares, cells.unflatten(0, tuple(size)).permute(2, 0, 1))
-            for shares, cells, size in zip(shown, features, sizes, strict=True)
-        ]
-        tokens: Tensor = self.model.selection.tokens(torch.stack(each))
+        tokens = self.mask_tokens(rows, features, shown)
         return tokens[:, :first], tokens[:, first:]
-
-    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write an ordinary Hugging Face folder, and beside it what chooses."""
-        held = dict(self.model.named_parameters()) if weights is None else dict(weights)
-        own = {name: held.pop(name) for name in list(held) if name.startswith("selection.")}
-        super().save(folder, {name: weight.detach() for name, weight in held.items()})
-        named = {name.removeprefix("selection."): weight.detach().cpu().contiguous() for name, weight in own.items()}
-        save_file(named, folder / FILE, {"format": "pt"})
 
 
 class _Layout:

@@ -8,7 +8,8 @@ Special tokens other than the end token cannot be sampled (a sampled image token
 the learner takes its log-probabilities under the same restriction, so that both speak of one distribution.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -153,15 +154,21 @@ class Policy(nn.Module):
 
     def _last_states(self, rows: PromptRows, packed: PackedRows, positions: Tensor) -> Tensor:
         """[B, L, width] what the language model makes of packed rows; positions: [B, L] or [3, B, L]."""
-        states: Tensor = self.processor.family.outputs(
-            self.model,
-            input_ids=packed.tokens,
-            **shared_attention.inputs(packed, self._heads),
-            position_ids=positions,
-            **self.processor.family.image_inputs(rows),
-            use_cache=False,
-        ).last_hidden_state
+        with self._shown(rows) as images:
+            states: Tensor = self.processor.family.outputs(
+                self.model,
+                input_ids=packed.tokens,
+                **shared_attention.inputs(packed, self._heads),
+                position_ids=positions,
+                **images,
+                use_cache=False,
+            ).last_hidden_state
         return states
+
+    @contextmanager
+    def _shown(self, rows: PromptRows) -> Iterator[dict[str, Any]]:
+        """What the model is called with, while this lasts, so that it sees the images of rows."""
+        yield self.processor.family.image_inputs(rows)
 
     def _together(self, rows: PromptRows) -> Tensor | None:
         """[B, P] bool: the tokens of each prompt that all see each other; None where each sees those before it."""
@@ -284,16 +291,17 @@ class Policy(nn.Module):
         # The last token is decoded as an answer's first: it sees what it would see here.
         num = rows.prompt_tokens.shape[1] - (0 if self.processor.family.whole_prompts else 1)
         together = None if together is None else together[:, :num]
-        layers: Sequence[Any] = self.processor.family.outputs(
-            self.model,
-            input_ids=rows.prompt_tokens[:, :num],
-            **shared_attention.prompt_inputs(rows.prompt_mask[:, :num], heads, together),
-            position_ids=positions[..., :num],
-            **self.processor.family.image_inputs(rows),
-            # Of a config with windows transformers would make layers that forget what is outside them.
-            past_key_values=None if heads.window is None else DynamicCache(),
-            use_cache=True,
-        ).past_key_values.layers
+        with self._shown(rows) as images:
+            layers: Sequence[Any] = self.processor.family.outputs(
+                self.model,
+                input_ids=rows.prompt_tokens[:, :num],
+                **shared_attention.prompt_inputs(rows.prompt_mask[:, :num], heads, together),
+                position_ids=positions[..., :num],
+                **images,
+                # Of a config with windows transformers would make layers that forget what is outside them.
+                past_key_values=None if heads.window is None else DynamicCache(),
+                use_cache=True,
+            ).past_key_values.layers
         return layers
 
     @torch.no_grad()

@@ -1,32 +1,31 @@
-"""What a language model needs to choose among masks: a token for each, and a classifier on what it makes of it.
+"""What a language model needs to choose among masks: a token for each, and where it writes nothing, a classifier.
 
 After RAS (arXiv 2506.05342), whose code is not public: features inside of a mask and a code of its place through a
 projector of two layers, a learned prefix before the candidates and another before each mask that a question refers to,
 a linear classifier on hidden states.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from policies.selection.regions import CODE_WIDTH
 
-_LATER = {"reference_prefix.weight"}
-"""What heads saved by earlier versions lack."""
 
+class MaskTokens(nn.Module):
+    """What makes a token of a mask: projector, and a prefix that stands before the first."""
 
-class SelectionHead(nn.Module):
-    """Projector, prefixes and classifier."""
-
-    def __init__(self, features: int, width: int) -> None:
-        """features: channels of the tower's output; width: of the language model."""
+    def __init__(self, features: int, width: int, encoders: Sequence[int] = ()) -> None:
+        """features: channels of the tower's output; width: of the language model; encoders: channels of further
+        encoders, each with a norm of its own, since they are of different sizes."""
         super().__init__()
         self.norm = nn.LayerNorm(features + CODE_WIDTH + 1)
-        self.first, self.second = nn.Linear(features + CODE_WIDTH + 1, width), nn.Linear(width, width)
-        # Modules, by whose calls ZeRO-3 fetches their weights.
-        self.prefix, self.reference_prefix = nn.Embedding(1, width), nn.Embedding(1, width)
-        self.classifier = nn.Linear(width, 1)
+        self.norms = nn.ModuleList(map(nn.LayerNorm, encoders))
+        self.first = nn.Linear(features + CODE_WIDTH + 1 + sum(encoders), width)
+        self.second = nn.Linear(width, width)
+        self.prefix = nn.Embedding(1, width)  # a module, by whose calls ZeRO-3 fetches its weight
 
     def begin(self, seed: int, spread: float) -> None:
         """First weights, the same wherever they are drawn; spread: of the language model's embeddings, so that new
@@ -38,40 +37,53 @@ class SelectionHead(nn.Module):
                 layer.bias.zero_()
             self.second.weight.mul_(spread)
             nn.init.normal_(self.prefix.weight, std=spread, generator=draws)
-            nn.init.normal_(self.reference_prefix.weight, std=spread, generator=draws)
-            # Nobody is chosen or left out beforehand.
-            self.classifier.weight.zero_()
-            self.classifier.bias.zero_()
-            self.norm.weight.fill_(1.0)
-            self.norm.bias.zero_()
+            for norm in (self.norm, *self.norms):
+                nn.init.ones_(norm.weight)
+                nn.init.zeros_(norm.bias)
 
-    def tokens(self, regions: Tensor) -> Tensor:
-        """[N, width] embeddings of regions [N, features + W + 1] (regions.py)."""
+    def tokens(self, regions: Tensor, others: Sequence[Tensor] = ()) -> Tensor:
+        """[N, width] embeddings of regions [N, features + W + 1] (regions.py), and of what further encoders say of
+        them, [N, channels] each."""
         like = self.first.weight.dtype
-        made: Tensor = self.second(nn.functional.gelu(self.first(self.norm(regions.to(like)))))
+        told = [norm(each.to(like)) for norm, each in zip((self.norm, *self.norms), (regions, *others), strict=True)]
+        made: Tensor = self.second(nn.functional.gelu(self.first(torch.cat(told, dim=-1))))
         return made
 
-    def take(self, held: Mapping[str, Tensor]) -> None:
-        """Take over weights by name; where an earlier version saved no prefix of references, ours stays as it begins.
+    def opening(self) -> Tensor:
+        """[width] embedding of the prefix."""
+        found: Tensor = self.prefix(torch.zeros(1, dtype=torch.int64, device=self.prefix.weight.device))[0]
+        return found
 
-        Raises ValueError for weights of other names or shapes.
-        """
-        own = self.state_dict()
-        wrong = sorted((own.keys() - _LATER) ^ (held.keys() - _LATER))
-        wrong += [name for name in own.keys() & held.keys() if own[name].shape != held[name].shape]
-        if wrong:
-            raise ValueError(
-                f"what chooses among masks has no {wrong[0]} as this model wants it; give the file that goes with the "
-                "model, or remove it to begin with new weights."
-            )
-        self.load_state_dict(dict(held), strict=False)
+
+def mask_features(config: Any) -> int:
+    """Channels of what the tower of a model gives its language model, by the model's config."""
+    return int(config.vision_config.out_hidden_size)
+
+
+class SelectionHead(MaskTokens):
+    """Projector, prefixes of candidates and of references, and classifier."""
+
+    def __init__(self, features: int, width: int, encoders: Sequence[int] = ()) -> None:
+        """As MaskTokens."""
+        super().__init__(features, width, encoders)
+        self.reference_prefix = nn.Embedding(1, width)
+        self.classifier = nn.Linear(width, 1)
+
+    def begin(self, seed: int, spread: float) -> None:
+        """As MaskTokens; nobody is chosen or left out beforehand."""
+        super().begin(seed, spread)
+        draws = torch.Generator().manual_seed(seed + 1)
+        with torch.no_grad():
+            nn.init.normal_(self.reference_prefix.weight, std=spread, generator=draws)
+            self.classifier.weight.zero_()
+            self.classifier.bias.zero_()
 
     def openings(self) -> tuple[Tensor, Tensor]:
         """[width] embeddings of the prefixes of candidates and of references."""
         zero = torch.zeros(1, dtype=torch.int64, device=self.prefix.weight.device)
-        prefix, reference = self.prefix(zero)[0], self.reference_prefix(zero)[0]
+        reference = self.reference_prefix(zero)[0]
         # Where no question refers to a mask the second has a gradient too, of 0: ranks wait for that of every weight.
-        return prefix + 0.0 * reference, reference
+        return self.opening() + 0.0 * reference, reference
 
     def logits(self, states: Tensor) -> Tensor:
         """[...] float32: how much likelier in than out, of states [..., width]."""

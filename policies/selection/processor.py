@@ -21,7 +21,8 @@ from policies.checkpoint import Checkpoint
 from policies.families.base import PromptRows, Response, TaughtAnswer
 from policies.family import Family
 from policies.processor import Processor
-from policies.selection.regions import References, regions_of
+from policies.selection.encoders import View
+from policies.selection.regions import References, pools_of, regions_of
 from policies.settings import Asking
 
 _GAP = "\N{OBJECT REPLACEMENT CHARACTER}"
@@ -43,6 +44,8 @@ class SelectionProcessor(Processor):
         super().__init__(checkpoint, family, codec, asking)
         self._known_tokens = lru_cache(maxsize=4096)(self._gapped_ids)
         self._chooser = codec
+        self.views: tuple[View, ...] = ()
+        """How further encoders are shown images; a policy that has some sets it."""
         # Choices are no tokens of the vocabulary.
         self.unsampled_tokens, self.end_tokens = [], []
 
@@ -110,20 +113,23 @@ class SelectionProcessor(Processor):
 
         Raises ValueError for a question without candidates.
         """
-        for question in questions:
-            if question.candidates is None or not len(question.candidates):
-                raise ValueError(
-                    f"the question {question.prompt.told!r} has no candidates to choose from; set env.candidates of "
-                    "composed scenes, or give shards that hold some."
-                )
+        pools, images = pools_of(questions), [question.image for question in questions]
         plain = super().rows(questions, responses)
         tokens = plain.prompt_tokens
         return replace(
             plain,
             prompt_tokens=torch.where(tokens < 0, self.end_token, tokens),
-            regions=regions_of([each.candidates for each in questions if each.candidates is not None]),
+            regions=replace(regions_of(pools), views=tuple(view.of(images) for view in self.views)),
             references=self._references(questions),
         )
+
+    def listed_tokens(self, places: int) -> int:
+        """Tokens behind a prompt of as many candidates as an answer has places, in the order `free`."""
+        return 1 + places
+
+    def most_places(self, num: int) -> int:
+        """Places of an answer about `num` candidates: one each."""
+        return num
 
     def unanswered(self, questions: Sequence[Question]) -> PromptRows:
         """Rows to answer: one choice each, that takes nothing."""

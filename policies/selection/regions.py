@@ -5,6 +5,7 @@ channels of it, W numbers of the code of places.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from envs.example import Question
 
 CELLS = 64
 """S."""
@@ -28,14 +31,34 @@ class Regions:
     """[B, N, S, S] float16: how much of each cell of a grid over the image a candidate covers, 0 to 1."""
     mask: Tensor
     """[B, N] bool, True on candidates that there are."""
+    behind: Tensor | None = None
+    """[B, 1 + N] int64: how many tokens of its prompt stand behind that of the prefix and of each candidate; None where
+    these stand behind the prompt."""
+    views: tuple[Tensor, ...] = ()
+    """[B, 3, H, W] float32 each: the images as further encoders are shown them (encoders.py)."""
 
     def to(self, device: torch.device) -> "Regions":
         """The same, held by another device."""
-        return Regions(self.shares.to(device), self.mask.to(device))
+        return self._with(lambda part: part.to(device))
 
     def chosen(self, rows: Any) -> "Regions":
         """Those of some rows, by a slice or by indices."""
-        return Regions(self.shares[rows], self.mask[rows])
+        return self._with(lambda part: part[rows])
+
+    def _with(self, of: Callable[[Tensor], Tensor]) -> "Regions":
+        behind = None if self.behind is None else of(self.behind)
+        return Regions(of(self.shares), of(self.mask), behind, tuple(map(of, self.views)))
+
+
+def pools_of(questions: Sequence[Question]) -> list[NDArray[np.bool_]]:
+    """[N, H, W] candidates of each question; ValueError for one without any."""
+    for question in questions:
+        if question.candidates is None or not len(question.candidates):
+            raise ValueError(
+                f"the question {question.prompt.told!r} has no candidates to choose from; set env.candidates of "
+                "composed scenes, or give shards that hold some."
+            )
+    return [each.candidates for each in questions if each.candidates is not None]
 
 
 @dataclass(frozen=True)
@@ -104,13 +127,18 @@ def inside(shares: Tensor, features: Tensor) -> Tensor:
 
     A mask without a pixel has the means of the whole image.
     """
+    code = place_code(features.shape[1], features.shape[2]).to(features.device)
+    means, area = averaged(shares, torch.cat([features.float(), code]))
+    return torch.cat([means, (area + 1e-6).log()], dim=1)
+
+
+def averaged(shares: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, C] means of features [C, h, w] inside of masks, and [N, 1] the masks' shares of the image; as `inside`."""
     weights = functional.interpolate(shares[:, None].float(), features.shape[1:], mode="area")[:, 0].flatten(1)
     area = weights.mean(1, keepdim=True)
     weights = torch.where(area > 0, weights, 1.0)
     weights = weights / weights.sum(1, keepdim=True)
-    code = place_code(features.shape[1], features.shape[2]).to(features.device)
-    means = weights @ torch.cat([features.flatten(1).float(), code.flatten(1)]).t()
-    return torch.cat([means, (area + 1e-6).log()], dim=1)
+    return weights @ features.flatten(1).float().t(), area
 
 
 def place_code(height: int, width: int) -> Tensor:

@@ -101,22 +101,29 @@ def headroom(
 
 
 @bench_app.command()
-def selection(
+def selection(  # noqa: PLR0913  # options of a command
     config: Annotated[Path, typer.Argument(help="YAML of a run that chooses, or the name of a shipped one.")],
     checkpoints: Annotated[
         list[Path], typer.Argument(help="Folders of policies; the first is what others are compared with.")
     ],
     scenes: Annotated[int, typer.Option(help="Questions of the split.", min=2)] = 600,
     split: Annotated[str, typer.Option(help="Split of the env.")] = "test",
+    written: Annotated[
+        Path | None, typer.Option(help="Folder of a policy mask_numbers, which writes the numbers of candidates.")
+    ] = None,
+    at_once: Annotated[int, typer.Option(help="Questions that are answered together.", min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """What policies that choose among candidates reach, beside the pool's oracle and rules that look at no image."""
+    """What policies that choose among candidates reach, beside the pool's oracle and rules that look at no image.
+
+    --written: also how much longer it takes to write the numbers of the chosen, side by side.
+    """
     from rl.bench.learning import selection as bench
     from rl.config.load import load_settings
     from rl.config.run import RunConfig
 
     asked = load_settings(RunConfig, config, ["run=selection", f"policy.checkpoint={checkpoints[0]}"])
-    found = bench.measure(asked, checkpoints, split, scenes, Console(stderr=True))
+    found = bench.measure(asked, checkpoints, split, scenes, Console(stderr=True), written, at_once)
     tell(as_json, bench.as_json(found), bench.table(found))
 
 

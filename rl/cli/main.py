@@ -302,18 +302,21 @@ def refine(
 
 @app.command()
 def evaluate(run: RunFolder) -> None:
-    """Compare SFT, RL and RL + refiner of a run on held-out scenes; trains the refiner where there is none."""
+    """Compare SFT, RL and RL + refiner of a run on held-out scenes; trains the refiner where there is none.
+
+    Runs that choose among candidate masks need none.
+    """
     from rl.evaluate import evaluate as evaluate_run
+    from rl.evaluate import lacks_refiner
 
     without_gpu_warning()
     from rl.refine import refine as make_refiner
     from rl.refine import settings_of
-    from rl.run.folder import RunFolder as FolderOfRun
     from rl.run.metrics import JobUsage
 
     config = run_config(run)
     with JobUsage() as usage:
-        if not FolderOfRun(run).has_refiner:
+        if lacks_refiner(config):
             make_refiner(settings_of(config), console)
         evaluate_run(config, console, usage)
 

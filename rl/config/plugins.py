@@ -73,6 +73,9 @@ def policy_plugin(policy: Mapping[str, Any], codec: Plugin) -> Plugin:
     plugin = plugin_from_settings("policies.families", "Policy", entry | {"checkpoint": checkpoint}, "policy", given)
     if "question" in plugin.settings:
         check_question(plugin.settings["question"])
+    if plugin.settings.get("encoders") is not None:  # workers may run in another folder
+        whole = [str(Path(each).expanduser().resolve()) for each in plugin.settings["encoders"]]
+        plugin = plugin.with_settings(encoders=whole)
     return plugin.with_settings(checkpoint=folder.resolve(), codec=codec.build())
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from envs.codecs.base import ChoosingCodec
 from envs.datasets.base import Env
 from policies.processor import Processor
+from policies.selection.numbers import NumbersProcessor
+from policies.selection.processor import SelectionProcessor
 from rl.config.run import RunConfig
 from rl.run.parts import RunParts
 
@@ -14,23 +15,29 @@ _MEASURED = 64
 
 def refuse_unfit_pools(config: RunConfig, parts: RunParts, processor: Processor) -> None:
     """Raise ValueError where a policy that chooses at all places at once is to write a token after the other, or the
-    other way round, and where questions have no candidates or more than an answer may have places."""
-    chooses, engine = isinstance(processor.codec, ChoosingCodec), parts.engine.name
-    if chooses and engine != "direct":
+    other way round, and where questions have no candidates or an answer cannot be as long as they may ask for."""
+    at_once, engine = isinstance(processor, SelectionProcessor), parts.engine.name
+    if at_once and engine != "direct":
         raise ValueError(
             f"policy.name is {parts.policy.name}, which chooses among all candidates at once, and pool.engine {engine} "
             "samples a token after the other; set pool.engine to {name: direct}."
         )
-    if not chooses and engine == "direct":
+    if not at_once and engine == "direct":
         raise ValueError(
             f"pool.engine is direct, and policy.name {parts.policy.name} writes a token after the other; set "
             "pool.engine to {name: shared}."
         )
-    if chooses:
-        _refuse_other_pools(parts.env.build(split="train"), config.sampling.max_tokens)
+    if not isinstance(processor, SelectionProcessor | NumbersProcessor):
+        return
+    if not at_once and engine != "shared":
+        raise ValueError(
+            f"policy.name is {parts.policy.name}, whose questions hold candidate masks, which pool.engine {engine} "
+            "cannot be shown; set pool.engine to {name: shared}."
+        )
+    _refuse_other_pools(parts.env.build(split="train"), config.sampling.max_tokens, processor)
 
 
-def _refuse_other_pools(env: Env, most: int) -> None:
+def _refuse_other_pools(env: Env, most: int, processor: SelectionProcessor | NumbersProcessor) -> None:
     for index in np.linspace(0, len(env) - 1, min(len(env), _MEASURED)).astype(int).tolist():
         example = env[index]
         if example.candidates is None or not len(example.candidates):
@@ -38,8 +45,9 @@ def _refuse_other_pools(env: Env, most: int) -> None:
                 f"{example.id} has no candidates to choose from; set env.candidates of composed scenes, or give shards "
                 "that hold some (env.candidates true)."
             )
-        if len(example.candidates) > most:
+        needed = processor.most_places(len(example.candidates))
+        if needed > most:
             raise ValueError(
-                f"{example.id} has {len(example.candidates)} candidates, and an answer has a place for each, of which "
-                f"sampling.max_tokens allows {most}; set that to {len(example.candidates)} or more."
+                f"{example.id} has {len(example.candidates)} candidates, and an answer about them {needed} places, "
+                f"of which sampling.max_tokens allows {most}; set that to {needed} or more."
             )

@@ -13,8 +13,9 @@ from torch import Tensor
 from envs.codecs import mask_group
 from envs.datasets.cutout_scenes import Env
 from envs.example import BoxPart, MaskPart, Part, Prompt, Question, TextPart
+from policies.families._mask_tokens import FILE
 from policies.families.base import PromptRows
-from policies.families.mask_selection import FILE, Policy
+from policies.families.mask_selection import Policy
 from policies.selection.regions import covered, inside
 
 ENV = Env(split="train", image_size=32, candidates=9, max_scale=0.45)

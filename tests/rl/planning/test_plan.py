@@ -239,3 +239,20 @@ def test_a_token_meets_the_experts_that_it_goes_to_and_leaves_one_latent_a_layer
     assert cache_bytes(found) == 27 * (2 * 512 + 64) * 2
     without = replace(found, sizes=replace(found.sizes, parameters=replace(counts, idle=0)))
     assert text_operations(without) > 5 * text_operations(found)
+
+
+@pytest.mark.parametrize(("config", "listed"), [("gspo_groups", 1 + 12), ("gspo_groups_written", 1 + 12 * 2)])
+def test_a_plan_of_choosing_counts_candidates_and_what_makes_their_tokens(
+    models: Path, config: str, listed: int
+) -> None:
+    more = ("learner.ranks=1", "learner.gpus_per_rank=1", "pool.workers=1", "pool.gpus_per_worker=1")
+    found = planned(models, config, *more, model="qwen3_vl_4b", look=Look(image=(480, 640)))
+    plain = planned(models, "gspo_polygons", *more, model="qwen3_vl_4b", look=Look(image=(480, 640)))
+    held = found.job.sizes.parameters
+    # Norm, two layers, prefix and, where it judges, a classifier; the tower gives 2560 channels, as wide as the model.
+    wide = 2560 + 32 + 1
+    assert held.selection == 2 * wide + (wide + 1) * 2560 + (2560 + 1) * 2560 + 2560 + (2561 if listed == 13 else 0)
+    assert held.all - held.selection == plain.job.sizes.parameters.all
+    assert plain.job.sizes.parameters.selection == 0
+    assert found.job.asked.image == plain.job.asked.image
+    assert 0 < found.job.asked.prompt - found.job.asked.image - listed < 40

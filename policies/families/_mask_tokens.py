@@ -1,0 +1,147 @@
+"""What policies over candidate masks have in common: a token of each mask by the model's own tower, and where the
+weights that make it are kept."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from envs.codecs.base import AnswerCodec
+from policies.checkpoint import Checkpoint
+from policies.families import vision_language
+from policies.families._loading import family_of
+from policies.families._qwen import Qwen2_5VL, Qwen3VL
+from policies.families.base import PromptRows
+from policies.family import Family
+from policies.selection.encoders import Encoder
+from policies.selection.head import MaskTokens, mask_features
+from policies.selection.numbers import NumbersProcessor
+from policies.selection.processor import SelectionProcessor
+from policies.selection.regions import averaged, inside
+
+FILE = "selection.safetensors"
+"""Projector and prefix, and a classifier where there is one, in the folder of a checkpoint."""
+_CLASSIFIER = {"classifier.weight", "classifier.bias"}
+_LATER = {"reference_prefix.weight"}
+"""What files of earlier versions lack, and who writes numbers has no use for."""
+ENCODERS = "selection.json"
+"""Names the folders of further encoders, beside FILE, where there are some."""
+_SEED = 0
+"""Of the first weights where a folder has none."""
+
+
+class Policy(vision_language.Policy):
+    """A vision-language model, and beside it what makes tokens of masks, `model.selection`."""
+
+    head: ClassVar[type[MaskTokens]] = MaskTokens
+    """What `model.selection` is."""
+
+    def __init__(
+        self, checkpoint: Path, codec: AnswerCodec, encoders: Sequence[str] | None = None, **settings: Any
+    ) -> None:
+        """Load a Hugging Face folder as the policy `vision_language` does, with `selection` from FILE, or new.
+
+        encoders: folders of further vision encoders; None: those that the folder was trained with, by ENCODERS. Raises
+        as that does, and FileNotFoundError or ValueError for what is no encoder, and weights that do not fill it.
+        """
+        super().__init__(checkpoint, codec, **settings)
+        if encoders is None:
+            encoders = Checkpoint(checkpoint).json(ENCODERS).get("encoders", [])
+        self.encoders = [Encoder(Path(each), settings.get("dtype", "float32")) for each in encoders]
+        """Frozen, and no part of `model`: what is trained, sent and saved."""
+        assert isinstance(self.processor, SelectionProcessor | NumbersProcessor)
+        self.processor.views = tuple(each.view for each in self.encoders)
+        self.model.selection = self._selection(checkpoint, settings.get("weights", True))
+
+    def _selection(self, checkpoint: Path, weights: bool) -> MaskTokens:
+        embedding = self.model.get_input_embeddings().weight
+        channels = mask_features(self.model.config)
+        with torch.device("cpu" if weights else "meta"):
+            head = self.head(channels, embedding.shape[1], [each.width for each in self.encoders]).to(embedding.dtype)
+        if not weights:
+            return head
+        head.begin(_SEED, float(embedding.detach().float().std()))
+        if (checkpoint / FILE).is_file():
+            held, own = load_file(checkpoint / FILE), head.state_dict()
+            _refuse_other(held, own, checkpoint / FILE)
+            head.load_state_dict({name: held[name] for name in own if name in held}, strict=False)
+        return head
+
+    def image_features(self, rows: PromptRows) -> Any:
+        """What the tower makes of the images of rows, as the model takes it in place of pixels."""
+        return self.model.model.get_image_features(rows.pixel_values, rows.image_grid, return_dict=True)
+
+    def mask_tokens(self, rows: PromptRows, features: Any, masks: Tensor) -> Tensor:
+        """[B, N, width] the token of each of masks [B, N, S, S]; features: [cells, C] of each image."""
+        assert rows.regions is not None, "rows of processors over candidates have regions"
+        merge = int(self.model.config.vision_config.spatial_merge_size)
+        sizes = (rows.image_grid[:, 1:] // merge).tolist()
+        each = [
+            inside(shares, cells.unflatten(0, tuple(size)).permute(2, 0, 1))
+            for shares, cells, size in zip(masks, features, sizes, strict=True)
+        ]
+        maps = [one.features(view) for one, view in zip(self.encoders, rows.regions.views, strict=True)]
+        others = [torch.stack([averaged(*pair)[0] for pair in zip(masks, found, strict=True)]) for found in maps]
+        tokens: Tensor = self.model.selection.tokens(torch.stack(each), others)
+        return tokens
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write an ordinary Hugging Face folder, and FILE beside it."""
+        held = dict(self.model.named_parameters()) if weights is None else dict(weights)
+        own = {name: held.pop(name) for name in list(held) if name.startswith("selection.")}
+        super().save(folder, {name: weight.detach() for name, weight in held.items()})
+        named = {name.removeprefix("selection."): weight.detach().cpu().contiguous() for name, weight in own.items()}
+        save_file(named, folder / FILE, {"format": "pt"})
+        if self.encoders:
+            named_folders = {"encoders": [str(each.folder) for each in self.encoders]}
+            (folder / ENCODERS).write_text(json.dumps(named_folders, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_other(held: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError where weights of a file do not fill those of a head; a classifier may be left over, so that who
+    writes can begin with what choosing taught."""
+    free = _CLASSIFIER | _LATER
+    left, lacking = held.keys() - own.keys() - free, own.keys() - held.keys() - free
+    if left or lacking or any(held[name].shape != own[name].shape for name in held.keys() & own.keys()):
+        raise ValueError(
+            f"{path} was trained with other encoders than policy.encoders names; give as many folders of the same "
+            "widths, in the same order, or leave policy.encoders out to take those that it was trained with."
+        )
+    if missing := own.keys() - held.keys() - _LATER:
+        raise ValueError(
+            f"{path} lacks {', '.join(sorted(missing))}: it is of policy mask_numbers, which writes; set policy.name "
+            "to that, or begin with a folder without this file."
+        )
+
+
+def family_with_places(checkpoint: Checkpoint, name: str) -> Family:
+    """The family of a checkpoint for the policy `name`.
+
+    Raises ValueError for those whose features are not known here to lie where their pixels are.
+    """
+    family = family_of(checkpoint)
+    if not isinstance(family, Qwen2_5VL | Qwen3VL) or family.layer_kinds != ("full_attention",):
+        raise ValueError(
+            f"policy.name is {name}, which is known over Qwen2.5-VL and Qwen3-VL, and {checkpoint.folder} is a "
+            f"{family.title}; give a checkpoint of one of these."
+        )
+    return family
+
+
+@contextmanager
+def embedded(embedding: Any, tokens: Tensor, rows: Tensor, places: Tensor) -> Iterator[None]:
+    """While it lasts, what an embedding gives at (rows [M], places [M]) is tokens [M, width]."""
+
+    def replaced(_module: Any, _inputs: Any, found: Tensor) -> Tensor:
+        return found.index_put((rows, places), tokens.to(found.dtype))
+
+    hook = embedding.register_forward_hook(replaced)
+    try:
+        yield
+    finally:
+        hook.remove()
