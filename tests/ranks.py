@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from processes import forks
 
+from envs.codecs import mask_group
+from envs.codecs.base import AnswerCodec
 from envs.codecs.path_tokens import Codec
+from envs.example import Example
+from envs.geometry.rle import rle_from_mask
 from envs.plugin import Plugin
-from policies.families.vision_language import Policy
 from rl.algorithms.gspo import Algorithm
 from rl.config.learner import LearnerSettings, RankPlace, RankSettings
 from rl.learner.batches.batch import Batch
@@ -25,6 +28,36 @@ ENV = Plugin("envs.datasets", "Env", "cutout_scenes", {"image_size": 32, "num_sc
 ALGORITHM = Algorithm(clip_low=0.003, clip_high=0.004)
 LEARNER = LearnerSettings(lr=1e-3, warmup_steps=1, minibatches=2, micro_groups=1, threads=1)
 TEMPERATURE = 0.8
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A policy, and data with which it can be asked."""
+
+    name: str
+    """Of the policy's file."""
+    codec: AnswerCodec
+    env: Plugin
+
+    def plugin(self, checkpoint: Path) -> Plugin:
+        return Plugin("policies.families", "Policy", self.name, {"checkpoint": checkpoint, "codec": self.codec})
+
+    def text(self, example: Example, rng: np.random.Generator) -> str:
+        """A random answer, of any length or of a place for each candidate."""
+        if example.candidates is not None:
+            return mask_group.text_of((rng.random(len(example.candidates)) < 0.5).tolist())
+        return " ".join(map(str, rng.integers(0, 64, rng.integers(1, 9))))
+
+
+WRITES = Kind("vision_language", Codec(), ENV)
+_POOLS = {"candidates": 6, "max_scale": 0.45, "several_share": 1.0, "same_share": 0.5, "seed": 15}
+CHOOSES = Kind(
+    "mask_selection",
+    mask_group.Codec(),
+    ENV.with_settings(**_POOLS),
+)
+"""Of the first four questions the first and the last refer to a mask, so that in each mini-batch one rank of two has a
+reference and the other none."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +85,20 @@ class Session:
     """Whether the weights to report are the running average."""
 
 
-def settings(checkpoint: Path, learner: LearnerSettings, algorithm: Plugin | None = None) -> RankSettings:
-    policy = Plugin("policies.families", "Policy", "vision_language", {"checkpoint": checkpoint, "codec": Codec()})
+def settings(
+    checkpoint: Path, learner: LearnerSettings, algorithm: Plugin | None = None, kind: Kind = WRITES
+) -> RankSettings:
     algorithm = algorithm or Plugin("rl.algorithms", "Algorithm", "gspo", dict(vars(ALGORITHM)))
-    return RankSettings(learner, policy, ENV, algorithm, TEMPERATURE, groups_per_step=4, seed=0)
+    policy = kind.plugin(checkpoint)
+    return RankSettings(learner, policy, kind.env, algorithm, TEMPERATURE, groups_per_step=4, seed=0)
 
 
-def batch(checkpoint: Path, seed: int, signal: bool = True) -> Batch:
+def batch(checkpoint: Path, seed: int, signal: bool = True, kind: Kind = WRITES) -> Batch:
     """Four groups of three random answers of uneven length, with log-probabilities as a sampler would report them."""
-    policy, env = Policy(checkpoint, Codec()), ENV.build(split="train")
+    policy, env = kind.plugin(checkpoint).build(), kind.env.build(split="train")
     rng = np.random.default_rng(seed)
     examples = [env[index] for index in range(4)]
-    texts = [[" ".join(map(str, rng.integers(0, 64, rng.integers(1, 9)))) for _ in range(3)] for _ in examples]
+    texts = [[kind.text(example, rng) for _ in range(3)] for example in examples]
     tokens = tuple(tuple(policy.processor.answer_tokens(text) for text in row) for row in texts)
     rows = policy.rows([example.question(env.image(example.image)) for example in examples], tokens)
     logprobs = policy(rows, TEMPERATURE).detach().numpy()
@@ -72,7 +107,9 @@ def batch(checkpoint: Path, seed: int, signal: bool = True) -> Batch:
     totals[1] = 0.5
     advantages, counts = ALGORITHM.advantages(totals)
     images, prompts = (tuple(part) for part in zip(*((e.image, e.prompt) for e in examples), strict=True))
-    return Batch(images, prompts, tokens, tuple(map(tuple, sampled)), advantages.astype(np.float32), counts)
+    made = Batch(images, prompts, tokens, tuple(map(tuple, sampled)), advantages.astype(np.float32), counts)
+    pools = [None if e.candidates is None else tuple(map(rle_from_mask, e.candidates)) for e in examples]
+    return made if pools[0] is None else replace(made, candidates=tuple(pools))
 
 
 def free_port() -> int:

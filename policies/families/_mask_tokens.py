@@ -29,6 +29,7 @@ FILE = "selection.safetensors"
 _CLASSIFIER = {"classifier.weight", "classifier.bias"}
 _LATER = {"reference_prefix.weight"}
 """What files of earlier versions lack, and who writes numbers has no use for."""
+_OF_ENCODERS = ("norms.", "first.")
 ENCODERS = "selection.json"
 """Names the folders of further encoders, beside FILE, where there are some."""
 _SEED = 0
@@ -106,11 +107,17 @@ def _refuse_other(held: Mapping[str, Tensor], own: Mapping[str, Tensor], path: P
     """Raise ValueError where weights of a file do not fill those of a head; a classifier may be left over, so that who
     writes can begin with what choosing taught."""
     free = _CLASSIFIER | _LATER
-    left, lacking = held.keys() - own.keys() - free, own.keys() - held.keys() - free
-    if left or lacking or any(held[name].shape != own[name].shape for name in held.keys() & own.keys()):
+    wrong = sorted((held.keys() ^ own.keys()) - free)
+    wrong += [name for name in sorted(held.keys() & own.keys()) if held[name].shape != own[name].shape]
+    if any(name.startswith(_OF_ENCODERS) for name in wrong):
         raise ValueError(
             f"{path} was trained with other encoders than policy.encoders names; give as many folders of the same "
             "widths, in the same order, or leave policy.encoders out to take those that it was trained with."
+        )
+    if wrong:
+        raise ValueError(
+            f"{path} has no {wrong[0]} as this model wants it; give the file that goes with the model, or remove it to "
+            "begin with new weights."
         )
     if missing := own.keys() - held.keys() - _LATER:
         raise ValueError(

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from envs.codecs.base import ChoosingCodec
 from rl.benchmarks.sets import BenchmarkSet, refuse_no_name
 from rl.config.load import load_settings, override_of
-from rl.config.plugins import EMBEDDED, NAMED
+from rl.config.plugins import EMBEDDED, NAMED, codec_plugin
 from rl.config.run import RunConfig
 from rl.run.folder import RunFolder
 
@@ -25,10 +26,12 @@ class BenchmarkModel:
     """Folder of the refiner whose masks are scored; None scores outlines."""
 
     def asked_about(self, data: BenchmarkSet) -> RunConfig:
-        """The config of a run whose every split is that of the data set."""
+        """The config of a run whose every split is that of the data set; with its candidates for a policy that
+        chooses."""
         names = dict.fromkeys(("train", "validation", "test"), data.split)
         folder = str(data.folder.resolve())
-        env: dict[str, Any] = {"name": "shards", "folder": folder, "names": names, "candidates": False}
+        chooses = isinstance(codec_plugin(self.config.codec).build(), ChoosingCodec)
+        env: dict[str, Any] = {"name": "shards", "folder": folder, "names": names, "candidates": chooses}
         return replace(self.config, env=env, policy=self.config.policy | {"checkpoint": self.checkpoint})
 
 
