@@ -72,6 +72,10 @@ def _of_array(path: Path) -> Masks:
             f"{path} has an array {list(held.shape)} of {held.dtype}; save one [N, H, W] of numbers or bools, N 1 or "
             "more."
         )
+    if values.dtype.kind != "b" and (odd := sorted(set(np.unique(values).tolist()) - {0, 1, 255})):
+        raise ValueError(
+            f"{path} has the value {odd[0]:g}, and masks are of 0 and 1 (or 255); cut scores at a threshold first."
+        )
     return np.asarray(values != 0)
 
 

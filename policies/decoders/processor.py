@@ -67,9 +67,10 @@ class BoxMaskProcessor(Processor):
         size = int(self.config.get_text_config().vocab_size)
         if not all(word.startswith("<|") for word in missing) or len(tokenizer) + len(missing) > size:
             raise ValueError(
-                f"the tokenizer of {self._checkpoint.folder} lacks {missing[0]!r}, which codec answers are written "
-                f"with, and its model has {size - len(tokenizer)} unused rows for {len(missing)} such words; choose "
-                "codec json_masks for a released model, or begin from one that `polytrace sft` makes."
+                f"the tokenizer of {self._checkpoint.folder} lacks {missing[0]!r}, which the codec's answers are "
+                f"written with, and its model has {size - len(tokenizer)} unused rows for {len(missing)} such words; "
+                "give the codec the settings (box_bins among them) that the checkpoint was taught with, choose codec "
+                "json_masks for a released model, or begin from one that `polytrace sft sft_box_decoder` makes."
             )
         tokenizer.add_tokens(missing, special_tokens=True)
         self._added = True

@@ -14,6 +14,8 @@ from rl.config.run import RunConfig
 
 EMBEDDED = {"tiny": "tiny", "tiny_few": "tiny_few", "tiny_few_control": "tiny_few_control"}
 """What policy.checkpoint says for the checkpoints that come with Polytrace, and the folder of each in `policies`."""
+_PARTS = {"selection.safetensors": ("mask_selection", "mask_numbers"), "mask_decoder.safetensors": ("box_decoder",)}
+"""Files of a checkpoint that some policies need beside the model, and which."""
 NAMED = " or ".join(EMBEDDED)
 """These names, for messages."""
 
@@ -69,6 +71,8 @@ def policy_plugin(policy: Mapping[str, Any], codec: Plugin) -> Plugin:
             f"policy.checkpoint is {checkpoint}, but {folder} holds no config.json; give a Hugging Face model folder, "
             f"or {NAMED} for an embedded one."
         )
+    if entry.get("module") is None:
+        _refuse_other_parts(folder, str(entry["name"]))
     given = ["codec", "weights", "lora"]
     plugin = plugin_from_settings("policies.families", "Policy", entry | {"checkpoint": checkpoint}, "policy", given)
     if "question" in plugin.settings:
@@ -77,6 +81,18 @@ def policy_plugin(policy: Mapping[str, Any], codec: Plugin) -> Plugin:
         whole = [str(Path(each).expanduser().resolve()) for each in plugin.settings["encoders"]]
         plugin = plugin.with_settings(encoders=whole)
     return plugin.with_settings(checkpoint=folder.resolve(), codec=codec.build())
+
+
+def _refuse_other_parts(folder: Path, name: str) -> None:
+    """Raise ValueError for a checkpoint whose answers need a part that the policy `name` would leave out, and so begin
+    anew or say something else in silence."""
+    for file, owners in _PARTS.items():
+        if (folder / file).is_file() and name not in owners:
+            raise ValueError(
+                f"policy.name is {name}, and {folder} holds {file}, without which its answers mean nothing; set "
+                f"policy.name to {' or '.join(owners)} with the config that it was trained by (predict takes it by "
+                "--config), or remove the file to leave that part out."
+            )
 
 
 def engine_plugin(config: RunConfig) -> Plugin:

@@ -101,6 +101,14 @@ def test_what_is_no_mask_of_the_image_is_told_in_a_line(tmp_path: Path) -> None:
         masks_from_file(tmp_path / "torn.png", NAME, 6, 8)
 
 
+def test_scores_in_place_of_masks_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "bytes.npy", 255 * MASKS.astype(np.uint8))
+    assert np.array_equal(masks_from_file(tmp_path / "bytes.npy", NAME, 6, 8), MASKS)
+    np.save(tmp_path / "scores.npy", np.where(MASKS, 0.75, 0.0))
+    with pytest.raises(ValueError, match=r"scores\.npy has the value 0\.75, and masks are of 0 and 1"):
+        masks_from_file(tmp_path / "scores.npy", NAME, 6, 8)
+
+
 def test_what_is_shown_stands_where_the_phrase_says_it_in_pixels_of_the_view() -> None:
     shown = Shown((MASKS[0], MASKS[1]), ((4.0, 3.0),), ((0.0, 0.0, 8.0, 3.0),), MASKS)
     view = View(16, square=True)  # twice the size, padded below

@@ -254,7 +254,9 @@ def test_a_folder_gives_back_decoder_and_sizes_and_refuses_others(policy: Policy
 def test_codecs_and_tokenizers_without_masks_are_refused(folder: Path, tiny_untrained: Path) -> None:
     with pytest.raises(ValueError, match=r"set codec to .name: json_masks"):
         Policy.make_processor(folder, path_tokens.Codec())
-    with pytest.raises(ValueError, match=r"lacks '<\|mask\|>', which codec answers are written with.*0 unused rows"):
+    with pytest.raises(
+        ValueError, match=r"lacks '<\|mask\|>', which the codec's answers are written with.*0 unused rows"
+    ):
         Policy.make_processor(tiny_untrained, box_masks.Codec(box_bins=8))
 
 

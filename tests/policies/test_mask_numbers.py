@@ -171,7 +171,7 @@ def test_a_saved_policy_comes_back_to_the_bit_and_is_not_taken_for_the_other(
     # Both begin with the same mask tokens.
     other = mask_selection.Policy(tiny_untrained, mask_group.Codec()).model.selection.state_dict()
     own = Policy(tiny_untrained, mask_numbers.Codec()).model.selection.state_dict()
-    assert other.keys() - own.keys() == {"classifier.weight", "classifier.bias"}
+    assert other.keys() - own.keys() == {"classifier.weight", "classifier.bias", "reference_prefix.weight"}
     assert all(torch.equal(own[name], other[name]) for name in own)
     # Who writes may begin with what choosing taught.
     chooser = mask_selection.Policy(tiny_untrained, mask_group.Codec())

@@ -19,6 +19,7 @@ from envs.geometry.contours import mask_from_rings
 from policies.families.box_decoder import FILE, Policy
 from policies.families.vision_language import Policy as PlainPolicy
 from rl.config.load import load_settings
+from rl.config.plugins import codec_plugin, policy_plugin
 from rl.config.sft import SftConfig
 from rl.predict import Predictor, find_source
 from rl.run.parts import run_parts
@@ -109,6 +110,12 @@ def test_what_would_draw_nothing_or_change_the_decoder_is_refused(taught: Path, 
         look("policy.freeze_decoder=false")
     with pytest.raises(ValueError, match=r"pool\.engine is vllm, which does not draw"):
         look(engine="vllm")
+
+
+@pytest.mark.parametrize("name", ["vision_language", "mask_selection"])
+def test_a_checkpoint_with_a_decoder_is_no_other_policy_s(taught: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"holds mask_decoder\.safetensors.*set policy\.name to box_decoder"):
+        policy_plugin({"name": name, "checkpoint": str(taught / "policy")}, codec_plugin({"name": "mask_group"}))
 
 
 def test_predict_gives_the_drawn_mask_and_no_rectangle(taught: Path) -> None:
