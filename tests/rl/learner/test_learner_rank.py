@@ -423,16 +423,17 @@ def learn_by_routes(checkpoint: Path, kl: float, batches: list[Batch]) -> list[d
     return [LearnerRank(settings(checkpoint, learner, algorithm), RankPlace()).step(each) for each in batches]
 
 
-def test_experts_are_those_that_the_sampler_told_of_the_checkpoint_too(tmp_path: Path) -> None:
-    write_qwen3_vl_moe(tmp_path)
-    env, policy = ENV.build(split="train"), Policy(tmp_path, Codec()).eval()
+def told_by_a_sampler(checkpoint: Path) -> Batch:
+    """Answers of a policy of experts, with the routes that their tokens took."""
+    write_qwen3_vl_moe(checkpoint)
+    env, policy = ENV.build(split="train"), Policy(checkpoint, Codec()).eval()
     examples = [env[index] for index in range(4)]
     rows = policy.rows([each.question(env.image(each.image)) for each in examples], [[np.array([1])]] * 4)
     draws = np.random.default_rng(0).random((4, 3, 12))
     found = sample(policy, rows, Sampling(TEMPERATURE, 12), draws)
     answers = [found[3 * b : 3 * b + 3] for b in range(4)]
     advantages, counts = ALGORITHM.advantages(np.random.default_rng(1).random((4, 3)))
-    told = Batch(
+    return Batch(
         tuple(each.image for each in examples),
         tuple(each.prompt for each in examples),
         tuple(tuple(each.tokens for each in row) for row in answers),
@@ -441,6 +442,10 @@ def test_experts_are_those_that_the_sampler_told_of_the_checkpoint_too(tmp_path:
         counts,
         routes=tuple(tuple(each.routes for each in row) for row in answers),
     )
+
+
+def test_experts_are_those_that_the_sampler_told_of_the_checkpoint_too(tmp_path: Path) -> None:
+    told = told_by_a_sampler(tmp_path)
     # Two of four experts a token: what nobody chose.
     others = tuple(tuple(Routes((r.prompt + 1) % 4, (r.answer + 1) % 4) for r in row) for row in told.routes)
     batches = [replace(told, routes=None), told, replace(told, routes=others)]
@@ -449,3 +454,17 @@ def test_experts_are_those_that_the_sampler_told_of_the_checkpoint_too(tmp_path:
     assert free[name] < 1e-4 and same[name] < 1e-4 and moved[name] > 1e-3
     # The policy is its own checkpoint before the first update, wherever its tokens are sent.
     assert free["kl"] < 1e-9 and same["kl"] < 1e-9 and moved["kl"] < 1e-9
+
+
+@pytest.mark.slow
+def test_experts_take_the_same_step_at_every_stage_on_one_rank_and_on_two(tmp_path: Path) -> None:
+    """A layer's experts are one module, which ZeRO-3 fetches whole however tokens are dealt to them."""
+    told = told_by_a_sampler(tmp_path)
+    jobs = [(replace(LEARNER, zero_stage=stage), [told]) for stage in (0, 3)]
+    [alone] = together(learn, 1, tmp_path, jobs)
+    first, second = together(learn, 2, tmp_path, jobs)
+    expected = alone[0]
+    assert np.abs(expected.weights[1] - expected.weights[0]).max() > 0.5 * LEARNER.lr
+    for outcome in (*alone[1:], *first, *second):
+        assert np.abs(outcome.weights[1] - expected.weights[1]).max() < NEAR
+        assert outcome.stats[0]["grad_norm"] == pytest.approx(expected.stats[0]["grad_norm"], rel=1e-3)
