@@ -10,8 +10,10 @@ from test_vision_language import PHRASES, images, shared_rows, tokens_of
 from torch import Tensor, nn
 
 from envs.codecs.path_tokens import Codec
+from policies.families.base import PromptRows
 from policies.families.vision_language import Policy
 from policies.settings import LoraSettings
+from policies.sharing.packing import PackedRows
 from policies.sharing.scoring_head import Neighbours, Scoring, ScoringHead, scores
 
 TOKENS, WIDTH, VOCABULARY = 7, 5, 11
@@ -150,6 +152,12 @@ def test_a_frozen_head_or_states_without_gradient_get_none_and_no_tokens_are_no_
     nothing.sum().backward()
 
 
+def scored_states(policy: Policy, rows: PromptRows) -> tuple[torch.Tensor, PackedRows]:
+    """[S, width] the states that predict the scored places, and the rows as they were packed."""
+    packed, positions = policy._packed(rows)
+    return policy._last_states(rows, packed, positions).flatten(0, 1)[packed.predictors], packed
+
+
 @pytest.mark.parametrize("grammar_tokens", [None, 48])
 def test_what_the_learner_scores_is_what_the_sampler_would_have_said_of_each_token(
     tiny_untrained: Path, grammar_tokens: int | None
@@ -159,7 +167,7 @@ def test_what_the_learner_scores_is_what_the_sampler_would_have_said_of_each_tok
         ask_all(images(2), PHRASES), tokens_of(policy, [["none", "1 2 30 40 0 0 5 5 0 5"], ["none", "none"]])
     )
     found = policy(rows, 0.7, grammar_tokens)
-    states, packed = policy._scored_states(rows)
+    states, packed = scored_states(policy, rows)
     targets, places = packed.targets, packed.places
     allowed = None
     if grammar_tokens is not None:
@@ -190,7 +198,7 @@ def test_a_head_with_an_adapter_is_called_once_and_gives_its_own_log_probabiliti
     found = adapted(shared_rows(adapted), 0.7)
     handle.remove()
     assert calls == [1]
-    states, packed = adapted._scored_states(shared_rows(adapted))
+    states, packed = scored_states(adapted, shared_rows(adapted))
     targets, places = packed.targets, packed.places
     expected = adapted._token_logprobs(states, 0.7).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(found.flatten()[places], expected, atol=2e-6, rtol=0)

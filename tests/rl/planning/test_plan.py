@@ -249,9 +249,11 @@ def test_a_plan_of_choosing_counts_candidates_and_what_makes_their_tokens(
     found = planned(models, config, *more, model="qwen3_vl_4b", look=Look(image=(480, 640)))
     plain = planned(models, "gspo_polygons", *more, model="qwen3_vl_4b", look=Look(image=(480, 640)))
     held = found.job.sizes.parameters
-    # Norm, two layers, prefix and, where it judges, a classifier; the tower gives 2560 channels, as wide as the model.
+    # Norm, two layers, prefix and, where it judges, another for references and a classifier; the tower gives 2560
+    # channels, as wide as the model.
     wide = 2560 + 32 + 1
-    assert held.selection == 2 * wide + (wide + 1) * 2560 + (2560 + 1) * 2560 + 2560 + (2561 if listed == 13 else 0)
+    judging = 2560 + 2561 if listed == 13 else 0
+    assert held.selection == 2 * wide + (wide + 1) * 2560 + (2560 + 1) * 2560 + 2560 + judging
     assert held.all - held.selection == plain.job.sizes.parameters.all
     assert plain.job.sizes.parameters.selection == 0
     assert found.job.asked.image == plain.job.asked.image

@@ -84,7 +84,7 @@ def test_the_answer_to_an_absent_thing_is_the_empty_one() -> None:
 def taught_texts(checkpoint: Path, env: Env, stage: SftStage) -> list[str]:
     """What of the answers about scene 0 is scored, as text."""
     processor = Policy.make_processor(checkpoint, CODEC)
-    return [processor.tokenizer.decode(tokens) for _, tokens in taught(env.scene(0), env, processor, SETTINGS, stage)]
+    return [processor.tokenizer.decode(each.tokens) for each in taught(env.scene(0), env, processor, SETTINGS, stage)]
 
 
 def test_a_box_stage_teaches_four_numbers_of_each_answer_and_an_outline_stage_all_of_it(tiny_untrained: Path) -> None:
