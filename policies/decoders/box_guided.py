@@ -27,19 +27,19 @@ class DecoderSizes:
     """Dimensions of a decoder that do not follow from its model."""
 
     width: int = 256
-    """W."""
+    """Channels of the decoder's maps and queries."""
     heads: int = 8
-    """Of attention."""
+    """Heads of each attention among queries and from queries to the image."""
     mlp: int = 1024
-    """Inside of the blocks' perceptrons."""
+    """Channels inside the perceptron of each block."""
     blocks: int = 2
-    """In which queries look at each other and at the memory."""
+    """Blocks in which queries look at each other and at the image."""
     frequencies: int = 32
-    """Waves of each number of a box."""
+    """Waves that each number of a box is coded in."""
     places: int = 64
     """Cells of a side of the learned map of positions, which is stretched over the image."""
     stages: int = 2
-    """Each doubles the resolution of the image tokens."""
+    """Doublings of the resolution from image tokens to masks."""
 
 
 @dataclass(frozen=True)

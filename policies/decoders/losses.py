@@ -17,11 +17,11 @@ class MaskLosses:
     """How much each part weighs, in nats of a token."""
 
     bce: Annotated[float, at_least(0)] = 5.0
-    """Mean binary cross-entropy of the pixels."""
+    """Weight of the mean binary cross-entropy of the pixels."""
     dice: Annotated[float, at_least(0)] = 2.0
-    """1 less the soft Dice score (arXiv 1606.04797)."""
+    """Weight of 1 less the soft Dice score (arXiv 1606.04797)."""
     iou: Annotated[float, at_least(0)] = 0.5
-    """Squared error of the foretold IoU."""
+    """Weight of the squared error of the foretold IoU."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "policy.losses")

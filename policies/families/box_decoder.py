@@ -247,6 +247,7 @@ class _Told:
     """What one pass over rows gives."""
 
     packed: PackedRows
+    """The rows as they went through the language model."""
     states: Tensor
     """[B, L, D] last hidden states."""
     levels: Sequence[Sequence[Tensor]]
@@ -270,12 +271,13 @@ class _Part:
     answers: Tensor
     """[A] int64: which of B * G answers."""
     seen: Seen
+    """What the policy saw of the images that these are about."""
     boxes: Tensor
-    """[A, M, 4]"""
+    """[A, M, 4] float32: the boxes that the answers say, 0..1 of the image."""
     tokens: Tensor
-    """[A, M, D]"""
+    """[A, M, D] hidden states of the tokens that ask for masks."""
     exists: Tensor
-    """[A, M] bool."""
+    """[A, M] bool: which of them there are."""
 
 
 def _sizes(checkpoint: Path, asked: DecoderSizes | None) -> DecoderSizes:
