@@ -206,9 +206,9 @@ def _stem(halvings: int, width: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), _norm(after), nn.GELU()]
-    return (
-        nn.Sequential(*layers) if layers else nn.Sequential(nn.Conv2d(3, width, 3, padding=1), _norm(width), nn.GELU())
-    )
+    if not layers:  # the masks have the resolution of the image
+        layers = [nn.Conv2d(3, width, 3, padding=1), _norm(width), nn.GELU()]
+    return nn.Sequential(*layers)
 
 
 def _norm(width: int) -> nn.GroupNorm:
