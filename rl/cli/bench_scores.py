@@ -77,6 +77,37 @@ def learning(  # noqa: PLR0913  # options of a command
 
 
 @bench_app.command()
+def representations(  # noqa: PLR0913  # options of a command
+    overrides: Overrides = None,
+    of: Annotated[
+        list[str] | None,
+        typer.Option("--of", help="A kind of answer, as NAME=SFT,RL: the configs of its trainings; several times."),
+    ] = None,
+    refined: Annotated[str, typer.Option(help="Kinds that get a refiner, too; empty for none.")] = "outline",
+    out: Annotated[Path, typer.Option(help="Folder of the trainings; a bench that was stopped goes on there.")] = Path(
+        "runs/representations"
+    ),
+    sft_seconds: Annotated[float, typer.Option(help="Seconds of steps of supervision.")] = 180.0,
+    rl_seconds: Annotated[float, typer.Option(help="Seconds of steps of RL after it.")] = 150.0,
+    seeds: Annotated[int, typer.Option(help="Trainings of each kind, with other random numbers.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Which kind of answer wins on the same scenes, backbone and seconds: outlines, text, boxes and a decoder, groups.
+
+    After supervision, after RL, and with a refiner; gIoU, Boundary IoU, tokens and time of an answer. Without --of the
+    four shipped ones (configs/representations), which begin with what `polytrace sft sft_tiny_boxes` makes.
+    """
+    from rl.bench.representations import report
+    from rl.bench.representations.wanted import SHIPPED, Representation, Wanted
+
+    chosen = tuple(map(Representation.read, of)) if of else SHIPPED
+    names = tuple(filter(None, refined.replace(" ", "").split(",")))
+    wanted = Wanted(out, chosen, tuple(overrides or ()), names, sft_seconds, rl_seconds, seeds)
+    found = report.measure(wanted, Console(stderr=True))
+    tell(as_json, report.as_json(found), report.table(found), *report.lines(found))
+
+
+@bench_app.command()
 def headroom(
     config: Annotated[Path, typer.Argument(help="YAML of a run, or the name of a shipped one.")],
     overrides: Overrides = None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import BinaryIO
 
 from rich.console import Console
@@ -79,19 +80,42 @@ def train_all(wanted: Wanted, without: Sequence[LeftOut], console: Console) -> I
             # Pilots first, so that what is wrong with an arm shows before RL has taken its time.
             pilots = {arm: planned(wanted, arm, seed).pilot() for arm in arms if arm != RL}
             for pilot in pilots.values():
-                _done(pilot, lock, console)
+                finished(pilot, lock, console)
             first = planned(wanted, RL, seed)
-            spent = _done(first, lock, console)
+            spent = finished(first, lock, console)
             yield _told(Trained(first, spent), spent.seconds, console)
             for arm, pilot in pilots.items():
                 training = planned(wanted, arm, seed, max(1, round(spent.seconds / pilot.step_seconds)))
-                yield _told(Trained(training, _done(training, lock, console)), spent.seconds, console)
+                yield _told(Trained(training, finished(training, lock, console)), spent.seconds, console)
 
 
-def _done(training: Training, lock: BinaryIO, console: Console) -> Spent:
-    """What it took, once it is finished."""
+def finished(training: Training, lock: BinaryIO, console: Console) -> Spent:
+    """What it took, once it is finished: begun, gone on with, or only looked up.
+
+    Raises ValueError where its folder holds a training that was asked otherwise, ChildProcessError where it fails.
+    """
     training.refuse_other_settings()
-    return training.spent or _run(training, lock, console)
+    if (spent := training.spent) is not None:
+        return spent
+    arguments = training.begin()
+    log = training.folder / "log.txt"
+    console.print(f"{training.folder}: {training.steps} steps begin, see {log}", markup=False, highlight=False)
+    command(arguments, training.folder, lock, console)
+    return training.finish()
+
+
+def command(arguments: Sequence[str], folder: Path, lock: BinaryIO, console: Console) -> None:
+    """Run `polytrace ARGUMENTS` to its end, what it says appended to FOLDER/log.txt.
+
+    Raises ChildProcessError where it fails, with the end of what it said.
+    """
+    log = folder / "log.txt"
+    with polytrace(arguments, log, lock) as process, console.status(f"{arguments[0]}: {folder}"):
+        for _ in running(process):
+            pass
+    if process.returncode:
+        said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
+        raise ChildProcessError(f"{folder} ended with status {process.returncode}; it said:\n{said}")
 
 
 def _told(trained: Trained, seconds: float, console: Console) -> Trained:
@@ -108,19 +132,3 @@ def _told(trained: Trained, seconds: float, console: Console) -> Trained:
             soft_wrap=True,
         )
     return trained
-
-
-def _run(training: Training, lock: BinaryIO, console: Console) -> Spent:
-    arguments = training.begin()
-    log = training.folder / "log.txt"
-    console.print(f"{training.folder}: {training.steps} steps begin, see {log}", markup=False, highlight=False)
-    with (
-        polytrace(arguments, log, lock) as process,
-        console.status(f"{training.folder}: {training.steps} steps"),
-    ):
-        for _ in running(process):
-            pass
-    if process.returncode:
-        said = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
-        raise ChildProcessError(f"{training.folder} ended with status {process.returncode}; it said:\n{said}")
-    return training.finish()
