@@ -227,7 +227,8 @@ def supervised(run: RunConfig, folder: str, steps: int, lr: float) -> SftConfig:
         max_left_out=run.max_left_out,
         env=run.env,
         codec=run.codec,
-        policy=run.policy,
+        # A decoder that RL leaves as it is learns from masks as well: the control is the best that these are good for.
+        policy={name: value for name, value in run.policy.items() if name != "freeze_decoder"},
         sft=SftSettings(
             [stage],
             scenes_per_step=run.groups_per_step,

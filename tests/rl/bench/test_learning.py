@@ -64,6 +64,13 @@ def test_outlines_are_learned_from_the_same_checkpoint_and_data_at_eight_times_t
     assert isinstance(other, SftConfig) and other.sft.stages[0].lr == 1e-3
 
 
+def test_masks_teach_the_decoder_of_the_control_though_rl_leaves_it_as_it_is(tmp_path: Path) -> None:
+    config = planned(Wanted(Path("gspo_box_decoder"), tmp_path), SFT, 0).config
+    assert isinstance(config, SftConfig)
+    run = Wanted(Path("gspo_box_decoder"), tmp_path).base(0)
+    assert run.policy == config.policy | {"freeze_decoder": True}
+
+
 def test_the_rate_falls_over_the_steps_that_an_arm_gets(tmp_path: Path) -> None:
     config = planned(wanted(tmp_path), BEST_OF, 0, steps=130).config
     assert isinstance(config, RunConfig)
