@@ -97,13 +97,13 @@ def representations(  # noqa: PLR0913  # options of a command
     After supervision, after RL, and with a refiner; gIoU, Boundary IoU, tokens and time of an answer. Without --of the
     four shipped ones (configs/representations), which begin with what `polytrace sft sft_tiny_boxes` makes.
     """
-    from rl.bench.representations import report
+    from rl.bench.representations import bench, report
     from rl.bench.representations.wanted import SHIPPED, Representation, Wanted
 
     chosen = tuple(map(Representation.read, of)) if of else SHIPPED
     names = tuple(filter(None, refined.replace(" ", "").split(",")))
     wanted = Wanted(out, chosen, tuple(overrides or ()), names, sft_seconds, rl_seconds, seeds)
-    found = report.measure(wanted, Console(stderr=True))
+    found = bench.measure(wanted, Console(stderr=True))
     tell(as_json, report.as_json(found), report.table(found), *report.lines(found))
 
 

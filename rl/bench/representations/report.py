@@ -5,17 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rl.bench.representations.scores import Scored, Timed, refuse_other_answers, score, time_in_turn
-from rl.bench.representations.trainings import RL, RL_REFINED, SFT, SFT_REFINED, STAGES, train_all
-from rl.bench.representations.wanted import Wanted, refuse_other_questions
+from rl.bench.representations.scores import Scored, Timed
+from rl.bench.representations.trainings import RL, RL_REFINED, SFT, SFT_REFINED, STAGES
 from rl.evaluation.scores import Interval, summarise
 from rl.lab.ablation_scores import t_interval
-from rl.pages.json_text import json_text
-from rollout.disk import refuse_unwritable
 
 METRICS = ("giou", "boundary_iou", "valid")
 _GAINS = ((RL, SFT), (SFT_REFINED, SFT), (RL_REFINED, RL), (SFT_REFINED, RL))
@@ -56,23 +52,6 @@ class Row:
         mine, theirs = self.scores[metric], other.scores[metric]
         seeds = sorted(mine.keys() & theirs.keys())
         return t_interval([mine[seed] - theirs[seed] for seed in seeds]) if seeds else None
-
-
-def measure(wanted: Wanted, console: Console) -> list[Row]:
-    """Train what is not trained, score and time it; the rows, which representations.json in the folder holds as well.
-
-    Raises ValueError for what is wrong with a config, before anything is trained, ChildProcessError where a training
-    fails.
-    """
-    refuse_other_questions(wanted)
-    file = wanted.out / "representations.json"
-    refuse_unwritable(file)
-    stages = list(train_all(wanted, console))
-    scored = [score(stage, console) for stage in stages]
-    refuse_other_answers(scored)
-    found = rows(scored, time_in_turn(stages))
-    file.write_text(json_text(as_json(found), indent=2) + "\n", encoding="utf-8")
-    return found
 
 
 def rows(scored: Sequence[Scored], timed: Sequence[Timed]) -> list[Row]:

@@ -11,9 +11,9 @@ from rich.progress import track
 
 from envs.datasets.base import Env
 from envs.example import Example
-from envs.geometry.contours import mask_from_rings
+from envs.geometry.contours import mask_from_rings, rings_from_mask
 from envs.geometry.pools import oracle
-from envs.polygons import Answer
+from envs.polygons import Answer, Ring
 from policies.families.base import Response
 from policies.refiner.mask_refiner import MaskRefiner
 from rl.bench.representations.trainings import RL, RL_REFINED, Stage
@@ -26,6 +26,8 @@ from rollout.settings import Sampling
 
 _AT_ONCE = 32
 """Questions that are answered together where nothing is timed."""
+SHOWN = 12
+"""Questions whose answers are shown."""
 TIMED = 100
 """Questions that are timed, one at a time."""
 
@@ -41,6 +43,8 @@ class Scored:
     """Mean tokens of an answer, its end included; of a policy that chooses, candidates that it judged."""
     oracle: float | None
     """Mean IoU of the best choice from the candidates; None where there are none."""
+    drawn: Sequence[Sequence[Ring]] = ()
+    """What was drawn for the first questions, as rings."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def score(stage: Stage, console: Console) -> Scored:
     """Greedy answers of a stage to the final questions of its config."""
     answering, evaluation = _Answering(stage), stage.config.evaluation
     num = min(evaluation.final_scenes, len(answering.env))
-    scores, tokens, best = list[SceneScore](), list[int](), list[float]()
+    scores, tokens, best, drawn = list[SceneScore](), list[int](), list[float](), list[Sequence[Ring]]()
     title = f"{stage.representation.name}, seed {stage.seed}"
     for first in track(range(0, num, _AT_ONCE), title, console=console, transient=True):
         examples = [answering.env[index] for index in range(first, min(first + _AT_ONCE, num))]
@@ -117,7 +121,9 @@ def score(stage: Stage, console: Console) -> Scored:
             if example.candidates is not None:
                 best.append(oracle(example.candidates, truth.union))
         tokens += [len(response.tokens) for response in responses]
-    return Scored(stage, scores, float(np.mean(tokens)), float(np.mean(best)) if best else None)
+        drawn += [answer.rings_px for answer in answers] if masks is None else map(rings_from_mask, masks)
+    found = float(np.mean(best)) if best else None
+    return Scored(stage, scores, float(np.mean(tokens)), found, drawn[:SHOWN])
 
 
 def refuse_other_answers(scored: Sequence[Scored]) -> None:

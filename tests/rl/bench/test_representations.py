@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from envs.polygons import AnswerStatus
+from rl.bench.representations.page import render
 from rl.bench.representations.report import as_json, lines, plus_minus, rows, table
 from rl.bench.representations.scores import Scored, Timed, refuse_other_answers, score, time_in_turn
 from rl.bench.representations.trainings import RL, SFT, Stage
@@ -155,6 +156,11 @@ def test_scores_are_those_of_greedy_answers_to_the_same_questions(tiny_untrained
     env = run_parts(choosing.config).env.build(split="test")
     assert [one.iou for one in chosen.scores] == [float(not env[k].truth.union.any()) for k in range(12)]
     refuse_other_answers([found, chosen])
+    assert [len(one.drawn) for one in (found, chosen)] == [12, 12] and found.drawn[0]
+    page = render(Wanted(Path("out"), (OUTLINE, GROUPS)), rows([found, chosen], []), [found, chosen])
+    # Two kinds and the truth of each of 12 scenes, and every answer's IoU below its picture.
+    assert page.count("<svg") == 36 and page.count(f"IoU {found.scores[0].iou:.2f}") >= 2
+    assert "mask_groups: SFT, then RL less outline: SFT, then RL" in page
     timed = time_in_turn([asked, replace(asked, seed=1), replace(asked, stage=SFT), choosing], num=3)
     assert [one.stage for one in timed] == [asked, choosing]
     assert all(len(one.seconds) == 3 and min(one.seconds) > 0 for one in timed)
