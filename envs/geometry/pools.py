@@ -1,7 +1,9 @@
-"""What can be chosen from a pool of candidate masks: which candidates mean a truth, and the best that a choice can be.
+"""What can be chosen from a pool of candidate masks, and what a pool should hold: no copies, no specks, not too many.
 
-Letters: N candidates, K true masks, 2^N choices.
+Letters: N candidates, K true masks, P pixels, 2^N choices.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +25,39 @@ def meant(candidates: NDArray[np.bool_], masks: NDArray[np.bool_], least: float 
 
 
 def oracle(candidates: NDArray[np.bool_], union: NDArray[np.bool_]) -> float:
-    """IoU of the best choice that adding and leaving candidates one at a time finds, from none at all; 1 where nothing
-    is true, since nothing need be chosen."""
+    """IoU of `best_choice`; 1 where nothing is true, since nothing need be chosen."""
     if not union.any():
         return 1.0
+    return iou(np.asarray(candidates[best_choice(candidates, union)].any(axis=0)), union)
+
+
+def best_choice(candidates: NDArray[np.bool_], union: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[N] the best choice of candidates [N, H, W] for a union [H, W] that adding and leaving one at a time finds, from
+    none at all; the first of equals. None where nothing is true."""
     chosen, best = np.zeros(len(candidates), np.bool_), 0.0
-    while len(candidates):
-        tried = [iou(_covered(candidates, _flipped(chosen, k)), union) for k in range(len(candidates))]
-        if max(tried) <= best:
-            break
-        best = max(tried)
-        chosen = _flipped(chosen, int(np.argmax(tried)))
-    return best
+    if not len(candidates) or not union.any():
+        return chosen
+    # Pixels that the same candidates cover, true or not, count as one.
+    held, sizes = _kinds_of_pixels(np.concatenate([candidates, union[None]]))
+    of_pool, is_true = held[:-1], held[-1]
+    while True:
+        times = chosen.astype(np.int64) @ of_pool.astype(np.int64)
+        # Leaving a chosen one uncovers what it alone covers; adding another covers what nothing covers.
+        changed = np.where(chosen[:, None], times - of_pool, times + of_pool) > 0
+        shared = (changed & is_true) @ sizes
+        ious = shared / ((changed | is_true) @ sizes)
+        if ious.max() <= best:
+            return chosen
+        best = float(ious.max())
+        chosen[ious.argmax()] ^= True
+
+
+def _kinds_of_pixels(masks: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """([N, C], [C]) the C ways in which pixels lie in masks [N, H, W], and how many pixels lie so."""
+    flat = masks.reshape(len(masks), -1)
+    keys = np.ascontiguousarray(np.packbits(flat, axis=0).T)
+    _, firsts, sizes = np.unique(keys.view(np.dtype((np.void, keys.shape[1]))).ravel(), True, False, True)
+    return flat[:, firsts], sizes
 
 
 def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
@@ -43,11 +66,72 @@ def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return int((one & other).sum()) / either if either else 0.0
 
 
-def _covered(candidates: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return np.asarray(candidates[chosen].any(axis=0))
+@dataclass(frozen=True)
+class PoolRule:
+    """What a pool keeps of the masks that are found in an image."""
+
+    same_iou: float = 0.9
+    """IoU from which two masks are one; the better one stays."""
+    least_share: float = 0.0005
+    """Least share of the image's pixels that a mask covers."""
+    most: int = 64
+    """Most masks of an image, the best ones."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.same_iou <= 1 or not 0 <= self.least_share < 1 or self.most < 1:
+            raise ValueError(
+                f"a pool takes masks of IoU {self.same_iou} for one, masks of a share of {self.least_share} of the "
+                f"image or more, and {self.most} at most; set the first to 0..1 (0 excluded), the second to 0..1 (1 "
+                "excluded), the third to 1 or more."
+            )
 
 
-def _flipped(chosen: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
-    other = chosen.copy()
-    other[k] = not other[k]
-    return other
+@dataclass(frozen=True)
+class Kept:
+    """Which of M masks a pool keeps, and why not the others: the four numbers add up to M."""
+
+    places: NDArray[np.int64]
+    """Places of those that are kept, the best first."""
+    worth: NDArray[np.float64]
+    """What each of these was ordered by."""
+    small: int
+    """Masks of too few pixels, or of none."""
+    copies: int
+    """Masks that are nearly a better one."""
+    over_limit: int
+    """Masks beyond the limit."""
+
+
+def kept_masks(
+    masks: NDArray[np.bool_], weights: NDArray[np.float64], rule: PoolRule, by_agreement: bool = False
+) -> Kept:
+    """What a pool keeps of masks [M, H, W]: taken one after the other, the highest weight first, the first of equals,
+    each unless it has `rule.same_iou` or more with one that is taken.
+
+    weights: [M] how good each is, or how often it was drawn. by_agreement: the weight of a mask is that of all masks
+    that are nearly it, so that what many agree on comes first.
+    """
+    areas = masks.sum(axis=(1, 2))
+    large = np.flatnonzero(areas >= max(1.0, rule.least_share * masks[0].size)) if len(masks) else np.zeros(0, int)
+    same = pairwise_iou(masks[large]) >= rule.same_iou
+    weight = weights[large]
+    worth = same @ weight if by_agreement else weight
+    taken: list[int] = []
+    for place in np.argsort(-worth, kind="stable").tolist():
+        if not same[place, taken].any():
+            taken.append(place)
+    first = taken[: rule.most]
+    small, copies = len(masks) - len(large), len(large) - len(taken)
+    return Kept(large[first], worth[first], small, copies, len(taken) - len(first))
+
+
+def pairwise_iou(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[M, M] IoU of masks [M, H, W], 1 on the diagonal; 0 with a mask without a pixel."""
+    bits = np.packbits(masks.reshape(len(masks), masks[0].size if len(masks) else 0), axis=1)
+    found = np.eye(len(masks))
+    areas = np.bitwise_count(bits).sum(axis=1, dtype=np.int64)
+    for place in range(len(masks) - 1):
+        shared = np.bitwise_count(bits[place] & bits[place + 1 :]).sum(axis=1, dtype=np.int64)
+        either = areas[place] + areas[place + 1 :] - shared
+        found[place, place + 1 :] = found[place + 1 :, place] = shared / np.maximum(either, 1)
+    return found

@@ -7,7 +7,7 @@ from envs.codecs.mask_group import Codec, answer_of, choice_of, text_of
 from envs.datasets._pool import Segmenter
 from envs.datasets.cutout_scenes import Env
 from envs.geometry.contours import mask_from_rings
-from envs.geometry.pools import iou, meant, oracle
+from envs.geometry.pools import PoolRule, best_choice, iou, kept_masks, meant, oracle, pairwise_iou
 from envs.polygons import AnswerStatus
 
 
@@ -150,3 +150,56 @@ def test_the_best_choice_from_a_segmenters_pool_falls_short_of_the_truth() -> No
         Env("train", candidates_off_px=2)
     with pytest.raises(ValueError, match=r"^env\.candidates_missing is 1\.2; a share is 0 to 1"):
         Env("train", candidates=8, candidates_missing=1.2)
+
+
+def slow_oracle(candidates: np.ndarray, union: np.ndarray) -> float:
+    """The same walk, every choice made of whole masks."""
+    chosen, best = [False] * len(candidates), 0.0
+    while True:
+        tried = []
+        for k in range(len(candidates)):
+            other = [on != (place == k) for place, on in enumerate(chosen)]
+            tried.append(iou(candidates[other].any(axis=0), union))
+        if max(tried) <= best:
+            return best
+        best = max(tried)
+        chosen[tried.index(best)] ^= True
+
+
+def test_the_oracle_is_that_of_whole_masks_and_its_choice_reaches_it() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        pool, union = rng.random((rng.integers(1, 8), 6, 7)) < rng.random(), rng.random((6, 7)) < rng.random()
+        if union.any():
+            assert oracle(pool, union) == slow_oracle(pool, union)
+            assert iou(pool[best_choice(pool, union)].any(axis=0), union) == oracle(pool, union)
+    # 0 to 2 is worth 3/4, and 4 to 7 less beside it than nothing; none at all is the best of what is not there.
+    assert best_choice(POOL, strip(0, 1, 2, 3)).tolist() == [True, False, False, False, False]
+    assert not best_choice(POOL, strip()).any() and not best_choice(POOL[:0], strip(1)).size
+
+
+def test_pairwise_iou_is_that_of_each_two() -> None:
+    pool = np.random.default_rng(1).random((7, 5, 9)) < 0.4
+    pool[3] = False
+    slow = np.array([[1.0 if i == j else iou(one, two) for j, two in enumerate(pool)] for i, one in enumerate(pool)])
+    assert np.array_equal(pairwise_iou(pool), slow)
+
+
+def test_a_pool_keeps_the_best_of_each_kind_and_counts_what_it_leaves_out() -> None:
+    weights = np.array([0.5, 0.9, 0.7, 0.8, 1.0])
+    kept = kept_masks(POOL, weights, PoolRule(same_iou=0.6, least_share=0.0, most=1))
+    # 0 to 2 is a copy of 0 to 1 (2/3), which is surer; of 5 to 6 and 4 to 7 (1/2) both are; the empty one is none.
+    assert (kept.places.tolist(), kept.worth.tolist()) == ([1], [0.9])
+    assert (kept.small, kept.copies, kept.over_limit) == (1, 1, 2)
+    whole = kept_masks(POOL, weights, PoolRule(same_iou=0.6, least_share=5 / 16))
+    assert whole.places.tolist() == [3, 0] and whole.small == 3  # four pixels of 16 are too few
+    # By agreement: what two of three answers drew nearly alike comes before what one did.
+    voted = kept_masks(POOL[:4], np.array([1.0, 1.0, 1.0, 1.5]), PoolRule(same_iou=0.6), by_agreement=True)
+    assert voted.places.tolist() == [0, 3, 2] and voted.worth.tolist() == [2.0, 1.5, 1.0] and voted.copies == 1
+    assert kept_masks(POOL[:0], np.zeros(0), PoolRule()).places.size == 0
+
+
+@pytest.mark.parametrize("wrong", [{"same_iou": 0.0}, {"same_iou": 1.1}, {"least_share": 1.0}, {"most": 0}])
+def test_a_rule_that_keeps_nothing_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"^a pool takes masks of IoU"):
+        PoolRule(**wrong)
