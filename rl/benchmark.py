@@ -4,6 +4,7 @@ Every answer is kept, so a benchmark that was stopped goes on, and another proto
 first, costs no answer twice. Under OUT:
 
     answers/MODEL/DATA/*.parquet    a row an answer (rl/benchmarks/answers.py)
+    oracle/DATA/*.parquet           of data with candidates, the best choice from them
     results/MODEL/DATA.json         masks as COCO results, run lengths, which other tools score
     tables.md  tables.tex           measured rows and published ones
     summary.json                    all scores with intervals, by kind of object, and where errors come from
@@ -26,7 +27,7 @@ from envs.geometry.contours import mask_from_rings
 from envs.polygons import AnswerStatus
 from policies.refiner.mask_refiner import MaskRefiner
 from policies.refiner.refining import refine_masks
-from rl.benchmarks.answers import CHUNK, AnswerFiles, answer_row
+from rl.benchmarks.answers import CHUNK, AnswerFiles, answer_row, oracle_row
 from rl.benchmarks.judge import OUTLINE, REFINED, SetScores, judge_rows
 from rl.benchmarks.models import BenchmarkModel
 from rl.benchmarks.page import write_benchmark_page
@@ -47,6 +48,9 @@ from rollout import cluster
 from rollout.disk import replace_text
 from rollout.pool.pool import WorkerPool
 from rollout.records import Group
+
+ORACLE = "best choice of the pool"
+"""What the best choice from the candidates is called in tables."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def benchmark(asked: Benchmark, console: Console) -> list[SetScores]:
         console.print(f"{model.name}: {model.checkpoint}{refined}", markup=False, highlight=False, soft_wrap=True)
         for data in asked.sets:
             answer_all(asked, model, data, console)
+    for data in asked.sets:
+        keep_oracle(asked, data, console)
     found = judged(asked)
     write_files(asked, found, console)
     return found
@@ -147,6 +153,32 @@ def answer_all(asked: Benchmark, model: BenchmarkModel, data: BenchmarkSet, cons
     cluster.stop()
 
 
+def keep_oracle(asked: Benchmark, data: BenchmarkSet, console: Console) -> None:
+    """Keep the best choice from the candidates of every example of a data set that has candidates."""
+    if not has_candidates(data):
+        return
+    env, files = data.env(), oracle_files(asked, data)
+    total = len(env) if asked.limit is None else min(asked.limit, len(env))
+    files.begin({"data": env.fingerprint})
+    done = files.num_kept(total)
+    with StepProgress(console, f"{ORACLE} on {data.name}", total, done) as progress:
+        for first in range(done, total, CHUNK):
+            places = range(first, min(first + CHUNK, total))
+            files.add([oracle_row(env[place]) for place in places], first)
+            progress.update(places.stop)
+
+
+def has_candidates(data: BenchmarkSet) -> bool:
+    """Whether questions of a data set come with masks to choose from, by its first ones."""
+    env = data.env()
+    return set(env.asked) == {"mask"} and any(env[k].candidates is not None for k in range(min(len(env), CHUNK)))
+
+
+def oracle_files(asked: Benchmark, data: BenchmarkSet) -> AnswerFiles:
+    """Where the best choices from the candidates of a data set are kept."""
+    return AnswerFiles(asked.out / "oracle" / data.name)
+
+
 def _how(model: BenchmarkModel, data: BenchmarkSet, env: Env) -> dict[str, Any]:
     """What answers depend on, in terms of JSON."""
     return {
@@ -156,12 +188,12 @@ def _how(model: BenchmarkModel, data: BenchmarkSet, env: Env) -> dict[str, Any]:
         "policy": {key: value for key, value in model.config.policy.items() if key != "checkpoint"},
         "max_tokens": model.config.sampling.max_tokens,
         "grammar": model.config.sampling.grammar,
-        "weights": _weight_files(model.checkpoint),
+        "weights": weight_files(model.checkpoint),
         "data": env.fingerprint,
     }
 
 
-def _weight_files(checkpoint: str) -> dict[str, list[int]]:
+def weight_files(checkpoint: str) -> dict[str, list[int]]:
     """Size and time of change of a checkpoint's weight files, by which other weights in its place show."""
     files = sorted(Path(checkpoint).glob("*.safetensors")) + sorted(Path(checkpoint).glob("*.bin"))
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
@@ -213,7 +245,8 @@ def _text(group: Group) -> str:
 
 
 def judged(asked: Benchmark) -> list[SetScores]:
-    """Every kept answer, judged under every protocol of its data set; refined masks as a model of their own."""
+    """Every kept answer, judged under every protocol of its data set; refined masks as a model of their own, and so the
+    best choice from the candidates, where there are some."""
     found = []
     for data in asked.sets:
         for name in asked.protocols_of(data):
@@ -224,6 +257,9 @@ def judged(asked: Benchmark) -> list[SetScores]:
                 if any(row["refined"] is not None for row in rows):
                     called = f"{model.name} + refiner"
                     found.append(judge_rows(called, data.name, name, protocol, rows, refined=True))
+            best = list(oracle_files(asked, data).rows())[: asked.limit]
+            if best:
+                found.append(judge_rows(ORACLE, data.name, name, protocol, best, refined=False))
     return found
 
 
@@ -234,7 +270,7 @@ def differences(found: Sequence[SetScores]) -> dict[tuple[str, str], dict[str, d
     for one in found:
         key = (one.data, one.protocol)
         before = first.setdefault(key, one)
-        if before is not one:
+        if before is not one and one.model != ORACLE:
             of = protocol_named(one.protocol).differences(before.judged, one.judged)
             made.setdefault(key, {})[f"{one.model} - {before.model}"] = of
     return made

@@ -23,6 +23,7 @@ from envs.geometry.contours import largest_rings, outline, rings_from_mask
 from envs.geometry.pools import oracle
 from envs.plugin import Plugin
 from envs.polygons import Ring
+from envs.pool_files import Pools
 from envs.shards.files import Card, read_card
 from policies.processor import Processor
 from policies.thinking import Thinking
@@ -36,6 +37,7 @@ from rl.pages.pictures import COLOURS, svg_overlay
 from rl.pages.progress import bar
 from rl.run.data import RunData
 from rl.run.parts import processor_of
+from rl.sources.pooled_env import PooledEnv
 from rl.supervised.answers import answer_text
 from rollout.archive.shards import polytrace_version
 from rollout.example_shards import SplitWriter
@@ -82,17 +84,24 @@ def all_splits(config: DataConfig) -> tuple[str, ...]:
     return env.splits() if isinstance(env, NamesSplits) else config.splits
 
 
-def prepare(config: DataConfig, splits: Sequence[str], out: Path, embed: bool, console: Console) -> dict[str, Card]:
+def prepare(
+    config: DataConfig, splits: Sequence[str], out: Path, embed: bool, console: Console, pools: Pools | None = None
+) -> dict[str, Card]:
     """Write the examples of `splits` to `out`, a folder for each; goes on where it was stopped. Returns their cards.
 
-    embed: write images into the shards also where they are files. Raises ValueError where the folder holds other data,
+    embed: write images into the shards also where they are files. pools: candidates of the images; questions about an
+    image that has none are left out. Raises ValueError where the folder holds other data,
     and what the env raises.
     """
     RunData.of(config.plugin, splits)
     provenance = {"env": config.env, "polytrace": polytrace_version()}
+    if pools is not None:
+        provenance["pools_sha256"] = pools.sha256
     cards: dict[str, Card] = {}
     for split in splits:
         env: Env = config.plugin.build(split=split)
+        if pools is not None:
+            env = PooledEnv(env, pools, console)
         writer = SplitWriter(out / split, env, provenance, embed)
         if writer.is_whole:
             cards[split] = read_card(out, split)

@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from envs.codecs import mask_group
 from envs.example import Example, MaskPart
 from envs.geometry.contours import mask_from_rings
 from envs.geometry.masks import tight_box_px
+from envs.geometry.pools import best_choice
 from envs.geometry.rle import rle_from_mask, rle_from_rings
 from envs.polygons import Answer, AnswerStatus, flatten_rings
 from rl.refiner.errors import OutlineBudget, codec_answer, reboxed, traits
@@ -115,29 +117,61 @@ def answer_row(
     codec without limits. text: what was written.
     """
     example, rollout = group.example, group.rollouts[0]
-    answer, height, width = rollout.answer, example.image.height, example.image.width
     true = example.truth.union
     found = traits(true)
+    return {
+        **_asked_columns(example),
+        "text": text.encode("utf-8", "replace").decode("utf-8"),
+        "tokens": len(rollout.response.tokens),
+        **answer_columns(rollout.answer),
+        "mask": rle_of(rollout.answer, example.image.height, example.image.width),
+        "refined": None if refined is None else rle_from_mask(refined),
+        "true_box": _in_true_box(rollout.answer, true),
+        "codec_bound": _codec_bound(example, budget),
+        "size": found and found.size,
+        "thinness": found and found.thinness,
+        "parts": found and found.parts,
+    }
+
+
+def oracle_row(example: Example) -> dict[str, Any]:
+    """The row of the best choice from an example's candidates (envs/geometry/pools.py); of none from no candidates.
+
+    Pixels that count neither way do not bear on the choice.
+    """
+    truth, height, width = example.truth, example.image.height, example.image.width
+    pool = np.zeros((0, height, width), np.bool_) if example.candidates is None else example.candidates
+    counted = np.ones((height, width), np.bool_) if truth.ignore is None else ~truth.ignore
+    chosen = best_choice(pool & counted, truth.union & counted)
+    answer, found = mask_group.answer_of(chosen, pool), traits(truth.union)
+    return {
+        **_asked_columns(example),
+        "text": mask_group.text_of(chosen.tolist()),
+        "tokens": len(pool),
+        **answer_columns(answer),
+        "mask": rle_of(answer, height, width),
+        "refined": None,
+        "true_box": None,
+        "codec_bound": None,
+        "size": found and found.size,
+        "thinness": found and found.thinness,
+        "parts": found and found.parts,
+    }
+
+
+def _asked_columns(example: Example) -> dict[str, Any]:
+    """What is asked, and what is true."""
+    truth = example.truth
     return {
         "example_id": example.id,
         "image": example.image.key,
         "phrase": example.prompt.told,
         "asked": example.prompt.asked,
-        "height": height,
-        "width": width,
-        "masks": [rle_from_mask(mask) for mask in example.truth.masks],
-        "ignore": None if example.truth.ignore is None else rle_from_mask(example.truth.ignore),
+        "height": example.image.height,
+        "width": example.image.width,
+        "masks": [rle_from_mask(mask) for mask in truth.masks],
+        "ignore": None if truth.ignore is None else rle_from_mask(truth.ignore),
         "points_at_a_mask": any(isinstance(part, MaskPart) for part in example.prompt.parts),
-        "text": text.encode("utf-8", "replace").decode("utf-8"),
-        "tokens": len(rollout.response.tokens),
-        **answer_columns(answer),
-        "mask": rle_of(answer, height, width),
-        "refined": None if refined is None else rle_from_mask(refined),
-        "true_box": _in_true_box(answer, true),
-        "codec_bound": _codec_bound(example, budget),
-        "size": found and found.size,
-        "thinness": found and found.thinness,
-        "parts": found and found.parts,
     }
 
 

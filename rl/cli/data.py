@@ -9,11 +9,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rl.cli.candidates import candidates
 from rl.cli.options import AsJson, Config, Overrides, RunFolders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from envs.pool_files import Pools
     from envs.readers.base import Findings
     from envs.shards.files import Card
     from rl.sources.difficulty import Choice, Thresholds
@@ -39,6 +41,9 @@ Against = Annotated[
     typer.Option(help="Data set, as files or prepared, whose held-out photos no train split may have; several times."),
 ]
 Setting = Annotated[list[str] | None, typer.Option("--set", help="Setting of the reader, as key=value; several times.")]
+PoolsOf = Annotated[
+    Path | None, typer.Option(help="Candidates of the images, as `data candidates` writes them; others are left out.")
+]
 Processes = Annotated[int, typer.Option(min=1, help="Processes that open photos and fill masks.")]
 
 
@@ -61,6 +66,7 @@ def prepare(
     against: Against = None,
     processes: Processes = 2,
     setting: Setting = None,
+    pools: PoolsOf = None,
 ) -> None:
     """Write examples once, as Parquet that opens at once: `env: {name: shards, folder: OUT}`.
 
@@ -71,10 +77,11 @@ def prepare(
     from envs.images import View
 
     refuse_out(out)
+    candidates_of = _pools(pools)
     if format is None and not _is_data(source):
         if images or name or image_side or square or against:
             raise ValueError(f"{source} is a config, whose env says how images are shown; set that there.")
-        _prepare_config(source, out, overrides or [], split, embed)
+        _prepare_config(source, out, overrides or [], split, embed, candidates_of)
         return
     from rl.sources.leaks import HeldOut
     from rl.sources.prepare import Preparation, chosen_splits, prepare_source
@@ -85,7 +92,10 @@ def prepare(
     found = source_of(source, format, images, [*(overrides or []), *(setting or [])])
     console.print(f"{found.format}: {found.what}", markup=False, highlight=False, soft_wrap=True)
     _tell_others(found)
-    splits, how = chosen_splits(found, split or []), Preparation(out, View(image_side, square), embed, processes, name)
+    splits, how = (
+        chosen_splits(found, split or []),
+        Preparation(out, View(image_side, square), embed, processes, name, candidates_of),
+    )
     made = prepare_source(found, splits, how, HeldOut.of(against or []), console)
     again = _check_command(source, format, images, against, [*(overrides or []), *(setting or [])])
     _tell_prepared(made, out, again)
@@ -130,13 +140,21 @@ def _is_data(source: Path) -> bool:
     return source.exists() and not is_config
 
 
-def _prepare_config(source: Path, out: Path, overrides: list[str], split: list[str] | None, embed: bool) -> None:
+def _pools(path: Path | None) -> "Pools | None":
+    from envs.pool_files import Pools
+
+    return None if path is None else Pools(path)
+
+
+def _prepare_config(
+    source: Path, out: Path, overrides: list[str], split: list[str] | None, embed: bool, pools: "Pools | None"
+) -> None:
     from rl.data import all_splits, data_config, prepared_table
     from rl.data import prepare as write
 
     config = source
     data = data_config(config, overrides)
-    cards = write(data, split or all_splits(data), out, embed, console)
+    cards = write(data, split or all_splits(data), out, embed, console, pools)
     console.print(prepared_table(cards))
     console.print(f"prepared: {out}   in a config: env: {{name: shards, folder: {out}}}", markup=False, soft_wrap=True)
 
@@ -367,3 +385,6 @@ def points(
     if out is not None:
         looked_at.write_points_page(out, config.stem, found)
         quiet.print(f"page: {out}", markup=False, soft_wrap=True)
+
+
+data_app.command()(candidates)

@@ -11,12 +11,14 @@ from rich.table import Table
 
 from envs.images import View
 from envs.plugin import did_you_mean
+from envs.pool_files import Pools
 from envs.readers.base import Finding, Findings
 from envs.shards.files import CARD, Card, read_card
 from envs.shards.from_photos import Shown
 from rl.pages.progress import StepProgress
 from rl.run.data import least_allowance
 from rl.sources.leaks import HeldOut, is_held_out
+from rl.sources.pooled import with_pools
 from rl.sources.source import Source
 from rollout.archive.shards import polytrace_version
 from rollout.photo_shards import PhotoWriter
@@ -40,6 +42,8 @@ class Preparation:
     """Processes that open photos and fill masks."""
     data_set: str | None = None
     """First part of the examples' ids; None takes the name of the source's folder or file."""
+    pools: Pools | None = None
+    """Candidates of the photos; None leaves them as the data set has them."""
 
     def name_of(self, source: Source) -> str:
         """First part of the ids of a source's examples."""
@@ -74,6 +78,8 @@ def prepare_source(
         "annotations_sha256": source.annotations_sha256(preparation.out),
         "polytrace": polytrace_version(),
     }
+    if preparation.pools is not None:
+        provenance["pools_sha256"] = preparation.pools.sha256
     for split in splits:
         shown = Shown(preparation.view, preparation.name_of(source), split)
         thinned_by = {} if is_held_out(split) or held_out.is_empty else {"against": held_out.fingerprint}
@@ -83,6 +89,8 @@ def prepare_source(
             photos = reader.photos(split, findings)
             if not is_held_out(split):
                 photos = held_out.without(photos, findings)
+            if preparation.pools is not None:
+                photos = with_pools(photos, preparation.pools, findings)
             with StepProgress(console, f"preparing {split}", None, writer.num_photos) as progress:
                 for done in writer.write(photos, findings, preparation.processes):
                     progress.update(done)
