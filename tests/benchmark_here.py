@@ -3,6 +3,7 @@
 from collections import deque
 from types import SimpleNamespace
 
+import pytest
 from commands import here
 from in_process import LocalPool
 
@@ -20,8 +21,9 @@ class Workers(LocalPool):
 
 def run_benchmark(*arguments: object) -> str:
     """What `polytrace benchmark` says, with its worker in this process."""
-    benchmark.WorkerPool = Workers
-    benchmark.cluster = SimpleNamespace(start=lambda *_: None, stop=lambda: None)
-    done = here("benchmark", *arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "WorkerPool", Workers)
+        patch.setattr(benchmark, "cluster", SimpleNamespace(start=lambda *_: None, stop=lambda: None))
+        done = here("benchmark", *arguments)
     assert done.status == 0, done.stdout + done.stderr
     return done.stdout
