@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from envs.shards.files import ABOUT, CARD, IMAGES, ORDER, Card, ShardFile, key_hashes
@@ -175,11 +176,21 @@ class ShardWriter:
             provenance=self._provenance,
             asked=tuple(sorted(self._asked)) or ("mask",),
             num_lost=about.num_lost,
+            candidates=self._pool_sizes(),
         )
         replace_text(self.folder / CARD, card.text())
         for path in (*self.folder.glob("order-*.parquet"), self.folder / _BEGUN):
             path.unlink()
         return card
+
+    def _pool_sizes(self) -> tuple[int, int]:
+        """Fewest and most candidates of a row, read from the shards that are written."""
+        sizes = [0] if not self.num_rows else []
+        for shard in self._shards:
+            column = pq.read_table(self.folder / shard.name, columns=["candidates"]).column("candidates")
+            counts = pc.fill_null(pc.list_value_length(column), 0)
+            sizes += pc.unique(counts).to_pylist()
+        return min(sizes), max(sizes)
 
 
 def _groups(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

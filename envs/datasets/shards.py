@@ -87,6 +87,11 @@ class Env:
         """Questions that the data set has and that could not be asked."""
         return self._card.num_lost
 
+    @property
+    def pool_sizes(self) -> tuple[int, int] | None:
+        """Fewest and most candidates of a question; None where the shards do not say, or candidates are not shown."""
+        return self._card.candidates if self.candidates else None
+
     def phrase_words(self) -> set[str]:
         """Words of every phrase that any split of the original env can ask."""
         return set(self._about["phrase_words"])

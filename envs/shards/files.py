@@ -65,6 +65,8 @@ class Card:
     """What its questions ask for: "mask", "box", "point"."""
     num_lost: int = 0
     """Questions that the data set has and that could not be asked; `about.json` says why."""
+    candidates: tuple[int, int] | None = None
+    """Fewest and most candidates of a question, 0 for one without; None where it was prepared before this was kept."""
 
     def text(self) -> str:
         """The card as JSON."""
@@ -101,6 +103,8 @@ def read_card(folder: Path, split: str) -> Card:
             "them anew in another folder, or read them with the version that wrote them, which `provenance` names."
         )
     held["asked"] = tuple(held.get("asked", ("mask",)))
+    if held.get("candidates") is not None:
+        held["candidates"] = tuple(held["candidates"])
     card = Card(**(held | {key: tuple(ShardFile(**file) for file in held[key]) for key in ("shards", "others")}))
     _refuse_torn(path.parent, (*card.shards, *card.others))
     return card

@@ -3,6 +3,7 @@
 import numpy as np
 
 from envs.datasets.base import Env
+from envs.datasets.shards import Env as Shards
 from policies.processor import Processor
 from policies.selection.numbers import NumbersProcessor
 from policies.selection.processor import SelectionProcessor
@@ -34,7 +35,27 @@ def refuse_unfit_pools(config: RunConfig, parts: RunParts, processor: Processor)
             f"policy.name is {parts.policy.name}, whose questions hold candidate masks, which pool.engine {engine} "
             "cannot be shown; set pool.engine to {name: shared}."
         )
+    if parts.env.name == "shards":
+        for split in dict.fromkeys(("train", "validation", config.evaluation.final_split)):
+            _refuse_prepared_pools(parts.env.build(split=split), config.sampling.max_tokens, processor)
     _refuse_other_pools(parts.env.build(split="train"), config.sampling.max_tokens, processor)
+
+
+def _refuse_prepared_pools(env: Shards, limit: int, processor: SelectionProcessor | NumbersProcessor) -> None:
+    """Raise ValueError where any question of a prepared split has no candidates, or more than an answer has places."""
+    if env.pool_sizes is None:
+        return
+    fewest, most = env.pool_sizes
+    if most and not fewest:
+        raise ValueError(
+            f"{env.folder}: some questions of the split {env.split} have no candidates to choose from; prepare it with "
+            "--pools of candidates for all images (polytrace data candidates), by which others are left out."
+        )
+    if most and (needed := processor.most_places(most)) > limit:
+        raise ValueError(
+            f"{env.folder}: a question of the split {env.split} has {most} candidates, and an answer about them "
+            f"{needed} places, of which sampling.max_tokens allows {limit}; set that to {needed} or more."
+        )
 
 
 def _refuse_other_pools(env: Env, most: int, processor: SelectionProcessor | NumbersProcessor) -> None:

@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import here
+from in_process import settings
 from made_field_sets import block, mask_groups, parquet, photo, run_lengths
 from ranks import apart
 from rich.console import Console
 
 from envs.datasets.shards import Env
+from policies.families.mask_selection import Policy
 from rl.benchmarks.models import benchmark_model
 from rl.benchmarks.sets import BenchmarkSet
 from rl.config.load import load_settings
 from rl.config.sft import SftConfig
+from rl.run.parts import run_parts
+from rl.run.pools import refuse_unfit_pools
 from rl.sft import run_sft
 
 FIRST, SECOND = block(2, 3, 9, 30), block(0, 50, 9, 60)
@@ -118,3 +122,32 @@ def test_a_policy_that_chooses_is_benchmarked_with_the_candidates_of_the_data_an
     for config, candidates in (("gspo_groups", True), ("demo", False)):
         model = benchmark_model(f"m={tmp_path / 'policy'}", Path(config), True, None, None)
         assert model.asked_about(data).env["candidates"] is candidates
+
+
+def test_a_pool_that_is_missing_or_too_large_anywhere_is_refused_before_the_start(
+    tiny_untrained: Path, tmp_path: Path
+) -> None:
+    def look(name: str, change: Callable[[dict[str, Any]], None], most: int = 12) -> None:
+        entries = pools(as_it_is) * 4  # 96 questions, of which 64 are looked at one by one
+        for place, entry in enumerate(entries):
+            entries[place] = entry | {"id": f"{place}"}
+        change(entries[-2])
+        folder = shards(tmp_path / name, entries)
+        env = f"env={{name: shards, folder: {folder}, names: {{test: validation}}}}"
+        chooses = ["codec={name: mask_group}", "policy.name=mask_selection", "pool.engine={name: direct}"]
+        more = [env, *chooses, f"policy.checkpoint={tiny_untrained}", "max_left_out=1.0"]
+        config = settings(tmp_path / "run", *more, f"sampling.max_tokens={most}")
+        parts = run_parts(config)
+        refuse_unfit_pools(config, parts, Policy.make_processor(tiny_untrained, parts.codec.build()))
+
+    def twice_as_many(entry: dict[str, Any]) -> None:
+        entry["mask_pool"] = entry["mask_pool"] * 2
+
+    look("whole", as_it_is)
+    with pytest.raises(ValueError, match=r"some questions of the split train have no candidates to choose from; prepa"):
+        look("missing", without_pool)
+    look("large", twice_as_many, 10)
+    with pytest.raises(
+        ValueError, match=r"train has 10 candidates, .* 10 places, .*max_tokens allows 9; set that to 10"
+    ):
+        look("too_large", twice_as_many, 9)
