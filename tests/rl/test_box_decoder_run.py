@@ -4,9 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from benchmark_here import run_benchmark
+from commands import here
+from drawn_pairs import exported, refined, rows_of
 from in_process import apart, run_here, settings
+from omegaconf import OmegaConf
 from PIL import Image
 from ranks import free_port
 from rich.console import Console
@@ -14,8 +19,11 @@ from safetensors.torch import load_file
 
 from envs.codecs.box_masks import Codec
 from envs.datasets.cutout_scenes import Env
+from envs.datasets.shards import Env as ShardsEnv
 from envs.datasets.tasks import box_px
 from envs.geometry.contours import mask_from_rings
+from envs.geometry.pools import oracle
+from envs.geometry.rle import mask_from_rle
 from policies.families.box_decoder import FILE, Policy
 from policies.families.vision_language import Policy as PlainPolicy
 from rl.config.load import load_settings
@@ -27,6 +35,8 @@ from rl.run.preflight import refuse_unfit_policy
 from rl.sft import run_sft
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.schema import answer_from_row
+from rollout.engines.shared import Engine
+from rollout.settings import Sampling
 
 SCENES = ["env.image_size=64", "codec={name: box_masks, box_bins: 64, max_masks: 4}", "policy.name=box_decoder"]
 DRAWS = ["policy.mask_cells=32"]
@@ -127,3 +137,78 @@ def test_predict_gives_the_drawn_mask_and_no_rectangle(taught: Path) -> None:
     assert prediction.status == "ok" and prediction.mask.any()
     x0, y0, x1, y1 = box_px(prediction.mask)
     assert prediction.mask.sum() < (x1 - x0) * (y1 - y0)
+
+
+def test_pairs_of_a_run_have_the_drawn_masks_to_the_pixel_and_a_refiner_takes_them(
+    taught: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert apart(run_here, run, free_port(), overrides(taught, "steps=2", "groups_per_step=6")) == 0
+    pairs = exported(run, tmp_path / "pairs")
+    rows = rows_of(run)
+    first = [pair for pair in pairs if pair["step"] == 0]
+    assert len(first) > 4
+    # The same answers, drawn once more by the policy that the run began with.
+    said = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    env = Env("train", **{key: value for key, value in said["env"].items() if key != "name"})
+    wanted = {pair["example_id"] for pair in first}
+    examples = {one.id: one for one in (env[k] for k in range(len(env))) if one.id in wanted}
+    plugin = policy_plugin(said["policy"], codec_plugin(said["codec"]))
+    sampler = Engine().open(plugin, "cpu")
+    for pair in first:
+        row, example = rows[pair["step"], pair["position"], pair["index"]], examples[pair["example_id"]]
+        how = Sampling(temperature=row["temperature"], max_tokens=row["max_tokens"])
+        question = example.question(env.image(example.image))
+        [[response]] = sampler.sample([question], how, [[row["seed"]]])
+        assert response.tokens.tolist() == row["tokens"]
+        drawn = response.drawn.masks(64, 64).any(axis=0)
+        assert np.array_equal(mask_from_rle(pair["coarse_rle"], 64, 64), drawn) and drawn.any()
+    assert apart(refined, run, tmp_path / "refiner", taught / "policy") == 0
+
+
+def by_hand(masks: list[np.ndarray], truths: list[np.ndarray], nothing: float) -> tuple[float, float]:
+    """(mean IoU, cIoU) of masks by their definitions; nothing: the IoU where neither has a pixel."""
+    pairs = list(zip(masks, truths, strict=True))
+    shared, either = (np.array([each(*pair).sum() for pair in pairs]) for each in (np.logical_and, np.logical_or))
+    return float(np.where(either > 0, shared / np.maximum(either, 1), nothing).mean()), shared.sum() / either.sum()
+
+
+def benchmarked(taught: Path, folder: Path) -> None:
+    scenes = "env={name: cutout_scenes, image_size: 64, num_scenes: 40, candidates: 8, absent_share: 0.2}"
+    made = here("data", "prepare", "gspo_box_decoder", scenes, "--split", "test", "--out", folder / "shards")
+    assert made.status == 0, made.stderr
+    how = ("--config", "gspo_box_decoder", "--out", folder / "bench", "--limit", 24)
+    kinds = ("--protocol", "res", "--protocol", "gres", "--protocol", "ores")
+    told = run_benchmark(f"boxes={taught / 'policy'}", "--data", f"mine={folder / 'shards'}:test", *how, *kinds)
+    env = ShardsEnv("test", str(folder / "shards"))
+    examples = [env[k] for k in range(24)]
+    entry = {"name": "box_decoder", "checkpoint": str(taught / "policy"), "mask_cells": 32}
+    sampler = Engine().open(policy_plugin(entry, codec_plugin({"name": "box_masks", "box_bins": 64})), "cpu")
+    masks = []
+    for one in examples:
+        question = replace(one, candidates=None).question(env.image(one.image))
+        [[response]] = sampler.sample([question], Sampling(temperature=0.0, max_tokens=24), [[0]])
+        answer = sampler.policy.processor.read_answer(response, one)
+        masks.append(mask_from_rings(answer.rings_px, 64, 64))
+    truths = [one.truth.union for one in examples]
+    assert sum(mask.any() for mask in masks) > 8
+    scores = json.loads((folder / "bench/summary.json").read_text())["scores"]
+    assert [(one["model"], one["protocol"]) for one in scores] == [
+        (model, protocol) for protocol in ("res", "gres", "ores") for model in ("boxes", "best choice of the pool")
+    ]
+    for one in scores:
+        mean = "mIoU" if one["protocol"] == "res" else "gIoU"
+        if one["model"] == "boxes":
+            found = by_hand(masks, truths, 0.0 if one["protocol"] == "res" else 1.0)
+            assert one["scores"]["cIoU"]["value"] == pytest.approx(found[1])
+            unread = one["unreadable"]
+            # An answer that cannot be read says "nothing" of nothing no better than any other.
+            assert one["scores"][mean]["value"] == pytest.approx(found[0]) or unread
+        elif mean == "gIoU":
+            best = [oracle(each.candidates, each.truth.union) for each in examples]
+            assert one["scores"]["gIoU"]["value"] == pytest.approx(np.mean(best))
+    assert "best choice of the pool" in told
+
+
+def test_a_benchmark_of_drawn_masks_is_that_of_the_same_masks_scored_by_hand(taught: Path, tmp_path: Path) -> None:
+    benchmarked(taught, tmp_path)
