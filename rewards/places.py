@@ -6,9 +6,10 @@ one is free. With one place and one object this is the plain box IoU, and whethe
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from envs.geometry.boxes import box_ious
 from envs.geometry.spans import Spans
 from envs.polygons import Answer, AnswerStatus
 from rewards.target import Target, span_box
@@ -38,16 +39,6 @@ def matched_share(worth: NDArray[np.float64]) -> float:
     if not worth.size:
         return 0.0
     return float(worth[linear_sum_assignment(worth, maximize=True)].sum() / max(worth.shape))
-
-
-def box_ious(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
-    """[P, K] IoU of boxes [P, 4] with boxes [K, 4], each x0, y0, x1, y1 with some area."""
-    first = np.asarray(a, np.float64).reshape(-1, 1, 4)
-    second = np.asarray(b, np.float64).reshape(1, -1, 4)
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
-    shared = sides.clip(0).prod(axis=-1)
-    areas = [(box[..., 2:] - box[..., :2]).prod(axis=-1) for box in (first, second)]
-    return np.asarray(shared / (areas[0] + areas[1] - shared))
 
 
 def holds(spans: Spans, x: float, y: float) -> bool:

@@ -5,8 +5,9 @@ import pytest
 
 from envs.codecs._places import answer_of_places
 from envs.example import Truth
+from envs.geometry.boxes import box_ious
 from envs.polygons import Answer, AnswerStatus
-from rewards.places import box_ious, matched_share
+from rewards.places import matched_share
 from rewards.score import Target, compare, term
 from rewards.terms import box_iou, centroid_distance, mask_iou, point_in_mask
 from rewards.terms import format as format_reward
