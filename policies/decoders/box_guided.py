@@ -18,8 +18,12 @@ from math import gcd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from policies.decoders.boxes import box_code, joint_window, window
+
+FILE, SIZES = "mask_decoder.safetensors", "mask_decoder.json"
+"""Weights of the decoder and its sizes, in the folder of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,20 @@ class Seen:
     """[A] int64: which image each answer is about."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A answers about images of one size, and the masks that they ask for."""
+
+    seen: Seen
+    """What the policy saw of the images that the answers are about."""
+    boxes: Tensor
+    """[A, M, 4] float32: the boxes that the answers say, 0..1 of the image."""
+    tokens: Tensor
+    """[A, M, D] hidden states of the tokens that ask for masks."""
+    exists: Tensor
+    """[A, M] bool: which masks there are."""
+
+
 class BoxGuidedDecoder(nn.Module):
     """Masks for boxes of what a policy saw."""
 
@@ -90,15 +108,21 @@ class BoxGuidedDecoder(nn.Module):
         self.revised_norm = nn.LayerNorm(w)
         self.foretell = nn.Linear(w, 1)
 
-    def forward(self, seen: Seen, boxes: Tensor, tokens: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [2, A, M, s h, s w] of both passes, IoU [A, M] foretold for the last), float32.
+    def forward(self, asked: Sequence[Asked]) -> list[tuple[Tensor, Tensor]]:
+        """Of each of `asked`: (logits [2, A, M, s h, s w] of both passes, IoU [A, M] foretold for the last), float32.
 
-        boxes: [A, M, 4] in 0..1 of the image; tokens: [A, M, D] hidden states of their mask tokens; exists: [A, M]
-        bool, boxes that there are. What others get means nothing.
+        What boxes get that do not exist means nothing. Where several are given while learning, each is drawn again in
+        the backward pass, so that what that needs is held of one at a time.
         """
+        if len(asked) < 2 or not torch.is_grad_enabled():
+            return [self._masks(one) for one in asked]
+        return [checkpoint(self._masks, one, use_reentrant=False, preserve_rng_state=False) for one in asked]
+
+    def _masks(self, asked: Asked) -> tuple[Tensor, Tensor]:
+        seen, boxes, exists = asked.seen, asked.boxes, asked.exists
         fused = self._fused(seen)
         code = box_code(boxes, self.sizes.frequencies).to(self._dtype)
-        queries = self.query_norm(self.from_box(code) + self.from_token(tokens.to(self._dtype)))
+        queries = self.query_norm(self.from_box(code) + self.from_token(asked.tokens.to(self._dtype)))
         memory = self._memory(seen, fused)
         for block in self.blocks:
             queries = block(queries, memory, exists)

@@ -5,10 +5,13 @@ weights.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from envs.codecs.base import AnswerCodec
@@ -16,6 +19,7 @@ from envs.example import Example
 from envs.geometry.contours import rings_from_mask
 from envs.polygons import Answer, AnswerStatus, Box, Instance, flatten_rings
 from policies.checkpoint import Checkpoint
+from policies.decoders.matching import partners
 from policies.decoders.slots import DrawnMasks, slots_of, with_truths
 from policies.families.base import PromptRows, Response, TaughtAnswer
 from policies.family import Family
@@ -87,12 +91,45 @@ class BoxMaskProcessor(Processor):
         rows = super().supervised_rows(taught)
         each = taught if self.shares_images else [[one] for row in taught for one in row]
         boxes = [[self._taught_boxes(one) for one in row] for row in each]
-        slots = slots_of(self._asking(rows), boxes)
-        truths = [
-            [self._truths(one, len(own)) for one, own in zip(*pair, strict=True)]
-            for pair in zip(each, boxes, strict=True)
+        slots, truths, which = slots_of(self._asking(rows), boxes), [], []
+        for row, own in zip(each, boxes, strict=True):
+            shares = [self._truths(one, len(said)) for one, said in zip(row, own, strict=True)]
+            first = [0, *accumulate(map(len, shares))]
+            truths.append(torch.cat(shares))
+            which.append([list(range(start, end)) for start, end in pairwise(first)])
+        return replace(rows, slots=with_truths(slots, truths, which, self.mask_cells))
+
+    def sampled_rows(
+        self,
+        rows: PromptRows,
+        choices: Sequence[Sequence[NDArray[np.int64]]],
+        truths: Sequence[NDArray[np.bool_]],
+    ) -> PromptRows:
+        """Rows of sampled answers with the places of their mask tokens, the boxes that the answers say themselves, and
+        the true masks that these boxes are about (policies/decoders/matching.py).
+
+        choices: [B][up to G] tokens of the answers, the first of those that rows hold; truths: [B] true masks
+        [N, H, W]. An answer that does not read as boxes asks for nothing.
+        """
+        boxes = [
+            [self._sampled_boxes(tokens, *size) for tokens in row]
+            for row, size in zip(choices, self._shown(rows), strict=True)
         ]
-        return replace(rows, slots=with_truths(slots, truths, self.mask_cells))
+        slots = slots_of(self._asking(rows), boxes)
+        which = [[partners(own, masks) for own in row] for row, masks in zip(boxes, truths, strict=True)]
+        shares = [covered(masks, self.mask_cells) for masks in truths]
+        return replace(rows, slots=with_truths(slots, shares, which, self.mask_cells))
+
+    def _sampled_boxes(self, tokens: NDArray[np.int64], height: int, width: int) -> list[Box]:
+        finish = "stop" if len(tokens) and tokens[-1] == self.end_token else "length"
+        response = Response(tokens, np.zeros(len(tokens), np.float32), finish)
+        return _unit_boxes(self.read(response, height, width), height, width)
+
+    def _shown(self, rows: PromptRows) -> list[list[int]]:
+        """[B] (height, width) px of the images as the model was shown them, of which boxes are as good shares as of the
+        images themselves."""
+        shown: list[list[int]] = (rows.image_grid[:, 1:] * self.image_processor.patch_size).tolist()
+        return shown
 
     def _asking(self, rows: PromptRows) -> Tensor:
         return rows.scored_mask & (rows.response_tokens == self.mask_token)
@@ -123,11 +160,9 @@ class BoxMaskProcessor(Processor):
         """
         tokens, mask = pad_responses([[response.tokens for response in row] for row in responses], self.end_token)
         rows = replace(rows, response_tokens=tokens, response_mask=mask, scored_mask=mask)
-        # Boxes are shares of the image, so what the model was shown serves as well as the image itself.
-        shown = (rows.image_grid[:, 1:] * self.image_processor.patch_size).tolist()
         boxes = [
             [_unit_boxes(self.read(response, height, width), height, width) for response in row]
-            for row, (height, width) in zip(responses, shown, strict=True)
+            for row, (height, width) in zip(responses, self._shown(rows), strict=True)
         ]
         return replace(rows, slots=slots_of(self._asking(rows), boxes))
 

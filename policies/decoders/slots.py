@@ -1,10 +1,10 @@
 """Where answers ask for masks, and the masks that a decoder drew.
 
-Letters: B rows, G answers, T places of an answer, M masks of an answer at most, S cells of a side of the grid that true
-masks are held on, K masks of one answer, h w cells of what is drawn.
+Letters: B rows, G answers, T places of an answer, M masks of an answer at most, N true masks of a row at most, S cells
+of a side of the grid that these are held on, K masks of one answer, h w cells of what is drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,22 +46,33 @@ class MaskSlots:
     boxes: Tensor
     """[B, G, M, 4] float32: (x0, y0, x1, y1) of its box, 0..1 of the image; the whole image where there is none."""
     truths: Tensor | None = None
-    """[B, G, M, S, S] float16: how much of each cell of a grid over the image the true mask covers; None where it is
-    not known."""
+    """[B, N, S, S] float16: how much of each cell of a grid over the image each true mask of a row covers; None where
+    no truth is known."""
+    partners: Tensor | None = None
+    """[B, G, M] int64: which true mask of its row each mask is taught to be, -1 for none; None where no truth is
+    known."""
 
     @property
     def exists(self) -> Tensor:
-        """[B, G, M] bool."""
+        """[B, G, M] bool: which masks there are."""
         return self.places >= 0
 
+    @property
+    def taught(self) -> Tensor:
+        """[B, G, M] bool: which of them have a true one to be compared with."""
+        return torch.zeros_like(self.exists) if self.partners is None else self.exists & (self.partners >= 0)
+
     def to(self, device: torch.device) -> "MaskSlots":
-        """The same, held by another device."""
-        truths = None if self.truths is None else self.truths.to(device)
-        return MaskSlots(self.places.to(device), self.boxes.to(device), truths)
+        """The same slots, held by another device."""
+        return self._with(lambda part: part.to(device))
 
     def chosen(self, rows: Any) -> "MaskSlots":
-        """Those of some rows, by a slice or by indices."""
-        return MaskSlots(self.places[rows], self.boxes[rows], None if self.truths is None else self.truths[rows])
+        """The slots of some rows, by a slice or by indices."""
+        return self._with(lambda part: part[rows])
+
+    def _with(self, of: Callable[[Tensor], Tensor]) -> "MaskSlots":
+        truths = None if self.truths is None else of(self.truths)
+        return MaskSlots(of(self.places), of(self.boxes), truths, None if self.partners is None else of(self.partners))
 
 
 def slots_of(asks: Tensor, boxes: Sequence[Sequence[Sequence[Box]]]) -> MaskSlots:
@@ -83,10 +94,18 @@ def slots_of(asks: Tensor, boxes: Sequence[Sequence[Sequence[Box]]]) -> MaskSlot
     return MaskSlots(places, held)
 
 
-def with_truths(slots: MaskSlots, truths: Sequence[Sequence[Tensor]], cells: int) -> MaskSlots:
-    """The slots with what is true of them: [B][up to G] shares [K, cells, cells]."""
-    held = torch.zeros(*slots.places.shape, cells, cells, dtype=torch.float16)
-    for row, answers in enumerate(truths):
-        for number, shares in enumerate(answers):
-            held[row, number, : len(shares)] = shares
-    return MaskSlots(slots.places, slots.boxes, held)
+def with_truths(
+    slots: MaskSlots, truths: Sequence[Tensor], partners: Sequence[Sequence[Sequence[int]]], cells: int
+) -> MaskSlots:
+    """The slots with what is true of them.
+
+    truths: [B] shares [up to N, cells, cells] of the true masks of each row; partners: [B][up to G][K] which of them
+    each mask of an answer is taught to be, -1 for none.
+    """
+    held = torch.zeros(len(truths), max([1, *map(len, truths)]), cells, cells, dtype=torch.float16)
+    which = torch.full_like(slots.places, -1)
+    for row, (shares, answers) in enumerate(zip(truths, partners, strict=True)):
+        held[row, : len(shares)] = shares
+        for number, answer in enumerate(answers):
+            which[row, number, : len(answer)] = torch.tensor(answer, dtype=torch.int64)
+    return MaskSlots(slots.places, slots.boxes, held, which)

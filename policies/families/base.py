@@ -294,7 +294,17 @@ class PolicyContract(Protocol):
 
 @runtime_checkable
 class DrawingPolicy(Protocol):
-    """A policy with a decoder that draws the masks which its answers ask for."""
+    """A policy with a decoder that draws the masks which its answers ask for.
+
+    Its `forward` takes `losses_apart`, with which rows that say what is true give [2, B, G, T]: the log-probabilities,
+    and the decoder's own losses at the tokens that ask for masks, of which nothing flows back beyond the decoder. Its
+    processor makes such rows of sampled answers (BoxMaskProcessor.sampled_rows).
+    """
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The part that draws."""
+        ...
 
     def drawn(self, rows: PromptRows, responses: Sequence[Sequence[Response]]) -> list[list[Response]]:
         """Responses [B][G] to B prompts with their masks; rows' own responses are not looked at."""

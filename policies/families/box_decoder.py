@@ -2,7 +2,7 @@
 
 The language model writes a box and a token for a mask; what it makes of that token, of the image's tokens and of the
 box becomes a mask (policies/decoders/box_guided.py). Tokens are sampled and learned as those of any other policy; the
-decoder is learned by supervision alone, and draws for RL whatever boxes are sampled.
+decoder is learned by supervision, and in RL by its own loss in whatever boxes are sampled, or stays as it is.
 
 Letters: B rows, G answers, M masks an answer, A answers of a batch that ask for masks, T places of an answer, P prompt
 tokens, L tokens of a packed row, D width of the language model.
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from envs.codecs.base import AnswerCodec
 from policies.checkpoint import Checkpoint
-from policies.decoders.box_guided import BoxGuidedDecoder, DecoderSizes, Seen
+from policies.decoders.box_guided import FILE, SIZES, Asked, BoxGuidedDecoder, DecoderSizes, Seen
 from policies.decoders.losses import MaskLosses
 from policies.decoders.processor import BoxMaskProcessor
 from policies.decoders.slots import DrawnMasks, MaskSlots
@@ -34,8 +34,6 @@ from policies.settings import AS_IT_IS, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.packing import PackedRows
 
-FILE, SIZES = "mask_decoder.safetensors", "mask_decoder.json"
-"""Weights of the decoder and its sizes, in the folder of a checkpoint."""
 _SEED = 0
 """Of the first weights where a folder has none."""
 _ROWS_AT_ONCE = 16
@@ -68,7 +66,7 @@ class Policy(vision_language.Policy):
 
         decoder: sizes of a new decoder; None: those of the folder, or DecoderSizes. losses: what it is taught by.
         mask_cells: cells of a side of the grid over an image on which true masks are compared with what is drawn.
-        freeze_decoder: whether it stays as it is, as RL wants it. The others as the policy `vision_language` has them.
+        freeze_decoder: whether it stays as it is. The others as the policy `vision_language` has them.
         Raises as that does, and ValueError for another family, and for sizes that the folder's decoder does not have.
         """
         super().__init__(
@@ -107,6 +105,12 @@ class Policy(vision_language.Policy):
             made.load_state_dict(load_file(checkpoint / FILE))
         return made.to(held.dtype)
 
+    @property
+    def decoder(self) -> BoxGuidedDecoder:
+        """The part that draws, which alone learns by its own loss in RL."""
+        decoder: BoxGuidedDecoder = self.model.mask_decoder
+        return decoder
+
     @classmethod
     def make_processor(cls, checkpoint: Path, codec: AnswerCodec, asking: Asking = AS_IT_IS) -> BoxMaskProcessor:
         """The processor of a folder, without its weights; raises as that of `vision_language`, and for families other
@@ -128,31 +132,39 @@ class Policy(vision_language.Policy):
         temperature: float = 1.0,
         grammar_tokens: int | None = None,
         number_spread: float = 0.0,
+        losses_apart: bool = False,
     ) -> Tensor:
         """[B, G, T] float32 log-probabilities as `vision_language` gives them; in rows that say which masks are true,
-        less the decoder's loss at each token that asks for a mask, so that their sum is what supervision minimises."""
+        less the decoder's loss at each token that asks for a mask, so that their sum is what supervision minimises.
+
+        losses_apart: give [2, B, G, T], the log-probabilities and, apart from them, the decoder's losses at these
+        tokens, of which nothing flows back into the language model or the tower: the decoder alone learns by them.
+        """
         if rows.slots is None or rows.slots.truths is None:
             return super().forward(rows, temperature, grammar_tokens, number_spread)
         told = self._told(rows)
         scored = self._scored(rows, told.packed, told.states, temperature, grammar_tokens, number_spread)
-        losses = self._mask_losses(rows, rows.slots, told)
-        b, g, m = losses.shape
-        at = rows.slots.places.clamp(min=0).view(b, g, m)
-        return scored - torch.zeros_like(scored).scatter_add(2, at, losses)
+        if losses_apart:
+            parts = self._parts_by_row(rows, rows.slots, told.detached())
+        else:
+            parts = self._parts(rows, rows.slots, told, rows.slots.taught)
+        losses = self._mask_losses(rows.slots, list(parts))
+        at_tokens = torch.zeros_like(scored).scatter_add(2, rows.slots.places.clamp(min=0), losses)
+        return torch.stack([scored, at_tokens]) if losses_apart else scored - at_tokens
 
-    def _mask_losses(self, rows: PromptRows, slots: MaskSlots, told: "_Told") -> Tensor:
-        """[B, G, M] the decoder's loss for each mask, 0 where there is none."""
-        assert slots.truths is not None
-        total = torch.zeros_like(slots.boxes[..., 0])
-        for part in self._parts(rows, slots, told):
-            logits, foretold = self.model.mask_decoder(part.seen, part.boxes, part.tokens, part.exists)
-            truths = slots.truths.flatten(0, 1)[part.answers]
+    def _mask_losses(self, slots: MaskSlots, parts: Sequence["_Part"]) -> Tensor:
+        """[B, G, M] the decoder's loss for each mask, 0 where there is none or none is true."""
+        assert slots.truths is not None and slots.partners is not None
+        total, flat, g = torch.zeros_like(slots.boxes[..., 0]), slots.partners.flatten(0, 1), slots.places.shape[1]
+        found = self.model.mask_decoder([part.asked for part in parts])
+        for part, (logits, foretold) in zip(parts, found, strict=True):
+            truths = slots.truths[(part.answers // g)[:, None], flat[part.answers].clamp(min=0)]
             cells = tuple(truths.shape[-2:])
             passes = functional.interpolate(logits.flatten(0, 1), cells, mode="bilinear", align_corners=False)
             passes = passes.unflatten(0, logits.shape[:2]).flatten(1, 2)
             each = self._losses.of(passes, foretold.flatten(), truths.flatten(0, 1)).view_as(foretold)
             # Where nothing asks for a mask, a whole answer of none keeps ranks in step that share out weights.
-            each = torch.where(part.exists, each, each * 0.0)
+            each = torch.where(slots.taught.flatten(0, 1)[part.answers], each, each * 0.0)
             total = total.flatten(0, 1).index_put((part.answers,), each).view_as(total)
         return total
 
@@ -171,16 +183,23 @@ class Policy(vision_language.Policy):
         levels = [*images.deepstack_features, images.pooler_output]
         return _Told(packed, states, [[level[b] for level in levels] for b in range(len(rows.image_grid))])
 
-    def _parts(self, rows: PromptRows, slots: MaskSlots, told: "_Told") -> Iterator["_Part"]:
-        """The answers that ask for masks, those about images of one size together; one that asks for none where none
-        does."""
+    def _parts(self, rows: PromptRows, slots: MaskSlots, told: "_Told", asking: Tensor) -> Iterator["_Part"]:
+        """The answers of which a mask is `asking` [B, G, M] to be drawn, those about images of one size together; one
+        answer that asks for none where none does."""
         g = slots.places.shape[1]
-        asking = slots.exists.any(2)
-        answers = asking.flatten().nonzero()[:, 0] if asking.any() else torch.zeros(1, dtype=torch.int64)
+        answers = asking.any(2).flatten().nonzero()[:, 0] if asking.any() else torch.zeros(1, dtype=torch.int64)
         sizes = rows.image_grid[:, 1:].tolist()
         for size in sorted({tuple(sizes[int(k) // g]) for k in answers}):
             own = [int(k) for k in answers if tuple(sizes[int(k) // g]) == size]
             yield self._part(rows, slots, told, torch.tensor(own, device=slots.places.device))
+
+    def _parts_by_row(self, rows: PromptRows, slots: MaskSlots, told: "_Told") -> Iterator["_Part"]:
+        """Of each row the answers that are taught a mask, or one that is taught none: as many parts as rows, whatever
+        these hold, so that ranks that share out weights stay in step, and memory is that of one row."""
+        g, taught = slots.places.shape[1], slots.taught.any(2)
+        for b in range(len(taught)):
+            own = taught[b].nonzero()[:, 0] if taught[b].any() else torch.zeros_like(slots.places[b, :1, 0])
+            yield self._part(rows, slots, told, b * g + own)
 
     def _part(self, rows: PromptRows, slots: MaskSlots, told: "_Told", answers: Tensor) -> "_Part":
         g, merge = slots.places.shape[1], int(self.model.config.vision_config.spatial_merge_size)
@@ -201,7 +220,8 @@ class Policy(vision_language.Policy):
         columns = told.columns(slots.places.flatten(1))
         states = told.states[torch.arange(len(columns), device=columns.device)[:, None], columns]
         tokens = states.unflatten(1, slots.places.shape[1:]).flatten(0, 1)[answers]
-        return _Part(answers, seen, slots.boxes.flatten(0, 1)[answers], tokens, slots.exists.flatten(0, 1)[answers])
+        asked = Asked(seen, slots.boxes.flatten(0, 1)[answers], tokens, slots.exists.flatten(0, 1)[answers])
+        return _Part(answers, asked)
 
     def _image(self, patches: Tensor, grid: Sequence[int]) -> Tensor:
         """[3, H, W] pixels as the tower is shown them, of its patches in the order of merged blocks."""
@@ -225,9 +245,9 @@ class Policy(vision_language.Policy):
         assert rows.slots is not None
         flat, g = [response for row in responses for response in row], rows.slots.places.shape[1]
         if rows.slots.exists.any():
-            for part in self._parts(rows, rows.slots, self._told(rows)):
-                logits, scores = self.model.mask_decoder(part.seen, part.boxes, part.tokens, part.exists)
-                for k, (answer, counts) in enumerate(zip(part.answers.tolist(), part.exists.sum(1), strict=True)):
+            for part in self._parts(rows, rows.slots, self._told(rows), rows.slots.exists):
+                [(logits, scores)] = self.model.mask_decoder([part.asked])
+                for k, (answer, counts) in enumerate(zip(part.answers.tolist(), part.asked.exists.sum(1), strict=True)):
                     drawn = _drawn(logits[:, k, : int(counts)], scores[k, : int(counts)])
                     flat[answer] = replace(flat[answer], masks=drawn)
         return [flat[first : first + g] for first in range(0, len(flat), g)]
@@ -253,6 +273,11 @@ class _Told:
     levels: Sequence[Sequence[Tensor]]
     """[B][levels] features [cells, C] of each image."""
 
+    def detached(self) -> "_Told":
+        """The same states and features, through which no gradient flows."""
+        levels = [[level.detach() for level in each] for each in self.levels]
+        return replace(self, states=self.states.detach(), levels=levels)
+
     def columns(self, places: Tensor) -> Tensor:
         """[B, N] where in packed rows the places [B, N] of the flat [G * T] stand; anywhere for places below 0."""
         b, g, t = self.packed.shape
@@ -266,18 +291,12 @@ class _Told:
 
 @dataclass(frozen=True)
 class _Part:
-    """Answers about images of one size, as the decoder takes them."""
+    """Answers about images of one size that are drawn together."""
 
     answers: Tensor
     """[A] int64: which of B * G answers."""
-    seen: Seen
-    """What the policy saw of the images that these are about."""
-    boxes: Tensor
-    """[A, M, 4] float32: the boxes that the answers say, 0..1 of the image."""
-    tokens: Tensor
-    """[A, M, D] hidden states of the tokens that ask for masks."""
-    exists: Tensor
-    """[A, M] bool: which of them there are."""
+    asked: Asked
+    """The masks that they ask for, as the decoder takes them."""
 
 
 def _sizes(checkpoint: Path, asked: DecoderSizes | None) -> DecoderSizes:

@@ -16,7 +16,7 @@ from envs.datasets.cutout_scenes import Env
 from envs.example import Example, Question
 from envs.geometry.contours import mask_from_rings, rings_from_mask
 from envs.polygons import Answer, AnswerStatus, Instance, flatten_rings
-from policies.decoders.box_guided import BoxGuidedDecoder, DecoderSizes, Seen
+from policies.decoders.box_guided import Asked, BoxGuidedDecoder, DecoderSizes, Seen
 from policies.decoders.losses import MaskLosses
 from policies.decoders.processor import drawn_answer
 from policies.decoders.slots import DrawnMasks
@@ -138,8 +138,8 @@ def test_supervision_takes_the_decoder_s_loss_off_at_the_tokens_that_ask_for_mas
         iou = float((drawn & true).sum() / (drawn | true).sum())
         [[raw]] = [[policy.processor.supervised_rows([[one]])]]
         assert raw.slots is not None
-        part = next(iter(policy._parts(raw, raw.slots, policy._told(raw))))
-        foretold = float(policy.model.mask_decoder(part.seen, part.boxes, part.tokens, part.exists)[1][0, k])
+        part = next(iter(policy._parts(raw, raw.slots, policy._told(raw), raw.slots.exists)))
+        foretold = float(policy.model.mask_decoder([part.asked])[0][1][0, k])
         total += losses.iou * (foretold - iou) ** 2
         assert float(found[0, 0, place]) == pytest.approx(-total, rel=2e-3)
 
@@ -178,7 +178,7 @@ def test_the_decoder_has_the_published_seventeen_million_parameters_at_the_size_
         maps, maps[0], torch.empty(1, 3, 640, 960, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
     )
     boxes, exists = torch.empty(1, 2, 4, device="meta"), torch.empty(1, 2, dtype=torch.bool, device="meta")
-    logits, scores = decoder(seen, boxes, torch.empty(1, 2, 2560, device="meta"), exists)
+    [(logits, scores)] = decoder([Asked(seen, boxes, torch.empty(1, 2, 2560, device="meta"), exists)])
     assert logits.shape == (2, 1, 2, 80, 120) and scores.shape == (1, 2)
 
 
@@ -195,11 +195,13 @@ def test_boxes_that_do_not_exist_change_nothing() -> None:
     )
     boxes, tokens = torch.rand(2, 3, 4).sort(-1)[0], torch.randn(2, 3, 12)
     exists = torch.tensor([[True, False, False], [True, True, False]])
-    one, score = decoder(seen, boxes, tokens, exists)
-    other, same = decoder(seen, torch.where(exists[..., None], boxes, 0.3), tokens * exists[..., None], exists)
+    [(one, score)] = decoder([Asked(seen, boxes, tokens, exists)])
+    elsewhere = torch.where(exists[..., None], boxes, 0.3)
+    [(other, same)] = decoder([Asked(seen, elsewhere, tokens * exists[..., None], exists)])
     assert (one - other)[:, exists].abs().max() < 1e-6 and (score - same)[exists].abs().max() < 1e-6
     # An answer that says one box more has another window, and its first box another mask.
-    more, _ = decoder(seen, boxes, tokens, torch.tensor([[True, True, False], [True, True, False]]))
+    both = torch.tensor([[True, True, False], [True, True, False]])
+    [(more, _)] = decoder([Asked(seen, boxes, tokens, both)])
     assert (one - more)[:, 0, 0].abs().max() > 1e-4
 
 
