@@ -159,10 +159,11 @@ class Run:
         self.archiving.append(scored.step, scored.groups)
 
     def pack(self, scored: ScoredStep) -> Batch:
-        """The chosen groups as a batch, with the outlines that are taught to them where the config asks for some."""
+        """The chosen groups as a batch, with the outlines and the true masks that are taught where the config asks for
+        some."""
         groups = scored.to_learn
         taught = None if self.teacher is None else self.teacher.answers([group.example for group in groups])
-        return pack(groups, scored.advantages, taught)
+        return pack(groups, scored.advantages, taught, truths=self.config.learner.decoder_weight > 0)
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """Make the updates of the step; returns the statistics of the learner."""

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from processes import forks
 
-from envs.codecs import mask_group
+from envs.codecs import box_masks, mask_group
 from envs.codecs.base import AnswerCodec
 from envs.codecs.path_tokens import Codec
 from envs.example import Example
 from envs.geometry.rle import rle_from_mask
 from envs.plugin import Plugin
+from policies.decoders.box_guided import DecoderSizes
 from rl.algorithms.gspo import Algorithm
 from rl.config.learner import LearnerSettings, RankPlace, RankSettings
 from rl.learner.batches.batch import Batch
@@ -38,14 +39,20 @@ class Kind:
     """Of the policy's file."""
     codec: AnswerCodec
     env: Plugin
+    own: dict[str, Any] = field(default_factory=dict)
+    """Settings of the policy beside its checkpoint and codec."""
 
     def plugin(self, checkpoint: Path) -> Plugin:
-        return Plugin("policies.families", "Policy", self.name, {"checkpoint": checkpoint, "codec": self.codec})
+        own = {"checkpoint": checkpoint, "codec": self.codec, **self.own}
+        return Plugin("policies.families", "Policy", self.name, own)
 
     def text(self, example: Example, rng: np.random.Generator) -> str:
-        """A random answer, of any length or of a place for each candidate."""
+        """A random answer: of any length, of a place for each candidate, or of up to three boxes."""
         if example.candidates is not None:
             return mask_group.text_of((rng.random(len(example.candidates)) < 0.5).tolist())
+        if isinstance(self.codec, box_masks.Codec):
+            boxes = [(*rng.integers(0, 32, 2), *rng.integers(33, 65, 2)) for _ in range(rng.integers(0, 4))]
+            return " ; ".join(" ".join(map(str, (*box, "M"))) for box in boxes) or "none"
         return " ".join(map(str, rng.integers(0, 64, rng.integers(1, 9))))
 
 
@@ -58,6 +65,17 @@ CHOOSES = Kind(
 )
 """Of the first four questions the first and the last refer to a mask, so that in each mini-batch one rank of two has a
 reference and the other none."""
+DRAWS = Kind(
+    "box_decoder",
+    box_masks.Codec(box_bins=64, mask_token="M"),
+    ENV.with_settings(several_share=0.9, same_share=0.9, max_scale=0.45),
+    {
+        "decoder": DecoderSizes(width=16, heads=2, mlp=32, blocks=1, frequencies=4, places=4),
+        "mask_cells": 32,
+        "freeze_decoder": True,
+    },
+)
+"""With a word for a mask that the untrained model's tokenizer has."""
 
 
 @dataclass(frozen=True)

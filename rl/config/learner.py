@@ -148,6 +148,13 @@ class LearnerSettings(TrainingSettings):
     """Weight of a supervised term beside the rewards: for each question that is learned from, the mean negative
     log-likelihood of a token of its annotated outline (`outlines`), at the temperature and under the grammar that
     answers are sampled with. 0: none. Needs masks of what is asked for."""
+    decoder_weight: Annotated[float, at_least(0)] = 0.0
+    """Weight of a mask decoder's own loss beside the rewards (policy box_decoder): the mean over the answers of a
+    mini-batch of what its masks cost (`policy.losses`), drawn in the boxes that the answers themselves say and compared
+    with the true masks that these are about. The decoder alone learns by it. 0: none; the decoder is then frozen."""
+    decoder_lr: Annotated[float | None, above(0, ", or to null for learner.lr.")] = None
+    """Highest learning rate of a mask decoder that learns along; it rises and falls as lr does. null: lr. AdamW's steps
+    are as long as its rate, whatever decoder_weight is: that says how much of grad_clip the decoder takes up."""
     warn_sampler_difference: Annotated[float, above(0, ", such as 0.02, or to .inf for no warning.", infinite=True)] = (
         0.02
     )
@@ -165,6 +172,23 @@ class LearnerSettings(TrainingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_patches_alone(self.token_budget, self.patch_budget)
+        if self.decoder_lr is not None and not self.decoder_weight:
+            raise ValueError(
+                f"learner.decoder_lr is {self.decoder_lr:g} and learner.decoder_weight 0, so that no decoder learns; "
+                "set the latter above 0, or learner.decoder_lr to null."
+            )
+        if self.decoder_weight and self.zero_stage == 3 and self.token_budget is not None:
+            raise ValueError(
+                f"learner.decoder_weight is {self.decoder_weight:g} at learner.zero_stage 3 with learner.token_budget, "
+                "by which ranks have passes of unlike many groups, and a decoder that is called once a group falls out "
+                "of step; set learner.token_budget to null for passes of learner.micro_groups, or learner.zero_stage "
+                "to 2."
+            )
+        if self.decoder_weight and self.lora is not None and self.lora.push == "adapters":
+            raise ValueError(
+                f"learner.decoder_weight is {self.decoder_weight:g} and learner.lora.push adapters, so that workers "
+                "would go on drawing by the first decoder; set learner.lora.push to merged."
+            )
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, 0 being the first; a function of settings and step alone."""

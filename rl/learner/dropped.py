@@ -97,6 +97,8 @@ def write_batch(batch: Batch, path: Path) -> None:
         arrays |= _route_arrays(batch.routes)
     if batch.candidates is not None:
         arrays["candidates"] = np.array([json.dumps(pool) for pool in batch.candidates], np.str_)
+    if batch.truths is not None:
+        arrays["truths"] = np.array([json.dumps(masks) for masks in batch.truths], np.str_)
     if batch.temperature is not None:
         arrays["temperature"] = np.array(batch.temperature, np.float64)
     with disk.writing("the batch of this dropped step", path), whole_file(path) as partial, partial.open("wb") as file:
@@ -131,6 +133,7 @@ def read_batch(path: Path) -> Batch:
         temperature=float(found["temperature"]) if "temperature" in found else None,
         routes=_routes(found, lengths) if "routed" in found else None,
         candidates=tuple(map(_pool, found["candidates"])) if "candidates" in found else None,
+        truths=tuple(tuple(json.loads(text)) for text in found["truths"]) if "truths" in found else None,
     )
 
 

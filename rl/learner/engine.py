@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TextIO, TypeVar
@@ -185,10 +185,7 @@ class TrainingEngine:
         trained = _trained(network)
         self._learner, self._place, self._averaged = learner, place, averaged
         # Its rate is that of each `update`.
-        # Fused, since it works on tensors of GPUs and of the host alike, without a second copy of what it steps.
-        self._optimizer: Any = optimizer or torch.optim.AdamW(
-            trained, betas=(0.9, 0.95), weight_decay=learner.weight_decay, fused=True
-        )
+        self._optimizer: Any = optimizer or adamw(trained, learner)
         own = self._optimizer
         with watchdog.phase("deepspeed.initialize"):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -226,12 +223,13 @@ class TrainingEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
-    def gradients(self) -> list[Tensor] | None:
-        """The gradients so far: of this rank, and after the last backward pass the mean over ranks. None where they are
-        cut up (ZeRO) or DeepSpeed keeps them in another format."""
+    def gradients(self, without: Sequence[Tensor] = ()) -> list[Tensor] | None:
+        """The gradients so far, but for those of some parameters: of this rank, and after the last backward pass the
+        mean over ranks. None where they are cut up (ZeRO) or DeepSpeed keeps them in another format."""
         if self._learner.zero_stage or self._learner.dtype != "float32":
             return None
-        return [p.grad for p in self.network.parameters() if p.grad is not None] or None
+        left_out = set(map(id, without))
+        return [p.grad for p in self.network.parameters() if p.grad is not None and id(p) not in left_out] or None
 
     def update(self, lr: float) -> tuple[float, bool]:
         """Change the weights, after the last backward pass, on all ranks or, by a gradient that is not finite, on none;
@@ -276,6 +274,14 @@ class TrainingEngine:
         self.steps_done = load_ranks(self._engine, folder / tag, self._learner, self._place).steps_done
         if self.average:
             self.average = load_file(folder / tag / AVERAGE, device=str(self.device))
+
+
+def adamw(trained: Iterable[nn.Parameter] | list[dict[str, Any]], learner: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW of parameters, or of groups of them; the rate is that of each update.
+
+    Fused, since it works on tensors of GPUs and of the host alike, without a second copy of what it steps.
+    """
+    return torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=learner.weight_decay, fused=True)
 
 
 def _trained(network: nn.Module) -> list[nn.Parameter]:

@@ -5,6 +5,7 @@ A plain class that runs without Ray, alone or as one of several ranks.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from policies.sharing.routes import routed
 from policies.vision.image_memory import ImageMemory
 from policies.weights import BUCKET_BYTES, Bucket, BucketShape, make_bucket
 from rl.algorithms.base import PolicyGradient
-from rl.config.learner import RankPlace, RankSettings
+from rl.config.learner import LearnerSettings, RankPlace, RankSettings
 from rl.learner.batches.batch import Batch
 from rl.learner.batches.micro_batches import (
     GroupTokens,
@@ -29,6 +30,7 @@ from rl.learner.batches.micro_batches import (
     PassBudget,
     Round,
     budgeted_micro_batches,
+    decoder_loss,
     even_micro_batches,
     micro_batch_loss,
     micro_batch_of,
@@ -36,7 +38,8 @@ from rl.learner.batches.micro_batches import (
     supervised_loss,
 )
 from rl.learner.batches.stats import MicroBatchStats, of_all_ranks, step_stats
-from rl.learner.engine import Watchdog, watched
+from rl.learner.engine import Watchdog, adamw, watched
+from rl.learner.muon import LR_SHARE
 from rl.learner.noise import GradientSketches
 from rl.learner.policy import TrainedPolicy, Weights
 
@@ -51,8 +54,13 @@ class LearnerRank:
         self._algorithm: PolicyGradient = settings.algorithm.build()
         self._env: Env = settings.env.build(split="train")
         self.watchdog = Watchdog(f"learner rank {place.rank} of {place.world_size}")
-        self._policy = TrainedPolicy(settings.policy, settings.learner, place, self.watchdog)
+        optimizer = partial(_optimizer, settings.learner)
+        self._policy = TrainedPolicy(settings.policy, settings.learner, place, self.watchdog, optimizer)
         self._engine = self._policy.engine
+        self._along: list[Tensor] = []
+        """What learns by a loss of its own and not by the rewards: the decoder that learns along."""
+        if settings.learner.decoder_weight:
+            self._along = list(self._policy.network.decoder.parameters())
         self._reference: Any = None
         """The policy that the run began with, whole on this rank at every ZeRO stage, where a divergence from it counts
         and it is not the policy itself without its adapters."""
@@ -91,10 +99,10 @@ class LearnerRank:
         norms, dropped, sketches = [], 0.0, GradientSketches(self._engine.steps_done, self._place.world_size)
         for share, before in zip(shares, old, strict=True):
             for k, (micro, logprobs) in enumerate(zip(share, before, strict=True)):
-                if k and k == len(share) // 2 and (gradients := self._engine.gradients()) is not None:
+                if k and k == len(share) // 2 and (gradients := self._engine.gradients(self._along)) is not None:
                     sketches.half(gradients)
                 logs.append(self._learn(micro, logprobs, last=micro is share[-1]))
-            if (gradients := self._engine.gradients()) is not None:
+            if (gradients := self._engine.gradients(self._along)) is not None:
                 sketches.minibatch(gradients)
             norm, applied = self._engine.update(lr)
             norms.append(norm)
@@ -131,26 +139,39 @@ class LearnerRank:
 
     def _rows(self, part: Batch) -> PromptRows:
         # Photos of a whole mini-batch need not lie on the device at once.
-        rows: PromptRows = self._engine.network.processor.rows(part.questions(self._env), part.responses)
+        processor = self._engine.network.processor
+        rows: PromptRows = processor.rows(part.questions(self._env), part.responses)
+        if part.truths is not None:
+            rows = processor.sampled_rows(rows, part.choices, part.true_masks())
         return rows if part.routes is None else routed(rows, part.routes)
 
-    def _forward(self, policy: Callable[..., Tensor], micro: MicroBatch) -> Tensor:
+    def _forward(self, policy: Callable[..., Tensor], micro: MicroBatch) -> tuple[Tensor, Tensor | None]:
+        """[B, G, T] log-probabilities, and the decoder's losses at the same tokens where rows say what is true."""
         with self._images.at(id(micro.part)):  # one object as long as the step
             temperature = self._settings.temperature if micro.part.temperature is None else micro.part.temperature
-            return policy(micro.rows, temperature, self._settings.grammar_tokens)
+            if micro.rows.slots is None:
+                return policy(micro.rows, temperature, self._settings.grammar_tokens), None
+            both = policy(micro.rows, temperature, self._settings.grammar_tokens, losses_apart=True)
+            return both[0], both[1]
 
     @torch.no_grad()
     def _logprobs(self, micro: MicroBatch) -> Tensor:
         """[B, G, T] of the answers alone."""
-        return self._forward(self._policy, micro.to(self._engine.device))[:, : micro.num_answers]
+        return self._undrawn(micro.to(self._engine.device))
 
     @torch.no_grad()
     def _reference_logprobs(self, micro: MicroBatch) -> Tensor:
         """[B, G, T] log-probabilities of the policy that the run began with, on the same routes."""
         if self._reference is not None:
-            return self._forward(self._reference, micro)[:, : micro.num_answers]
+            return self._forward(self._reference, micro.without_masks())[0][:, : micro.num_answers]
         with without_adapters(self._policy.network):
-            return self._forward(self._policy, micro)[:, : micro.num_answers]
+            return self._undrawn(micro)
+
+    def _undrawn(self, micro: MicroBatch) -> Tensor:
+        """[B, G, T] of the answers, by a pass that draws no masks, but for ZeRO-3, whose passes all take one way."""
+        if self._settings.learner.zero_stage < 3:
+            micro = micro.without_masks()
+        return self._forward(self._policy, micro)[0][:, : micro.num_answers]
 
     def _learn(self, micro: MicroBatch, old: Tensor | None, last: bool) -> MicroBatchStats:
         """One forward and backward pass, the last one of its mini-batch or not.
@@ -159,7 +180,7 @@ class LearnerRank:
         """
         micro = micro.to(self._engine.device)
         reference = self._reference_logprobs(micro) if self._algorithm.kl > 0 else None
-        new = self._forward(self._policy, micro)
+        new, masks = self._forward(self._policy, micro)
         self._images.forget(id(micro.part))
         answers, taught = new[:, : micro.num_answers], new[:, micro.num_answers :]
         before = answers.detach() if old is None else old
@@ -167,6 +188,9 @@ class LearnerRank:
         if micro.part.taught is not None:
             term, more = supervised_loss(micro, taught)
             loss, stats = loss + self._settings.learner.sft_weight * term, stats | more
+        if masks is not None:
+            term, more = decoder_loss(micro, masks[:, : micro.num_answers])
+            loss, stats = loss + self._settings.learner.decoder_weight * term, stats | more
         if not math.isfinite(stats["loss"].value):
             loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know
         # The engine takes the mean over ranks; the loss is this rank's part of a sum.
@@ -223,3 +247,19 @@ class LearnerRank:
     def save_policy(self, folder: Path) -> None:
         """TrainedPolicy.save."""
         self._policy.save(folder)
+
+
+def _optimizer(learner: LearnerSettings, policy: Any) -> torch.optim.Optimizer | None:
+    """AdamW of a policy whose decoder learns at a rate of its own; None, for the engine's, where none does."""
+    if learner.decoder_lr is None:
+        return None
+    own = {id(parameter) for parameter in policy.decoder.parameters()}
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in trained if id(each) not in own]},
+        {
+            "params": [parameter for parameter in trained if id(parameter) in own],
+            LR_SHARE: learner.decoder_lr / learner.lr,
+        },
+    ]
+    return adamw(groups, learner)

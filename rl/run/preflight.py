@@ -13,6 +13,8 @@ from envs.codecs.base import LocatingCodec
 from envs.datasets.base import Env
 from envs.geometry.vector import simplified_rings
 from policies.checkpoint import Checkpoint
+from policies.decoders.box_guided import FILE
+from policies.decoders.losses import MaskLosses
 from policies.decoders.processor import BoxMaskProcessor, MaskCodec
 from policies.families._engines import NO_CUDA_GRAPH, NO_VLLM
 from policies.families._loading import refuse_unfilled
@@ -225,6 +227,7 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
         )
     refuse_unfit_pools(config, parts, processor)
     _refuse_undrawn_masks(parts, processor)
+    _refuse_unfit_decoder(config, parts, processor)
     refuse_unfit_grammar(processor, config.sampling.grammar)
     _refuse_unlocated_credit(parts, processor)
     refuse_unfit_tasks(config, parts, processor)
@@ -237,7 +240,7 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
 
 
 def _refuse_undrawn_masks(parts: RunParts, processor: Processor) -> None:
-    """Raise ValueError where answers ask for masks that nobody draws, or RL would change what draws them."""
+    """Raise ValueError where answers ask for masks that nobody draws."""
     if not isinstance(processor.codec, MaskCodec):
         return
     if not isinstance(processor, BoxMaskProcessor):
@@ -250,10 +253,40 @@ def _refuse_undrawn_masks(parts: RunParts, processor: Processor) -> None:
             f"pool.engine is {parts.engine.name}, which does not draw the masks of policy box_decoder; set pool.engine "
             "to {name: shared}."
         )
-    if not parts.policy.settings.get("freeze_decoder", False):
+
+
+def _refuse_unfit_decoder(config: RunConfig, parts: RunParts, processor: Processor) -> None:
+    """Raise ValueError where a decoder is new, or would learn by nothing, or is to learn and cannot."""
+    weight, own = config.learner.decoder_weight, parts.policy.settings
+    if not isinstance(processor, BoxMaskProcessor):
+        if weight:
+            raise ValueError(
+                f"learner.decoder_weight is {weight:g}, and policy.name {parts.policy.name} has no mask decoder that "
+                "could learn; set learner.decoder_weight to 0, or policy.name to box_decoder."
+            )
+        return
+    if not (Path(own["checkpoint"]) / FILE).is_file():
         raise ValueError(
-            "policy.freeze_decoder is false, and RL teaches the tokens alone, so that nothing but weight decay would "
-            "move the decoder; set policy.freeze_decoder to true."
+            f"policy.checkpoint is {own['checkpoint']}, which holds no {FILE}, so that its decoder would be a new one "
+            "and rewards would judge what random weights draw; run `polytrace sft` first, as by sft_box_decoder, and "
+            "give the policy that it leaves."
+        )
+    frozen = own.get("freeze_decoder", False)
+    if weight and frozen:
+        raise ValueError(
+            f"learner.decoder_weight is {weight:g} and policy.freeze_decoder true, so that the decoder would learn "
+            "nothing; set policy.freeze_decoder to false, or learner.decoder_weight to 0."
+        )
+    if not weight and not frozen:
+        raise ValueError(
+            "policy.freeze_decoder is false and learner.decoder_weight 0, so that nothing but weight decay would move "
+            "the decoder; set policy.freeze_decoder to true, or learner.decoder_weight above 0 to have it learn along."
+        )
+    losses = own.get("losses") or MaskLosses()
+    if weight and not losses.bce + losses.dice:
+        raise ValueError(
+            f"learner.decoder_weight is {weight:g}, but policy.losses has bce 0 and dice 0, so that no mask would be "
+            "taught; set one of them above 0, or learner.decoder_weight to 0."
         )
 
 

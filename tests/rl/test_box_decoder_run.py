@@ -1,6 +1,9 @@
 """Boxes with masks that a decoder draws, through supervised training, RL, stop and resume, and the archive."""
 
 import json
+import os
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +13,12 @@ import torch
 from benchmark_here import run_benchmark
 from commands import here
 from drawn_pairs import exported, refined, rows_of
-from in_process import apart, run_here, settings
+from in_process import LocalLearner, LocalPool, LocalWriter, apart, run_here, settings
 from omegaconf import OmegaConf
 from PIL import Image
 from ranks import free_port
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from envs.codecs.box_masks import Codec
 from envs.datasets.cutout_scenes import Env
@@ -24,15 +27,21 @@ from envs.datasets.tasks import box_px
 from envs.geometry.contours import mask_from_rings
 from envs.geometry.pools import oracle
 from envs.geometry.rle import mask_from_rle
-from policies.families.box_decoder import FILE, Policy
+from policies.decoders.box_guided import FILE
+from policies.families.box_decoder import Policy
 from policies.families.vision_language import Policy as PlainPolicy
+from policies.weights import bucket_checksum, held_checksum
 from rl.config.load import load_settings
 from rl.config.plugins import codec_plugin, policy_plugin
+from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
+from rl.learner.batches.batch import Batch
 from rl.predict import Predictor, find_source
-from rl.run.parts import run_parts
+from rl.run.folder import RunFolder
+from rl.run.parts import processor_of, run_parts
 from rl.run.preflight import refuse_unfit_policy
 from rl.sft import run_sft
+from rl.train import begin, loop
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.schema import answer_from_row
 from rollout.engines.shared import Engine
@@ -107,6 +116,53 @@ def test_rl_leaves_the_decoder_as_it_is_to_the_bit(taught: Path, tmp_path: Path)
     assert any(not torch.equal(learned[f"model.{name}"], weight) for name, weight in words.items())
 
 
+ALONG = ["policy.freeze_decoder=false", "learner.decoder_weight=0.1", "learner.decoder_lr=1.0e-3"]
+
+
+def run_along(folder: Path, port: int, named: list[str], dies_at: int | None = None) -> None:
+    """A run whose decoder learns along, and whose process is killed in a step; at its end the worker holds the
+    learner's decoder, to the checksum."""
+    config, run_folder = settings(folder, *named), RunFolder(folder)
+    parts, resume = run_parts(config), run_folder.can_resume
+    run_folder.begin(config, parts.data, resume)
+    learner, pool = LocalLearner(config, parts, port), LocalPool(config, parts)
+    run = begin(config, parts, (learner, pool), resume)  # type: ignore[arg-type]
+    run.archiving = LocalWriter(run.rollouts)  # type: ignore[assignment]
+    first, plain = held_checksum(learner._rank._policy.network.decoder), run.learn
+
+    def learn(batch: Batch) -> dict[str, float]:
+        if learner._rank._engine.steps_done == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(batch)
+
+    run.learn = learn  # type: ignore[method-assign]
+    loop(run, Console(quiet=True))
+    pool.set_weights(learner.weights(), version=config.steps)
+    drawing, learned = pool._worker._sampler.policy, learner._rank._policy.network
+    assert held_checksum(drawing.decoder) == held_checksum(learned.decoder) != first
+    assert pool._worker.held_checksum() == bucket_checksum(learner.weights())
+    save_file({name: p.detach() for name, p in learned.decoder.named_parameters()}, folder / FILE)
+    run.close()
+
+
+def test_a_decoder_that_learns_along_is_the_workers_too_and_a_killed_run_goes_on_to_the_same_numbers(
+    taught: Path, tmp_path: Path
+) -> None:
+    whole, killed, named = tmp_path / "whole", tmp_path / "killed", overrides(taught, *ALONG, "steps=4")
+    assert apart(run_along, whole, free_port(), named) == 0
+    assert apart(run_along, killed, free_port(), named, 3) == -signal.SIGKILL
+    assert len(numbers_of(killed)) == 3 and not (killed / FILE).exists()
+    assert apart(run_along, killed, free_port(), named) == 0
+    for one, other in zip(numbers_of(whole), numbers_of(killed), strict=True):
+        names = [name for name in one if name.partition("/")[0] in ("learner", "reward", "sampled")]
+        assert {"learner/decoder_loss", "learner/decoder_taught"} <= set(names)
+        assert all(one[name] == other[name] for name in names)
+        assert 0 < one["learner/decoder_loss"] < 6 and 0 < one["learner/decoder_taught"] <= 1
+    start, one, other = (load_file(folder / FILE) for folder in (taught / "policy", whole, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert max(float((one[name] - start[name]).abs().max()) for name in one) > 5e-4  # four steps of a warm-up
+
+
 def test_what_would_draw_nothing_or_change_the_decoder_is_refused(taught: Path, tmp_path: Path) -> None:
     def look(*more: str, engine: str = "shared") -> None:
         config = settings(tmp_path / "run", *overrides(taught, *more))
@@ -116,10 +172,46 @@ def test_what_would_draw_nothing_or_change_the_decoder_is_refused(taught: Path, 
         refuse_unfit_policy(config, parts, family.make_processor(taught / "policy", parts.codec.build()))
 
     look()
-    with pytest.raises(ValueError, match=r"policy\.freeze_decoder is false, and RL teaches the tokens alone"):
+    look(*ALONG)
+    with pytest.raises(ValueError, match=r"freeze_decoder is false and learner\.decoder_weight 0, so that nothing but"):
         look("policy.freeze_decoder=false")
+    with pytest.raises(ValueError, match=r"decoder_weight is 0\.1 and policy\.freeze_decoder true"):
+        look("learner.decoder_weight=0.1")
+    with pytest.raises(ValueError, match=r"policy\.losses has bce 0 and dice 0"):
+        look(*ALONG, "policy.losses={bce: 0, dice: 0}")
+    with pytest.raises(ValueError, match=r"decoder_lr is 0\.001 and learner\.decoder_weight 0"):
+        look("learner.decoder_lr=1.0e-3")
+    with pytest.raises(ValueError, match=r"push adapters, so that workers would go on drawing by the first decoder"):
+        look(*ALONG, "learner.lora={push: adapters}")
+    with pytest.raises(ValueError, match=r"set learner\.token_budget to null"):
+        look(*ALONG, "learner.zero_stage=3", "learner.token_budget=4096", "learner.average=0")
     with pytest.raises(ValueError, match=r"pool\.engine is vllm, which does not draw"):
         look(engine="vllm")
+
+
+def test_a_decoder_that_was_not_taught_first_is_refused_and_so_is_a_policy_without_one(
+    taught: Path, tiny_untrained: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(taught / "policy", bare)
+    (bare / FILE).unlink()
+    config = settings(tmp_path / "run", *overrides(taught, *ALONG), f"policy.checkpoint={bare}")
+    parts = run_parts(config)
+    with pytest.raises(ValueError, match=r"holds no mask_decoder\.safetensors.*run `polytrace sft` first"):
+        refuse_unfit_policy(config, parts, Policy.make_processor(bare, parts.codec.build()))
+    config = settings(tmp_path / "run", f"policy.checkpoint={tiny_untrained}", "learner.decoder_weight=0.1")
+    with pytest.raises(ValueError, match=r"policy\.name vision_language has no mask decoder that could learn"):
+        refuse_unfit_policy(config, parts := run_parts(config), processor_of(parts.policy))
+
+
+def test_the_config_that_has_the_decoder_learn_along_differs_from_the_other_by_this_alone() -> None:
+    frozen, along = (load_settings(RunConfig, Path(name)) for name in ("gspo_box_decoder", "gspo_box_decoder_along"))
+    assert along.policy == frozen.policy | {"freeze_decoder": False} and frozen.learner.decoder_weight == 0
+    assert along.learner.decoder_weight > 0
+    again = replace(along, run=frozen.run, policy=frozen.policy, learner=frozen.learner)
+    assert again == frozen
+    own = {"decoder_weight", "decoder_lr"}
+    assert {name for name, value in vars(along.learner).items() if value != vars(frozen.learner)[name]} <= own
 
 
 @pytest.mark.parametrize("name", ["vision_language", "mask_selection"])

@@ -50,6 +50,9 @@ class Batch:
     says it."""
     candidates: tuple[tuple[str, ...] | None, ...] | None = None
     """[B] masks that each question lets be chosen from, as COCO run lengths; None where none does."""
+    truths: tuple[tuple[str, ...], ...] | None = None
+    """[B] true masks of each question that asks for masks, as COCO run lengths, for a decoder that learns by them; None
+    where none does."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,6 +72,7 @@ class Batch:
             self.temperature,
             None if self.routes is None else tuple(self.routes[k] for k in indices),
             None if self.candidates is None else tuple(self.candidates[k] for k in indices),
+            None if self.truths is None else tuple(self.truths[k] for k in indices),
         )
 
     @property
@@ -85,6 +89,11 @@ class Batch:
             Question(env.image(ref), prompt, _masks(pool, ref))
             for ref, prompt, pool in zip(self.images, self.prompts, pools, strict=True)
         ]
+
+    def true_masks(self) -> list[NDArray[np.bool_]]:
+        """[B] true masks [N, H, W]; of a batch that has them."""
+        assert self.truths is not None
+        return [_stacked(masks, ref) for masks, ref in zip(self.truths, self.images, strict=True)]
 
     def padded_advantages(self, num_tokens: int) -> NDArray[np.float32]:
         """[B, G] advantages of the responses, or [B, G, num_tokens] of their tokens where these have their own."""
@@ -108,8 +117,16 @@ def _padded(rows: Sequence[Sequence[NDArray[np.float32]]], num_tokens: int) -> N
     return padded
 
 
-def pack(groups: Sequence[Group], advantages: Advantages, taught: Sequence[NDArray[np.int64]] | None = None) -> Batch:
-    """A Batch of B groups of equal size, to be learned from by their advantages, and by the answers [B] `taught`."""
+def pack(
+    groups: Sequence[Group],
+    advantages: Advantages,
+    taught: Sequence[NDArray[np.int64]] | None = None,
+    truths: bool = False,
+) -> Batch:
+    """A Batch of B groups of equal size, to be learned from by their advantages, and by the answers [B] `taught`.
+
+    truths: whether the true masks go with it, for a decoder that learns by them.
+    """
     responses = [[rollout.response for rollout in group.rollouts] for group in groups]
     return Batch(
         images=tuple(group.example.image for group in groups),
@@ -124,7 +141,13 @@ def pack(groups: Sequence[Group], advantages: Advantages, taught: Sequence[NDArr
         temperature=groups[0].temperature,
         routes=_routes(responses),
         candidates=_pools(groups),
+        truths=tuple(map(_truths, groups)) if truths else None,
     )
+
+
+def _truths(group: Group) -> tuple[str, ...]:
+    example = group.example
+    return tuple(map(rle_from_mask, example.truth.masks)) if example.prompt.asked == "mask" else ()
 
 
 def _pools(groups: Sequence[Group]) -> tuple[tuple[str, ...] | None, ...] | None:
@@ -135,9 +158,11 @@ def _pools(groups: Sequence[Group]) -> tuple[tuple[str, ...] | None, ...] | None
 
 
 def _masks(pool: Sequence[str] | None, image: ImageRef) -> NDArray[np.bool_] | None:
+    return None if pool is None else _stacked(pool, image)
+
+
+def _stacked(pool: Sequence[str], image: ImageRef) -> NDArray[np.bool_]:
     """[N, H, W] from run lengths."""
-    if pool is None:
-        return None
     masks = [mask_from_rle(counts, image.height, image.width) for counts in pool]
     return np.stack(masks) if masks else np.zeros((0, image.height, image.width), np.bool_)
 

@@ -196,6 +196,10 @@ class MicroBatch:
         """G, answers of a group that have a reward; an answer that is taught comes after them."""
         return self.part.advantages.shape[1]
 
+    def without_masks(self) -> "MicroBatch":
+        """This micro-batch for a pass in which no mask is drawn."""
+        return replace(self, rows=replace(self.rows, slots=None))
+
     def to(self, device: torch.device) -> "MicroBatch":
         """This micro-batch with its rows on another device."""
         return replace(self, rows=self.rows.to(device))
@@ -252,6 +256,26 @@ def supervised_loss(micro: MicroBatch, taught: Tensor) -> tuple[Tensor, MicroBat
     each = -(taught * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
     stats: MicroBatchStats = {"sft_loss": Mean(float(each.detach().mean()), len(each))}
     loss = each.sum() / micro.minibatch.groups * micro.weighs
+    return loss, stats if micro.weighs else _weightless(stats)
+
+
+def decoder_loss(micro: MicroBatch, losses: Tensor) -> tuple[Tensor, MicroBatchStats]:
+    """Part of the decoder's own loss that a micro-batch has, a scalar: mean over the answers of a mini-batch, those in
+    groups without signal included, of the mean over an answer's masks that are taught, 0 for an answer of none.
+
+    losses: [B, G, T] at the tokens that ask for masks, 0 elsewhere. Logs decoder_loss, the mean over masks, and
+    decoder_taught, the share of the masks asked for that are taught: whose boxes are about a true one.
+    """
+    slots = micro.rows.slots
+    assert slots is not None
+    taught = slots.taught.sum(2)
+    num, asked = int(taught.sum()), int(slots.exists.sum())
+    stats: MicroBatchStats = {
+        "decoder_loss": Mean(float(losses.detach().sum()) / max(1, num), num),
+        "decoder_taught": Mean(num / max(1, asked), asked),
+    }
+    answers = micro.minibatch.groups * micro.num_answers
+    loss = (losses.sum(2) / taught.clamp(min=1)).sum() / answers * micro.weighs
     return loss, stats if micro.weighs else _weightless(stats)
 
 

@@ -158,6 +158,19 @@ def test_what_could_be_chosen_from_comes_back_beside_its_question(tmp_path: Path
     assert packed(GROUPS, Algorithm()).candidates is None
 
 
+def test_true_masks_come_back_where_a_decoder_learns_by_them_and_masks_are_asked_for(tmp_path: Path) -> None:
+    dog, cat = GROUPS[:2]
+    masks = np.random.default_rng(1).random((2, 4, 4)) < 0.4
+    boxed = replace(cat, example=replace(cat.example, prompt=replace(cat.example.prompt, asked="box")))
+    groups = [replace(dog, example=replace(dog.example, truth=replace(dog.example.truth, masks=masks))), boxed]
+    whole = pack(groups, Algorithm().of_groups(groups), truths=True)
+    write_batch(whole, tmp_path / "step.npz")
+    for held in (whole, read_batch(tmp_path / "step.npz"), whole.part([0, 1])):
+        first, second = held.true_masks()
+        assert np.array_equal(first, masks) and second.shape == (0, 4, 4)
+    assert pack(groups, Algorithm().of_groups(groups)).truths is None
+
+
 class Blank:
     """An env whose images are black."""
 

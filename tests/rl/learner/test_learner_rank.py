@@ -11,6 +11,7 @@ import torch
 from ranks import (
     ALGORITHM,
     CHOOSES,
+    DRAWS,
     ENV,
     LEARNER,
     TEMPERATURE,
@@ -119,7 +120,7 @@ def stage_jobs(batches: list[Batch]) -> list[Job]:
     return [(replace(LEARNER, zero_stage=stage), batches) for stage in STAGES]
 
 
-@pytest.fixture(scope="module", params=[WRITES, CHOOSES], ids=["writes", "chooses"])
+@pytest.fixture(scope="module", params=[WRITES, CHOOSES, DRAWS], ids=["writes", "chooses", "draws"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     return found
@@ -128,7 +129,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 @pytest.fixture(scope="module")
 def checkpoint(kind: Kind, tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a policy that chooses one with a classifier that is not 0, below which nothing would have a gradient."""
-    if kind is WRITES:
+    if kind is not CHOOSES:
         return tiny_untrained
     policy, made = kind.plugin(tiny_untrained).build(), tmp_path_factory.mktemp("chooser")
     with torch.no_grad():
