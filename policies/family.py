@@ -194,3 +194,18 @@ class TiledFamily(Protocol):
     def image_ids(self, tokenizer: Any, image_processor: Any, image_token: int, size: Sides) -> list[int]:
         """All that stands for an image of `size` in the prompt, one `image_token` for each of its tokens."""
         ...
+
+
+@runtime_checkable
+class PlacedFamily(Protocol):
+    """A family of whose tower's features it is known where in the image they lie, so that masks can be told by them."""
+
+    def seen_images(self, model: Any, rows: PromptRows) -> tuple[Any, list[Tensor]]:
+        """What the tower makes of the images of B rows, as the model takes it in place of pixels, and of each image
+        [C, h, w] what it tells of the masks in it."""
+        ...
+
+    def seen_shares(self, shares: Tensor, sides: Sides, cells: Sides) -> Tensor:
+        """[N, ...] shares of the grid that the tower saw, of shares [N, S, S] of the image's; sides: of the image,
+        pixels; cells: h and w of the features."""
+        ...

@@ -174,6 +174,15 @@ class QuestionTemplate:
         self._check_image(list(chain.from_iterable(pieces)), f"the question about {phrase!r}")
         return pieces
 
+    def apart(self, phrase: str, asked: str) -> tuple[list[int], list[int]]:
+        """`tokens`, what stands up to the end of the user's text and what is behind tokenised each alone, so that
+        something may stand between them. Raises as `tokens` does."""
+        text = self._in_template(self._questions.text(phrase, asked))
+        end = len(text) - self._behind
+        pieces = self._words.ids(text[:end], self._before, end), self._words.ids(text[end:], 0, 0)
+        self._check_image([*pieces[0], *pieces[1]], f"the question about {phrase!r}")
+        return pieces
+
     def _ids(self, text: str) -> list[int]:
         """Ids of a prompt, cut where the user's text would else hold a control token."""
         return self._words.ids(text, self._before, len(text) - self._behind)

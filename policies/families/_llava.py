@@ -16,8 +16,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from policies.checkpoint import Checkpoint
 from policies.families._tower_and_projector import TowerAndProjector, refuse_early_block
-from policies.families.base import VisionFeatures
+from policies.families.base import PromptRows, VisionFeatures
 from policies.family import Sides
+from policies.selection.regions import within
 
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -112,6 +113,19 @@ class Llava(TowerAndProjector):
                 embedded = found[early][:, 1:]
         cells = int(final.shape[1] ** 0.5)
         return VisionFeatures(*(_of_photo(tokens, cells, sides) for tokens in (final, embedded)))
+
+    def seen_images(self, model: Any, rows: PromptRows) -> tuple[Any, list[Tensor]]:
+        """PlacedFamily.seen_images: what the projector is given of each patch of the square, as RAS takes it."""
+        images = model.model.get_image_features(rows.pixel_values, return_dict=True)
+        patches = images.hidden_states[model.config.vision_feature_layer][:, 1:]
+        cells = int(patches.shape[1] ** 0.5)
+        return images, list(patches.transpose(1, 2).unflatten(2, (cells, cells)))
+
+    def seen_shares(self, shares: Tensor, sides: Sides, cells: Sides) -> Tensor:
+        """PlacedFamily.seen_shares: the exact shares of the square that the photo stands in the middle of."""
+        longer = max(sides)
+        middle = [((longer - side) // 2 / longer, side / longer) for side in sides]
+        return within(shares, cells, *middle)
 
 
 def _side(image_processor: Any) -> int:

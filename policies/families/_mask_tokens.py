@@ -14,10 +14,11 @@ from torch import Tensor
 from envs.codecs.base import AnswerCodec
 from policies.checkpoint import Checkpoint
 from policies.families import vision_language
+from policies.families._llava import Llava
 from policies.families._loading import family_of
 from policies.families._qwen import Qwen2_5VL, Qwen3VL
 from policies.families.base import PromptRows
-from policies.family import Family
+from policies.family import Family, PlacedFamily
 from policies.selection.encoders import Encoder
 from policies.selection.head import MaskTokens, mask_features
 from policies.selection.numbers import NumbersProcessor
@@ -73,18 +74,21 @@ class Policy(vision_language.Policy):
             head.load_state_dict({name: held[name] for name in own if name in held}, strict=False)
         return head
 
-    def image_features(self, rows: PromptRows) -> Any:
-        """What the tower makes of the images of rows, as the model takes it in place of pixels."""
-        return self.model.model.get_image_features(rows.pixel_values, rows.image_grid, return_dict=True)
+    def seen_images(self, rows: PromptRows) -> tuple[Any, list[Tensor]]:
+        """What the tower makes of the images of rows, as the model takes it in place of pixels, and [C, h, w] of each
+        what it tells of masks."""
+        family = self.processor.family
+        assert isinstance(family, PlacedFamily)
+        return family.seen_images(self.model, rows)
 
-    def mask_tokens(self, rows: PromptRows, features: Any, masks: Tensor) -> Tensor:
-        """[B, N, width] the token of each of masks [B, N, S, S]; features: [cells, C] of each image."""
-        assert rows.regions is not None, "rows of processors over candidates have regions"
-        merge = int(self.model.config.vision_config.spatial_merge_size)
-        sizes = (rows.image_grid[:, 1:] // merge).tolist()
+    def mask_tokens(self, rows: PromptRows, features: Sequence[Tensor], masks: Tensor) -> Tensor:
+        """[B, N, width] the token of each of masks [B, N, S, S]; features: [C, h, w] of each image."""
+        family = self.processor.family
+        assert isinstance(family, PlacedFamily)
+        assert rows.regions is not None and rows.regions.sides is not None, "rows over candidates have regions"
         each = [
-            inside(shares, cells.unflatten(0, tuple(size)).permute(2, 0, 1))
-            for shares, cells, size in zip(masks, features, sizes, strict=True)
+            inside(family.seen_shares(shares, (sides[0], sides[1]), (seen.shape[1], seen.shape[2])), seen)
+            for shares, sides, seen in zip(masks, rows.regions.sides.tolist(), features, strict=True)
         ]
         maps = [one.features(view) for one, view in zip(self.encoders, rows.regions.views, strict=True)]
         others = [torch.stack([averaged(*pair)[0] for pair in zip(masks, found, strict=True)]) for found in maps]
@@ -132,10 +136,16 @@ def family_with_places(checkpoint: Checkpoint, name: str) -> Family:
     Raises ValueError for those whose features are not known here to lie where their pixels are.
     """
     family = family_of(checkpoint)
-    if not isinstance(family, Qwen2_5VL | Qwen3VL) or family.layer_kinds != ("full_attention",):
+    if not isinstance(family, Llava | Qwen2_5VL | Qwen3VL) or family.layer_kinds != ("full_attention",):
         raise ValueError(
-            f"policy.name is {name}, which is known over Qwen2.5-VL and Qwen3-VL, and {checkpoint.folder} is a "
-            f"{family.title}; give a checkpoint of one of these."
+            f"policy.name is {name}, which is known over LLaVA-1.5, Qwen2.5-VL and Qwen3-VL, and {checkpoint.folder} "
+            f"is a {family.title}; give a checkpoint of one of these."
+        )
+    layer = checkpoint.config.get("vision_feature_layer", -2)
+    if not isinstance(layer, int):
+        raise ValueError(
+            f"{checkpoint.folder}/config.json has vision_feature_layer {layer!r}, and masks are told by one layer of "
+            "the tower; give a checkpoint of LLaVA-1.5, which has -2."
         )
     return family
 

@@ -177,6 +177,17 @@ class _Qwen(AutoFamily):
         """Family.features: the processor resizes images, so that its grid spans them."""
         return tower_features(model.model.visual, pixel_values, image_grid, early)
 
+    def seen_images(self, model: Any, rows: PromptRows) -> tuple[Any, list[Tensor]]:
+        """PlacedFamily.seen_images: what the merger makes of each merged square."""
+        images = model.model.get_image_features(rows.pixel_values, rows.image_grid, return_dict=True)
+        sizes = (rows.image_grid[:, 1:] // int(model.config.vision_config.spatial_merge_size)).tolist()
+        each = zip(images.pooler_output, sizes, strict=True)
+        return images, [cells.unflatten(0, tuple(size)).permute(2, 0, 1) for cells, size in each]
+
+    def seen_shares(self, shares: Tensor, sides: Sides, cells: Sides) -> Tensor:
+        """PlacedFamily.seen_shares: the grid spans the image."""
+        return shares
+
 
 class Qwen2_5VL(_Qwen):
     """Qwen2.5-VL, which writes places in pixels of the resized image."""

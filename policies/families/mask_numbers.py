@@ -49,8 +49,8 @@ class Policy(_mask_tokens.Policy):
         template_arguments: dict[str, Any] | None = None,
         encoders: list[str] | None = None,
     ) -> None:
-        """Load a Hugging Face folder of the Qwen families, with what makes mask tokens from selection.safetensors, or
-        new.
+        """Load a Hugging Face folder of LLaVA-1.5 or the Qwen families, with what makes mask tokens from
+        selection.safetensors, or new.
 
         encoders: as mask_selection has them; the other settings are those of the policy `vision_language`. Raises as
         that does, ValueError for adapters and for another family, and FileNotFoundError or ValueError for what is no
@@ -83,8 +83,8 @@ class Policy(_mask_tokens.Policy):
     def _shown(self, rows: PromptRows) -> Iterator[dict[str, Any]]:
         """What the model is called with; meanwhile prefix and mask tokens stand at their places of the prompt."""
         assert rows.regions is not None and rows.regions.behind is not None, "rows of NumbersProcessor have regions"
-        images = self.image_features(rows)
-        tokens = self.mask_tokens(rows, images.pooler_output, rows.regions.shares)
+        images, features = self.seen_images(rows)
+        tokens = self.mask_tokens(rows, features, rows.regions.shares)
         prefix = self.model.selection.opening().expand(len(tokens), 1, -1)
         there = functional.pad(rows.regions.mask, (1, 0), value=True)
         row = torch.arange(len(tokens), device=there.device)[:, None].expand_as(there)

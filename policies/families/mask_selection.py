@@ -57,7 +57,8 @@ class Policy(_mask_tokens.Policy):
         template_arguments: dict[str, Any] | None = None,
         encoders: list[str] | None = None,
     ) -> None:
-        """Load a Hugging Face folder of the Qwen families, with what chooses from selection.safetensors, or new.
+        """Load a Hugging Face folder of LLaVA-1.5 or the Qwen families, with what chooses from selection.safetensors,
+        or new.
 
         order: `free` or `causal`, above; encoders: folders of further, frozen vision encoders whose features tell of a
         mask too, null for those that the folder was trained with; the others as the policy `vision_language` has them.
@@ -117,8 +118,8 @@ class Policy(_mask_tokens.Policy):
     def _logits(self, rows: PromptRows) -> Tensor:
         """[B, N] float32 of each candidate, how much likelier it is in than out."""
         assert rows.regions is not None, "rows of SelectionProcessor have regions"
-        images = self.image_features(rows)
-        references, tokens = self._region_tokens(rows, images.pooler_output)
+        images, features = self.seen_images(rows)
+        references, tokens = self._region_tokens(rows, features)
         layout = _Layout(rows.prompt_mask, rows.regions, self._order)
         positions, following = self.processor.family.positions(self.model, rows)
         prefix, of_references = self.model.selection.openings()
@@ -141,8 +142,8 @@ class Policy(_mask_tokens.Policy):
         logits: Tensor = self.model.selection.logits(states[:, -tokens.shape[1] :])
         return logits
 
-    def _region_tokens(self, rows: PromptRows, features: Any) -> tuple[Tensor, Tensor]:
-        """[B, R, width] and [B, N, width] the tokens of references and candidates; features: [cells, C] of each
+    def _region_tokens(self, rows: PromptRows, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, R, width] and [B, N, width] the tokens of references and candidates; features: [C, h, w] of each
         image."""
         assert rows.regions is not None
         shown, first = rows.regions.shares, 0

@@ -56,8 +56,10 @@ class MaskTokens(nn.Module):
 
 
 def mask_features(config: Any) -> int:
-    """Channels of what the tower of a model gives its language model, by the model's config."""
-    return int(config.vision_config.out_hidden_size)
+    """Channels of what the tower of a model tells of a mask, by the model's config: of Qwen's families what its merger
+    makes, else a patch's state."""
+    vision = config.vision_config
+    return int(getattr(vision, "out_hidden_size", None) or vision.hidden_size)
 
 
 class SelectionHead(MaskTokens):

@@ -8,6 +8,7 @@ Numbers are the vocabulary's own; at the places of prefix and masks stands a tok
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -52,12 +53,18 @@ class NumbersProcessor(Processor):
     def _learn_to_ask(self, asking: Asking) -> str:
         ending = super()._learn_to_ask(asking)
         self._ending: list[int] = self.tokenizer(ending, add_special_tokens=False)["input_ids"]
+        # Some tokenizers merge the seam between them, and candidates stand there.
+        self._known_tokens = lru_cache(maxsize=4096)(self._ids_apart)
         if not self._ending:
             raise ValueError(
                 f"the chat template of {self.tokenizer.name_or_path} writes nothing behind the user's words, where "
                 "candidates would stand; give a checkpoint whose template marks where an answer begins."
             )
         return ending
+
+    def _ids_apart(self, words: str, asked: str) -> list[int]:
+        before, ending = self._template.apart(words, asked)
+        return before + ending
 
     def _words_of(self, text: str) -> list[int] | None:
         """Ids of a word of the codec; None where they do not say it."""
@@ -91,7 +98,6 @@ class NumbersProcessor(Processor):
         if not num:  # which `rows` refuses
             return shared, rest
         cut = len(rest) - len(self._ending)
-        assert rest[cut:].tolist() == self._ending, "a template's own tokens do not merge with the user's words"
         whole = np.concatenate([rest[:cut], np.array(self._listed(num)[0], np.int64), rest[cut:]])
         most = self.config.get_text_config().max_position_embeddings
         if len(shared) + len(whole) > most:

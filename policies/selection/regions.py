@@ -36,6 +36,8 @@ class Regions:
     these stand behind the prompt."""
     views: tuple[Tensor, ...] = ()
     """[B, 3, H, W] float32 each: the images as further encoders are shown them (encoders.py)."""
+    sides: Tensor | None = None
+    """[B, 2] int64 height and width of the images, pixels; None where nobody asks."""
 
     def to(self, device: torch.device) -> "Regions":
         """The same, held by another device."""
@@ -46,8 +48,8 @@ class Regions:
         return self._with(lambda part: part[rows])
 
     def _with(self, of: Callable[[Tensor], Tensor]) -> "Regions":
-        behind = None if self.behind is None else of(self.behind)
-        return Regions(of(self.shares), of(self.mask), behind, tuple(map(of, self.views)))
+        behind, sides = (None if part is None else of(part) for part in (self.behind, self.sides))
+        return Regions(of(self.shares), of(self.mask), behind, tuple(map(of, self.views)), sides)
 
 
 def pools_of(questions: Sequence[Question]) -> list[NDArray[np.bool_]]:
@@ -101,7 +103,7 @@ def regions_of(candidates: list[NDArray[np.bool_]]) -> Regions:
             held[id(each)] = covered(each)
         shares[b, : len(each)] = held[id(each)]
         mask[b, : len(each)] = True
-    return Regions(shares, mask)
+    return Regions(shares, mask, sides=torch.tensor([each.shape[1:] for each in candidates]))
 
 
 def covered(masks: NDArray[np.bool_], cells: int = CELLS) -> Tensor:
@@ -119,6 +121,26 @@ def _overlaps(size: int, cells: int) -> Tensor:
     pixels = torch.arange(size, dtype=torch.float64)
     low, high = torch.maximum(edges[:-1, None], pixels), torch.minimum(edges[1:, None], pixels + 1)
     return ((high - low).clamp(min=0) * cells / size).to(torch.float32)
+
+
+def within(shares: Tensor, cells: tuple[int, int], rows: tuple[float, float], columns: tuple[float, float]) -> Tensor:
+    """[N, h, w] float32: how much of each of h x w cells masks cover whose shares [N, S, S] span a part of them.
+
+    rows, columns: where the part begins, and how long it is, in 0..1 of the whole.
+    """
+    high, wide = (
+        _overlaps_of_part(shares.shape[1], count, *part).to(shares.device)
+        for count, part in zip(cells, (rows, columns), strict=True)
+    )
+    return high @ shares.float() @ wide.t()
+
+
+def _overlaps_of_part(size: int, cells: int, begin: float, length: float) -> Tensor:
+    """[cells, size] share of each cell of a side that each of `size` equal pieces of a part of it takes."""
+    edges = torch.arange(cells + 1, dtype=torch.float64) / cells
+    pieces = begin + length * torch.arange(size + 1, dtype=torch.float64) / size
+    low, high = torch.maximum(edges[:-1, None], pieces[:-1]), torch.minimum(edges[1:, None], pieces[1:])
+    return ((high - low).clamp(min=0) * cells).to(torch.float32)
 
 
 def inside(shares: Tensor, features: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_vision_language import write_llava
+from test_vision_language import write_internvl, write_llava
 from torch import Tensor
 
 from envs.codecs import mask_group, mask_numbers
@@ -29,9 +29,16 @@ TEMPERATURE = 0.3
 """So low that an untrained model prefers some tokens."""
 
 
-@pytest.fixture(scope="module")
-def policy(tiny_untrained: Path) -> Policy:
-    return Policy(tiny_untrained, mask_numbers.Codec()).eval()
+WORDS = sorted({word for name in ENV.phrase_words() for word in name.split()})
+
+
+@pytest.fixture(scope="module", params=["qwen", "llava"])
+def policy(request: pytest.FixtureRequest, tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    folder = tiny_untrained
+    if request.param == "llava":
+        folder = tmp_path_factory.mktemp("llava")
+        write_llava(folder, WORDS)
+    return Policy(folder, mask_numbers.Codec()).eval()
 
 
 def examples(num: int = 6) -> list[Example]:
@@ -198,6 +205,6 @@ def test_what_cannot_be_numbered_is_refused_in_a_line(tiny_untrained: Path, tmp_
         Policy.make_processor(tiny_untrained, mask_group.Codec(), Asking())
     with pytest.raises(ValueError, match=r"^policy mask_numbers has no adapters yet"):
         Policy(tiny_untrained, mask_numbers.Codec(), lora=LoraSettings())
-    write_llava(tmp_path)
-    with pytest.raises(ValueError, match=r"mask_numbers, which is known over Qwen2\.5-VL and Qwen3-VL, and .* LLaVA"):
+    write_internvl(tmp_path)
+    with pytest.raises(ValueError, match=r"mask_numbers, which is known over LLaVA-1\.5, Qwen2\.5.*, and .* InternVL"):
         Policy.make_processor(tmp_path, mask_numbers.Codec())

@@ -1,6 +1,8 @@
 """Choosing among candidate masks: what of a mask a model is shown, one pass for all answers, and gradients against the
 exact expected reward."""
 
+import json
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_vision_language import write_llava
+from test_vision_language import write_internvl, write_llava
 from torch import Tensor
 
 from envs.codecs import mask_group, path_tokens
@@ -17,7 +19,7 @@ from envs.example import Example, Prompt, Question
 from envs.plugin import Plugin
 from envs.polygons import AnswerStatus
 from policies.families.mask_selection import Policy
-from policies.selection.regions import CELLS, CODE_WIDTH, covered, inside, place_code, regions_of
+from policies.selection.regions import CELLS, CODE_WIDTH, covered, inside, place_code, regions_of, within
 from policies.settings import Asking, LoraSettings
 from rollout.engines import direct
 from rollout.engines.direct import DirectSampler, Engine, answered
@@ -26,9 +28,21 @@ from rollout.settings import Sampling
 ENV = Env(split="train", image_size=32, candidates=9, several_share=0.4, max_scale=0.45)
 
 
-@pytest.fixture(scope="module", params=["free", "causal"])
-def policy(request: pytest.FixtureRequest, tiny_untrained: Path) -> Policy:
-    return loud(Policy(tiny_untrained, mask_group.Codec(), order=request.param).eval())
+WORDS = sorted({word for name in ENV.phrase_words() for word in name.split()})
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA-1.5 that knows the words of all questions."""
+    folder = tmp_path_factory.mktemp("llava")
+    write_llava(folder, WORDS)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[(name, order) for name in ("qwen", "llava") for order in ("free", "causal")])
+def policy(request: pytest.FixtureRequest, tiny_untrained: Path, llava: Path) -> Policy:
+    name, order = request.param
+    return loud(Policy(llava if name == "llava" else tiny_untrained, mask_group.Codec(), order=order).eval())
 
 
 def loud(policy: Policy) -> Policy:
@@ -80,6 +94,45 @@ def test_inside_of_a_mask_are_the_means_of_what_it_covers_its_place_and_its_size
     assert code[CODE_WIDTH // 2, 0].tolist() == pytest.approx([1.0, -1.0])
 
 
+def test_masks_of_a_photo_cover_exactly_what_they_cover_of_the_square_that_llava_sees(llava: Path) -> None:
+    policy = Policy(llava, mask_group.Codec()).eval()
+    # 40 x 64 pixels in a square of 64: twelve rows of the mean colour above, and as many below; 4 x 4 cells of 16.
+    mask = np.zeros((1, 40, 64), np.bool_)
+    mask[0, :10, 24:40] = True  # rows 12 to 21 of the square, columns 24 to 39
+    found = policy.processor.family.seen_shares(covered(mask), (40, 64), (4, 4))
+    expected = torch.zeros(4, 4)
+    expected[0, 1:3], expected[1, 1:3] = 4 * 8 / 256, 6 * 8 / 256
+    torch.testing.assert_close(found[0], expected, atol=1e-3, rtol=0)
+    whole = within(torch.ones(1, CELLS, CELLS), (3, 5), (0.25, 0.5), (0.0, 1.0))
+    assert whole[0].sum().item() == pytest.approx(0.5 * 15) and whole[0, 1].tolist() == pytest.approx([1.0] * 5)
+    assert whole[0, 0].tolist() == pytest.approx([0.25] * 5)
+    # What is told of the mask is the tower's own: of a mask that is one cell, that cell's features.
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    cell = np.zeros((1, 64, 64), np.bool_)
+    cell[0, 16:32, 48:64] = True
+    rows = policy.unanswered([Question(image, Prompt.of_text("dog"), cell)])
+    _, [seen] = policy.seen_images(rows)
+    tower = policy.model.model.vision_tower(rows.pixel_values, output_hidden_states=True).hidden_states[-2][:, 1:]
+    assert seen.shape == (16, 4, 4) and torch.equal(seen[:, 1, 3], tower[0, 7])
+    told = inside(policy.processor.family.seen_shares(covered(cell), (64, 64), (4, 4)), seen)
+    torch.testing.assert_close(told[0, :16], tower[0, 7], atol=1e-5, rtol=0)
+
+
+def test_learning_reaches_tower_projector_and_what_is_new(policy: Policy) -> None:
+    questions = asked(examples(3))
+    policy.zero_grad()
+    policy(
+        policy.processor.rows(questions, [[np.ones(len(q.candidates), np.int64)] for q in questions])
+    ).sum().backward()
+    parts = {"selection": policy.model.selection, "text": policy.model.model.language_model}
+    parts |= {f"projector {k}": module for k, module in enumerate(policy.vision_projector)}
+    parts |= {"tower": policy.vision_tower}
+    for name, part in parts.items():
+        gradients = [each.grad for each in part.parameters() if each.grad is not None]
+        assert gradients and max(float(gradient.abs().max()) for gradient in gradients) > 0, name
+    policy.zero_grad()
+
+
 def test_what_is_sampled_has_the_log_probabilities_of_forward_whatever_stands_beside_it(policy: Policy) -> None:
     questions = asked(examples())
     found = answered(policy, policy.unanswered(questions), Sampling(0.7), seeds(6, 5))
@@ -107,7 +160,7 @@ def test_frequencies_are_those_of_the_probabilities(policy: Policy) -> None:
     expected = policy.place_logprobs(rows, 1.0)[0][0, :, 1].exp()
     share = torch.from_numpy(np.mean([each.tokens for each in found], axis=0))
     assert (share - expected).abs().max() < 4 * 0.5 / 4000**0.5
-    assert expected.max() - expected.min() > 0.1
+    assert expected.max() - expected.min() > 0.015  # or any candidate could stand for another
 
 
 @torch.no_grad()
@@ -207,7 +260,7 @@ def test_a_saved_policy_comes_back_to_the_bit_and_a_new_one_begins_the_same_ever
     assert "selection.prefix.weight" in held and (tmp_path / "selection.safetensors").is_file()
     first, second = (Policy(tiny_untrained, mask_group.Codec()).model.selection.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    hollow = Policy(tiny_untrained, mask_group.Codec(), weights=False)
+    hollow = Policy(tmp_path, mask_group.Codec(), weights=False)
     assert {name: p.shape for name, p in hollow.model.named_parameters()} == {
         name: p.shape for name, p in policy.model.named_parameters()
     }
@@ -231,7 +284,7 @@ def test_a_sampler_gives_the_same_answers_however_many_questions_go_at_once(tiny
         assert (likeliest.logprobs >= np.log(0.5) - 1e-6).all()
 
 
-def test_what_cannot_be_chosen_from_is_refused_in_a_line(tiny_untrained: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_chosen_from_is_refused_in_a_line(tiny_untrained: Path, llava: Path, tmp_path: Path) -> None:
     processor = Policy.make_processor(tiny_untrained, mask_group.Codec())
     (question,) = asked(examples(1))
     for candidates in (None, question.candidates[:0]):
@@ -243,9 +296,14 @@ def test_what_cannot_be_chosen_from_is_refused_in_a_line(tiny_untrained: Path, t
         Policy(tiny_untrained, mask_group.Codec(), order="any")
     with pytest.raises(ValueError, match=r"^policy mask_selection has no adapters yet"):
         Policy(tiny_untrained, mask_group.Codec(), lora=LoraSettings())
-    write_llava(tmp_path)
-    with pytest.raises(ValueError, match=r"known over Qwen2\.5-VL and Qwen3-VL, and .* is a LLaVA-1\.5"):
+    write_internvl(tmp_path)
+    with pytest.raises(ValueError, match=r"known over LLaVA-1\.5, Qwen2\.5-VL and Qwen3-VL, and .* is a InternVL"):
         Policy.make_processor(tmp_path, mask_group.Codec())
+    shutil.copytree(llava, tmp_path / "two")
+    config = json.loads((llava / "config.json").read_text()) | {"vision_feature_layer": [-2, -1]}
+    (tmp_path / "two/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"has vision_feature_layer \[-2, -1\], and masks are told by one layer"):
+        Policy.make_processor(tmp_path / "two", mask_group.Codec())
     plain = Plugin(
         "policies.families", "Policy", "vision_language", {"checkpoint": tiny_untrained, "codec": path_tokens.Codec()}
     )

@@ -114,9 +114,9 @@ def write_qwen3_vl_moe(folder: Path) -> None:
     Qwen3VLMoe().save_weights(model, folder, None)
 
 
-def write_llava(folder: Path) -> None:
+def write_llava(folder: Path, words: Sequence[str] = ("the", "upper", "left", "banana", "dog")) -> None:
     """A CLIP tower of 32 px in patches of 8 and a Llama, three queries a key head; prompts begin with a token."""
-    tokenizer = word_tokenizer([*Codec().words, "the", "upper", "left", "banana", "dog"])
+    tokenizer = word_tokenizer([*Codec().words, *words])
     tokenizer.bos_token = "<|vision_start|>"
     tokenizer.chat_template = (
         "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image_pad|>"
