@@ -10,14 +10,15 @@ nothing of adapters) or the adapters alone (`push: adapters`: a worker builds th
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from policies.settings import ALL_LINEAR, LoraSettings
-from policies.weights import BUCKET_BYTES, in_buckets, is_adapter, travelling
+from policies.token_rows import ROWS, TokenRows
+from policies.weights import BUCKET_BYTES, in_buckets, is_adapter, is_low_rank, travelling
 
 log = logging.getLogger(__name__)
 
@@ -107,15 +108,24 @@ class Pushed:
     up: nn.Parameter | None = None
     """B [out, rank]."""
     scale: float = 0.0
+    rows: nn.Parameter | None = None
+    """[K, width] what is added to the rows of some tokens; None where there is none."""
+    tokens: Tensor | None = None
+    """[K] int64: these tokens."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What must be whole for `value`."""
-        return [part for part in (self.parameter, self.down, self.up) if part is not None]
+        return [part for part in (self.parameter, self.down, self.up, self.rows) if part is not None]
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """The parameter itself, or a new tensor of it and its adapter: summed in float32, rounded once."""
+        """The parameter itself, or a new tensor of it and its adapter, or of it and its rows: summed in float32,
+        rounded once."""
+        if self.rows is not None and self.tokens is not None:
+            made = self.parameter.clone()
+            made[self.tokens] = (made[self.tokens].float() + self.rows.float()).to(made.dtype)
+            return made
         if self.down is None or self.up is None:
             return self.parameter
         delta = self.up.float() @ self.down.float()
@@ -136,8 +146,26 @@ def pushed(model: nn.Module, merged: bool, bucket_bytes: int = BUCKET_BYTES) -> 
         for name, module in _adapted(model)
     }
     base = [(name, parameter) for name, parameter in model.named_parameters() if not is_adapter(name)]
+    rows = _rows(model)
     for part in in_buckets(base, bucket_bytes):
-        yield [Pushed(plain_name(name), parameter, *adapters.get(name, ())) for name, parameter in part]
+        yield [
+            replace(Pushed(plain_name(name), parameter, *adapters.get(name, ())), **rows.get(id(parameter), {}))
+            for name, parameter in part
+        ]
+
+
+def _rows(model: Any) -> dict[int, dict[str, Any]]:
+    """What is added to rows of embedding and head, by the `id` of these; {} for a model without."""
+    rows = getattr(model, ROWS, None)
+    if not isinstance(rows, TokenRows):
+        return {}
+    held = ((model.get_input_embeddings(), rows.embedding), (model.lm_head, rows.head))
+    return {id(own.weight): {"rows": added.weight, "tokens": rows.tokens} for own, added in held}
+
+
+def learns_beside(model: nn.Module) -> bool:
+    """Whether something of a model learns that is no low-rank adapter, so that without these it is not what it was."""
+    return any(each.requires_grad and not is_low_rank(name) for name, each in model.named_parameters())
 
 
 def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -26,12 +26,20 @@ class LoraSettings:
     """`all-linear`: each linear layer of the language model but the head. Or a list of layers by the end of their
     names, such as [q_proj, v_proj]; [visual.merger.linear_fc1] reaches into the vision tower."""
     push: Annotated[str, one_of("merged", "adapters")] = "merged"
-    """merged: workers get whole weights and need nothing of adapters. adapters: only these travel; a push is then
-    smaller by the factor that the adapters are."""
+    """merged: workers get whole weights and need nothing of adapters. adapters: only these travel, and what is learned
+    whole beside them; a push is then smaller by the factor that the adapters are."""
+    train_vision: bool = False
+    """Whether the vision tower's own weights, projector included, learn beside the adapters of the language model, as
+    in the first stage of Qwen3-VL-Seg. Needs push: merged."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "learner.lora")
         targets = self.targets
+        if self.train_vision and self.push == "adapters":
+            raise ValueError(
+                "learner.lora.train_vision is true with learner.lora.push adapters, by which workers would keep an old "
+                "vision tower; set learner.lora.push to merged."
+            )
         named = isinstance(targets, list) and targets and all(isinstance(each, str) for each in targets)
         if targets != ALL_LINEAR and not named:
             raise ValueError(

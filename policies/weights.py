@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from policies.checksums import bytes_of, checksum_of, sha256_of, word_sums
+from policies.token_rows import ROWS
 
 BUCKET_BYTES = 32 * 2**20
 """A bucket is closed when it has this many bytes or more."""
@@ -58,16 +59,28 @@ def make_bucket(parameters: Sequence[tuple[str, Tensor]]) -> Bucket:
     return Bucket(shape_of(parameters), torch.cat([bytes_of(tensor) for _, tensor in parameters]))
 
 
+_WHOLE = ("selection.",)
+"""Beginnings of names that learn whole beside adapters, and are learned in RL."""
+
+
 def is_adapter(name: str) -> bool:
-    """Whether a parameter's name is that of a low-rank adapter (policies/lora.py)."""
+    """Whether a parameter's name is that of a low-rank adapter (policies/lora.py), or of rows of tokens beside some
+    (policies/token_rows.py): what a plain model has not."""
+    return is_low_rank(name) or name.removeprefix("model.").startswith(f"{ROWS}.")
+
+
+def is_low_rank(name: str) -> bool:
+    """Whether a parameter's name is that of a low-rank adapter."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 def travelling(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The named parameters that a learner sends and a worker proves: all of them, or the adapters alone if there are
-    any."""
+    """The named parameters that a learner sends and a worker proves: all of them, or if there are adapters these and
+    what learns whole beside them alone."""
     named = list(module.named_parameters())
-    return [(name, parameter) for name, parameter in named if is_adapter(name)] or named
+    if not any(is_adapter(name) for name, _ in named):
+        return named
+    return [(name, parameter) for name, parameter in named if is_adapter(name) or name.startswith(_WHOLE)]
 
 
 def bucket_names(module: nn.Module, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, nn.Parameter]]]:

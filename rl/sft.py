@@ -6,10 +6,12 @@ From a checkpoint, or from a new tiny model that is made for the words of env an
     curve.tsv          what each evaluation found
     metrics.jsonl, TensorBoard events, config.yaml, data.json
     checkpoints/       what is needed to go on (rl/run/checkpoints.py)
+    stages/            the policy as of a step behind which another part is trained (sft.stages[].trains)
 """
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,6 +21,7 @@ from rl.config.load import load_settings, read_mapping, save_settings
 from rl.config.outlines import OutlineSettings
 from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
 from rl.config.sft import SftConfig
+from rl.learner.parts import ALL, ALL_BUT_ENCODERS
 from rl.run.checkpoints import Checkpoints
 from rl.run.data import RunData
 from rl.run.parts import processor_of
@@ -28,7 +31,7 @@ from rl.supervised.answers import refuse_unfit_answers
 from rl.supervised.new_model import write_new_model
 from rl.supervised.plan import refuse_small_budgets
 from rl.supervised.rank import SftRankSettings
-from rl.supervised.train import CURVE, POLICY, sft_ranks, train_sft
+from rl.supervised.train import CURVE, POLICY, begin_of, last_step, train_sft
 
 
 def run_sft(config: SftConfig, console: Console) -> Path:
@@ -43,13 +46,12 @@ def run_sft(config: SftConfig, console: Console) -> Path:
     _refuse_other_run(config, data, folder)
     policy = _checked_policy(config, recipe, folder, console)
     settings = SftRankSettings(config.learner, config.sft, policy, recipe, config.max_tokens, config.seed)
-    ranks = sft_ranks(settings, config)
+    begin_of(folder, config.sft.stretch_at(last_step(folder)))
     folder.mkdir(parents=True, exist_ok=True)
     save_settings(config, folder / "config.yaml")
     data.write(folder)
     data.tell(console, folder)
-    train_sft(ranks, config, folder, console)
-    ranks.close()
+    train_sft(settings, config, folder, console)
     console.print(f"policy: {folder / POLICY}   curve: {folder / CURVE}", markup=False)
     return folder / POLICY
 
@@ -72,6 +74,7 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
             "leave policy.dtype out."
         )
     plugin = policy_plugin(policy, codec)
+    _refuse_missing_parts(config, plugin)
     processor = processor_of(plugin)
     refuse_untaught_thinking(processor, config.sft.answers)
     if note := unread_words_note(env, processor):
@@ -82,6 +85,18 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
     except ValueError as error:
         raise ValueError(f"codec is {codec.name}, policy.checkpoint {policy['checkpoint']}: {error}") from error
     return plugin
+
+
+def _refuse_missing_parts(config: SftConfig, policy: Plugin) -> None:
+    """Raise ValueError for a stage that trains what the policy has not."""
+    family: Any = policy.load()
+    known = (ALL, ALL_BUT_ENCODERS, *family.parts)
+    for stage in config.sft.stages:
+        if stage.trains not in known:
+            raise ValueError(
+                f"stage {stage.name} trains {stage.trains!r}, and policy {policy.name} has no such part; set trains to "
+                f"one of {', '.join(known)}."
+            )
 
 
 def _refuse_other_run(config: SftConfig, data: RunData, folder: Path) -> None:

@@ -60,6 +60,9 @@ class BoxMaskProcessor(Processor):
         super().__init__(checkpoint, family, codec, asking)
         self.mask_token: int = self.tokenizer.get_vocab()[codec.mask_token]
         """Token that asks for a mask."""
+        words = [codec.mask_token, *(word for word in codec.words if _is_added(word))]
+        self.mask_words: list[int] = sorted({self.tokenizer.get_vocab()[word] for word in words})
+        """Tokens that released tokenizers have not: it, and what stands around it."""
         self.mask_cells = 256
         """S, cells of a side of the grid on which true masks are compared with what is drawn."""
 
@@ -69,7 +72,7 @@ class BoxMaskProcessor(Processor):
         if not missing:
             return tokenizer
         size = int(self.config.get_text_config().vocab_size)
-        if not all(word.startswith("<|") for word in missing) or len(tokenizer) + len(missing) > size:
+        if not all(map(_is_added, missing)) or len(tokenizer) + len(missing) > size:
             raise ValueError(
                 f"the tokenizer of {self._checkpoint.folder} lacks {missing[0]!r}, which the codec's answers are "
                 f"written with, and its model has {size - len(tokenizer)} unused rows for {len(missing)} such words; "
@@ -180,6 +183,11 @@ class BoxMaskProcessor(Processor):
         super().save(folder)
         if self._added:
             self.tokenizer.save_pretrained(folder)
+
+
+def _is_added(word: str) -> bool:
+    """Whether a word of a codec is no text, and may be added to a tokenizer."""
+    return word.startswith("<|")
 
 
 def _unit_boxes(answer: Answer, height: int, width: int) -> list[Box]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs.codecs.base import AnswerCodec
 from policies.checkpoint import Checkpoint
@@ -73,6 +73,11 @@ class Policy(vision_language.Policy):
             _refuse_other(held, own, checkpoint / FILE)
             head.load_state_dict({name: held[name] for name in own if name in held}, strict=False)
         return head
+
+    def part(self, name: str) -> Sequence[nn.Module]:
+        """Of the projector: all that joins masks and language model, its prefixes and classifier included."""
+        assert name in self.parts, name
+        return [self.model.selection]
 
     def seen_images(self, rows: PromptRows) -> tuple[Any, list[Tensor]]:
         """What the tower makes of the images of rows, as the model takes it in place of pixels, and [C, h, w] of each

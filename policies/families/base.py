@@ -210,6 +210,10 @@ class PolicyContract(Protocol):
         """The modules of the tower that join it to the language model."""
         ...
 
+    def part(self, name: str) -> Sequence[nn.Module]:
+        """The modules of a part that can be trained alone, such as its projector."""
+        ...
+
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
         """Rows of B questions with the choices of up to G responses each, where the parameters are.
 

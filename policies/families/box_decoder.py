@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.codecs.base import AnswerCodec
@@ -33,6 +33,7 @@ from policies.families.base import PromptRows, Response
 from policies.settings import AS_IT_IS, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.packing import PackedRows
+from policies.token_rows import learn_rows
 
 _SEED = 0
 """Of the first weights where a folder has none."""
@@ -42,6 +43,8 @@ _ROWS_AT_ONCE = 16
 
 class Policy(vision_language.Policy):
     """A vision-language model, a BoxGuidedDecoder and their Processor."""
+
+    parts = ("projector", "decoder")
 
     def __init__(
         self,
@@ -66,7 +69,8 @@ class Policy(vision_language.Policy):
 
         decoder: sizes of a new decoder; None: those of the folder, or DecoderSizes. losses: what it is taught by.
         mask_cells: cells of a side of the grid over an image on which true masks are compared with what is drawn.
-        freeze_decoder: whether it stays as it is. The others as the policy `vision_language` has them.
+        freeze_decoder: whether it stays as it is. lora: adapters, beside which the decoder learns whole
+        and so do the embeddings of the tokens that ask for masks. The others as the policy `vision_language` has them.
         Raises as that does, and ValueError for another family, and for sizes that the folder's decoder does not have.
         """
         super().__init__(
@@ -87,6 +91,8 @@ class Policy(vision_language.Policy):
         self.processor.mask_cells = mask_cells
         self._losses = losses or MaskLosses()
         self._sizes = _sizes(Path(checkpoint), decoder)
+        if lora is not None:
+            learn_rows(self.model, self.processor.mask_words)
         self.model.mask_decoder = self._decoder(Path(checkpoint), weights)
         self.model.mask_decoder.requires_grad_(not freeze_decoder)
 
@@ -123,6 +129,10 @@ class Policy(vision_language.Policy):
                 "give a checkpoint of that, or choose policy vision_language."
             )
         return BoxMaskProcessor(held, family, codec, asking)
+
+    def part(self, name: str) -> Sequence[nn.Module]:
+        """As `vision_language` has it, and the decoder."""
+        return [self.model.mask_decoder] if name == "decoder" else super().part(name)
 
     # Learning.
 

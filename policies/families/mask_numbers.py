@@ -52,12 +52,9 @@ class Policy(_mask_tokens.Policy):
         """Load a Hugging Face folder of LLaVA-1.5 or the Qwen families, with what makes mask tokens from
         selection.safetensors, or new.
 
-        encoders: as mask_selection has them; the other settings are those of the policy `vision_language`. Raises as
-        that does, ValueError for adapters and for another family, and FileNotFoundError or ValueError for what is no
-        encoder.
+        encoders, lora: as mask_selection has them; the other settings are those of the policy `vision_language`. Raises
+        as that does, ValueError for another family, and FileNotFoundError or ValueError for what is no encoder.
         """
-        if lora is not None:
-            raise ValueError("policy mask_numbers has no adapters yet; set learner.lora to null.")
         super().__init__(
             checkpoint,
             codec,
@@ -66,6 +63,7 @@ class Policy(_mask_tokens.Policy):
             dtype=dtype,
             logit_bytes=logit_bytes,
             weights=weights,
+            lora=lora,
             system=system,
             min_pixels=min_pixels,
             max_pixels=max_pixels,

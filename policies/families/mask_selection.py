@@ -61,14 +61,12 @@ class Policy(_mask_tokens.Policy):
         or new.
 
         order: `free` or `causal`, above; encoders: folders of further, frozen vision encoders whose features tell of a
-        mask too, null for those that the folder was trained with; the others as the policy `vision_language` has them.
-        Raises as that does, ValueError for adapters and for another order or family, and FileNotFoundError or
-        ValueError for what is no encoder.
+        mask too, null for those that the folder was trained with; lora: adapters, beside which projector, prefixes and
+        classifier learn whole; the others as the policy `vision_language` has them. Raises as that does, ValueError for
+        another order or family, and FileNotFoundError or ValueError for what is no encoder.
         """
         if order not in ORDERS:
             raise ValueError(f"policy.order is {order!r}; it must be one of {', '.join(ORDERS)}.")
-        if lora is not None:
-            raise ValueError("policy mask_selection has no adapters yet; set learner.lora to null.")
         super().__init__(
             checkpoint,
             codec,
@@ -76,6 +74,7 @@ class Policy(_mask_tokens.Policy):
             question=question,
             dtype=dtype,
             weights=weights,
+            lora=lora,
             system=system,
             min_pixels=min_pixels,
             max_pixels=max_pixels,

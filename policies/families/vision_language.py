@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ from policies.weights import held_sha256
 
 class Policy(nn.Module):
     """A vision-language model and its Processor."""
+
+    parts: ClassVar[tuple[str, ...]] = ("projector",)
+    """Names of its parts that can be trained alone (sft.stages[].trains)."""
 
     def __init__(
         self,
@@ -122,6 +125,11 @@ class Policy(nn.Module):
     def vision_projector(self) -> Sequence[nn.Module]:
         """The modules of the tower that join it to the language model."""
         return self.processor.family.projector(self.model)
+
+    def part(self, name: str) -> Sequence[nn.Module]:
+        """The modules of one of `parts`: of the projector those that join tower and language model."""
+        assert name in self.parts, name
+        return self.vision_projector
 
     def rows(self, questions: Sequence[Question], responses: Sequence[Sequence[NDArray[np.int64]]]) -> PromptRows:
         """Rows of B questions with the token ids of up to G responses each, where the parameters are."""

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from policies.grammar import TokenGrammar
 from policies.sharing.capped import capped
+from policies.token_rows import TokenRows
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class ScoringHead(nn.Linear):
     ties that parameter goes on as before.
     """
 
+    rows: tuple[TokenRows, ...] = ()
+    """What is added to the weight's rows of a few tokens (policies/token_rows.py); no part of this module."""
+
     @classmethod
     def in_place_of(cls, head: nn.Linear) -> "ScoringHead":
         """One with the weight, and the bias where there is one, of `head` itself."""
@@ -99,9 +103,15 @@ class ScoringHead(nn.Linear):
     def forward(self, input: Tensor, scoring: Scoring | None = None) -> Tensor:  # as in nn.Linear
         """Logits [..., V] of states [..., width]; with a scoring, of states [S, width] the scores [S], at least
         float32."""
+        weight = self.weight
+        for rows in self.rows:
+            if scoring is None:
+                own = nn.functional.linear(input, rows.in_head())
+                return super().forward(input).index_add(-1, rows.tokens, own)
+            weight = weight.index_add(0, rows.tokens, rows.in_head())
         if scoring is None:
             return super().forward(input)
-        scored: Tensor = _Scores.apply(input, self.weight, self.bias, scoring)
+        scored: Tensor = _Scores.apply(input, weight, self.bias, scoring)
         return scored
 
 

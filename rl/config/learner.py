@@ -58,7 +58,11 @@ class TrainingSettings:
     """Whether what joins tower and language model keeps its weights (Qwen's mergers, LLaVA's two layers); null: as
     freeze_vision says. true with freeze_vision false lets the blocks learn alone, false with true the projector."""
     lora: LoraSettings | None = None
-    """Adapters that learn in place of the weights; null: the weights themselves learn."""
+    """Adapters that learn in place of the weights; null: the weights themselves learn. What a policy has beside its
+    model learns whole in either case: what chooses among masks, or draws them."""
+    vision_lr_share: Annotated[float, above(0)] = 1.0
+    """Learning rate of the vision tower's blocks, as a share of the rate of all else: 0.01 in Qwen3-VL-Seg, and 0.1 is
+    usual. What joins them to the language model has the whole rate."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """Decoupled weight decay."""
     grad_clip: Annotated[float, at_least(0)] = 1.0
@@ -104,6 +108,13 @@ class TrainingSettings:
             raise ValueError(
                 f"learner.freeze_projector is {self.freeze_projector} with learner.lora, whose targets alone learn; "
                 "name layers of the projector there, and set learner.freeze_projector to null."
+            )
+        trains_vision = self.lora is not None and self.lora.train_vision
+        if self.freeze_vision and (trains_vision or self.vision_lr_share != 1.0):
+            other = "learner.lora.train_vision" if trains_vision else f"learner.vision_lr_share {self.vision_lr_share}"
+            raise ValueError(
+                f"learner.freeze_vision is true with {other}, which says that the vision tower learns; leave one of "
+                "them out."
             )
         if self.lora is not None and self.average > 0:
             raise ValueError(

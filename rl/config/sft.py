@@ -43,11 +43,32 @@ class SftStage:
     """
     outline_margin: Annotated[float | None, at_least(0)] = None
     """Outline margin of this stage; null takes that of all stages."""
+    trains: Annotated[str, one_of("all", "all_but_encoders", "projector", "decoder")] = "all"
+    """What learns in this stage, of what `learner` lets learn: "all"; "all_but_encoders", without the blocks of the
+    vision tower; "projector" alone, of policies over candidate masks all that joins masks and language model (prefixes
+    and classifier included), of others what joins tower and language model; "decoder" alone, which draws masks in
+    boxes. Where it changes, the policy is written into stages/, and a new optimizer begins with it, with a warm-up."""
 
     def lr_at(self, step: int) -> float:
         """The rate of a step of the stage, 0 being its first, before the warm-up of the run."""
         last = self.lr / 10 if self.last_lr is None else self.last_lr
         return last + (self.lr - last) * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps)))) / 2
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that all train the same part of a policy, by one optimizer."""
+
+    first: int = 0
+    """Steps before it."""
+    end: int = 0
+    """Steps that are done at its end."""
+    trains: str = "all"
+    """As SftStage has it."""
+
+
+ALL_STEPS = Stretch()
+"""Of a training that trains all, however long it is."""
 
 
 @dataclass
@@ -98,7 +119,7 @@ class SftSettings(OutlineSettings):
     shuffle: bool = True
     """Whether scenes come in another order in every pass over the data; else always in that of the env."""
     warmup_steps: Annotated[int, at_least(0)] = 50
-    """Steps over which the rate rises from 0."""
+    """Steps over which the rate rises from 0, at the start and where another part begins to learn."""
     evaluate_every: Annotated[int, at_least(1)] = 250
     """Steps between evaluations on the split `validation`, each with a checkpoint."""
     evaluate_scenes: Annotated[int, at_least(1)] = 256
@@ -112,9 +133,26 @@ class SftSettings(OutlineSettings):
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
+    @property
+    def stretches(self) -> list[Stretch]:
+        """The steps of all stages, cut where what is trained changes."""
+        found, first = list[Stretch](), 0
+        for stage in (each for each in self.stages if each.steps):
+            if found and found[-1].trains == stage.trains:
+                found[-1] = replace(found[-1], end=first + stage.steps)
+            else:
+                found.append(Stretch(first, first + stage.steps, stage.trains))
+            first += stage.steps
+        return found
+
+    def stretch_at(self, step: int) -> Stretch:
+        """The stretch that a step belongs to; the last one goes on."""
+        begun = [each for each in self.stretches if each.first <= step]
+        return begun[-1] if begun else ALL_STEPS
+
     def stage_at(self, step: int) -> tuple[SftStage, float]:
         """The stage that a step belongs to, and the learning rate there; the last stage goes on at its last rate."""
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        warm = min(1.0, (step - self.stretch_at(step).first + 1) / max(1, self.warmup_steps))
         for stage in self.stages:
             if step < stage.steps:
                 return stage, stage.lr_at(step) * warm

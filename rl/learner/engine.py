@@ -182,10 +182,9 @@ class TrainingEngine:
 
         Raises ValueError where nothing is trained.
         """
-        trained = _trained(network)
         self._learner, self._place, self._averaged = learner, place, averaged
         # Its rate is that of each `update`.
-        self._optimizer: Any = optimizer or adamw(trained, learner)
+        self._optimizer: Any = optimizer or adamw(trained_of(network), learner)
         own = self._optimizer
         with watchdog.phase("deepspeed.initialize"):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -284,7 +283,7 @@ def adamw(trained: Iterable[nn.Parameter] | list[dict[str, Any]], learner: Train
     return torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=learner.weight_decay, fused=True)
 
 
-def _trained(network: nn.Module) -> list[nn.Parameter]:
+def trained_of(network: nn.Module) -> list[nn.Parameter]:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError(

@@ -16,11 +16,14 @@ from envs.plugin import Plugin
 from policies.lora import Pushed, plain_name, pushed
 from policies.weights import BUCKET_BYTES, BucketShape, shape_of
 from rl.config.learner import RankPlace, TrainingSettings
-from rl.learner.engine import TrainingEngine, Watchdog, join
+from rl.learner.engine import TrainingEngine, Watchdog, adamw, join, trained_of
+from rl.learner.muon import SlowPart, rate_groups
 from rl.learner.one_copy import fill_empty, share_weights
+from rl.learner.parts import ALL, encoder_of, keep_to
 from rl.learner.tuning import refuse_wrong_tuning
 
 Weights = list[tuple[str, Tensor]]
+MakeOptimizer = Callable[[nn.Module, SlowPart], torch.optim.Optimizer | None]
 
 
 class TrainedPolicy:
@@ -32,27 +35,34 @@ class TrainedPolicy:
         settings: TrainingSettings,
         place: RankPlace,
         watchdog: Watchdog,
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer | None] = lambda _: None,
+        make_optimizer: MakeOptimizer = lambda _network, _slower: None,
+        trains: str = ALL,
     ) -> None:
         """Build the policy, frozen where the settings say so, and join the other ranks.
 
-        make_optimizer: the optimizer of a network; None for AdamW. Raises ValueError where nothing is trained.
+        make_optimizer: the optimizer of a network and of what of it has another rate; None for AdamW. trains: which
+        part of it learns, of what the settings let learn (SftStage.trains). Raises ValueError where nothing is trained.
         """
         self._settings, self._place, self._watchdog, self._recipe = settings, place, watchdog, recipe
         refuse_wrong_tuning(settings)
         policy = self._to_train()
+        keep_to(policy, trains)
         with watchdog.phase("joining the other ranks"):
             join(place)
         with watchdog.phase("receiving the weights of rank 0"):
             share_weights(policy, settings)
         # The average goes by the names of the model alone, by which weights travel to the workers.
-        self.engine = TrainingEngine(policy, policy.model, settings, place, watchdog, make_optimizer(policy))
+        slower = SlowPart(encoder_of(policy), settings.vision_lr_share)
+        optimizer = make_optimizer(policy, slower) or adamw(rate_groups(trained_of(policy), slower), settings)
+        self.engine = TrainingEngine(policy, policy.model, settings, place, watchdog, optimizer)
         """DeepSpeed around the policy."""
 
     def _to_train(self) -> Any:
         recipe = self._recipe if self._settings.lora is None else self._recipe.with_settings(lora=self._settings.lora)
         policy = (recipe if self._place.rank == 0 else _without_weights(recipe)).build()
         policy.train()
+        if self._settings.lora is not None and self._settings.lora.train_vision:
+            policy.vision_tower.requires_grad_(True)
         if self._settings.freeze_vision:
             policy.vision_tower.requires_grad_(False)
         if self._settings.freeze_projector is not None:

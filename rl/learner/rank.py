@@ -16,7 +16,7 @@ from torch import Tensor
 
 from envs.datasets.base import Env
 from policies.families.base import PromptRows
-from policies.lora import without_adapters
+from policies.lora import learns_beside, without_adapters
 from policies.sharing.routes import routed
 from policies.vision.image_memory import ImageMemory
 from policies.weights import BUCKET_BYTES, Bucket, BucketShape, make_bucket
@@ -38,9 +38,9 @@ from rl.learner.batches.micro_batches import (
     supervised_loss,
 )
 from rl.learner.batches.stats import MicroBatchStats, of_all_ranks, step_stats
-from rl.learner.engine import Watchdog, adamw, watched
+from rl.learner.engine import Watchdog, adamw, trained_of, watched
 from rl.learner.files import read_ranks
-from rl.learner.muon import LR_SHARE
+from rl.learner.muon import LR_SHARE, SlowPart, rate_groups
 from rl.learner.noise import GradientSketches
 from rl.learner.policy import TrainedPolicy, Weights
 
@@ -65,7 +65,7 @@ class LearnerRank:
         self._reference: Any = None
         """The policy that the run began with, whole on this rank at every ZeRO stage, where a divergence from it counts
         and it is not the policy itself without its adapters."""
-        if self._algorithm.kl > 0 and settings.learner.lora is None:
+        if self._algorithm.kl > 0 and (settings.learner.lora is None or learns_beside(self._policy.network.model)):
             self._reference = settings.policy.build().to(self._engine.device).requires_grad_(False).eval()
         self._images = ImageMemory()
         if self._sees_the_same_again():
@@ -262,17 +262,12 @@ class LearnerRank:
         self._policy.save(folder)
 
 
-def _optimizer(learner: LearnerSettings, policy: Any) -> torch.optim.Optimizer | None:
-    """AdamW of a policy whose decoder learns at a rate of its own; None, for the engine's, where none does."""
+def _optimizer(learner: LearnerSettings, policy: Any, slower: SlowPart) -> torch.optim.Optimizer | None:
+    """AdamW of a policy whose decoder learns at a rate of its own; None, for the usual one, where none does."""
     if learner.decoder_lr is None:
         return None
     own = {id(parameter) for parameter in policy.decoder.parameters()}
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [each for each in trained if id(each) not in own]},
-        {
-            "params": [parameter for parameter in trained if id(parameter) in own],
-            LR_SHARE: learner.decoder_lr / learner.lr,
-        },
-    ]
-    return adamw(groups, learner)
+    trained = trained_of(policy)
+    groups = rate_groups([each for each in trained if id(each) not in own], slower)
+    decoder = [each for each in trained if id(each) in own]
+    return adamw([*groups, {"params": decoder, LR_SHARE: learner.decoder_lr / learner.lr}], learner)

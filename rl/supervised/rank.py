@@ -19,9 +19,9 @@ from envs.plugin import Plugin
 from policies.families.base import PromptRows, TaughtAnswer
 from policies.processor import Processor
 from rl.config.learner import RankPlace
-from rl.config.sft import SftLearner, SftSettings, SftStage
+from rl.config.sft import ALL_STEPS, SftLearner, SftSettings, SftStage, Stretch
 from rl.learner.engine import Watchdog, watched
-from rl.learner.muon import MuonAdamW
+from rl.learner.muon import MuonAdamW, SlowPart
 from rl.learner.policy import TrainedPolicy
 from rl.supervised.answers import Taught, questions_about, taught
 from rl.supervised.greedy import greedy_sums
@@ -39,6 +39,8 @@ class SftRankSettings:
     max_tokens: int
     """Longest answer in evaluations, tokens."""
     seed: int
+    stretch: Stretch = ALL_STEPS
+    """Which steps it is for, and what they train."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,19 @@ class SftRank:
         self._train: Env = settings.env.build(split="train")
         self._validation: Env = settings.env.build(split="validation")
         self.watchdog = Watchdog(f"sft rank {place.rank} of {place.world_size}")
-        self._policy = TrainedPolicy(settings.policy, settings.learner, place, self.watchdog, self._optimizer)
+        stretch = settings.stretch
+        self._policy = TrainedPolicy(
+            settings.policy, settings.learner, place, self.watchdog, self._optimizer, stretch.trains
+        )
         self._engine = self._policy.engine
+        self._engine.steps_done = stretch.first
         self._processor: Processor = self._policy.network.processor
 
-    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer | None:
+    def _optimizer(self, network: nn.Module, slower: SlowPart) -> torch.optim.Optimizer | None:
         learner = self._settings.learner
-        return MuonAdamW(network.named_parameters(), learner.weight_decay) if learner.optimizer == "muon" else None
+        if learner.optimizer != "muon":
+            return None
+        return MuonAdamW(network.named_parameters(), learner.weight_decay, slower)
 
     def steps(self, end: int) -> list[dict[str, float]]:
         """Train up to step number `end`; what to log of each step, of all ranks together.

@@ -1,9 +1,10 @@
 """A policy taught stage by stage, by one rank in this process or several as Ray actors, with checkpoints and curves."""
 
+import gc
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from rl.config.learner import RankPlace
-from rl.config.sft import SftConfig
+from rl.config.sft import SftConfig, Stretch
 from rl.learner.ranks import Rank, RankActor, RankGroup, Reply, alone, reply
 from rl.pages.progress import StepProgress
 from rl.run.checkpoints import Checkpoints, Position
@@ -24,6 +25,8 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 """Memory of Ray's object store where there are several ranks; nothing large travels."""
 CURVE = "curve.tsv"
 POLICY = "policy"
+STAGES = "stages"
+"""Folder of the policies that a training of another part begins with."""
 
 
 class SftActor(RankActor):
@@ -93,21 +96,61 @@ class SftPoint:
     """Share of valid answers."""
 
 
-def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console) -> None:
+def train_sft(settings: SftRankSettings, config: SftConfig, folder: Path, console: Console) -> None:
     """Train to the end from the last checkpoint in `folder`, if there is one; each evaluation writes all there is.
 
-    Equal data and settings give equal weights, stopped in between or not, on the same number of ranks.
+    Each stretch of steps has ranks of its own, which begin with the policy that the last one ended with. Equal data and
+    settings give equal weights, stopped in between or not, on the same number of ranks.
     """
+    total, done = config.sft.num_steps, last_step(folder)
+    if done >= total:
+        console.print(f"nothing is left to train: {done} of {total} steps are done")
+    for stretch in config.sft.stretches:
+        if last_step(folder) < stretch.end:
+            began = begin_of(folder, stretch)
+            policy = settings.policy if began is None else settings.policy.with_settings(checkpoint=began)
+            ranks = sft_ranks(replace(settings, policy=policy, stretch=stretch), config)
+            folder.mkdir(parents=True, exist_ok=True)
+            _train_stretch(ranks, stretch, config, folder, console)
+            ranks.close()
+            del ranks
+            gc.collect()  # what an engine holds goes round in circles, and the next one wants its memory
+
+
+def last_step(folder: Path) -> int:
+    """Steps of the last checkpoint of a training; 0 without one."""
+    return Checkpoints(folder, keep=1).last_step or 0
+
+
+def begin_of(folder: Path, stretch: Stretch) -> Path | None:
+    """The policy that the steps before a stretch ended with; None for the first, which begins with what is named.
+
+    Raises FileNotFoundError where it is gone.
+    """
+    if not stretch.first:
+        return None
+    found = folder / STAGES / f"step-{stretch.first:06d}"
+    if not found.is_dir():
+        raise FileNotFoundError(
+            f"{found} is gone, the policy that the training of another part begins with; put it back, or begin anew in "
+            "another folder by run=NAME."
+        )
+    return found
+
+
+def _train_stretch(ranks: SftRanks, stretch: Stretch, config: SftConfig, folder: Path, console: Console) -> None:
     settings, total = config.sft, config.sft.num_steps
     checkpoints, metrics = Checkpoints(folder, keep=1), MetricsWriter(folder)
-    done = first = 0 if checkpoints.last_step is None else checkpoints.load_last(ranks)
+    done = stretch.first
+    if (checkpoints.last_step or 0) > done:
+        done = checkpoints.load_last(ranks)
     metrics.drop_after(done)
     curve = [point for point in read_curve(folder) if point.step <= done]
     losses: list[float] = []
     if settings.keep == "best" and not curve:
         curve = [_before_the_first_step(ranks, folder, console)]
     with StepProgress(console, "SFT", total, done) as progress:
-        while done < total:
+        while done < stretch.end:
             began = time.perf_counter()
             [log] = ranks.steps(done + 1)
             done += 1
@@ -116,7 +159,7 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
             metrics.scalars(done, {f"sft/{name}": value for name, value in log.items()})
             stage = settings.stage_at(done - 1)[0].name
             progress.update(done, f"{stage} loss {losses[-1]:.3f}")
-            if done % settings.evaluate_every == 0 or done == total:
+            if done % settings.evaluate_every == 0 or done == stretch.end:
                 scores = ranks.evaluate()
                 point = SftPoint(done, stage, float(np.mean(losses)), scores.loss, scores.greedy_giou, scores.valid)
                 progress.print(_told(point))
@@ -125,9 +168,9 @@ def train_sft(ranks: SftRanks, config: SftConfig, folder: Path, console: Console
                 if settings.keep == "last" or _is_best(curve):
                     _write_policy(ranks, folder)
                 _write_curve(folder, curve)
+                if done == stretch.end < total:
+                    _write_policy(ranks, folder / STAGES, f"step-{done:06d}")
                 checkpoints.save(ranks, Position(done, done * settings.scenes_per_step, 0, *_shape(config)))
-    if first >= total:
-        console.print(f"nothing is left to train: {first} of {total} steps are done")
     metrics.close()
 
 
@@ -159,15 +202,16 @@ def _told(point: SftPoint) -> str:
     )
 
 
-def _write_policy(ranks: SftRanks, folder: Path) -> None:
+def _write_policy(ranks: SftRanks, folder: Path, name: str = POLICY) -> None:
     """Write the policy beside the last one, which it replaces once it is whole."""
-    partial, dropped = folder / f"{POLICY}.partial", folder / f"{POLICY}.dropped"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial, dropped = folder / f"{name}.partial", folder / f"{name}.dropped"
     for leftover in (partial, dropped):
         shutil.rmtree(leftover, ignore_errors=True)
     ranks.save_policy(partial)
-    if (folder / POLICY).exists():
-        (folder / POLICY).rename(dropped)
-    partial.rename(folder / POLICY)
+    if (folder / name).exists():
+        (folder / name).rename(dropped)
+    partial.rename(folder / name)
     shutil.rmtree(dropped, ignore_errors=True)
 
 

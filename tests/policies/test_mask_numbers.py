@@ -203,8 +203,11 @@ def test_what_cannot_be_numbered_is_refused_in_a_line(tiny_untrained: Path, tmp_
         processor.prompt_tokens(replace(question, candidates=many))
     with pytest.raises(ValueError, match=r"set codec to \{name: mask_numbers\}"):
         Policy.make_processor(tiny_untrained, mask_group.Codec(), Asking())
-    with pytest.raises(ValueError, match=r"^policy mask_numbers has no adapters yet"):
-        Policy(tiny_untrained, mask_numbers.Codec(), lora=LoraSettings())
+    adapted = Policy(tiny_untrained, mask_numbers.Codec(), lora=LoraSettings(rank=2))
+    trained = {name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if "lora_" not in name} == {
+        f"selection.{name}" for name in dict(adapted.model.selection.named_parameters())
+    }
     write_internvl(tmp_path)
     with pytest.raises(ValueError, match=r"mask_numbers, which is known over LLaVA-1\.5, Qwen2\.5.*, and .* InternVL"):
         Policy.make_processor(tmp_path, mask_numbers.Codec())

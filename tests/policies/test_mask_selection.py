@@ -19,8 +19,10 @@ from envs.example import Example, Prompt, Question
 from envs.plugin import Plugin
 from envs.polygons import AnswerStatus
 from policies.families.mask_selection import Policy
+from policies.lora import learns_beside, pushed
 from policies.selection.regions import CELLS, CODE_WIDTH, covered, inside, place_code, regions_of, within
 from policies.settings import Asking, LoraSettings
+from policies.weights import held_checksum, is_adapter, load_bucket, make_bucket
 from rollout.engines import direct
 from rollout.engines.direct import DirectSampler, Engine, answered
 from rollout.settings import Sampling
@@ -266,6 +268,35 @@ def test_a_saved_policy_comes_back_to_the_bit_and_a_new_one_begins_the_same_ever
     }
 
 
+def test_adapters_leave_what_chooses_to_be_trained_whole_and_both_travel(
+    policy: Policy, tiny_untrained: Path, llava: Path, tmp_path: Path
+) -> None:
+    folder = llava if policy.processor.family.title == "LLaVA-1.5" else tiny_untrained
+    plain = Policy(folder, mask_group.Codec())
+    adapted, worker = (Policy(folder, mask_group.Codec(), lora=LoraSettings(rank=2)).eval() for _ in range(2))
+    named = dict(adapted.model.named_parameters())
+    trained = {name for name, parameter in named.items() if parameter.requires_grad}
+    whole = {name for name in named if name.startswith("selection.")}
+    assert whole == {f"selection.{name}" for name in dict(plain.model.selection.named_parameters())}
+    assert trained == whole | {name for name in named if is_adapter(name)} and len(trained) > len(whole)
+    assert learns_beside(adapted.model)  # so that without its adapters it is not what it was
+    with torch.no_grad():
+        for name in trained:
+            named[name].add_(0.1 * torch.randn(named[name].shape, generator=torch.Generator().manual_seed(len(name))))
+    rows = adapted.processor.rows(
+        asked(examples(3)), [[np.ones(len(each.candidates), np.int64)] for each in examples(3)]
+    )
+    found = adapted(rows)
+    assert (found - worker(rows)).abs().max() > 1e-3
+    parts = [[(each.name, each.value()) for each in part] for part in pushed(adapted.model, merged=False)]
+    assert {name for part in parts for name, _ in part} == trained
+    for part in parts:
+        load_bucket(worker.model, make_bucket(part))
+    assert torch.equal(worker(rows), found) and held_checksum(worker.model) == held_checksum(adapted.model)
+    adapted.save(tmp_path, {each.name: each.value() for part in pushed(adapted.model, merged=True) for each in part})
+    torch.testing.assert_close(Policy(tmp_path, mask_group.Codec()).eval()(rows), found, rtol=0, atol=1e-5)
+
+
 def test_a_sampler_gives_the_same_answers_however_many_questions_go_at_once(tiny_untrained: Path) -> None:
     plugin = Plugin(
         "policies.families", "Policy", "mask_selection", {"checkpoint": tiny_untrained, "codec": mask_group.Codec()}
@@ -294,8 +325,6 @@ def test_what_cannot_be_chosen_from_is_refused_in_a_line(tiny_untrained: Path, l
         Policy.make_processor(tiny_untrained, path_tokens.Codec(), Asking())
     with pytest.raises(ValueError, match=r"^policy\.order is 'any'; it must be one of free, causal"):
         Policy(tiny_untrained, mask_group.Codec(), order="any")
-    with pytest.raises(ValueError, match=r"^policy mask_selection has no adapters yet"):
-        Policy(tiny_untrained, mask_group.Codec(), lora=LoraSettings())
     write_internvl(tmp_path)
     with pytest.raises(ValueError, match=r"known over LLaVA-1\.5, Qwen2\.5-VL and Qwen3-VL, and .* is a InternVL"):
         Policy.make_processor(tmp_path, mask_group.Codec())
