@@ -15,7 +15,8 @@ from rich.table import Table
 
 from envs.example import Prompt, Question
 from envs.plugin import Plugin
-from policies.families._sizes import model_sizes
+from policies.families._sizes import Beside, model_sizes
+from policies.families.box_decoder import sizes_of
 from policies.families.vision_language import Policy as VisionLanguage
 from policies.processor import Processor
 from policies.selection.encoders import Encoder
@@ -92,7 +93,7 @@ def plan(config: RunConfig, machines: Machines, look: Look = Look()) -> Plan:  #
     processor = processor_of(policy)
     job = Job(
         config=config,
-        sizes=model_sizes(processor, config.learner.lora, encoder_widths(policy)),
+        sizes=model_sizes(processor, config.learner.lora, parts_beside(policy)),
         asked=asked_of(processor, config, look),
         machines=machines,
         divergence=algorithm_plugin(config.algorithm).build().kl > 0,
@@ -107,9 +108,17 @@ def plan(config: RunConfig, machines: Machines, look: Look = Look()) -> Plan:  #
     return Plan(job, now, fits, faster, _notes(job), problems)
 
 
-def encoder_widths(policy: Plugin) -> list[int]:
-    """Channels of the further encoders that the settings of a policy over candidate masks name."""
-    return [Encoder(Path(each)).width for each in policy.settings.get("encoders") or ()]
+def parts_beside(policy: Plugin) -> Beside:
+    """What a policy has beside its model: further encoders of masks, and a decoder, by its settings and its folder.
+
+    Raises FileNotFoundError or ValueError for what is no encoder, and sizes that the folder's decoder has not.
+    """
+    encoders = [Encoder(Path(each)) for each in policy.settings.get("encoders") or ()]
+    return Beside(
+        [(each.width, each.parameters) for each in encoders],
+        sizes_of(Path(policy.settings["checkpoint"]), policy.settings.get("decoder")),
+        not policy.settings.get("freeze_decoder", False),
+    )
 
 
 def small_cards_note(config: RunConfig, card_bytes: int | None) -> str | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from envs.codecs.path_tokens import Codec
@@ -98,6 +99,30 @@ def write_kimi_vl_config_only(folder: Path) -> Path:
     config = kimi_vl_config() | {"media_placeholder_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>")}
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["KimiVLForConditionalGeneration"]}))
     (folder / "preprocessor_config.json").write_text(json.dumps({"patch_size": 14, "in_token_limit": 4096}))
+    return folder
+
+
+LLAVA_PARAMETERS = 7_063_427_072
+"""Parameters of the released files of llava-hf/llava-1.5-7b-hf."""
+
+
+def write_llava_config_only(folder: Path) -> Path:
+    """A folder with config.json of llava-hf/llava-1.5-7b-hf, a tokenizer of words and the image processor."""
+    tokenizer = word_tokenizer(Codec().words)
+    text = {"vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    text |= {"num_attention_heads": 32, "max_position_embeddings": 4096}
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, patch_size=14, image_size=336),
+        text_config=LlamaConfig(**text),
+        image_token_index=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        image_seq_length=576,
+    )
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.save_pretrained(folder)
+    tokenizer.bos_token = "<|vision_start|>"
+    tokenizer.save_pretrained(folder)
+    LlavaImageProcessorPil(crop_size={"height": 336, "width": 336}, size={"shortest_edge": 336}).save_pretrained(folder)
     return folder
 
 

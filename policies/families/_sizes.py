@@ -4,13 +4,16 @@ So a plan of memory and time needs a folder with config.json, tokenizer and imag
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
+from policies.decoders.box_guided import DecoderSizes
+from policies.decoders.processor import BoxMaskProcessor
+from policies.families.box_decoder import decoder_for
 from policies.lora import add_adapters
 from policies.processor import Processor
 from policies.selection.head import MaskTokens, SelectionHead, mask_features
@@ -106,20 +109,28 @@ class ParameterCounts:
     """Parameters of the experts that a token does not go to; among those of layers."""
     selection: int = 0
     """What makes tokens of candidate masks, and judges them where the policy chooses in one pass; 0 for policies
-    without candidates. Further encoders of masks are frozen and not counted."""
+    without candidates."""
+    decoder: int = 0
+    """What draws masks in boxes; 0 for policies that draw nothing."""
+    learning_decoder: bool = True
+    """Whether it learns, as RL does not let it."""
+    encoders: int = 0
+    """Further encoders of masks, which are frozen and no part of the model: each process holds them beside it."""
 
     def trained(self, learner: TrainingChoice) -> int:
         """How many of them learn."""
+        beside = self.selection + self.decoder * self.learning_decoder
         if learner.lora is not None:
-            return self.adapters
+            return self.adapters + self.tower * learner.lora.train_vision + beside
         frozen = learner.freeze_vision
         projector = frozen if learner.freeze_projector is None else learner.freeze_projector
-        return self.all - (self.tower - self.projector) * frozen - self.projector * projector
+        still = (self.tower - self.projector) * frozen + self.projector * projector
+        return self.all - still - self.decoder * (not self.learning_decoder)
 
     @property
     def all(self) -> int:
         """All of the model, without adapters."""
-        return self.tower + self.layers + self.embedding + self.head + self.selection
+        return self.tower + self.layers + self.embedding + self.head + self.selection + self.decoder
 
     @property
     def largest(self) -> int:
@@ -138,10 +149,20 @@ class ModelSizes:
     parameters: ParameterCounts
 
 
-def model_sizes(processor: Processor, lora: LoraSettings | None = None, encoders: Sequence[int] = ()) -> ModelSizes:
-    """Sizes of the model that a processor belongs to, with those of adapters where it is to have some.
+@dataclass(frozen=True)
+class Beside:
+    """What a policy has beside its model, as its settings and its folder say."""
 
-    encoders: channels of further encoders, where it is one of candidate masks.
+    encoders: Sequence[tuple[int, int]] = ()
+    """Channels and parameters of each further encoder of masks."""
+    decoder: DecoderSizes = field(default_factory=DecoderSizes)
+    """Of a policy that draws masks in boxes."""
+    learning_decoder: bool = True
+    """Whether its decoder learns."""
+
+
+def model_sizes(processor: Processor, lora: LoraSettings | None = None, beside: Beside = Beside()) -> ModelSizes:
+    """Sizes of the model that a processor belongs to, with those of adapters where it is to have some.
 
     Raises ValueError where transformers makes no model of its config, or learned.lora names layers that there are not.
     """
@@ -157,8 +178,20 @@ def model_sizes(processor: Processor, lora: LoraSettings | None = None, encoders
         processor.family.title,
         _text_sizes(processor.config.get_text_config().to_dict()),
         _vision_sizes(processor.config.vision_config.to_dict()),
-        replace(_parameter_counts(processor, model, lora), selection=_selection(processor, model, encoders)),
+        _with_parts(_parameter_counts(processor, model, lora), processor, model, beside),
     )
+
+
+def _with_parts(counts: ParameterCounts, processor: Processor, model: Any, beside: Beside) -> ParameterCounts:
+    """Counts with those of the parts that the policy of a processor has beside its model."""
+    if isinstance(processor, BoxMaskProcessor):
+        with torch.device("meta"):
+            decoder = _count(decoder_for(processor.config, beside.decoder).parameters())
+        rows = len(processor.mask_words) * (2 if counts.head else 1) if counts.adapters else 0
+        adapters = counts.adapters + rows * model.get_input_embeddings().weight.shape[1]
+        return replace(counts, decoder=decoder, learning_decoder=beside.learning_decoder, adapters=adapters)
+    selection = _selection(processor, model, [width for width, _ in beside.encoders])
+    return replace(counts, selection=selection, encoders=sum(number for _, number in beside.encoders))
 
 
 def _selection(processor: Processor, model: Any, encoders: Sequence[int]) -> int:

@@ -37,7 +37,7 @@ from policies.token_rows import learn_rows
 
 _SEED = 0
 """Of the first weights where a folder has none."""
-_ROWS_AT_ONCE = 16
+DRAWN_AT_ONCE = 16
 """Prompts whose answers are drawn in one pass, so that memory stays bounded."""
 
 
@@ -90,23 +90,17 @@ class Policy(vision_language.Policy):
         assert isinstance(self.processor, BoxMaskProcessor)
         self.processor.mask_cells = mask_cells
         self._losses = losses or MaskLosses()
-        self._sizes = _sizes(Path(checkpoint), decoder)
+        self._sizes = sizes_of(Path(checkpoint), decoder)
         if lora is not None:
             learn_rows(self.model, self.processor.mask_words)
         self.model.mask_decoder = self._decoder(Path(checkpoint), weights)
         self.model.mask_decoder.requires_grad_(not freeze_decoder)
 
     def _decoder(self, checkpoint: Path, weights: bool) -> BoxGuidedDecoder:
-        vision, held = self.model.config.vision_config, self.model.get_input_embeddings().weight
+        held = self.model.get_input_embeddings().weight
         with torch.device("cpu" if weights else "meta"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
-            made = BoxGuidedDecoder(
-                levels=1 + len(vision.deepstack_visual_indexes),
-                channels=int(vision.out_hidden_size),
-                language=held.shape[1],
-                cell_px=int(vision.patch_size * vision.spatial_merge_size),
-                sizes=self._sizes,
-            )
+            made = decoder_for(self.model.config, self._sizes)
         if weights and (checkpoint / FILE).is_file():
             made.load_state_dict(load_file(checkpoint / FILE))
         return made.to(held.dtype)
@@ -245,8 +239,8 @@ class Policy(vision_language.Policy):
         """Responses [B][G] to B prompts, on the CPU, with the masks that they ask for; rows' own are not looked at."""
         assert isinstance(self.processor, BoxMaskProcessor)
         found: list[list[Response]] = []
-        for first in range(0, len(responses), _ROWS_AT_ONCE):
-            end = min(first + _ROWS_AT_ONCE, len(responses))
+        for first in range(0, len(responses), DRAWN_AT_ONCE):
+            end = min(first + DRAWN_AT_ONCE, len(responses))
             given = self.processor.answered(rows.groups(first, end), responses[first:end])
             found += self._drawn(given.to(self.device), responses[first:end])
         return found
@@ -309,7 +303,19 @@ class _Part:
     """The masks that they ask for, as the decoder takes them."""
 
 
-def _sizes(checkpoint: Path, asked: DecoderSizes | None) -> DecoderSizes:
+def decoder_for(config: Any, sizes: DecoderSizes) -> BoxGuidedDecoder:
+    """A decoder for a model of Qwen3-VL by its config, with weights as they are drawn."""
+    vision = config.vision_config
+    return BoxGuidedDecoder(
+        levels=1 + len(vision.deepstack_visual_indexes),
+        channels=int(vision.out_hidden_size),
+        language=int(config.get_text_config().hidden_size),
+        cell_px=int(vision.patch_size * vision.spatial_merge_size),
+        sizes=sizes,
+    )
+
+
+def sizes_of(checkpoint: Path, asked: DecoderSizes | None) -> DecoderSizes:
     """Sizes of a folder's decoder, or of a new one; ValueError where the folder's are others than were asked for."""
     if not (checkpoint / SIZES).is_file():
         return asked or DecoderSizes()

@@ -89,6 +89,13 @@ class Encoder:
             )
         self._network: Any = None
 
+    @property
+    def parameters(self) -> int:
+        """How many parameters it has; none of its weights is read."""
+        with torch.device("meta"):
+            network = self._class(self._class.config_class.from_pretrained(self.folder))
+        return sum(each.numel() for each in network.parameters())
+
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """[B, C, h, w] float32 features of what `view` makes of images.

@@ -90,7 +90,7 @@ class Job:
     def frozen_vision(self) -> bool:
         """Whether the vision tower's blocks learn nothing."""
         learner = self.config.learner
-        return learner.freeze_vision or learner.lora is not None
+        return learner.freeze_vision or (learner.lora is not None and not learner.lora.train_vision)
 
     @property
     def largest_group(self) -> int:

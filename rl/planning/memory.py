@@ -4,7 +4,8 @@ Estimates: what layers keep is measured (activations.py), what DeepSpeed holds f
 are the assumptions named here.
 """
 
-from rl.planning.activations import activations, vision_block_bytes
+from policies.families.box_decoder import DRAWN_AT_ONCE
+from rl.planning.activations import activations, text_layer_bytes, vision_block_bytes
 from rl.planning.job import Job
 from rl.planning.part import Memory, Part, fullest, gb
 from rl.planning.states import States, optimizer_bytes, rank_states, shares
@@ -54,20 +55,37 @@ def _held(job: Job) -> list[Part]:
     held = states_of(job)
     of_weights, of_gradients, of_states = (f" / {learner.ranks} ranks" if part < 1 else "" for part in shares(learner))
     each = optimizer_bytes(number)
+    of_model, share = counts.all + counts.adapters - counts.decoder, shares(learner)[0]
     parts = [
-        Part("weights", held.weights, f"{_count(counts.all + counts.adapters)} x {number} B{of_weights}"),
+        Part("weights", of_model * number * share, f"{_count(of_model)} x {number} B{of_weights}"),
+        *_parts_beside(job, share),
         Part("gradients", held.gradients, f"{_count(job.trained)} trained x {number} B{of_gradients}"),
         Part("optimizer states", held.optimizer, f"{_count(job.trained)} trained x {each} B{of_states}"),
         Part("buffers of gradients", _bucket_bytes(job), "DeepSpeed's reduce_bucket_size, or all that is trained"),
         Part("process", CONTEXT_BYTES, "CUDA context, work spaces, NCCL; assumed"),
     ]
     if learner.offload_optimizer:
-        parts[2] = Part("optimizer states", 0.0, "in the host's memory")
-    if job.divergence and learner.lora is None:
+        place = [each.name for each in parts].index("optimizer states")
+        parts[place] = Part("optimizer states", 0.0, "in the host's memory")
+    if job.divergence and (learner.lora is None or counts.selection):
         parts.append(Part("first policy", job.weight_bytes, "algorithm.kl: whole on every rank"))
     if learner.average:
         parts.append(Part("running average", 4.0 * counts.all, "learner.average: float32, whole on every rank"))
     return parts
+
+
+def _parts_beside(job: Job, share: float = 1.0) -> list[Part]:
+    """What a process holds beside the model: a decoder of masks, and frozen encoders, whole whatever the ZeRO stage.
+
+    share: part of a decoder's weights that it holds.
+    """
+    counts, number = job.sizes.parameters, job.number
+    learns = "learns" if counts.learning_decoder else "frozen"
+    parts = [
+        Part("mask decoder", counts.decoder * number * share, f"{_count(counts.decoder)} x {number} B, {learns}"),
+        Part("frozen encoders", float(counts.encoders * number), f"{_count(counts.encoders)} x {number} B"),
+    ]
+    return [each for each in parts if each.amount]
 
 
 def _bucket_bytes(job: Job) -> float:
@@ -141,12 +159,17 @@ def worker_memory(job: Job) -> Memory:
     resting = _resting(job)
     if job.engine.name == "vllm":
         return _of_vllm(job, resting)
+    counts = job.sizes.parameters
+    of_model = counts.all - counts.decoder
     held = [
-        Part("weights", job.weight_bytes, f"{_count(job.sizes.parameters.all)} x {job.number} B"),
+        Part("weights", float(of_model * job.number), f"{_count(of_model)} x {job.number} B"),
+        *_parts_beside(job),
         Part("process", CONTEXT_BYTES, "CUDA context, work spaces; assumed"),
         *resting,
     ]
     moments = {"decoding, while answers leave": _decoding(job), "encoding prompts": _encoding(job)}
+    if counts.decoder:
+        moments["drawing masks"] = _drawing(job)
     return fullest(
         [Memory("rollout worker", [*held, *parts], MARGIN * card, moment) for moment, parts in moments.items()]
     )
@@ -172,6 +195,18 @@ def _encoding(job: Job) -> list[Part]:
     return [
         Part("keys and values", 2 * prompts, f"{groups} prompts, twice while they are put together"),
         Part("vision tower", tower, f"{patches:,} patches, one block"),
+    ]
+
+
+def _drawing(job: Job) -> list[Part]:
+    """A pass over prompts and answers whose states the mask decoder is given; no layer keeps anything."""
+    groups = min(job.config.unit_groups, job.config.groups_per_step, DRAWN_AT_ONCE)
+    tokens = groups * (job.asked.prompt + job.config.group_size * job.config.sampling.max_tokens)
+    layer = tokens * text_layer_bytes(job.sizes.text, job.number)
+    block = groups * job.asked.patches * vision_block_bytes(job.sizes.vision, job.number)
+    return [
+        Part("a layer of the pass", layer, f"{tokens:,} tokens of {groups} groups"),
+        Part("vision tower", block, f"{groups * job.asked.patches:,} patches, one block"),
     ]
 
 

@@ -151,9 +151,20 @@ def sampling_seconds(job: Job) -> list[Part]:
         Part("sampling: decoding", units * decode, f"{units} units, {how}"),
         Part("sampling: prompts", prefill, f"{groups} prompts of {asked.prompt:,} tokens"),
         Part("sampling: vision tower", vision, f"{groups} images of {asked.patches:,} patches"),
+        *_drawing(job, groups, reached),
         Part("sampling: photos prepared", groups * asked.image * IMAGE_TOKEN_SECONDS, "on one core of each worker"),
         Part("scoring", answers * ANSWER_SECONDS, f"{answers} answers on one core of each worker"),
     ]
+
+
+def _drawing(job: Job, groups: int, reached: float) -> list[Part]:
+    """The pass over prompts and answers by which a decoder is told what to draw; the decoder's own work is not
+    counted."""
+    if not job.sizes.parameters.decoder:
+        return []
+    step = text_operations(job) + vision_operations(job)
+    seconds = step / job.config.groups_per_step * groups / reached
+    return [Part("sampling: a pass for masks", seconds, f"{groups} groups, prompts and answers once more")]
 
 
 def _decode(job: Job) -> tuple[float, str]:
@@ -202,7 +213,7 @@ def handing_over_seconds(job: Job) -> list[Part]:
     """Seconds in which cards neither learn nor sample: weights on their way, and with pool.colocate sleep and wake."""
     counts, learner = job.sizes.parameters, job.config.learner
     alone = learner.lora is not None and learner.lora.push == "adapters"
-    pushed = float((counts.adapters if alone else counts.all) * job.number)
+    pushed = float((counts.adapters + counts.selection if alone else counts.all) * job.number)
     parts = [_push(job, pushed)]
     if job.config.pool.colocate and learner.offload_at_rest and not learner.offload_optimizer:
         moved = job.trained * optimizer_bytes(job.number) * shares(learner)[2]

@@ -28,7 +28,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from envs.codecs import mask_group, mask_numbers, path_tokens
 from envs.datasets.cutout_scenes import Env
 from policies.families import mask_numbers as writing
-from policies.families._sizes import model_sizes
+from policies.families._sizes import Beside, model_sizes
 from policies.families.mask_selection import Policy
 from policies.families.vision_language import Policy as PlainPolicy
 from policies.selection.encoders import Encoder, feature_map
@@ -178,7 +178,9 @@ def test_a_plan_counts_all_that_a_policy_over_masks_has_beside_its_encoders(
     def count(model: torch.nn.Module) -> int:
         return sum(parameter.numel() for parameter in model.parameters())
 
-    sizes = model_sizes(policy.processor, encoders=[each.width for each in policy.encoders])
+    sizes = model_sizes(policy.processor, beside=Beside([(each.width, each.parameters) for each in policy.encoders]))
+    held = sum(count(each._loaded()) for each in policy.encoders)
+    assert sizes.parameters.encoders == held > 0
     assert sizes.parameters.all == count(policy.model)
     assert sizes.parameters.selection == count(policy.model.selection)
     rival = writing.Policy(tiny_untrained, mask_numbers.Codec())

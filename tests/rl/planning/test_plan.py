@@ -7,9 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from released_sizes import RELEASED, write_config_only, write_kimi_vl_config_only
+import torch
+from released_sizes import (
+    LLAVA_PARAMETERS,
+    RELEASED,
+    write_config_only,
+    write_kimi_vl_config_only,
+    write_llava_config_only,
+)
+from transformers import Dinov2Config, Dinov2Model, LlavaConfig, LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
+from policies.decoders.box_guided import BoxGuidedDecoder, DecoderSizes
+from policies.selection.head import SelectionHead, mask_features
 from policies.settings import LoraSettings
 from rl.cli.main import app
 from rl.cli.options import run_settings
@@ -29,6 +39,8 @@ MODEL_OF = {
     "presets/simpleseg_qwen2_5_vl": "qwen2_5_vl_7b",
     "presets/qwen3_vl": "qwen3_vl_4b",
     "presets/simpleseg_kimi_vl": "kimi_vl_a3b",
+    "presets/ras_llava_1_5_7b": "llava_1_5_7b",
+    "presets/qwen3_vl_seg_4b": "qwen3_vl_4b",
 } | {
     f"presets/{name}_{cards}gpu": name
     for name in ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_8b")
@@ -42,6 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in RELEASED:
         write_config_only(folder / name, name)
     write_kimi_vl_config_only(folder / "kimi_vl_a3b")
+    write_llava_config_only(folder / "llava_1_5_7b")
     return folder
 
 
@@ -254,7 +267,67 @@ def test_a_plan_of_choosing_counts_candidates_and_what_makes_their_tokens(
     wide = 2560 + 32 + 1
     judging = 2560 + 2561 if listed == 13 else 0
     assert held.selection == 2 * wide + (wide + 1) * 2560 + (2560 + 1) * 2560 + 2560 + judging
+    adapted = planned(models, config, *more, "learner.lora={rank: 8}", "learner.average=0", model="qwen3_vl_4b").job
+    counts = adapted.sizes.parameters
+    # What makes mask tokens learns whole beside adapters of rank 8 on the seven maps of each of 36 layers.
+    assert adapted.trained == held.selection + counts.adapters
+    assert counts.adapters == 8 * 36 * (2 * (2560 + 4096) + 2 * (2560 + 1024) + 3 * (2560 + 9728))
     assert held.all - held.selection == plain.job.sizes.parameters.all
     assert plain.job.sizes.parameters.selection == 0
     assert found.job.asked.image == plain.job.asked.image
     assert 0 < found.job.asked.prompt - found.job.asked.image - listed < 40
+
+
+def test_choosing_over_llava_1_5_at_its_released_size_is_counted_part_by_part(models: Path) -> None:
+    job = planned(models, "presets/ras_llava_1_5_7b", model="llava_1_5_7b").job
+    counts, wide = job.sizes.parameters, 1024 + 32 + 1  # a patch's state, the code of its place and its size
+    assert counts.all - counts.selection == LLAVA_PARAMETERS
+    assert counts.projector == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert counts.selection == 2 * wide + (wide + 1) * 4096 + (4096 + 1) * 4096 + 2 * 4096 + 4097
+    assert counts.trained(job.config.learner) == counts.all - (counts.tower - counts.projector)
+    config = LlavaConfig.from_pretrained(models / "llava_1_5_7b")
+    with torch.device("meta"):
+        model, head = LlavaForConditionalGeneration(config), SelectionHead(mask_features(config), 4096)
+    assert sum(each.numel() for part in (model, head) for each in part.parameters()) == counts.all
+
+
+def test_a_decoder_of_masks_and_frozen_encoders_have_rows_of_their_own(models: Path, tmp_path: Path) -> None:
+    found = planned(models, "presets/qwen3_vl_seg_4b", model="qwen3_vl_4b")
+    counts = found.job.sizes.parameters
+    with torch.device("meta"):
+        made = BoxGuidedDecoder(4, 2560, 2560, 32, DecoderSizes())
+    assert counts.decoder == sum(each.numel() for each in made.parameters()) == pytest.approx(16.2e6, rel=5e-3)
+    assert counts.all == RELEASED["qwen3_vl_4b"].parameters + counts.decoder
+    # Frozen, as RL wants it: weights on ranks and workers, no gradient and no state of it.
+    for one in (found.now.rank, found.now.worker):
+        parts = {part.name: part for part in one.parts}
+        assert parts["mask decoder"].amount == 2 * counts.decoder and parts["mask decoder"].how.endswith("frozen")
+        assert parts["weights"].amount == 2 * RELEASED["qwen3_vl_4b"].parameters
+    assert found.job.trained == RELEASED["qwen3_vl_4b"].parameters - counts.tower
+    assert any(part.name == "sampling: a pass for masks" and part.amount > 0 for part in found.now.sampling)
+    learning = replace(counts, learning_decoder=True)
+    assert learning.trained(found.job.config.learner) == found.job.trained + counts.decoder
+    # Beside adapters the three tokens' rows learn, once for embedding and head, which are one matrix here; with
+    # train_vision the tower as well.
+    adapted = planned(models, "presets/qwen3_vl_seg_4b", "learner.lora={rank: 32}", model="qwen3_vl_4b").job
+    of_layers = 32 * 36 * (2 * (2560 + 4096) + 2 * (2560 + 1024) + 3 * (2560 + 9728))
+    assert adapted.trained == of_layers + 3 * 2560 and adapted.frozen_vision
+    first = replace(adapted.config.learner, freeze_vision=False, lora=LoraSettings(rank=32, train_vision=True))
+    whole = replace(adapted, config=replace(adapted.config, learner=first))
+    assert whole.trained == adapted.trained + counts.tower and not whole.frozen_vision
+    encoder = write_dinov2(tmp_path)
+    chosen = planned(models, "presets/ras_llava_1_5_7b", f"policy.encoders=[{encoder}]", model="llava_1_5_7b")
+    number = sum(each.numel() for each in Dinov2Model.from_pretrained(encoder).parameters())
+    for one in (chosen.now.rank, chosen.now.worker):
+        assert {part.name: part.amount for part in one.parts}["frozen encoders"] == 2 * number
+    without = planned(models, "presets/ras_llava_1_5_7b", model="llava_1_5_7b")
+    assert "frozen encoders" not in {part.name for part in without.now.rank.parts}
+    assert chosen.job.sizes.parameters.selection > without.job.sizes.parameters.selection
+
+
+def write_dinov2(folder: Path) -> Path:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    looks = {"size": {"height": 28, "width": 28}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(looks))
+    return folder
