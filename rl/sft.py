@@ -90,7 +90,7 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
 def _refuse_missing_parts(config: SftConfig, policy: Plugin) -> None:
     """Raise ValueError for a stage that trains what the policy has not."""
     family: Any = policy.load()
-    known = (ALL, ALL_BUT_ENCODERS, *family.parts)
+    known = (ALL, ALL_BUT_ENCODERS, *getattr(family, "parts", ()))  # one of the user's own may name none
     for stage in config.sft.stages:
         if stage.trains not in known:
             raise ValueError(

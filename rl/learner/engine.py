@@ -284,6 +284,7 @@ def adamw(trained: Iterable[nn.Parameter] | list[dict[str, Any]], learner: Train
 
 
 def trained_of(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a network that learn. Raises ValueError where there are none."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError(

@@ -52,7 +52,8 @@ class TrainedPolicy:
         with watchdog.phase("receiving the weights of rank 0"):
             share_weights(policy, settings)
         # The average goes by the names of the model alone, by which weights travel to the workers.
-        slower = SlowPart(encoder_of(policy), settings.vision_lr_share)
+        share = settings.vision_lr_share
+        slower = SlowPart([] if share == 1.0 else encoder_of(policy), share)
         optimizer = make_optimizer(policy, slower) or adamw(rate_groups(trained_of(policy), slower), settings)
         self.engine = TrainingEngine(policy, policy.model, settings, place, watchdog, optimizer)
         """DeepSpeed around the policy."""
