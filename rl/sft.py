@@ -17,11 +17,11 @@ from rich.console import Console
 
 from envs.plugin import Plugin
 from policies.settings import TinySizes
+from rl.config.learner import ALL, ALL_BUT_ENCODERS
 from rl.config.load import load_settings, read_mapping, save_settings
 from rl.config.outlines import OutlineSettings
 from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
 from rl.config.sft import SftConfig
-from rl.learner.parts import ALL, ALL_BUT_ENCODERS
 from rl.run.checkpoints import Checkpoints
 from rl.run.data import RunData
 from rl.run.parts import processor_of

@@ -11,6 +11,8 @@ from envs.plugin import Plugin
 from envs.ranges import above, at_least, between, check_ranges, one_of
 from policies.settings import LoraSettings
 
+ALL, ALL_BUT_ENCODERS = "all", "all_but_encoders"
+"""What a stage may train beside the parts of a policy (SftStage.trains)."""
 ZERO = "zero_optimization"
 PASSED_THROUGH = (ZERO, "comms_logger", "communication_data_type", "data_types")
 """Parts of DeepSpeed's configuration that are the user's, but for what is set here."""

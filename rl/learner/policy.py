@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from envs.plugin import Plugin
 from policies.lora import Pushed, plain_name, pushed
 from policies.weights import BUCKET_BYTES, BucketShape, shape_of
-from rl.config.learner import RankPlace, TrainingSettings
+from rl.config.learner import ALL, ALL_BUT_ENCODERS, RankPlace, TrainingSettings
 from rl.learner.engine import TrainingEngine, Watchdog, adamw, join, trained_of
 from rl.learner.muon import SlowPart, rate_groups
 from rl.learner.one_copy import fill_empty, share_weights
-from rl.learner.parts import ALL, encoder_of, keep_to
 from rl.learner.tuning import refuse_wrong_tuning
 
 Weights = list[tuple[str, Tensor]]
@@ -147,6 +146,28 @@ class TrainedPolicy:
         for weights in self._gathered(pushed(self.network.model, merged=True), average=True):
             _copy(weights, parameters)
         return copy.to(self.engine.device).requires_grad_(False).eval()
+
+
+def encoder_of(policy: Any) -> list[nn.Parameter]:
+    """The parameters of a policy's vision tower but those of its projector."""
+    joining = {id(each) for module in policy.vision_projector for each in module.parameters()}
+    return [each for each in policy.vision_tower.parameters() if id(each) not in joining]
+
+
+def keep_to(policy: Any, trains: str) -> None:
+    """Freeze a policy but for what a stage trains; what is frozen already stays so.
+
+    trains: as SftStage has it; a part is one that the policy has (`parts`).
+    """
+    if trains == ALL:
+        return
+    if trains == ALL_BUT_ENCODERS:
+        frozen = encoder_of(policy)
+    else:
+        own = {id(each) for module in policy.part(trains) for each in module.parameters()}
+        frozen = [each for each in policy.parameters() if id(each) not in own]
+    for each in frozen:
+        each.requires_grad_(False)
 
 
 def _without_weights(recipe: Plugin) -> Plugin:

@@ -19,7 +19,7 @@ from policies.settings import LoraSettings
 from rl.config.learner import RankPlace
 from rl.config.sft import SftConfig, SftLearner, SftSettings, SftStage, Stretch
 from rl.learner.muon import LR_SHARE, MuonAdamW, SlowPart
-from rl.learner.parts import encoder_of, keep_to
+from rl.learner.policy import encoder_of, keep_to
 from rl.sft import run_sft
 from rl.supervised.rank import SftRankSettings
 
