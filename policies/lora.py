@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from policies.decoders.token_rows import ROWS, TokenRows
 from policies.settings import ALL_LINEAR, LoraSettings
+from policies.token_rows import ROWS, TokenRows
 from policies.weights import BUCKET_BYTES, in_buckets, is_adapter, is_low_rank, travelling
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def pushed(model: nn.Module, merged: bool, bucket_bytes: int = BUCKET_BYTES) -> 
 
 def _rows(model: Any) -> dict[int, dict[str, Any]]:
     """What is added to rows of embedding and head, by the `id` of these; {} for a model without."""
-    rows = getattr(model, ROWS, None)
+    rows = dict(model.named_children()).get(ROWS)
     if not isinstance(rows, TokenRows):
         return {}
     held = ((model.get_input_embeddings(), rows.embedding), (model.lm_head, rows.head))

@@ -90,8 +90,10 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
 def _refuse_missing_parts(config: SftConfig, policy: Plugin) -> None:
     """Raise ValueError for a stage that trains what the policy has not."""
     family: Any = policy.load()
-    known = (ALL, ALL_BUT_ENCODERS, *getattr(family, "parts", ()))  # one of the user's own may name none
     for stage in config.sft.stages:
+        if stage.trains in (ALL, ALL_BUT_ENCODERS):
+            continue  # a policy of the user's own may name no parts
+        known = (ALL, ALL_BUT_ENCODERS, *family.parts)
         if stage.trains not in known:
             raise ValueError(
                 f"stage {stage.name} trains {stage.trains!r}, and policy {policy.name} has no such part; set trains to "

@@ -26,7 +26,6 @@ from policies.decoders.box_guided import FILE, SIZES, Asked, BoxGuidedDecoder, D
 from policies.decoders.losses import MaskLosses
 from policies.decoders.processor import BoxMaskProcessor
 from policies.decoders.slots import DrawnMasks, MaskSlots
-from policies.decoders.token_rows import learn_rows
 from policies.families import vision_language
 from policies.families._loading import family_of
 from policies.families._qwen import Qwen3VL, Qwen3VLMoe
@@ -34,6 +33,7 @@ from policies.families.base import PromptRows, Response
 from policies.settings import AS_IT_IS, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.packing import PackedRows
+from policies.token_rows import learn_rows
 
 _SEED = 0
 """Of the first weights where a folder has none."""

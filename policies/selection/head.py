@@ -59,7 +59,7 @@ def mask_features(config: Any) -> int:
     """Channels of what the tower of a model tells of a mask, by the model's config: of Qwen's families what its merger
     makes, else a patch's state."""
     vision = config.vision_config
-    return int(getattr(vision, "out_hidden_size", None) or vision.hidden_size)
+    return int(vision.to_dict().get("out_hidden_size") or vision.hidden_size)
 
 
 class SelectionHead(MaskTokens):

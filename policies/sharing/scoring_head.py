@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from policies.decoders.token_rows import TokenRows
 from policies.grammar import TokenGrammar
 from policies.sharing.capped import capped
+from policies.token_rows import TokenRows
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ScoringHead(nn.Linear):
     """
 
     rows: tuple[TokenRows, ...] = ()
-    """What is added to the weight's rows of a few tokens (policies/decoders/token_rows.py); no part of this module."""
+    """What is added to the weight's rows of a few tokens (policies/token_rows.py); no part of this module."""
 
     @classmethod
     def in_place_of(cls, head: nn.Linear) -> "ScoringHead":

@@ -9,11 +9,11 @@ from asking import ask_all
 from test_vision_language import write_llava
 
 from envs.codecs.path_tokens import Codec
-from policies.decoders.token_rows import learn_rows
 from policies.families.base import PromptRows
 from policies.families.vision_language import Policy
 from policies.lora import learns_beside, pushed
 from policies.settings import LoraSettings
+from policies.token_rows import learn_rows
 from policies.weights import bucket_checksum, held_checksum, is_adapter, load_bucket, make_bucket
 from rollout.engines.base import uniforms
 from rollout.engines.shared import sample

@@ -49,13 +49,15 @@ def learn_rows(model: Any, tokens: Sequence[int]) -> None:
 
     Raises ValueError where an adapter stands around the head, which then has no rows of its own to add to.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer  # takes seconds, and only a run with adapters needs it
+
     embedding, head = model.get_input_embeddings(), model.lm_head
-    if not hasattr(head, "rows"):
+    if isinstance(head, BaseTunerLayer):
         raise ValueError(
             "learner.lora.targets names lm_head, and the rows of the tokens that ask for masks learn there by "
             "themselves; leave lm_head out."
         )
     rows = TokenRows(tokens, embedding.weight, tied=head.weight is embedding.weight)
-    setattr(model, ROWS, rows)
+    model.token_rows = rows
     embedding.register_forward_hook(lambda _module, inputs, found: found + rows.added(inputs[0]))
     head.rows = (rows,)
