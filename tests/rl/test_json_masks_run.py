@@ -57,6 +57,7 @@ def taught(run: Path, checkpoint: Path, *more: str) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_json_with_tokens_for_masks_is_taught_sampled_drawn_scored_and_learned_from(
     released: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_json_with_tokens_for_masks_is_taught_sampled_drawn_scored_and_learned_f
         assert numbers["learner/sampler_logprob_difference_max"] < 1e-4 and numbers["learner/grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_beside_adapters_the_rows_of_added_tokens_learn_and_no_others(released: Path, tmp_path: Path) -> None:
     stage = "sft.stages=[{name: masks, steps: 3, lr: 5.0e-3}]"
     lora = ["learner.lora={rank: 2}", "learner.optimizer=adamw", "sft.warmup_steps=1"]
