@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.settings import ALL_LINEAR, LoraSettings
-from policies.token_rows import ROWS, TokenRows
+from policies.sharing.token_rows import ROWS, TokenRows
 from policies.weights import BUCKET_BYTES, in_buckets, is_adapter, is_low_rank, travelling
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from policies.checksums import bytes_of, checksum_of, sha256_of, word_sums
-from policies.token_rows import ROWS
+from policies.sharing.token_rows import ROWS
 
 BUCKET_BYTES = 32 * 2**20
 """A bucket is closed when it has this many bytes or more."""
@@ -65,7 +65,7 @@ _WHOLE = ("selection.",)
 
 def is_adapter(name: str) -> bool:
     """Whether a parameter's name is that of a low-rank adapter (policies/lora.py), or of rows of tokens beside some
-    (policies/token_rows.py): what a plain model has not."""
+    (policies/sharing/token_rows.py): what a plain model has not."""
     return is_low_rank(name) or name.removeprefix("model.").startswith(f"{ROWS}.")
 
 

@@ -39,6 +39,7 @@ ROOMS = (  # of rl, from below: a room imports only from lines below its own, an
     ("rl",),
     ("rl.bench",),
     ("rl.bench.gpu", "rl.bench.learning", "rl.bench.scoring"),
+    ("rl.bench.representations",),
     ("rl.cli",),
 )
 RESTRICTED = ("envs/readers/_plain_pickle.py",)  # asks for no class or function, and raises where a pickle does

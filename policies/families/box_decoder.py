@@ -33,7 +33,7 @@ from policies.families.base import PromptRows, Response
 from policies.settings import AS_IT_IS, Asking, LoraSettings
 from policies.sharing import attention as shared_attention
 from policies.sharing.packing import PackedRows
-from policies.token_rows import learn_rows
+from policies.sharing.token_rows import learn_rows
 
 _SEED = 0
 """Of the first weights where a folder has none."""

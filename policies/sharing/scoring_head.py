@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from policies.grammar import TokenGrammar
 from policies.sharing.capped import capped
-from policies.token_rows import TokenRows
+from policies.sharing.token_rows import TokenRows
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ScoringHead(nn.Linear):
     """
 
     rows: tuple[TokenRows, ...] = ()
-    """What is added to the weight's rows of a few tokens (policies/token_rows.py); no part of this module."""
+    """What is added to the weight's rows of a few tokens (policies/sharing/token_rows.py); no part of this module."""
 
     @classmethod
     def in_place_of(cls, head: nn.Linear) -> "ScoringHead":

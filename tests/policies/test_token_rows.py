@@ -13,7 +13,7 @@ from policies.families.base import PromptRows
 from policies.families.vision_language import Policy
 from policies.lora import learns_beside, pushed
 from policies.settings import LoraSettings
-from policies.token_rows import learn_rows
+from policies.sharing.token_rows import learn_rows
 from policies.weights import bucket_checksum, held_checksum, is_adapter, load_bucket, make_bucket
 from rollout.engines.base import uniforms
 from rollout.engines.shared import sample
