@@ -29,7 +29,7 @@ def exported(run: Path, out: Path) -> list[dict]:
 def refined(run: Path, out: Path, checkpoint: Path) -> int:
     """A refiner of a few steps from the pairs of a run."""
     small = ["training.steps=3", "training.batch_size=4", "training.threads=1", "network.crop_px=24"]
-    small += ["training.stages=[]", "damage.share=0.0", f"checkpoint={checkpoint}"]
+    small += ["training.stages=[{name: all}]", "damage.share=0.0", f"checkpoint={checkpoint}"]
     rule = [each for each in ALL if not each.startswith("held")]
     given = [f"runs=[{run}]", f"out={out}", *small, *rule, "held_out_examples=0"]
     refine(load_settings(RefineConfig, Path("refiner"), given), Console(quiet=True))

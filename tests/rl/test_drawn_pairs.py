@@ -16,7 +16,7 @@ SMALL = ["steps=2", "groups_per_step=4"]
 
 
 def test_pairs_of_choices_have_the_union_of_the_chosen_candidates(tiny_untrained: Path, tmp_path: Path) -> None:
-    pools = {"image_size": 32, "candidates": 8, "several_share": 0.3, "max_scale": 0.45}
+    pools = {"train_scenes": 12, "image_size": 32, "candidates": 8, "several_share": 0.3, "max_scale": 0.45}
     chooses = ["codec={name: mask_group}", "policy.name=mask_selection", "pool.engine={name: direct}"]
     named = [f"env.{name}={value}" for name, value in pools.items()]
     run = tmp_path / "run"
