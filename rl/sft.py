@@ -46,7 +46,8 @@ def run_sft(config: SftConfig, console: Console) -> Path:
     _refuse_other_run(config, data, folder)
     policy = _checked_policy(config, recipe, folder, console)
     settings = SftRankSettings(config.learner, config.sft, policy, recipe, config.max_tokens, config.seed)
-    begin_of(folder, config.sft.stretch_at(last_step(folder)))
+    if (done := last_step(folder)) < config.sft.num_steps:
+        begin_of(folder, config.sft.stretch_at(done))
     folder.mkdir(parents=True, exist_ok=True)
     save_settings(config, folder / "config.yaml")
     data.write(folder)
@@ -91,6 +92,11 @@ def _refuse_missing_parts(config: SftConfig, policy: Plugin) -> None:
     """Raise ValueError for a stage that trains what the policy has not."""
     family: Any = policy.load()
     for stage in config.sft.stages:
+        if stage.trains == "decoder" and policy.settings.get("freeze_decoder"):
+            raise ValueError(
+                f"stage {stage.name} trains decoder, and policy.freeze_decoder is true, so that nothing would learn; "
+                "set policy.freeze_decoder to false, or leave that stage out."
+            )
         if stage.trains in (ALL, ALL_BUT_ENCODERS):
             continue  # a policy of the user's own may name no parts
         known = (ALL, ALL_BUT_ENCODERS, *family.parts)

@@ -113,7 +113,7 @@ class ParameterCounts:
     decoder: int = 0
     """What draws masks in boxes; 0 for policies that draw nothing."""
     learning_decoder: bool = True
-    """Whether it learns, as RL does not let it."""
+    """Whether it learns: unless policy.freeze_decoder."""
     encoders: int = 0
     """Further encoders of masks, which are frozen and no part of the model: each process holds them beside it."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from envs.plugin import Plugin
 from envs.ranges import above, at_least, between, check_ranges, one_of
-from policies.settings import LoraSettings
+from policies.settings import ALL_LINEAR, LoraSettings
 
 ALL, ALL_BUT_ENCODERS = "all", "all_but_encoders"
 """What a stage may train beside the parts of a policy (SftStage.trains)."""
@@ -119,6 +119,17 @@ class TrainingSettings:
                 f"learner.freeze_vision is true with {other}, which says that the vision tower learns; leave one of "
                 "them out."
             )
+        if (
+            self.lora is not None
+            and self.lora.targets == ALL_LINEAR
+            and not trains_vision
+            and self.vision_lr_share != 1.0
+        ):
+            raise ValueError(
+                f"learner.vision_lr_share is {self.vision_lr_share} with learner.lora, whose adapters are of the "
+                "language model alone, so that nothing of the vision tower learns; set learner.lora.train_vision to "
+                "true, or learner.vision_lr_share to 1."
+            )
         if self.lora is not None and self.average > 0:
             raise ValueError(
                 f"learner.average is {self.average} with learner.lora, but the average of products is not the product "
@@ -165,7 +176,8 @@ class LearnerSettings(TrainingSettings):
     decoder_weight: Annotated[float, at_least(0)] = 0.0
     """Weight of a mask decoder's own loss beside the rewards (policy box_decoder): the mean over the answers of a
     mini-batch of what its masks cost (`policy.losses`), drawn in the boxes that the answers themselves say and compared
-    with the true masks that these are about. The decoder alone learns by it. 0: none; the decoder is then frozen."""
+    with the true masks that these are about. The decoder alone learns by it. 0: none, which needs policy.freeze_decoder
+    true."""
     decoder_lr: Annotated[float | None, above(0, ", or to null for learner.lr.")] = None
     """Highest learning rate of a mask decoder that learns along; it rises and falls as lr does. null: lr. AdamW's steps
     are as long as its rate, whatever decoder_weight is: that says how much of grad_clip the decoder takes up."""

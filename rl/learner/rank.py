@@ -190,7 +190,7 @@ class LearnerRank:
             term, more = supervised_loss(micro, taught)
             loss, stats = loss + self._settings.learner.sft_weight * term, stats | more
         if masks is not None:
-            term, more = decoder_loss(micro, masks[:, : micro.num_answers])
+            term, more = decoder_loss(micro, masks)
             loss, stats = loss + self._settings.learner.decoder_weight * term, stats | more
         if not math.isfinite(stats["loss"].value):
             loss = new.sum() * math.nan  # a clamp may answer NaN with a gradient of 0, and other ranks must know

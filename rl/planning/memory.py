@@ -67,7 +67,8 @@ def _held(job: Job) -> list[Part]:
     if learner.offload_optimizer:
         place = [each.name for each in parts].index("optimizer states")
         parts[place] = Part("optimizer states", 0.0, "in the host's memory")
-    if job.divergence and (learner.lora is None or counts.selection):
+    beside = learner.lora is not None and (counts.selection or counts.decoder or learner.lora.train_vision)
+    if job.divergence and (learner.lora is None or beside):
         parts.append(Part("first policy", job.weight_bytes, "algorithm.kl: whole on every rank"))
     if learner.average:
         parts.append(Part("running average", 4.0 * counts.all, "learner.average: float32, whole on every rank"))

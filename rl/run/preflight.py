@@ -61,7 +61,7 @@ def preflight(config: RunConfig, parts: RunParts, learns: bool = True) -> None:
         refuse_small_cards(config, weight_bytes(parts), card, learns)
     if learns:
         refuse_full_disk(config, parts)
-    refuse_unfit_policy(config, parts, processor_of(parts.policy))
+    refuse_unfit_policy(config, parts, processor_of(parts.policy), learns)
     refuse_unfit_control(config, parts)
     refuse_unfit_refiner(config, parts, policy_without_weights(config, parts))
 
@@ -209,10 +209,10 @@ def _refuse_unlocated_credit(parts: RunParts, processor: Processor) -> None:
         )
 
 
-def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor) -> None:
+def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor, learns: bool = True) -> None:
     """Raise ValueError where the policy cannot write the codec's answers, or a group can outgrow learner.token_budget.
 
-    processor: of the run's policy.
+    processor: of the run's policy. learns: whether there is a learner.
     """
     budget = config.learner.token_budget
     if parts.engine.name == "vllm" and processor.family.title in NO_VLLM:
@@ -227,7 +227,8 @@ def refuse_unfit_policy(config: RunConfig, parts: RunParts, processor: Processor
         )
     refuse_unfit_pools(config, parts, processor)
     _refuse_undrawn_masks(parts, processor)
-    _refuse_unfit_decoder(config, parts, processor)
+    if learns:
+        _refuse_unfit_decoder(config, parts, processor)
     refuse_unfit_grammar(processor, config.sampling.grammar)
     _refuse_unlocated_credit(parts, processor)
     refuse_unfit_tasks(config, parts, processor)

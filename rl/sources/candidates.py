@@ -26,7 +26,16 @@ from rl.config.run import RunConfig, num_gpus
 from rl.pages.progress import StepProgress, bar
 from rl.run.parts import run_parts, worker_settings
 from rl.run.preflight import object_store_bytes, preflight
-from rl.sources.pictures import EnvImages, EnvSplits, ImagePlace, Picture, best_ious, config_env, image_places
+from rl.sources.pictures import (
+    EnvImages,
+    EnvSplits,
+    ImagePlace,
+    Picture,
+    best_ious,
+    config_env,
+    image_places,
+    refuse_one_file_twice,
+)
 from rl.sources.pool_file import ImagePool, PoolFile
 from rollout import cluster
 from rollout.archive.archive import RolloutArchive
@@ -156,7 +165,9 @@ def _archived_images(
                     splits[split] = plugin.build(split=split)
                 images.append((splits[split], ImageRef(key, row["image_sha256"], row["height"], row["width"])))
             rows.setdefault(key, {})[row["example_id"]] = row
-    return image_places(images), rows
+    places = image_places(images)
+    refuse_one_file_twice(places)
+    return places, rows
 
 
 @dataclass(frozen=True)

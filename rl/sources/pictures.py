@@ -121,7 +121,11 @@ def folder_pictures(folder: Path, files: Sequence[Path], done: Container[str]) -
     """Images of a folder as a viewer shows them, those that are not done; of one that cannot be read, why."""
     for path in files:
         name = path.relative_to(folder).as_posix()
-        if name in done:
+        told = name.encode("utf-8", "backslashreplace").decode()
+        if told in done:
+            continue
+        if told != name:
+            yield ImagePool.unusable(told, "its name is no UTF-8, which files of pools are written in; rename it")
             continue
         try:
             pixels = np.array(read_image(path), np.uint8)
@@ -135,14 +139,23 @@ def source_pictures(
     source: Source, splits: Sequence[str], done: Container[str], findings: Findings
 ) -> Iterator[Picture | ImagePool]:
     """Photos of a data set as they were annotated, with their questions, those that are not done; of one that cannot be
-    used, why. What the reader finds wrong is told to `findings`."""
-    seen = set[str]()
+    used, why. What the reader finds wrong is told to `findings`.
+
+    Raises ValueError where two photos would have one name.
+    """
+    told_of = set[str]()
+    seen: dict[str, Path] = {}
     for split in splits:
         for photo in source.reader().photos(split, findings):
             name = name_of(photo.photo.path, source.path)
-            if name in done or name in seen:
+            if seen.setdefault(name, photo.photo.path) != photo.photo.path:
+                raise ValueError(
+                    f"{seen[name]} and {photo.photo.path} would both be {name} in the pools; make those of each folder "
+                    "apart, or put the photos below the data set's own folder."
+                )
+            if name in done or name in told_of:
                 continue
-            seen.add(name)
+            told_of.add(name)
             told = Findings()
             shown = shown_photo(photo, Shown(View(), "pools", split), told)
             if shown is None:
@@ -205,6 +218,17 @@ def image_places(images: Iterable[tuple[Env, ImageRef]]) -> dict[str, ImagePlace
     }
 
 
+def refuse_one_file_twice(places: Mapping[str, ImagePlace]) -> None:
+    """Raise ValueError where two images are of one file, as in a mixture of two parts over the same photos."""
+    held: dict[str, str] = {}
+    for key, place in places.items():
+        if (other := held.setdefault(place.name, key)) != key:
+            raise ValueError(
+                f"{other} and {key} are both of the file {place.name}, so that its masks would be made twice; make the "
+                "pools of one part of the mixture, or of the data set's own files."
+            )
+
+
 class EnvImages:
     """The images of some splits of an env, each once, in the order in which they are asked about first."""
 
@@ -222,6 +246,7 @@ class EnvImages:
                 if of == place:
                     indices.append(index)
         self.places = image_places(images)
+        refuse_one_file_twice(self.places)
 
     def pictures(self, done: Container[str]) -> Iterator[Picture | ImagePool]:
         """The images in their own pixels, those that are not done; of one that cannot be read, why."""

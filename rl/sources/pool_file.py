@@ -190,7 +190,7 @@ class PoolFile:
         lines = self._lines()
         next(lines)
         for line in lines:
-            yield msgspec.json.decode(line, type=ImagePool)
+            yield msgspec.convert(json.loads(line), ImagePool)
 
     def _lines(self) -> Iterator[str]:
         with self._begun.open(encoding="utf-8") as file:

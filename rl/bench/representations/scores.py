@@ -149,8 +149,9 @@ def time_in_turn(stages: Sequence[Stage], num: int = TIMED) -> list[Timed]:
             image = answering.env.image(example.image)
 
             def ask(one: _Answering = answering, of: Example = example, shown: NDArray[np.uint8] = image) -> None:
-                read = one.answers(one.responses([of], [shown]), [of])
-                one.refined(read, [of], [shown])
+                [read] = one.answers(one.responses([of], [shown]), [of])
+                if one.refined([read], [of], [shown]) is None:
+                    mask_from_rings(read.rings_px, of.image.height, of.image.width)
 
             seconds = seconds_of(ask)
             if index:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from envs.codecs.base import ChoosingCodec
 from rl.bench.learning.arms import Arm, Training
 from rl.config.load import load_settings
+from rl.config.plugins import codec_plugin
 from rl.config.run import RunConfig
 from rl.config.sft import SftConfig
 
@@ -124,6 +126,11 @@ def refuse_other_questions(wanted: Wanted) -> None:
         sft = wanted.supervision(of, 0).config
         rl = wanted.run_config(of, 0, Path("none"), f"{wanted.out}/none")
         assert isinstance(sft, SftConfig)
+        if of.name in wanted.refined and isinstance(codec_plugin(rl.codec).build(), ChoosingCodec):
+            raise ValueError(
+                f"--refined names {of.name}, which chooses among candidates, and a refiner mends what is drawn; leave "
+                "it out of --refined."
+            )
         for name, first, second in (
             ("env", sft.env, rl.env),
             ("codec", sft.codec, rl.codec),

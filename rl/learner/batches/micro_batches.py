@@ -263,13 +263,15 @@ def decoder_loss(micro: MicroBatch, losses: Tensor) -> tuple[Tensor, MicroBatchS
     """Part of the decoder's own loss that a micro-batch has, a scalar: mean over the answers of a mini-batch, those in
     groups without signal included, of the mean over an answer's masks that are taught, 0 for an answer of none.
 
-    losses: [B, G, T] at the tokens that ask for masks, 0 elsewhere. Logs decoder_loss, the mean over masks, and
+    losses: [B, G or more, T] at the tokens that ask for masks, 0 elsewhere; those behind the G answers, of an answer
+    that is taught beside them, do not count. Logs decoder_loss, the mean over masks, and
     decoder_taught, the share of the masks asked for that are taught: whose boxes are about a true one.
     """
     slots = micro.rows.slots
     assert slots is not None
-    taught = slots.taught.sum(2)
-    num, asked = int(taught.sum()), int(slots.exists.sum())
+    losses = losses[:, : micro.num_answers]
+    taught = slots.taught[:, : micro.num_answers].sum(2)
+    num, asked = int(taught.sum()), int(slots.exists[:, : micro.num_answers].sum())
     stats: MicroBatchStats = {
         "decoder_loss": Mean(float(losses.detach().sum()) / max(1, num), num),
         "decoder_taught": Mean(num / max(1, asked), asked),

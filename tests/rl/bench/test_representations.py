@@ -70,6 +70,8 @@ def test_wrong_options_are_told_before_anything_starts(tmp_path: Path) -> None:
         Wanted(tmp_path, (OUTLINE, OUTLINE))
     with pytest.raises(ValueError, match=r"^--refined names 'outlines'; choose of outline, outline_text"):
         Wanted(tmp_path, refined=("outlines",))
+    with pytest.raises(ValueError, match=r"^--refined names mask_groups, which chooses among candidates"):
+        refuse_other_questions(Wanted(tmp_path, refined=("mask_groups",)))
     with pytest.raises(ValueError, match=r"^--sft-seconds is 0; give a number above 0"):
         Wanted(tmp_path, sft_seconds=0)
     with pytest.raises(ValueError, match=r"^--seeds is 0"):

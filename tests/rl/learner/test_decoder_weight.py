@@ -160,11 +160,13 @@ def batches(tiny_untrained: Path) -> list[Batch]:
     return [drawing_batch(tiny_untrained, seed) for seed in (0, 1)]
 
 
-def micro_batch(places: list[list[int]], partners: list[list[int]], groups: int, weighs: bool = True) -> MicroBatch:
+def micro_batch(
+    places: list[list[int]], partners: list[list[int]], groups: int, answers: int | None = None
+) -> MicroBatch:
     slots = MaskSlots(torch.tensor([places]), torch.zeros(1, len(places), 2, 4), None, torch.tensor([partners]))
-    part: Any = SimpleNamespace(advantages=np.zeros((1, len(places)), np.float32))
+    part: Any = SimpleNamespace(advantages=np.zeros((1, answers or len(places)), np.float32))
     rows: Any = SimpleNamespace(slots=slots)
-    return MicroBatch(part, rows, weighs, MiniBatch(responses=2, micro_batches=1, groups=groups))
+    return MicroBatch(part, rows, True, MiniBatch(responses=2, micro_batches=1, groups=groups))
 
 
 def test_the_term_by_hand() -> None:
@@ -174,6 +176,9 @@ def test_the_term_by_hand() -> None:
     loss, stats = decoder_loss(micro, losses)
     assert float(loss) == (1.5 + 6.0 + 0.0) / 6  # of 2 groups x 3 answers
     assert stats == {"decoder_loss": (3.0, 3), "decoder_taught": (0.75, 4)}
+    # An answer that is taught beside them (learner.sft_weight) has masks, too, which do not count.
+    beside = micro_batch([[1, 3], [0, 2], [-1, -1], [1, -1]], [[1, 0], [-1, 0], [-1, -1], [0, -1]], 2, answers=3)
+    assert decoder_loss(beside, torch.cat([losses, torch.full((1, 1, 4), 9.0)], 1)) == (loss, stats)
     repeat, nothing = decoder_loss(replace(micro, weighs=False), losses)
     assert float(repeat) == 0.0 and all(mean.over == 0 for mean in nothing.values())
 
