@@ -142,7 +142,8 @@ def test_a_group_at_a_time_is_drawn_with_the_losses_of_all_at_once_and_as_often_
     texts = [[box_text(policy, example), "none", box_text(policy, example)] for example in each]
     texts[1] = ["none"] * 3
     rows, drawn = sampled(policy, each, texts), []
-    hook = policy.decoder.foretell.register_forward_hook(lambda _, inputs, __: drawn.append(len(inputs[0])))
+    # Before the call: drawing again ends as soon as the last saved tensor is there.
+    hook = policy.decoder.foretell.register_forward_pre_hook(lambda _, inputs: drawn.append(len(inputs[0])))
     _, losses = policy(rows, losses_apart=True)
     assert drawn == [2, 1, 2], "one answer of the group that asks for nothing, to be as many"
     own = gradients(policy, losses.sum())
