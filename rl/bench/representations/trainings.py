@@ -133,7 +133,7 @@ def _refine(run: RunFolder, config: RunConfig, lock: BinaryIO, console: Console)
     if not asked.exists():
         save_settings(config, asked)
     if not run.has_trained:
-        begun = (run.path / "config.yaml").exists()
+        begun = (run.path / "archive").exists()
         command(["sample", str(asked), *(["--resume"] if begun else [])], run.path, lock, console)
     if not run.has_refiner:
         command(["refine", str(run.path)], run.path, lock, console)
