@@ -15,7 +15,7 @@ from rl.run.preflight import preflight
 from rl.supervised.teacher import refuse_unfit_teaching
 
 _TAIL_LINES = 15
-_ALIKE = 0.85
+ALIKE = 0.85
 """Least ratio of two seconds that count as the same."""
 
 
@@ -124,7 +124,7 @@ def _told(trained: Trained, seconds: float, console: Console) -> Trained:
     console.print(
         f"seed {seed}, {arm.title}: {spent.steps} steps in {spent.seconds:.0f} s", markup=False, highlight=False
     )
-    if not _ALIKE * seconds < spent.seconds < seconds / _ALIKE:
+    if not ALIKE * seconds < spent.seconds < seconds / ALIKE:
         console.print(
             f"note: that is not the {seconds:.0f} s of RL, since the pilot's steps took other times; remove "
             f"{trained.training.folder} and {trained.training.folder}-pilot, and run again on a quiet machine",

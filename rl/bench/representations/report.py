@@ -15,7 +15,7 @@ from rl.lab.ablation_scores import t_interval
 
 METRICS = ("giou", "boundary_iou", "valid")
 _GAINS = ((RL, SFT), (SFT_REFINED, SFT), (RL_REFINED, RL), (SFT_REFINED, RL))
-"""Stages of one kind whose differences are told: the last pair is a refiner against RL in about the same seconds."""
+"""Stages of one kind whose differences are told; what each took stands beside it, and need not be alike."""
 
 
 @dataclass(frozen=True)

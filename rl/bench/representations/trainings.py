@@ -17,7 +17,7 @@ from typing import BinaryIO
 from rich.console import Console
 
 from rl.bench.learning.arms import Training
-from rl.bench.learning.trainings import command, finished
+from rl.bench.learning.trainings import ALIKE, command, finished
 from rl.bench.representations.wanted import Representation, Wanted
 from rl.config.load import save_settings
 from rl.config.run import RunConfig
@@ -80,6 +80,7 @@ def _trained(  # what a seed needs
 ) -> Iterator[Stage]:
     taught = wanted.supervision(of, seed, _steps(wanted.sft_seconds, pilot))
     spent = finished(taught, lock, console)
+    _note_other_seconds(taught, wanted.sft_seconds, spent.seconds, console)
     policy = taught.policy.resolve()
     asked = wanted.run_config(of, seed, policy, f"{wanted.out}/seed-{seed}/{of.name}-sampled")
     yield _told(Stage(of, SFT, seed, asked, spent.seconds, spent.steps), console)
@@ -89,6 +90,7 @@ def _trained(  # what a seed needs
     steps = _steps(wanted.rl_seconds, rl_pilot)
     learned = wanted.reinforcement(of, seed, policy, steps)
     more = finished(learned, lock, console)
+    _note_other_seconds(learned, wanted.rl_seconds, more.seconds, console)
     assert isinstance(learned.config, RunConfig)
     after = replace(learned.config, policy=learned.config.policy | {"checkpoint": str(learned.policy.resolve())})
     reinforced = Stage(of, RL, seed, after, spent.seconds + more.seconds, more.steps)
@@ -99,6 +101,17 @@ def _trained(  # what a seed needs
         trained = _refined_seconds(learned.config, lock, console)
         yield _told(
             _refined(replace(reinforced, stage=RL_REFINED, seconds=reinforced.seconds + trained, steps=0)), console
+        )
+
+
+def _note_other_seconds(training: Training, asked: float, took: float, console: Console) -> None:
+    """Say where a training took other seconds than it was to take, since its pilot's steps did."""
+    if not ALIKE * asked < took < asked / ALIKE:
+        console.print(
+            f"note: {training.folder} took {took:.0f} s in place of {asked:.0f}, since its steps were slower or faster "
+            "than those of its pilot; for equal seconds use a quiet machine and another --out",
+            markup=False,
+            soft_wrap=True,
         )
 
 
