@@ -243,8 +243,8 @@ class LearnerRank:
     def load(self, folder: Path, tag: str) -> None:
         """TrainingEngine.load.
 
-        Raises ValueError for another number of ranks at ZeRO-3 with a decoder's own rate: two groups do not come through
-        DeepSpeed's universal checkpoint as they were (0.19.8; seen by the next step, which went elsewhere).
+        Raises ValueError for another number of ranks at ZeRO-3 with a decoder's own rate: two groups do not come
+        through DeepSpeed's universal checkpoint as they were (0.19.8; seen by the next step, which went elsewhere).
         """
         learner, ranks = self._settings.learner, self._place.world_size
         if learner.zero_stage == 3 and learner.decoder_lr is not None:
