@@ -4,6 +4,7 @@ The one way in which files are opened: photos of an env, cut-outs, and what a po
 animation it is the first frame; the image is upright and lies over white.
 """
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -74,11 +75,27 @@ def read_image(path: Path, upright: bool = True) -> Image.Image:
     value. Raises FileNotFoundError where there is no such file, ValueError where it is no image that can be read whole.
     """
     with _opened(path) as image:
-        shown = _decoded(image, upright)
-        if not shown.has_transparency_data:
-            return shown.convert("RGB")
-        layer = shown.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        return _over_white(_decoded(image, upright))
+
+
+def _over_white(shown: Image.Image) -> Image.Image:
+    if not shown.has_transparency_data:
+        return shown.convert("RGB")
+    layer = shown.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def read_bytes(data: bytes, called: str, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """The image that the bytes of a file hold, as `read_image` gives it; called: what it is, for errors.
+
+    Raises ValueError where it is no image that can be read whole, or one of more than `most_pixels`, of which nothing
+    is decoded.
+    """
+    with _reading(called), Image.open(io.BytesIO(data)) as image:
+        header = _header(image)
+        if header.height * header.width > most_pixels:
+            raise ValueError(f"it has {header.width} x {header.height} pixels, more than {most_pixels:,}")
+        return _over_white(_decoded(image, upright=True))
 
 
 def read_layer(path: Path) -> Image.Image:
@@ -91,17 +108,24 @@ def read_layer(path: Path) -> Image.Image:
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is {'a folder' if path.exists() else 'not there'}; give an image file.")
+    # It is given no path, since it maps grey TIFFs that lie on their side into memory with height and width confused.
+    with _reading(f"{path}"), path.open("rb") as file, Image.open(file) as image:
+        yield image
+
+
+@contextmanager
+def _reading(called: str) -> Iterator[None]:
+    """Around what reads an image: what Pillow raises becomes a ValueError that says what is wrong with `called`."""
     try:
-        # What Pillow warns of (odd metadata, a large image) would stand between a user and the answer. It is given no
-        # path, since it maps grey TIFFs that lie on their side into memory with height and width confused.
-        with warnings.catch_warnings(action="ignore"), path.open("rb") as file, Image.open(file) as image:
-            yield image
+        # What Pillow warns of (odd metadata, a large image) would stand between a user and the answer.
+        with warnings.catch_warnings(action="ignore"):
+            yield
     except PermissionError as error:
-        raise ValueError(f"{path} cannot be opened ({error.strerror}); make it readable.") from error
+        raise ValueError(f"{called} cannot be opened ({error.strerror}); make it readable.") from error
     except _UNREADABLE as error:
         said = "nothing in it that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
         said = " ".join(said.split())
-        raise ValueError(f"{path} is cut off, damaged or no image ({said}); give a file that opens whole.") from error
+        raise ValueError(f"{called} is cut off, damaged or no image ({said}); give a file that opens whole.") from error
 
 
 def _late_exif(png: IO[bytes]) -> bytes:

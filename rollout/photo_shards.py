@@ -163,7 +163,7 @@ class PhotoWriter:
         for row in made.rows:
             self._shards.order.append(self._shards.num_rows)
             self._words.update(_words(row["prompt"]))
-            progress.fingerprint = _next_fingerprint(progress.fingerprint, row)
+            progress.fingerprint = next_fingerprint(progress.fingerprint, row)
             self._shards.add_row(row | {"scene_row": place})
         self._findings.add(made.findings)
         progress.photos, progress.digest = progress.photos + 1, _next_digest(progress.digest, photo)
@@ -186,7 +186,7 @@ def findings_of(kept: Mapping[str, Any]) -> Findings:
     return findings
 
 
-def _next_fingerprint(fingerprint: str, row: Mapping[str, Any]) -> str:
+def next_fingerprint(fingerprint: str, row: Mapping[str, Any]) -> str:
     """SHA-256 over the one before and what a row asks and holds true; for its pixels stands their hash."""
     apart = {"image_png", "image_key", "image_file", "scene_row"}
     told = [(name, value) for name, value in row.items() if name not in apart]

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +18,7 @@ from rl.cli.archive import archive_app
 from rl.cli.bench_scores import bench_app
 from rl.cli.data import data_app, refuse_out
 from rl.cli.export import export_app
+from rl.cli.label import label_app
 from rl.cli.options import (
     CONFIG_HELP,
     AsJson,
@@ -96,9 +97,6 @@ def predict(
         console.print(f"{path}", markup=False, soft_wrap=True)
 
 
-if TYPE_CHECKING:
-    pass
-
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -107,6 +105,7 @@ app = typer.Typer(
 app.add_typer(archive_app, name="archive")
 app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
+app.add_typer(label_app, name="label")
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(bench_app, name="bench")
 console = Console(emoji=False)

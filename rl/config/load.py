@@ -91,7 +91,7 @@ def save_settings(settings: Any, path: Path) -> None:
 def shipped_configs(folder: str = "") -> list[str]:
     """Names of the YAML files that come with Polytrace, without ".yaml", sorted.
 
-    folder: "" for those of jobs, `rewards`, `presets`, `findings` or `representations`.
+    folder: "" for those of jobs, `rewards`, `presets`, `findings`, `representations` or `label`.
     """
     files = resources.files("configs").joinpath(folder).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
@@ -108,7 +108,7 @@ def find_config(path: Path) -> Traversable:
     if (path / "config.yaml").is_file():
         return cast(Traversable, path / "config.yaml")
     name, folder = path.name.removesuffix(".yaml"), path.parent
-    kinds = ("rewards", "presets", "findings", "representations")
+    kinds = ("rewards", "presets", "findings", "representations", "label")
     kind = next((kind for kind in kinds if folder in (Path(kind), Path("configs") / kind)), "")
     shipped = shipped_configs(kind)
     if name in shipped and (kind or folder in (Path("."), Path("configs"))):

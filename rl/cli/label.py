@@ -1,0 +1,56 @@
+"""`polytrace label`: labels from unlabelled images, a look at them, and their review by people."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from rl.cli.options import Overrides, without_gpu_warning
+
+console = Console(emoji=False)
+_RUN = "run"
+
+
+class _ConfigFirst(TyperGroup):
+    """A group in which a config stands for the command that runs it: `polytrace label CONFIG`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first argument; that of a config is `run`."""
+        return super().resolve_command(ctx, args if args[0] in self.commands else [_RUN, *args])
+
+
+label_app = typer.Typer(
+    cls=_ConfigFirst,
+    no_args_is_help=True,
+    help="Labels from unlabelled images: `polytrace label CONFIG`, then a report, and a review by people.",
+)
+Labels = Annotated[Path, typer.Argument(help="Folder of labels, the `out` of their config.")]
+
+
+@label_app.command(_RUN)
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped one (label/embedded, ...).")],
+    overrides: Overrides = None,
+) -> None:
+    """Detect, segment, caption, verify and clean by the stages of a config; `polytrace label CONFIG` is enough.
+
+    Writes example shards that `sft` and `train` open, and beside them everything that a stage refused (docs/label.md).
+    A job that was stopped goes on by the same command.
+    """
+    from rl.config.label import LabelConfig
+    from rl.config.load import load_settings
+
+    settings = load_settings(LabelConfig, config, overrides or [])
+    without_gpu_warning()
+    from rl.label import label
+
+    card = label(settings, console)
+    console.print(
+        f"labels: {card.num_examples:,} examples in {settings.out}   next: polytrace label report {settings.out}, "
+        f"polytrace data show {settings.out}",
+        markup=False,
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -1,0 +1,198 @@
+"""Images through the stages, on Ray Data: read by blocks, each stage over a whole block, in the order of the images.
+
+Blocks bound the memory: Ray Data holds back what the next stage has no room for. A stage is given the same images
+together however often the work was stopped, so that what goes on is what would have been. Stages without a model run as
+tasks, those with one in workers of their own.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from envs.plugin import Plugin
+from envs.ranges import at_least
+from envs.shards.rows import png_of
+from rollout.label.images.base import Images
+from rollout.label.judged import judged
+from rollout.label.looks import look_of
+from rollout.label.record import LabelImage, Shown, from_block, records_of, to_block
+from rollout.label.stages.base import Labeller
+
+
+@dataclass
+class StagePlace:
+    """Where a stage that holds a model runs; settings beside those of the stage itself."""
+
+    workers: Annotated[int, at_least(1)] = 1
+    """Workers that each hold the model."""
+    gpus: Annotated[float, at_least(0)] = 0.0
+    """GPUs of a worker, such as 0.5 where two stages share one."""
+    cpus: Annotated[float, at_least(0)] = 1.0
+    """Cores that Ray counts for a worker."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, and where it runs."""
+
+    name: str
+    """Name of the plugin, or what the config calls it."""
+    plugin: Plugin
+    place: StagePlace
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What is labelled, and how."""
+
+    images: Plugin
+    stages: tuple[Stage, ...]
+    block_images: int = 64
+    """Images of a block: what a stage is given at once, and what is done again after a stop."""
+    readers: int = 1
+    """Workers that open images."""
+    looks: bool = False
+    """Whether images are hashed for near-duplicates."""
+
+    @property
+    def places(self) -> float:
+        """Cores that its readers and the workers of its models are counted for."""
+        return self.readers + sum(one.place.workers * one.place.cpus for one in self.stages if _has_model(one))
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all its workers."""
+        return sum(one.place.workers * one.place.gpus for one in self.stages if _has_model(one))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image at the end."""
+
+    image: LabelImage
+    png: bytes | None
+    """Its pixels, where it has no file and has some."""
+
+
+def labelled(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Labelled]]:
+    """The images from number `first`, which begins a block, up to `last`, by blocks and in order; Ray must run.
+
+    Raises ValueError, in a line, where a stage fails.
+    """
+    size = pipeline.block_images
+    numbers = range(first, last, size)
+    _be_quiet()
+    data = ray.data.range(len(numbers), override_num_blocks=len(numbers))
+    data = _mapped(data, _Read, {"pipeline": pipeline, "first": first, "last": last}, StagePlace(pipeline.readers))
+    for stage in pipeline.stages:
+        data = _mapped(data, _Labelled, {"plugin": stage.plugin}, stage.place if _has_model(stage) else None)
+    data = _mapped(data, _Ended, {})
+    try:
+        for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            yield _ended(block)
+    except RayError as error:
+        raise ValueError(f"a stage failed: {_cause(error)}") from error
+
+
+def labelled_here(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Labelled]]:
+    """The same images and blocks, one after the other in this process, without Ray."""
+    read = _Read(pipeline, first, last)
+    steps = [*(_Labelled(stage.plugin) for stage in pipeline.stages), _Ended()]
+    for number in range(len(range(first, last, pipeline.block_images))):
+        block = read(pa.table({"id": [number]}))
+        for step in steps:
+            block = step(block)
+        yield _ended(block)
+
+
+def _ended(block: pa.Table) -> list[Labelled]:
+    pngs = [cell.as_py() or None for cell in block.column("pixels")]
+    return [Labelled(image, png) for image, png in zip(records_of(block), pngs, strict=True)]
+
+
+def _be_quiet() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = None  # else blocks are cut by their bytes, and stages see others together
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is told by the error itself
+
+
+def _has_model(stage: Stage) -> bool:
+    kind: Any = stage.plugin.load()
+    return bool(kind.HAS_MODEL)
+
+
+def _mapped(data: Any, function: type, settings: dict[str, Any], place: StagePlace | None = None) -> Any:
+    """The data set behind a function over whole blocks: tasks of a core each, or workers where `place` is given."""
+    if place is None:
+        return data.map_batches(function(**settings), batch_size=None, batch_format="pyarrow")
+    return data.map_batches(
+        function,
+        fn_constructor_kwargs=settings,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=place.workers),
+        num_cpus=place.cpus,
+        num_gpus=place.gpus,
+    )
+
+
+class _Read:
+    """Numbers of blocks become images."""
+
+    def __init__(self, pipeline: Pipeline, first: int, last: int) -> None:
+        self._pipeline, self._first, self._last = pipeline, first, last
+        self._images: Images = pipeline.images.build()
+
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        size, shown = self._pipeline.block_images, list[Shown]()
+        for number in numbers.column("id").to_pylist():
+            begin = self._first + number * size
+            shown += [self._images.read(index) for index in range(begin, min(begin + size, self._last))]
+        if self._pipeline.looks:
+            shown = [replace(one, image=look_of(one)) for one in shown]
+        return to_block(shown)
+
+
+class _Labelled:
+    """Images go through a stage."""
+
+    def __init__(self, plugin: Plugin) -> None:
+        self._stage: Labeller = plugin.build()
+
+    def __call__(self, images: pa.Table) -> pa.Table:
+        shown = from_block(images)
+        labelled = self._stage.label(shown)
+        return to_block([replace(one, image=image) for one, image in zip(shown, labelled, strict=True)])
+
+
+class _Ended:
+    """Images are judged by what is hidden of them, and their pixels become what the shards hold."""
+
+    def __call__(self, images: pa.Table) -> pa.Table:
+        shown = from_block(images)
+        block = to_block([replace(one, image=judged(one.image)) for one in shown], with_pixels=False)
+        held = [png_of(one.pixels) if one.image.is_open and one.image.origin.file is None else b"" for one in shown]
+        return block.set_column(1, "pixels", pa.array(held, pa.large_binary()))
+
+
+def _cause(error: RayError) -> str:
+    """What the stage itself said, as one line."""
+    reason: BaseException = error
+    while isinstance(reason, RayError) and (inner := reason.__cause__ or _held(reason)) is not None:
+        reason = inner
+    said = " ".join(str(reason).split())
+    return said[-600:] if isinstance(reason, RayError) else said[:600]
+
+
+def _held(error: RayError) -> BaseException | None:
+    return error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
