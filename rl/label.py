@@ -5,7 +5,7 @@ that was found or refused beside them (rollout/label).
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from rollout import cluster
 from rollout.archive.shards import polytrace_version
 from rollout.label.asking import AskedPolicy
 from rollout.label.images.base import Images
+from rollout.label.objects import AT_THE_END
 from rollout.label.pipeline import Labelled, Pipeline, Stage, StagePlace, labelled, labelled_here
 from rollout.label.stages.base import ChecksEarly, TellsWeights
 from rollout.label.writer import LabelWriter, Progress, Written
@@ -112,9 +113,10 @@ def _refuse_empty(progress: Progress, most: int) -> None:
 def _none_kept(progress: Progress) -> str:
     if not progress.found:
         return f"no stage found anything in {progress.images:,} images"
-    refused = ", ".join(f"{stage} refused {count:,}" for stage, count in progress.refused.items())
-    lacking = refused or "none of them has both a phrase and a mask: a stage that segments or captions is missing"
-    return f"of {progress.found:,} objects none was kept ({lacking})"
+    told = [f"{stage} refused {count:,}" for stage, count in progress.refused.items() if stage != AT_THE_END]
+    if lacking := progress.refused.get(AT_THE_END):
+        told.append(f"{lacking:,} lack a phrase or a mask: a stage that segments or captions is missing")
+    return f"of {progress.found:,} objects none was kept ({', '.join(told)})"
 
 
 def _plan(config: LabelConfig) -> _Plan:
@@ -170,12 +172,17 @@ def _provenance(entry: dict[str, Any], stage: Stage) -> dict[str, Any]:
     built = stage.plugin.build()
     if isinstance(built, TellsWeights):
         told["weights_sha256"] = [weights_sha256(Path(folder)) for folder in built.model_folders]
+    if "path" in stage.plugin.settings:
+        told["path_sha256"] = _sha256([Path(stage.plugin.settings["path"])])
     return told
 
 
 def weights_sha256(folder: Path) -> str:
     """SHA-256, 64 hex digits, of the weight files of a model folder in the order of their names."""
-    files = sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+    return _sha256(sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))))
+
+
+def _sha256(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -200,5 +207,7 @@ def table_of(progress: Progress) -> Table:
     table.add_row("found", f"{progress.found:,}")
     for stage, count in progress.refused.items():
         table.add_row(f"refused by {escape(stage)}", f"{count:,}")
+    for stage, count in progress.refused_images.items():
+        table.add_row(f"images refused by {escape(stage)}", f"{count:,}")
     table.add_row("kept", f"{progress.kept:,}")
     return table

@@ -20,7 +20,14 @@ ONLY_IN = {
     "transformers": ("policies/", "rl/bench/"),
     "peft": ("policies/", "rl/bench/"),
     "numba": tuple(str(file.relative_to(ROOT)) for file in KERNEL_FILES),  # all that the kernels' cache is keyed by
-    "ray": ("rollout/pool/", "rollout/cluster.py", "rollout/label/pipeline.py", "rl/learner/learner.py", "rl/learner/ranks.py", "rl/bench/push.py"),
+    "ray": (
+        "rollout/pool/",
+        "rollout/cluster.py",
+        "rollout/label/pipeline.py",
+        "rl/learner/learner.py",
+        "rl/learner/ranks.py",
+        "rl/bench/push.py",
+    ),
     "deepspeed": ("rl/learner/engine.py", "rl/learner/files.py"),
     "vllm": ("rollout/engines/vllm.py",),
     "omegaconf": ("rl/",),

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from rl.cli.options import Overrides, without_gpu_warning
+from rl.cli.options import AsJson, Overrides, without_gpu_warning
 
 console = Console(emoji=False)
 _RUN = "run"
@@ -54,3 +54,28 @@ def run(
         soft_wrap=True,
         highlight=False,
     )
+
+
+@label_app.command()
+def report(out: Labels, as_json: AsJson = False) -> None:
+    """What each stage refused and why, how good labels are where the truth is known, and a page with pictures of both.
+
+    Writes OUT/labels.html.
+    """
+    from rl.labels.report import LabelReport, table_of
+
+    found = LabelReport(out)
+    if as_json:
+        from rl.pages.json_text import json_text
+
+        print(json_text(found.as_json(), indent=2))
+        return
+    from rl.labels.page import write_label_page
+
+    console.print(table_of(found))
+    if found.is_judged:
+        before, after = found.before_and_after()
+        console.print(f"mean IoU with the truth: {before:.3f} before verification, {after:.3f} of the labels")
+    page = out / "labels.html"
+    write_label_page(found, page)
+    console.print(f"page: {page}", markup=False, soft_wrap=True, highlight=False)

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rollout.label.record import LabelImage, LabelObject
+from envs.geometry.rle import runs_from_rle
+from rollout.label.record import LabelImage, LabelObject, Refusal
 
 OBJECTS = "objects"
 """Folder of the rows below that of the labels."""
@@ -29,6 +30,7 @@ SCHEMA = pa.schema(
         pa.field("phrase", pa.string()),
         pa.field("box_px", pa.list_(pa.float64())),
         pa.field("mask", pa.string()),
+        pa.field("area", pa.int64()),
         pa.field("stage", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
@@ -36,11 +38,16 @@ SCHEMA = pa.schema(
         pa.field("example_id", pa.string()),
     ]
 )
-"""`stage` and `reason` are null of an object that was kept, `number` of an image; `numbers` is a JSON mapping."""
+"""`stage` and `reason` are null of an object that was kept, `number` of an image; `numbers` is a JSON mapping; `area`
+is in pixels."""
+AT_THE_END, UNLABELLED = "shards", "an object without a phrase or a mask at the end"
 
 
 def object_rows(image: LabelImage, example_ids: Mapping[int, str]) -> Iterator[dict[str, Any]]:
-    """The rows of an image; example_ids: by number of a kept object, the example that it became a part of."""
+    """The rows of an image; example_ids: by number of a kept object, the example that it became a part of.
+
+    Objects of an image that was refused as a whole are refused with it.
+    """
     origin = image.origin
     about = {
         "image": image.index,
@@ -51,22 +58,30 @@ def object_rows(image: LabelImage, example_ids: Mapping[int, str]) -> Iterator[d
         "height": image.height,
         "width": image.width,
     }
+    whole = next((one for one in image.refused if one.found is None), Refusal(AT_THE_END, UNLABELLED))
     for found in image.objects:
-        yield about | _object(found) | {"example_id": example_ids.get(found.number)}
+        example_id = example_ids.get(found.number)
+        told = {"example_id": example_id} if example_id else _told(whole)
+        yield about | _object(found, image) | told
     for one in image.refused:
-        told = {"stage": one.stage, "reason": one.reason, "detail": one.detail}
-        yield about | (_object(one.found) if one.found else {}) | told
+        yield about | (_object(one.found, image) if one.found else {}) | _told(one)
     if not image.objects and not image.refused:
         yield about  # nothing was found in it, which counts as well
 
 
-def _object(found: LabelObject) -> dict[str, Any]:
+def _told(one: Refusal) -> dict[str, Any]:
+    return {"stage": one.stage, "reason": one.reason, "detail": one.detail}
+
+
+def _object(found: LabelObject, image: LabelImage) -> dict[str, Any]:
+    area = None if found.mask is None else int(runs_from_rle(found.mask, image.height, image.width)[1::2].sum())
     return {
         "number": found.number,
         "name": found.name,
         "phrase": found.phrase,
         "box_px": list(found.box_px),
         "mask": found.mask,
+        "area": area,
         "numbers": json.dumps(dict(found.numbers)),
     }
 

@@ -6,7 +6,7 @@ tasks, those with one in workers of their own.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -104,7 +104,7 @@ def labelled(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Labelle
 def labelled_here(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Labelled]]:
     """The same images and blocks, one after the other in this process, without Ray."""
     read = _Read(pipeline, first, last)
-    steps = [*(_Labelled(stage.plugin) for stage in pipeline.stages), _Ended()]
+    steps: list[Callable[[pa.Table], pa.Table]] = [*(_Labelled(stage.plugin) for stage in pipeline.stages), _Ended()]
     for number in range(len(range(first, last, pipeline.block_images))):
         block = read(pa.table({"id": [number]}))
         for step in steps:

@@ -9,7 +9,6 @@ Shards end at ends of blocks and by what is in them alone, so that they are the 
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,7 +65,9 @@ class Progress:
     kept: int = 0
     """Objects that became labels."""
     refused: dict[str, int] = field(default_factory=dict)
-    """Objects and images that were refused, by stage."""
+    """Objects that were refused, by stage."""
+    refused_images: dict[str, int] = field(default_factory=dict)
+    """Images that were refused as a whole, by stage."""
 
 
 class LabelWriter:
@@ -135,14 +136,17 @@ class LabelWriter:
             for number in members:
                 ids.setdefault(number, example.id)
         self._add_examples(image, [example for example, _ in examples], png)
-        self._rows += object_rows(image, ids)
+        rows = list(object_rows(image, ids))
+        self._rows += rows
         progress = self.progress
         progress.images += 1
         progress.found += image.next_number
         progress.kept += len(ids)
         progress.empty += image.is_open and not image.next_number
-        for stage, count in Counter(one.stage for one in image.refused).items():
-            progress.refused[stage] = progress.refused.get(stage, 0) + count
+        for row in rows:
+            if row.get("stage"):
+                counts = progress.refused_images if row.get("number") is None else progress.refused
+                counts[row["stage"]] = counts.get(row["stage"], 0) + 1
         self._since_shard += 1
 
     def _add_examples(self, image: LabelImage, examples: list[Example], png: bytes | None) -> None:
@@ -203,6 +207,8 @@ class LabelWriter:
         """Write what is left and, last, the card; every image must have been added."""
         if self._since_shard or not self._shards.num_shards:
             self._end_shard()
-        notes = {f"refused by {stage}": [f"{count:,}"] for stage, count in self.progress.refused.items()}
-        fingerprint = self.progress.fingerprint or hashlib.sha256(b"").hexdigest()
+        progress = self.progress
+        notes = {f"objects refused by {stage}": [f"{count:,}"] for stage, count in progress.refused.items()}
+        notes |= {f"images refused by {stage}": [f"{count:,}"] for stage, count in progress.refused_images.items()}
+        fingerprint = progress.fingerprint or hashlib.sha256(b"").hexdigest()
         return self._shards.finish(About(fingerprint, notes, self._words))

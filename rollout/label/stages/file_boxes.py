@@ -47,7 +47,9 @@ class Labeller:
 
     @cached_property
     def _of_name(self) -> dict[str, list[tuple[str, _Boxes]]]:
-        return _read(self.path, self.crowds)
+        if not Path(self.path).is_file():
+            raise FileNotFoundError(f"file_boxes.path is {self.path}, which is no file; give boxes in COCO's form.")
+        return _read(self.path, self.crowds, Path(self.path).stat().st_mtime_ns)
 
     def label(self, images: Sequence[Shown]) -> list[LabelImage]:
         """Adds an object for each box of an image, in the order of the file, cut at the image's edges."""
@@ -79,10 +81,9 @@ def _has_area(box: Box) -> bool:
 
 
 @lru_cache(maxsize=2)
-def _read(path: str, crowds: bool) -> dict[str, list[tuple[str, _Boxes]]]:
-    """Boxes of the images by the last part of their names, with the names as the file has them."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"file_boxes.path is {path}, which is no file; give boxes in COCO's form.")
+def _read(path: str, crowds: bool, changed_ns: int) -> dict[str, list[tuple[str, _Boxes]]]:
+    """Boxes of the images by the last part of their names, with the names as the file has them; changed_ns: when the
+    file was last changed, so that another one in its place is read anew."""
     try:
         held = json.loads(Path(path).read_text(encoding="utf-8"))
         names = {one["id"]: str(one["name"]) for one in held["categories"]}
