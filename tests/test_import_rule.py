@@ -34,14 +34,21 @@ ONLY_IN = {
     "duckdb": ("rl/browse/query.py",),
     "torch": ("policies/", "rollout/", "rl/"),
 }
-BUILT_ON = ("rewards.terms.base", "policies.families.base")  # what a plugin must be, which more than plugins build on
+BUILT_ON = (  # what a plugin must be, and what it is given, which more than plugins build on
+    "rewards.terms.base",
+    "policies.families.base",
+    "rollout.label.record",
+    "rollout.label.asking",
+    "rollout.label.images.base",
+    "rollout.label.stages.base",
+)
 ROOMS = (  # of rl, from below: a room imports only from lines below its own, and verbs import each other
     ("rl.config", "rl.algorithms", "rl.pages"),
     ("rl.planning",),
     ("rl.run",),
     ("rl.learner.batches",),
     ("rl.learner", "rl.evaluation", "rl.pairs", "rl.browse", "rl.sources"),
-    ("rl.refiner", "rl.lab", "rl.supervised", "rl.evaluation.protocols"),
+    ("rl.refiner", "rl.lab", "rl.labels", "rl.supervised", "rl.evaluation.protocols"),
     ("rl.benchmarks",),
     ("rl",),
     ("rl.bench",),

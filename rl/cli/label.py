@@ -79,3 +79,36 @@ def report(out: Labels, as_json: AsJson = False) -> None:
     page = out / "labels.html"
     write_label_page(found, page)
     console.print(f"page: {page}", markup=False, soft_wrap=True, highlight=False)
+
+
+@label_app.command()
+def review(
+    out: Labels,
+    sample: Annotated[int, typer.Option(min=1, help="Images of the sample.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    corrected: Annotated[
+        Path | None, typer.Option(help="Export of Label Studio (JSON) to compare the labels with.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A sample of the labels as tasks of Label Studio, in OUT/review/; with --corrected, what people made of them."""
+    from rl.labels.review import FOLDER, TASKS, read_review, table_of, write_tasks
+
+    if corrected is None:
+        num = write_tasks(out, sample, seed)
+        folder = out / FOLDER
+        console.print(
+            f"{num:,} images in {folder / TASKS}   next: in Label Studio a project with {folder}/interface.xml, the "
+            f"folder {out} as local storage, and these tasks; then polytrace label review {out} --corrected EXPORT",
+            markup=False,
+            soft_wrap=True,
+            highlight=False,
+        )
+        return
+    found = read_review(out, corrected)
+    if as_json:
+        from rl.pages.json_text import json_text
+
+        print(json_text(found.as_json(), indent=2))
+        return
+    console.print(table_of(found))
