@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import AutoConfig, SamModel
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
+from policies.labellers.boxes import boxes_apart
+
 _POINTS_AT_ONCE = 64
 _MOST_VALUES = 2**26
 """Logits of upscaled masks that are held at once."""
@@ -140,17 +142,3 @@ def box_of(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """[4] (x0, y0, x1, y1) of the first and last columns and rows of a mask [H, W] that has a pixel."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return np.array([columns[0], rows[0], columns[-1], rows[-1]])
-
-
-def boxes_apart(boxes: NDArray[np.float64], scores: NDArray[np.float64], most_iou: float) -> NDArray[np.int64]:
-    """Places of boxes [M, 4] in the order of their scores [M], each unless its IoU with one before is above `most_iou`
-    (non-maximum suppression)."""
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    left, kept = np.argsort(-scores, kind="stable"), list[int]()
-    while len(left):
-        first, others = left[0], left[1:]
-        kept.append(int(first))
-        low, high = np.maximum(boxes[first, :2], boxes[others, :2]), np.minimum(boxes[first, 2:], boxes[others, 2:])
-        shared = np.prod(np.clip(high - low, 0, None), axis=1)
-        left = others[shared <= most_iou * (areas[first] + areas[others] - shared)]
-    return np.array(kept, np.int64)

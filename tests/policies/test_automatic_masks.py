@@ -13,7 +13,6 @@ from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPi
 from policies.labellers.automatic_masks import (
     AutomaticMasks,
     AutomaticRule,
-    boxes_apart,
     grid_points,
     refuse_no_sam,
     stability,
@@ -68,13 +67,6 @@ def test_points_are_the_centres_of_cells_and_stability_is_the_iou_of_two_cuts() 
     assert grid_points(2, 40, 60).tolist() == [[15, 10], [45, 10], [15, 30], [45, 30]]
     logits = torch.tensor([[[2.0, 0.5, -0.5, -2.0]], [[3.0, 3.0, -3.0, -3.0]], [[-3.0, -3.0, -3.0, -3.0]]])
     assert stability(logits).tolist() == pytest.approx([1 / 3, 1.0, 0.0])
-
-
-def test_of_boxes_that_nearly_agree_the_surest_stays() -> None:
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 4], [20, 20, 30, 30]], np.float64)
-    assert boxes_apart(boxes, np.array([0.5, 0.9, 0.8, 0.1]), 0.7).tolist() == [1, 2, 3]  # IoUs 0.8, 0.4, 0.5
-    assert boxes_apart(boxes, np.array([0.5, 0.9, 0.8, 0.1]), 0.45).tolist() == [1, 3]
-    assert boxes_apart(boxes[:0], np.zeros(0), 0.7).size == 0
 
 
 def test_what_is_no_sam_is_refused_in_a_line_before_anything_is_loaded(sam: Path, tmp_path: Path) -> None:
