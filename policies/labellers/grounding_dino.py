@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from policies.labellers.boxes import corners
@@ -48,7 +49,7 @@ class GroundingDino:
         real = torch.zeros_like(ids)
         for row, (tokens, _) in enumerate(texts):
             ids[row, : len(tokens)], real[row, : len(tokens)] = torch.tensor(tokens), 1
-        shown = self._processor(images=list(images), return_tensors="pt")
+        shown = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
         text = {"input_ids": ids, "attention_mask": real, "token_type_ids": torch.zeros_like(ids)}
         picture = {"pixel_values": shown["pixel_values"], "pixel_mask": shown["pixel_mask"]}
         said = self._model(**{key: value.to(self._model.device) for key, value in (text | picture).items()})

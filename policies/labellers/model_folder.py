@@ -70,6 +70,19 @@ def loaded_part(loader: Any, folder: Path, form: str, **settings: Any) -> Any:
         raise ValueError(f"{folder}: {loader.__name__} cannot load ({_in_line(error)}); give {form}.") from error
 
 
+def image_settings(folder: Path, form: str) -> dict[str, Any]:
+    """What a folder's files say of how images are shown, as they stand: of its image processor alone, or within a
+    processor. Raises ValueError where they cannot be read."""
+    for name in PROCESSORS:
+        try:
+            said = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / name} cannot be read ({_in_line(error)}); give {form}.") from error
+        if found := said.get("image_processor", said if name == PROCESSORS[0] else {}):
+            return dict(found)
+    raise ValueError(f"{folder} says nothing of how images are shown; give {form}.")
+
+
 def refuse_no_image(image: NDArray[np.uint8]) -> None:
     """Raise ValueError where an array is no image [H, W, 3] of uint8 with a pixel."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from policies.labellers.boxes import corners
@@ -46,7 +47,7 @@ class Owl:
         most = max(len(some) for some in names)
         texts = [self._text(name) for some in names for name in (*some, *[some[0]] * (most - len(some)))]
         read = self._tokenizer(texts, padding="max_length", max_length=self._most, return_tensors="pt")
-        shown = self._processor(images=list(images), return_tensors="pt")
+        shown = self._processor(images=[Image.fromarray(image) for image in images], return_tensors="pt")
         said = self._model(
             input_ids=read["input_ids"].to(self._model.device),
             attention_mask=read["attention_mask"].to(self._model.device),
