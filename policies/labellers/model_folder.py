@@ -66,7 +66,7 @@ def loaded_part(loader: Any, folder: Path, form: str, **settings: Any) -> Any:
     """
     try:
         return loader.from_pretrained(folder, local_files_only=True, **settings)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}: {loader.__name__} cannot load ({_in_line(error)}); give {form}.") from error
 
 
