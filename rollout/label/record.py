@@ -131,6 +131,12 @@ class LabelImage:
         """The image refused as a whole."""
         return replace(self, refused=(*self.refused, Refusal(stage, reason, None, detail)))
 
+    def refuse_unseen(self, stage: str, reason: str, name: str) -> "LabelImage":
+        """With a refused object of a name that nobody could look for, over the whole image."""
+        unseen = LabelObject(self.next_number, name, (0.0, 0.0, float(self.width), float(self.height)))
+        refused = (*self.refused, Refusal(stage, reason, unseen))
+        return replace(self, refused=refused, next_number=self.next_number + 1)
+
     def mask(self, found: LabelObject) -> NDArray[np.bool_]:
         """[H, W] the mask of one of its objects that has one."""
         assert found.mask is not None

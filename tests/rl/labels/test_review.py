@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_labels import photos, with_boxes
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -14,7 +15,6 @@ from envs.geometry.masks import iou
 from rl.cli.main import app
 from rl.label import label
 from rl.labels.review import labels_of, read_review, write_tasks
-from tests.rollout.label.test_label_pipeline import photos, with_boxes
 
 BOXES = {name: [12.0, 12.0, 36.0, 36.0] for name in ("0.png", "1.png", "2.png")}
 

@@ -12,33 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_labels import QUIET, STAGES, config, photos, with_boxes
 from PIL import Image
-from rich.console import Console
 
 from envs.datasets.shards import Env
 from envs.geometry.masks import iou
 from rl import label as verb
-from rl.config.label import LabelConfig
 from rl.labels.report import LabelReport, curve_of
 from rollout.label import writer as label_writer
 from rollout.label.judged import TRUE_IOU
 from rollout.label.objects import read_objects
 from rollout.label.writer import NEAR_DUPLICATE
-
-QUIET = Console(quiet=True)
-STAGES = [
-    {"name": "policy_boxes", "checkpoint": "tiny_few", "most_names": 1},
-    {"name": "grabcut", "iterations": 1},
-    {"name": "clean", "least_share": 0.01},
-    {"name": "templates"},
-    {"name": "found_again", "checkpoint": "tiny", "least_mask_iou": 0.5},
-]
-
-
-def config(out: Path, num: int = 24, **changes: Any) -> LabelConfig:
-    images = {"name": "composed", "num": num, "env": {"image_size": 64}}
-    settings: dict[str, Any] = {"in_process": True, "block_images": 8, "images": images, "stages": STAGES}
-    return LabelConfig(out=str(out), **{**settings, **changes})
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -132,37 +116,6 @@ def test_a_folder_of_other_labels_is_refused(whole: Path) -> None:
         verb.label(config(whole, num=25), QUIET)
 
 
-def photos(folder: Path) -> Path:
-    folder.mkdir()
-    for k in range(3):
-        scene = np.kron(np.random.default_rng(k).integers(0, 255, (6, 8, 3), np.uint8), np.ones((12, 12, 1), np.uint8))
-        Image.fromarray(scene).save(folder / f"{k}.png")
-    copy = Image.open(folder / "1.png").resize((72, 54))
-    copy.save(folder / "9.jpg", quality=80)  # a smaller copy, recompressed
-    return folder
-
-
-BOXES = [{"name": "file_boxes", "path": "boxes.json"}, {"name": "grabcut", "least_share": 0.0}, {"name": "templates"}]
-
-
-def with_boxes(folder: Path, out: Path, boxes: dict[str, list[float]], **changes: Any) -> LabelConfig:
-    import json
-
-    sizes = {path.name: Image.open(path).size for path in sorted(folder.iterdir())}
-    held = {
-        "images": [{"id": k, "file_name": n, "width": w, "height": h} for k, (n, (w, h)) in enumerate(sizes.items())],
-        "categories": [{"id": 1, "name": "box"}],
-        "annotations": [
-            {"image_id": k, "category_id": 1, "bbox": boxes[name]} for k, name in enumerate(sizes) if name in boxes
-        ],
-    }
-    path = folder.parent / "boxes.json"
-    path.write_text(json.dumps(held))
-    stages = [{**BOXES[0], "path": str(path)}, *BOXES[1:]]
-    images = {"name": "folder", "path": str(folder)}
-    return LabelConfig(**{"out": str(out), "images": images, "stages": stages, "in_process": True, **changes})
-
-
 def test_of_images_of_one_picture_the_first_is_labelled(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos")
     boxes = {name: [12.0, 12.0, 36.0, 36.0] for name in ("0.png", "1.png", "2.png")} | {"9.jpg": [9.0, 9.0, 27.0, 27.0]}
@@ -222,7 +175,7 @@ def test_ray_gives_the_same_files_killed_in_the_middle_or_not(tmp_path: Path) ->
     script = (
         "import sys; from pathlib import Path; from rich.console import Console\n"
         "from rollout.label import writer; from rl.label import label\n"
-        "from tests.rollout.label.test_label_pipeline import STAGES, config\n"
+        "from made_labels import STAGES, config\n"
         "writer.SHARD_IMAGES = 8\n"
         "label(config(Path(sys.argv[1]), in_process=False, stages=STAGES[:4]), Console())\n"
     )
