@@ -57,12 +57,15 @@ def test_grabcut_finds_an_ellipse_of_another_colour_in_a_loose_box():
     assert image.objects[0].box_px == tight(image.mask(image.objects[0]))
 
 
-def test_grabcut_refuses_a_box_over_one_colour_and_one_over_the_whole_image():
+def test_grabcut_refuses_a_box_over_one_colour_or_the_whole_image_and_a_seed_that_nothing_is_like():
     pixels = np.full((SIZE, SIZE, 3), 90, np.uint8)
     whole = LabelObject(1, "all", (0, 0, SIZE, SIZE))
     [image] = grabcut.Labeller().label([shown(LabelObject(0, "fog", (20, 20, 40, 40)), whole, pixels=pixels)])
     assert [one.reason for one in image.refused] == [grabcut.NOTHING] * 2 and not image.objects
     assert numbers_of(image) == [0, 1]
+    exact = ellipse(30, 30, 5, 5)  # just the seed of the box around it, so that nothing is added to what was told
+    one = shown(LabelObject(0, "dot", (20, 20, 40, 40)), pixels=noisy(exact, (230, 230, 20), (20, 20, 230)))
+    assert not grabcut.Labeller(seed=0.55).label([one])[0].objects
 
 
 def test_grabcut_is_the_same_whatever_was_cut_before():
