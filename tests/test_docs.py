@@ -77,7 +77,8 @@ def commands() -> dict[str, set[str]]:
     for group in app.registered_groups:
         assert group.name and isinstance(group.typer_instance, typer.Typer)
         inner = group.typer_instance.registered_commands
-        found[group.name] = {command.name or command.callback.__name__ for command in inner}  # type: ignore[union-attr]
+        shown = [command for command in inner if not command.hidden]
+        found[group.name] = {command.name or command.callback.__name__ for command in shown}  # type: ignore[union-attr]
     return found
 
 
@@ -85,7 +86,8 @@ def wrong_commands(text: str) -> Iterator[str]:
     known = commands()
     code = [*FENCE.findall(text), *re.findall(r"`([^`\n]+)`", FENCE.sub("", text))]
     for name, inner in (match for part in code for match in COMMAND.findall(part)):
-        if name not in known or (known[name] and inner and inner not in known[name]):
+        takes_config = name == "label"  # a config may stand where others have a subcommand
+        if name not in known or (known[name] and inner and inner not in known[name] and not takes_config):
             yield f"polytrace {name} {inner}".rstrip()
 
 

@@ -29,7 +29,7 @@ label_app = typer.Typer(
 Labels = Annotated[Path, typer.Argument(help="Folder of labels, the `out` of their config.")]
 
 
-@label_app.command(_RUN)
+@label_app.command(_RUN, hidden=True)  # a config stands for it
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file, or the name of a shipped one (label/embedded, ...).")],
     overrides: Overrides = None,
