@@ -64,8 +64,7 @@ class TrainingSettings:
     model learns whole in either case: what chooses among masks, or draws them."""
     vision_lr_share: Annotated[float, above(0)] = 1.0
     """Learning rate of the vision tower's blocks, as a share of the rate of all else: 0.01 in Qwen3-VL-Seg, and 0.1 is
-    usual. What joins them to the language model has the whole rate. Under ZeRO a run then goes on with as many ranks
-    as it was saved by."""
+    usual. What joins them to the language model has the whole rate."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
     """Decoupled weight decay."""
     grad_clip: Annotated[float, at_least(0)] = 1.0

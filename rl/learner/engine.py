@@ -186,6 +186,7 @@ class TrainingEngine:
         # Its rate is that of each `update`.
         self._optimizer: Any = optimizer or adamw(trained_of(network), learner)
         own = self._optimizer
+        self._shares = [group.get(LR_SHARE, 1.0) for group in own.param_groups]
         with watchdog.phase("deepspeed.initialize"):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=network, optimizer=self._optimizer, config=engine_config(learner)
@@ -233,8 +234,9 @@ class TrainingEngine:
     def update(self, lr: float) -> tuple[float, bool]:
         """Change the weights, after the last backward pass, on all ranks or, by a gradient that is not finite, on none;
         the gradient's norm, and whether it was done."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group.get(LR_SHARE, 1.0)
+        # Of the settings, since DeepSpeed's universal checkpoint gives all groups what the first one has.
+        for group, share in zip(self._optimizer.param_groups, self._shares, strict=True):
+            group["lr"], group[LR_SHARE] = lr * share, share
         # Stage 0 in fp32 keeps no norm of its own, but its gradients are whole until the update.
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

@@ -78,12 +78,6 @@ def load_ranks(engine: Any, folder: Path, learner: TrainingSettings, place: Rank
             f"{folder} was written with learner.zero_stage {files.zero_stage} and learner.dtype {files.dtype}, this "
             f"run has {learner.zero_stage} and {learner.dtype}; go on with those, the number of ranks alone may change."
         )
-    if files.ranks != place.world_size and files.zero_stage and learner.vision_lr_share != 1.0:
-        raise ValueError(
-            f"{folder} was written by {files.ranks} ranks under learner.zero_stage {files.zero_stage} with "
-            f"learner.vision_lr_share {learner.vision_lr_share}, and this run has {place.world_size}; optimizer states "
-            f"of two rates are not dealt out anew, so go on with learner.ranks={files.ranks}."
-        )
     if files.ranks == place.world_size or files.zero_stage == 0:
         engine.load_checkpoint(str(folder.parent), tag=folder.name)
     else:
@@ -107,6 +101,9 @@ def _load_universal(engine: Any, folder: Path, place: RankPlace) -> None:
     engine._config.load_universal_checkpoint = True
     engine.load_checkpoint(str(folder.parent), tag=universal.name)
     engine._config.load_universal_checkpoint = False
+    # Under ZeRO-3 all groups of parameters now have one counter of steps in common, which each would count up.
+    for state in engine.optimizer.optimizer.state.values():
+        state["step"] = state["step"].clone()
     deepspeed.comm.barrier()
     if place.rank == 0:
         shutil.rmtree(universal)

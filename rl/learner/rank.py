@@ -39,7 +39,6 @@ from rl.learner.batches.micro_batches import (
 )
 from rl.learner.batches.stats import MicroBatchStats, of_all_ranks, step_stats
 from rl.learner.engine import Watchdog, adamw, trained_of, watched
-from rl.learner.files import read_ranks
 from rl.learner.muon import LR_SHARE, SlowPart, rate_groups
 from rl.learner.noise import GradientSketches
 from rl.learner.policy import TrainedPolicy, Weights
@@ -241,19 +240,7 @@ class LearnerRank:
 
     @watched
     def load(self, folder: Path, tag: str) -> None:
-        """TrainingEngine.load.
-
-        Raises ValueError for another number of ranks at ZeRO-3 with a decoder's own rate: two groups do not come
-        through DeepSpeed's universal checkpoint as they were (0.19.8; seen by the next step, which went elsewhere).
-        """
-        learner, ranks = self._settings.learner, self._place.world_size
-        if learner.zero_stage == 3 and learner.decoder_lr is not None:
-            written = read_ranks(folder / tag).ranks
-            if written != ranks:
-                raise ValueError(
-                    f"{folder / tag} was written by {written} ranks and learner.ranks is {ranks}, which cannot change "
-                    f"at learner.zero_stage 3 with learner.decoder_lr; set learner.ranks to {written}."
-                )
+        """TrainingEngine.load."""
         self._engine.load(folder, tag)
 
     @watched

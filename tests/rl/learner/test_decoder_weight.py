@@ -219,10 +219,8 @@ def test_a_loaded_rank_goes_on_bit_for_bit_and_two_ranks_go_on_as_one(
     for whole, again in zip(two, same, strict=True):
         assert np.array_equal(again.weights[0], whole.weights[1]) and np.array_equal(again.weights[1], whole.weights[2])
         assert again.stats[0] == whole.stats[1]
-    with pytest.raises(ValueError, match=r"written by 2 ranks and learner\.ranks is 1, which cannot change"):
-        together(go_on, 1, tiny_untrained, learners[2:], batches, tmp_path)
-    one = together(go_on, 1, tiny_untrained, learners[:2], batches, tmp_path)[0]
-    for whole, alone in zip(two, one, strict=False):
+    one = together(go_on, 1, tiny_untrained, learners, batches, tmp_path)[0]
+    for whole, alone in zip(two, one, strict=True):
         assert np.abs(alone.weights[0] - whole.weights[1]).max() < 1e-7
         # A decoder whose rate or Adam's moments were lost would be off by about the whole of a step, and not only where
         # a gradient is nothing but rounding, of which AdamW makes a step too.

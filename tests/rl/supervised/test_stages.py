@@ -191,7 +191,7 @@ def steps_of_plain_torch(checkpoint: Path, share: float) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_the_vision_tower_learns_at_its_share_of_the_rate_and_other_ranks_do_not_go_on(
+def test_the_vision_tower_learns_at_its_share_of_the_rate_and_other_ranks_go_on_at_it(
     tiny_untrained: Path, tmp_path: Path
 ) -> None:
     expected = steps_of_plain_torch(tiny_untrained, 0.01)
@@ -205,8 +205,10 @@ def test_the_vision_tower_learns_at_its_share_of_the_rate_and_other_ranks_do_not
             (whole, *_), (one, *_) = together(trained, 1, each, 3), together(trained, 1, each, 3, saved)
             assert np.array_equal(one[1], whole[1])
             continue
-        with pytest.raises(ValueError, match=r"states of two rates are not dealt out anew, .* learner\.ranks=2"):
-            together(trained, 1, replace(each, learner=replace(learner, ranks=1)), 3, saved)
+        (two, *_) = together(trained, 2, each, 3, saved)
+        (one,) = together(trained, 1, replace(each, learner=replace(learner, ranks=1)), 3, saved)
+        # A rate or moments that were lost would be off by about a whole step in the mean.
+        assert np.abs(one[1] - two[1]).mean() < 1e-6 and np.abs(one[1] - two[1]).max() < 1e-4, learner
 
 
 def test_muon_too_gives_the_tower_its_share_and_keeps_it_over_a_checkpoint(tiny_untrained: Path) -> None:
