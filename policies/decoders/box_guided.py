@@ -74,6 +74,16 @@ class Asked:
     """[A, M] bool: which masks there are."""
 
 
+@dataclass(frozen=True)
+class DrawingOperations:
+    """Operations of a decoder's forward pass for each image token, two a multiplication; norms and queries left out."""
+
+    image: float
+    """Once for an image, however many answers there are."""
+    answer: float
+    """Of each answer with one mask."""
+
+
 class BoxGuidedDecoder(nn.Module):
     """Masks for boxes of what a policy saw."""
 
@@ -117,6 +127,21 @@ class BoxGuidedDecoder(nn.Module):
         if len(asked) < 2 or not torch.is_grad_enabled():
             return [self._masks(one) for one in asked]
         return [checkpoint(self._masks, one, use_reentrant=False, preserve_rng_state=False) for one in asked]
+
+    def operations(self) -> DrawingOperations:
+        """What a forward pass takes, by the sizes of the weights alone."""
+        w, cells = self.sizes.width, 4**self.sizes.stages
+        once: list[Tensor | nn.Module] = [self.fuse[0], self.from_language]
+        for each in self.injections:
+            once += [each.project, each.near]
+        image = sum(_weights(each) for each in once)
+        image += sum(_weights(each.spread) * 4**k for k, each in enumerate(self.upsample))
+        convolutions = [each for each in self.stem if isinstance(each, nn.Conv2d)]
+        # The last one gives the masks' cells, each before it four times as many.
+        image += sum(_weights(each) * cells * 4**k for k, each in enumerate(reversed(convolutions)))
+        # Keys and values of the memory and its attention in each block; the cells' features, and two masks over them.
+        answer = len(self.blocks) * (2 * w * w + 2 * w) + cells * (_weights(self.join) + 2 * w)
+        return DrawingOperations(2.0 * image, 2.0 * answer)
 
     def _masks(self, asked: Asked) -> tuple[Tensor, Tensor]:
         seen, boxes, exists = asked.seen, asked.boxes, asked.exists
@@ -233,6 +258,12 @@ def _stem(halvings: int, width: int) -> nn.Sequential:
     if not layers:  # the masks have the resolution of the image
         layers = [nn.Conv2d(3, width, 3, padding=1), _norm(width), nn.GELU()]
     return nn.Sequential(*layers)
+
+
+def _weights(layer: Tensor | nn.Module) -> int:
+    """Numbers that a layer multiplies each place of its output's map by, its bias left out."""
+    assert isinstance(layer, nn.Module)
+    return max(each.numel() for each in layer.parameters())
 
 
 def _norm(width: int) -> nn.GroupNorm:

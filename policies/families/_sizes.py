@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from policies.decoders.box_guided import DecoderSizes
+from policies.decoders.box_guided import DecoderSizes, DrawingOperations
 from policies.decoders.processor import BoxMaskProcessor
 from policies.families.box_decoder import decoder_for
 from policies.lora import add_adapters
@@ -147,6 +147,8 @@ class ModelSizes:
     text: TextSizes
     vision: VisionSizes
     parameters: ParameterCounts
+    drawing: DrawingOperations | None = None
+    """What its decoder takes to draw masks; None without one."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,15 @@ def model_sizes(processor: Processor, lora: LoraSettings | None = None, beside: 
         _text_sizes(processor.config.get_text_config().to_dict()),
         _vision_sizes(processor.config.vision_config.to_dict()),
         _with_parts(_parameter_counts(processor, model, lora), processor, model, beside),
+        _drawing(processor, beside),
     )
+
+
+def _drawing(processor: Processor, beside: Beside) -> DrawingOperations | None:
+    if not isinstance(processor, BoxMaskProcessor):
+        return None
+    with torch.device("meta"):
+        return decoder_for(processor.config, beside.decoder).operations()
 
 
 def _with_parts(counts: ParameterCounts, processor: Processor, model: Any, beside: Beside) -> ParameterCounts:

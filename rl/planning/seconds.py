@@ -53,6 +53,7 @@ def learning_seconds(job: Job) -> list[Part]:
     return [
         Part("learning: language model", text / reached, f"{text / 1e15:.2f} PFLOP / ({rate})"),
         Part("learning: vision tower", vision / reached, f"{vision / 1e15:.2f} PFLOP / ({rate})"),
+        *_learning_to_draw(job, reached, rate),
         Part(
             "learning: traffic not hidden",
             shown,
@@ -90,6 +91,26 @@ def vision_operations(job: Job) -> float:
     vision, patches = job.sizes.vision, job.asked.patches
     seen = vision.whole_blocks * patches + (vision.blocks - vision.whole_blocks) * vision.window_patches
     return job.config.groups_per_step * patches * (2 * job.sizes.parameters.tower + 4 * vision.width * seen)
+
+
+def drawing_operations(job: Job) -> float:
+    """Operations of a decoder that draws one mask for each answer of a step, once; 0 without a decoder."""
+    asked, drawing = job.asked, job.sizes.drawing
+    if drawing is None:
+        return 0.0
+    return job.config.groups_per_step * asked.image * (drawing.image + job.config.group_size * drawing.answer)
+
+
+def _learning_to_draw(job: Job, reached: float, rate: str) -> list[Part]:
+    """A decoder that learns along: forward and back, once more where passes of several groups are drawn again one by
+    one, and under ZeRO-3 in the passes of old log-probabilities too, where all ranks take one way."""
+    learner = job.config.learner
+    if not (learner.decoder_weight and job.sizes.parameters.learning_decoder):
+        return []
+    old = (learner.minibatches - 1) / learner.minibatches if learner.zero_stage == 3 else 0.0
+    passes = 3 + (job.groups_of_pass > 1) + old
+    drawn = drawing_operations(job) * passes
+    return [Part("learning: mask decoder", drawn / reached, f"{drawn / 1e15:.2f} PFLOP / ({rate}), {passes:g} passes")]
 
 
 def _other_passes(job: Job) -> float:
@@ -158,11 +179,10 @@ def sampling_seconds(job: Job) -> list[Part]:
 
 
 def _drawing(job: Job, groups: int, reached: float) -> list[Part]:
-    """The pass over prompts and answers by which a decoder is told what to draw; the decoder's own work is not
-    counted."""
+    """The pass over prompts and answers by which a decoder is told what to draw, and the drawing."""
     if not job.sizes.parameters.decoder:
         return []
-    step = text_operations(job) + vision_operations(job)
+    step = text_operations(job) + vision_operations(job) + drawing_operations(job)
     seconds = step / job.config.groups_per_step * groups / reached
     return [Part("sampling: a pass for masks", seconds, f"{groups} groups, prompts and answers once more")]
 

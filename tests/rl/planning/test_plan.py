@@ -18,7 +18,8 @@ from released_sizes import (
 from transformers import Dinov2Config, Dinov2Model, LlavaConfig, LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
-from policies.decoders.box_guided import BoxGuidedDecoder, DecoderSizes
+from policies.decoders import box_guided
+from policies.decoders.box_guided import BoxGuidedDecoder, DecoderSizes, Seen
 from policies.selection.head import SelectionHead, mask_features
 from policies.settings import LoraSettings
 from rl.cli.main import app
@@ -30,7 +31,13 @@ from rl.planning.cards import CARDS, Machines, card_named
 from rl.planning.job import Asked, Job
 from rl.planning.memory import cache_bytes, rank_memory, worker_memory
 from rl.planning.outlook import total
-from rl.planning.seconds import learning_seconds, text_operations, traffic_bytes, vision_operations
+from rl.planning.seconds import (
+    drawing_operations,
+    learning_seconds,
+    text_operations,
+    traffic_bytes,
+    vision_operations,
+)
 
 RUN = CliRunner()
 MODEL_OF = {
@@ -323,6 +330,53 @@ def test_a_decoder_of_masks_and_frozen_encoders_have_rows_of_their_own(models: P
     without = planned(models, "presets/ras_llava_1_5_7b", model="llava_1_5_7b")
     assert "frozen encoders" not in {part.name for part in without.now.rank.parts}
     assert chosen.job.sizes.parameters.selection > without.job.sizes.parameters.selection
+
+
+def test_a_decoder_that_learns_along_is_counted_by_hand(models: Path) -> None:
+    along = ["policy.freeze_decoder=false", "learner.decoder_weight=0.1"]
+    frozen, found = (
+        planned(models, "presets/qwen3_vl_seg_4b", *more, model="qwen3_vl_4b").now.learning for more in ([], along)
+    )
+    assert "learning: mask decoder" not in {part.name for part in frozen}
+    job = planned(models, "presets/qwen3_vl_seg_4b", *along, model="qwen3_vl_4b").job
+    # Of an image token: four injections, the fused map, the language model's states; two doublings; pixels in three
+    # halvings, 64, 128 and 256 channels at 256, 64 and 16 cells. Of an answer: the cells' features at 16 cells, two
+    # masks over them, keys and values of two blocks.
+    image = 4 * (2560 * 256 + 9 * 256) + 9 * 1024 * 256 + 2560 * 256 + 9 * 256 * 1024 * (1 + 4)
+    image += 27 * 64 * 256 + 9 * 64 * 128 * 64 + 9 * 128 * 256 * 16
+    answer = 16 * (9 * 512 * 256 + 2 * 256) + 2 * (2 * 256 * 256 + 2 * 256)
+    assert (2 * image, 2 * answer) == (54_642_688, 38_291_456)
+    drawing = job.sizes.drawing
+    assert (drawing.image, drawing.answer) == (2 * image, 2 * answer)
+    config = job.config
+    once = config.groups_per_step * job.asked.image * (2 * image + config.group_size * 2 * answer)
+    assert drawing_operations(job) == pytest.approx(once)
+    learner = config.learner
+    old = (learner.minibatches - 1) / learner.minibatches if learner.zero_stage == 3 else 0
+    passes = (4 if job.groups_of_pass > 1 else 3) + old
+    (part,) = [one for one in found if one.name == "learning: mask decoder"]
+    assert part.amount == pytest.approx(once * passes / (0.35 * 989e12 * learner.ranks))
+
+
+def test_what_a_decoder_takes_is_what_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes = DecoderSizes(width=32, heads=4, mlp=32, blocks=2, frequencies=2, places=4)
+    for cell_px in (4, 16):
+        decoder, h, w = BoxGuidedDecoder(3, 24, 48, cell_px, sizes), 9, 7
+        levels, states = [torch.zeros(1, 24, h, w) for _ in range(3)], torch.zeros(1, 48, h, w)
+        pixels = torch.zeros(1, 3, cell_px * h, cell_px * w)
+        counted = []
+        for answers in (1, 3):
+            seen = Seen(levels, states, pixels, torch.zeros(answers, dtype=torch.int64))
+            boxes, exists = torch.rand(answers, 1, 4), torch.ones(answers, 1, dtype=torch.bool)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                decoder([box_guided.Asked(seen, boxes, torch.zeros(answers, 1, 48), exists)])
+            counted.append(counter.get_total_flops())
+        found = decoder.operations()
+        answer = (counted[1] - counted[0]) / 2 / (h * w)
+        assert found.answer == pytest.approx(answer, rel=0.03)  # of small queries, which are left out
+        assert found.image == pytest.approx(counted[0] / (h * w) - answer, rel=0.01)
 
 
 def write_dinov2(folder: Path) -> Path:
