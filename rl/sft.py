@@ -11,13 +11,11 @@ From a checkpoint, or from a new tiny model that is made for the words of env an
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from envs.plugin import Plugin
 from policies.settings import TinySizes
-from rl.config.learner import ALL, ALL_BUT_ENCODERS
 from rl.config.load import load_settings, read_mapping, save_settings
 from rl.config.outlines import OutlineSettings
 from rl.config.plugins import codec_plugin, env_plugin, policy_plugin
@@ -28,6 +26,7 @@ from rl.run.parts import processor_of
 from rl.run.thinking import refuse_untaught_thinking
 from rl.run.writable import unread_words_note
 from rl.supervised.answers import refuse_unfit_answers
+from rl.supervised.idle import refuse_idle_stages
 from rl.supervised.new_model import write_new_model
 from rl.supervised.plan import refuse_small_budgets
 from rl.supervised.rank import SftRankSettings
@@ -75,7 +74,7 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
             "leave policy.dtype out."
         )
     plugin = policy_plugin(policy, codec)
-    _refuse_missing_parts(config, plugin)
+    refuse_idle_stages(config, plugin)
     processor = processor_of(plugin)
     refuse_untaught_thinking(processor, config.sft.answers)
     if note := unread_words_note(env, processor):
@@ -86,25 +85,6 @@ def _checked_policy(config: SftConfig, recipe: Plugin, folder: Path, console: Co
     except ValueError as error:
         raise ValueError(f"codec is {codec.name}, policy.checkpoint {policy['checkpoint']}: {error}") from error
     return plugin
-
-
-def _refuse_missing_parts(config: SftConfig, policy: Plugin) -> None:
-    """Raise ValueError for a stage that trains what the policy has not."""
-    family: Any = policy.load()
-    for stage in config.sft.stages:
-        if stage.trains == "decoder" and policy.settings.get("freeze_decoder"):
-            raise ValueError(
-                f"stage {stage.name} trains decoder, and policy.freeze_decoder is true, so that nothing would learn; "
-                "set policy.freeze_decoder to false, or leave that stage out."
-            )
-        if stage.trains in (ALL, ALL_BUT_ENCODERS):
-            continue  # a policy of the user's own may name no parts
-        known = (ALL, ALL_BUT_ENCODERS, *family.parts)
-        if stage.trains not in known:
-            raise ValueError(
-                f"stage {stage.name} trains {stage.trains!r}, and policy {policy.name} has no such part; set trains to "
-                f"one of {', '.join(known)}."
-            )
 
 
 def _refuse_other_run(config: SftConfig, data: RunData, folder: Path) -> None:

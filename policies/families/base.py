@@ -297,6 +297,14 @@ class PolicyContract(Protocol):
 
 
 @runtime_checkable
+class PartedPolicy(Protocol):
+    """A policy, or its class, that names what of it can be trained alone."""
+
+    parts: tuple[str, ...]
+    """What `PolicyContract.part` takes."""
+
+
+@runtime_checkable
 class DrawingPolicy(Protocol):
     """A policy with a decoder that draws the masks which its answers ask for.
 

@@ -44,7 +44,7 @@ class TrainedPolicy:
         """
         self._settings, self._place, self._watchdog, self._recipe = settings, place, watchdog, recipe
         refuse_wrong_tuning(settings)
-        policy = self._to_train()
+        policy = to_train(recipe if place.rank == 0 else _without_weights(recipe), settings)
         keep_to(policy, trains)
         with watchdog.phase("joining the other ranks"):
             join(place)
@@ -56,21 +56,6 @@ class TrainedPolicy:
         optimizer = make_optimizer(policy, slower) or adamw(rate_groups(trained_of(policy), slower), settings)
         self.engine = TrainingEngine(policy, policy.model, settings, place, watchdog, optimizer)
         """DeepSpeed around the policy."""
-
-    def _to_train(self) -> Any:
-        recipe = self._recipe if self._settings.lora is None else self._recipe.with_settings(lora=self._settings.lora)
-        policy = (recipe if self._place.rank == 0 else _without_weights(recipe)).build()
-        policy.train()
-        if self._settings.lora is not None and self._settings.lora.train_vision:
-            policy.vision_tower.requires_grad_(True)
-        if self._settings.freeze_vision:
-            policy.vision_tower.requires_grad_(False)
-        if self._settings.freeze_projector is not None:
-            for module in policy.vision_projector:
-                module.requires_grad_(not self._settings.freeze_projector)
-        if self._settings.gradient_checkpointing:
-            policy.checkpoint_gradients()
-        return policy
 
     def __call__(self, *inputs: Any, **settings: Any) -> Tensor:
         """PolicyContract.forward, which the engine's `backward` goes back through."""
@@ -146,6 +131,34 @@ class TrainedPolicy:
         for weights in self._gathered(pushed(self.network.model, merged=True), average=True):
             _copy(weights, parameters)
         return copy.to(self.engine.device).requires_grad_(False).eval()
+
+
+def to_train(recipe: Plugin, settings: TrainingSettings) -> Any:
+    """The policy of a recipe with the adapters that the settings ask for, frozen where they say so."""
+    policy = (recipe if settings.lora is None else recipe.with_settings(lora=settings.lora)).build()
+    policy.train()
+    if settings.lora is not None and settings.lora.train_vision:
+        policy.vision_tower.requires_grad_(True)
+    if settings.freeze_vision:
+        policy.vision_tower.requires_grad_(False)
+    if settings.freeze_projector is not None:
+        for module in policy.vision_projector:
+            module.requires_grad_(not settings.freeze_projector)
+    if settings.gradient_checkpointing:
+        policy.checkpoint_gradients()
+    return policy
+
+
+def trains_something(recipe: Plugin, settings: TrainingSettings, trains: str) -> bool:
+    """Whether a stage would train any parameter of the policy of a recipe; `trains` as SftStage has it.
+
+    True of a class that cannot be built without weights: its rank looks at that when it has them.
+    """
+    if not recipe.takes("weights"):
+        return True
+    policy = to_train(_without_weights(recipe), settings)
+    keep_to(policy, trains)
+    return any(parameter.requires_grad for parameter in policy.parameters())
 
 
 def encoder_of(policy: Any) -> list[nn.Parameter]:
