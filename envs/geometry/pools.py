@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.geometry.masks import iou
+
 MEANT = 0.5
 """IoU with a true instance from which a candidate is meant by it."""
 
 
 def meant(candidates: NDArray[np.bool_], masks: NDArray[np.bool_], least: float = MEANT) -> NDArray[np.bool_]:
     """[N] candidates that stand for a true mask: for each of masks [K, H, W] the one of highest IoU, if it is at least
-    `least`, the first of equals; of two masks that would take the same one, the later takes the next best."""
+    `least`, the first of equals; of two masks that would take the same one, the later takes the next
+    best. A mask without a pixel is meant by none."""
     chosen = np.zeros(len(candidates), np.bool_)
-    for mask in masks:
+    for mask in masks[masks.any(axis=(1, 2))]:
         ious = np.array([iou(candidate, mask) for candidate in candidates])
         ious[chosen] = -1.0
         if len(ious) and ious.max() >= least:
@@ -58,12 +61,6 @@ def _kinds_of_pixels(masks: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArr
     keys = np.ascontiguousarray(np.packbits(flat, axis=0).T)
     _, firsts, sizes = np.unique(keys.view(np.dtype((np.void, keys.shape[1]))).ravel(), True, False, True)
     return flat[:, firsts], sizes
-
-
-def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks; 0 where both are empty."""
-    either = int((one | other).sum())
-    return int((one & other).sum()) / either if either else 0.0
 
 
 @dataclass(frozen=True)

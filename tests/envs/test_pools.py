@@ -7,7 +7,8 @@ from envs.codecs.mask_group import Codec, answer_of, choice_of, text_of
 from envs.datasets._pool import Segmenter
 from envs.datasets.cutout_scenes import Env
 from envs.geometry.contours import mask_from_rings
-from envs.geometry.pools import PoolRule, best_choice, iou, kept_masks, meant, oracle, pairwise_iou
+from envs.geometry.masks import iou
+from envs.geometry.pools import PoolRule, best_choice, kept_masks, meant, oracle, pairwise_iou
 from envs.polygons import AnswerStatus
 
 
@@ -26,6 +27,7 @@ def test_each_truth_is_meant_by_its_best_candidate_and_none_by_two() -> None:
     # IoUs 2/3 and 1; 3/4 and 2/4: of two that would take 3 the later takes the next best, at just one half.
     assert meant(POOL, np.stack([strip(0, 1, 2), strip(4, 5, 6)])).tolist() == [True, False, False, True, False]
     assert meant(POOL, np.stack([strip(4, 5, 6, 7), strip(4, 5, 6, 7)])).tolist() == [False, False, True, True, False]
+    assert not meant(POOL, strip()[None]).any()  # though the pool has one without a pixel
     assert not meant(POOL, strip(3)[None]).any() and not meant(POOL, np.zeros((0, 2, 8), np.bool_)).any()
 
 
@@ -33,7 +35,6 @@ def test_the_oracle_adds_and_leaves_candidates_until_nothing_helps() -> None:
     assert oracle(POOL, strip(0, 1, 5, 6)) == 1.0
     assert oracle(POOL, strip(0, 1, 3)) == pytest.approx(2 / 3) and oracle(POOL, strip(3)) == 0.0
     assert oracle(POOL, strip()) == 1.0 and oracle(POOL[:0], strip(1)) == 0.0
-    assert iou(strip(), strip()) == 0.0
 
 
 def test_a_choice_is_numbers_of_a_count_and_any_other_text_says_none() -> None:

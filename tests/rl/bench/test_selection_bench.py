@@ -8,7 +8,7 @@ from rich.console import Console
 
 from envs.codecs.mask_group import Codec
 from envs.datasets.cutout_scenes import Env
-from envs.geometry.pools import iou
+from envs.geometry.masks import iou
 from policies.families.mask_selection import Policy
 from rl.bench.learning.selection import as_json, measure, table
 from rl.config.load import load_settings
