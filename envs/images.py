@@ -253,6 +253,12 @@ class ShownFile:
     view: View
     """How the image is resized and padded."""
 
+    @property
+    def turned(self) -> bool | None:
+        """Whether an EXIF orientation is applied to its pixels; None where the file has none. Raises as `read_image`,
+        but for what only decoding finds."""
+        return None if image_header(self.path).orientation == 1 else self.upright
+
     def pixels(self) -> NDArray[np.uint8]:
         """The pixels [H, W, 3] uint8 RGB; raises as `read_image`."""
         return self.view.pixels(read_image(self.path, self.upright))

@@ -3,10 +3,12 @@
 `polytrace data candidates` writes such files, and so do others: `images` with file_name, height and width, and
 `annotations` with image_id and segmentation. An image goes by its name: its path must end with `file_name`, or the
 other way round. Where `file_bytes` stands beside it, the file must have as many bytes, so that no other image of the
-name is taken for it.
+name is taken for it. `upright` says of a photo that EXIF turns whether masks lie on it as it is turned, or as it is
+stored.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +29,7 @@ class _Named(msgspec.Struct):
     height: int
     width: int
     file_bytes: int | None = None
+    upright: bool | None = None
 
 
 class _OfImage(msgspec.Struct):
@@ -47,6 +50,38 @@ class Pool:
     """H of the masks."""
     width: int
     """W of the masks."""
+    upright: bool | None = None
+    """Whether masks lie on the photo turned upright by EXIF; None where the file does not say, or nothing is turned."""
+
+
+class AmbiguousName(ValueError):
+    """Several images of a file may be the one that is meant."""
+
+
+def nearest_names(name: str, names: Iterable[str]) -> list[str]:
+    """Those of some file names that say most of an image's path: it ends with them, or they end with it."""
+    parts = _parts(name)
+    lengths = {each: _common_end(parts, _parts(each)) for each in names}
+    longest = max(lengths.values(), default=0)
+    return [each for each, length in lengths.items() if length and length == longest]
+
+
+def refuse_other_file(path: Path, name: str, file_bytes: Any, file: Path | None) -> None:
+    """Raise ValueError where masks that `path` has of an image were made for a file of another length than `file`."""
+    if file is not None and isinstance(file_bytes, int) and file.stat().st_size != file_bytes:
+        raise ValueError(
+            f"{path}: the masks of {name} were made for a file of {file_bytes:,} bytes, and "
+            f"{file} has {file.stat().st_size:,}; it is another image or has changed: make its candidates anew."
+        )
+
+
+def refuse_ambiguous(path: Path, name: str, names: list[str]) -> None:
+    """Raise AmbiguousName where a file has masks of several images that a name may mean."""
+    if len(names) > 1:
+        raise AmbiguousName(
+            f"{path} has {names[0]} and {names[1]}, and {name} may be either; name images by longer paths, or give a "
+            "file of one of the folders."
+        )
 
 
 class Pools:
@@ -86,32 +121,23 @@ class Pools:
     def of(self, name: str, file: Path | None = None) -> Pool | None:
         """The pool of an image by its path or key; None where the file has none. file: the image's own file.
 
-        Raises ValueError where the pool was made for a file of another length, or several are as near by name.
+        Raises ValueError where the pool was made for a file of another length, AmbiguousName where several are as near
+        by name.
         """
         parts = _parts(name)
         named = self._images.get(parts[-1] if parts else "", [])
-        alike = [(_common_end(parts, _parts(image.file_name)), image) for image in named]
-        longest = max((length for length, _ in alike), default=0)
-        nearest = [image for length, image in alike if length == longest]
-        if not longest:
+        nearest = nearest_names(name, (image.file_name for image in named))
+        if not nearest:
             return None
-        if len(nearest) > 1:
-            raise ValueError(
-                f"{self.path} has {nearest[0].file_name} and {nearest[1].file_name}, and {name} may be either; name "
-                "images by longer paths, or give a file of one of the folders."
-            )
-        return self._read(nearest[0], file)
+        refuse_ambiguous(self.path, name, nearest)
+        return self._read(next(image for image in named if image.file_name == nearest[0]), file)
 
     def _read(self, image: _Named, file: Path | None) -> Pool:
-        if file is not None and image.file_bytes is not None and file.stat().st_size != image.file_bytes:
-            raise ValueError(
-                f"{self.path}: the masks of {image.file_name} were made for a file of {image.file_bytes:,} bytes, and "
-                f"{file} has {file.stat().st_size:,}; it is another image or has changed: make its candidates anew."
-            )
+        refuse_other_file(self.path, image.file_name, image.file_bytes, file)
         entries = [parsed(raw) or {} for raw in self._masks.get(image.id, [])]
         shapes = [usable_shape(entry.get("segmentation"), image.height, image.width) for entry in entries]
         usable = tuple(shape for shape in shapes if not isinstance(shape, str))
-        return Pool(usable, len(shapes) - len(usable), image.height, image.width)
+        return Pool(usable, len(shapes) - len(usable), image.height, image.width, image.upright)
 
 
 def _known(raw: Any, kind: Any, where: str) -> Any:

@@ -78,14 +78,14 @@ class ShownFiles:
     boxes: tuple[str, ...] = ()
     """Each "x0,y0,x1,y1"."""
 
-    def read(self, image_name: str, height: int, width: int) -> Shown:
-        """What they show of an image of this size; image_name: by which COCO's files know it.
+    def read(self, image: Path, height: int, width: int) -> Shown:
+        """What they show of an image of this size; image: its file, by whose path COCO's files know it.
 
         Raises FileNotFoundError or ValueError, in a line, for what cannot be read or does not fit the image.
         """
-        pool = None if self.candidates is None else masks_from_file(self.candidates, image_name, height, width)
+        pool = None if self.candidates is None else masks_from_file(self.candidates, image, height, width)
         return Shown(
-            tuple(one_mask(path, image_name, height, width) for path in self.masks),
+            tuple(one_mask(path, image, height, width) for path in self.masks),
             tuple(point_of(text, height, width) for text in self.points),
             tuple(box_of(text, height, width) for text in self.boxes),
             pool,

@@ -34,17 +34,16 @@ from rl.benchmarks.page import write_benchmark_page
 from rl.benchmarks.published import Published
 from rl.benchmarks.sets import BenchmarkSet
 from rl.benchmarks.tables import difference_table, latex, markdown, score_tables, terminal
-from rl.config.run import RunConfig, num_gpus
+from rl.config.run import RunConfig
 from rl.evaluation.answers import greedy_units
 from rl.evaluation.protocols.base import protocol_named
 from rl.evaluation.scores import Interval
 from rl.pages.json_text import json_text
 from rl.pages.progress import StepProgress
 from rl.refiner.errors import OutlineBudget
-from rl.run.parts import RunParts, run_parts, worker_settings
-from rl.run.preflight import object_store_bytes, preflight
+from rl.run.parts import RunParts, run_parts
+from rl.run.workers import answering
 from rl.sources.leaks import coco_number
-from rollout import cluster
 from rollout.disk import replace_text
 from rollout.pool.pool import WorkerPool
 from rollout.records import Group
@@ -138,19 +137,14 @@ def answer_all(asked: Benchmark, model: BenchmarkModel, data: BenchmarkSet, cons
         return
     config = model.asked_about(data)
     parts = run_parts(config)
-    preflight(config, parts, learns=False)
-    with console.status(f"starting workers for {model.name} on {data.name}"):
-        cluster.start(config.ray.address, config.pool.workers, num_gpus(config), object_store_bytes(config, parts))
-        pool = WorkerPool(config.pool, worker_settings(config, parts))
-    pool.set_weights(pool.checkpoint_weights(Path(parts.policy.settings["checkpoint"])), version=0)
-    refining = _Refining.of(model, parts)
-    with StepProgress(console, f"{model.name} on {data.name}", total, done) as progress:
-        for groups in _chunks(pool, config, done, total):
-            files.add(refining.rows(env, groups), done)
-            done += len(groups)
-            progress.update(done, f"mean IoU {np.mean([group.rollouts[0].iou for group in groups]):.3f}")
-    pool.close()
-    cluster.stop()
+    told = f"starting workers for {model.name} on {data.name}"
+    with answering(config, parts, console, told) as pool:
+        refining = _Refining.of(model, parts)
+        with StepProgress(console, f"{model.name} on {data.name}", total, done) as progress:
+            for groups in _chunks(pool, config, done, total):
+                files.add(refining.rows(env, groups), done)
+                done += len(groups)
+                progress.update(done, f"mean IoU {np.mean([group.rollouts[0].iou for group in groups]):.3f}")
 
 
 def keep_oracle(asked: Benchmark, data: BenchmarkSet, console: Console) -> None:

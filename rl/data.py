@@ -24,6 +24,7 @@ from envs.geometry.pools import oracle
 from envs.plugin import Plugin
 from envs.polygons import Ring
 from envs.pool_files import Pools
+from envs.reading import told
 from envs.shards.files import Card, read_card
 from policies.processor import Processor
 from policies.thinking import Thinking
@@ -102,6 +103,8 @@ def prepare(
         env: Env = config.plugin.build(split=split)
         if pools is not None:
             env = PooledEnv(env, pools, console)
+            for line in told(env.left_out):
+                console.print(f"{split}: left out {line}", markup=False, highlight=False, soft_wrap=True)
         writer = SplitWriter(out / split, env, provenance, embed)
         if writer.is_whole:
             cards[split] = read_card(out, split)

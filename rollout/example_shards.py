@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from envs.datasets.base import Env, FromFiles
+from envs.datasets.base import Env, FromFiles, TellsLost
 from envs.example import Example, ImageRef
 from envs.images import ShownFile
 from envs.shards.files import Card
@@ -63,7 +63,8 @@ class SplitWriter:
     def finish(self) -> Card:
         """Write what is left and, last, the card; every example must have been added."""
         env = self._env
-        return self._shards.finish(About(env.fingerprint, env.notes, env.phrase_words()))
+        num_lost = env.num_lost if isinstance(env, TellsLost) else 0
+        return self._shards.finish(About(env.fingerprint, env.notes, env.phrase_words(), num_lost))
 
 
 def _has_files(env: Env) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from commands import here
 from in_process import LocalPool
 
-from rl import benchmark
+from rl.run import workers
 from rollout.worker import RolloutWorker, WorkerSettings
 
 
@@ -22,8 +22,8 @@ class Workers(LocalPool):
 def run_benchmark(*arguments: object) -> str:
     """What `polytrace benchmark` says, with its worker in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "WorkerPool", Workers)
-        patch.setattr(benchmark, "cluster", SimpleNamespace(start=lambda *_: None, stop=lambda: None))
+        patch.setattr(workers, "WorkerPool", Workers)
+        patch.setattr(workers, "cluster", SimpleNamespace(start=lambda *_: None, stop=lambda: None))
         done = here("benchmark", *arguments)
     assert done.status == 0, done.stdout + done.stderr
     return done.stdout

@@ -88,9 +88,7 @@ def predict(
     source = find_source(checkpoint, config, refiner, raw, side)
     picture = read_image(image)
     files = ShownFiles(candidates, tuple(mask or ()), tuple(point or ()), tuple(box or ()))
-    prediction = Predictor(source).predict(
-        picture, phrase, min_iou, files.read(image.name, picture.height, picture.width)
-    )
+    prediction = Predictor(source).predict(picture, phrase, min_iou, files.read(image, picture.height, picture.width))
     written = write_prediction(prediction, outputs, picture if over else None)
     console.print(table_of(prediction))
     for path in written:

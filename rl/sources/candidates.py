@@ -7,7 +7,6 @@ a policy was shown it.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +21,10 @@ from envs.geometry.rle import mask_from_rle, rle_from_rings
 from envs.plugin import Plugin
 from envs.polygons import Answer, flatten_rings
 from rl.config.plugins import env_plugin
-from rl.config.run import RunConfig, num_gpus
+from rl.config.run import RunConfig
 from rl.pages.progress import StepProgress, bar
-from rl.run.parts import run_parts, worker_settings
-from rl.run.preflight import object_store_bytes, preflight
+from rl.run.parts import run_parts
+from rl.run.workers import answering
 from rl.sources.pictures import (
     EnvImages,
     EnvSplits,
@@ -37,10 +36,8 @@ from rl.sources.pictures import (
     refuse_one_file_twice,
 )
 from rl.sources.pool_file import ImagePool, PoolFile
-from rollout import cluster
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.schema import ANSWER_COLUMNS, answer_from_row, truth_from_row
-from rollout.pool.pool import WorkerPool
 from rollout.records import Group
 from rollout.worker import Unit
 
@@ -92,7 +89,8 @@ def _segmented(picture: Picture, segments: Segments, rule: PoolRule) -> ImagePoo
     masks, scores = segments.of(picture.image)
     kept = kept_masks(masks, scores, rule)
     masks = masks[kept.places]
-    return ImagePool.of(picture.name, picture.file_bytes, masks, kept, picture.oracle(masks))
+    made = ImagePool.of(picture.name, picture.file_bytes, masks, kept, picture.oracle(masks))
+    return replace(made, upright=picture.upright)
 
 
 class Drawn:
@@ -101,7 +99,7 @@ class Drawn:
     def __init__(self, place: ImagePlace) -> None:
         """Raises as `read_image` where the image's file cannot be read."""
         self.place = place
-        self.size = place.own_size()
+        self.size, self._upright = place.own_size(), place.upright
         self._drawn = Counter[str]()
         self._unreadable = 0
 
@@ -123,7 +121,7 @@ class Drawn:
         masks = masks[kept.places]
         best = best_ious(masks, self.place.view, unions)
         made = ImagePool.of(self.place.name, self.place.file_bytes, masks, kept, best)
-        return replace(made, unreadable=self._unreadable)
+        return replace(made, unreadable=self._unreadable, upright=self._upright)
 
 
 def gather(run: Path, file: PoolFile, rule: PoolRule, console: Console) -> None:
@@ -196,7 +194,10 @@ def draw(asked: Drawing, file: PoolFile, console: Console) -> None:
         if not mine:
             continue
         config, called = _asking(asked.config, asked.splits, split)
-        with _workers(config, console) as pool, StepProgress(console, "candidates", len(keys)) as progress:
+        with (
+            answering(config, run_parts(config), console) as pool,
+            StepProgress(console, "candidates", len(keys)) as progress,
+        ):
             for some in _by_questions(mine, images):
                 groups = pool.answer(_units(config, called, asked.answering, images, some))
                 _add_pools(groups, some, images, asked.rule, file)
@@ -210,20 +211,6 @@ def _asking(config: RunConfig, splits: EnvSplits, split: str) -> tuple[RunConfig
         return replace(config, env=entry), split
     names = dict.fromkeys(("train", "validation", "test"), dict(entry.get("names", {})).get(split, split))
     return replace(config, env=entry | {"names": names}), "test"
-
-
-@contextmanager
-def _workers(config: RunConfig, console: Console) -> Iterator[WorkerPool]:
-    """Workers that hold the policy of a config, which are ended behind."""
-    parts = run_parts(config)
-    preflight(config, parts, learns=False)
-    with console.status("starting workers"):
-        cluster.start(config.ray.address, config.pool.workers, num_gpus(config), object_store_bytes(config, parts))
-        pool = WorkerPool(config.pool, worker_settings(config, parts))
-    pool.set_weights(pool.checkpoint_weights(Path(parts.policy.settings["checkpoint"])), version=0)
-    yield pool
-    pool.close()
-    cluster.stop()
 
 
 def _by_questions(keys: Sequence[str], images: EnvImages) -> Iterator[list[str]]:

@@ -48,6 +48,8 @@ class Picture:
     """How its questions show it."""
     examples: tuple[Example, ...]
     """The questions, their masks in pixels of the view."""
+    upright: bool | None = None
+    """Whether its pixels are turned upright by EXIF; None where nothing is turned."""
 
     def oracle(self, masks: NDArray[np.bool_]) -> list[float]:
         """IoU of the best choice from masks [N, H, W] for each question that shows something true, as it is shown."""
@@ -129,10 +131,11 @@ def folder_pictures(folder: Path, files: Sequence[Path], done: Container[str]) -
             continue
         try:
             pixels = np.array(read_image(path), np.uint8)
+            upright = ShownFile(path, True, View()).turned
         except (ValueError, OSError) as error:
             yield ImagePool.unusable(name, f"{error}")
             continue
-        yield Picture(name, pixels, path.stat().st_size, View(), ())
+        yield Picture(name, pixels, path.stat().st_size, View(), (), upright)
 
 
 def source_pictures(
@@ -161,7 +164,8 @@ def source_pictures(
             if shown is None:
                 yield ImagePool.unusable(name, first_reasons(told.left_out))
                 continue
-            yield Picture(name, shown.image, photo.photo.path.stat().st_size, View(), shown.examples)
+            size = photo.photo.path.stat().st_size
+            yield Picture(name, shown.image, size, View(), shown.examples, shown.file.turned)
 
 
 def name_of(path: Path, folder: Path) -> str:
@@ -185,6 +189,11 @@ class ImagePlace:
     def file_bytes(self) -> int | None:
         """Length of the file; None without one."""
         return None if self.file is None else self.file.path.stat().st_size
+
+    @property
+    def upright(self) -> bool | None:
+        """Whether its pixels are turned upright by EXIF; None where nothing is turned. Raises as `read_image`."""
+        return None if self.file is None else self.file.turned
 
     @property
     def view(self) -> View:
@@ -255,11 +264,12 @@ class EnvImages:
             if place.name in done:
                 continue
             try:
-                pixels, file_bytes = place.own_pixels(env), place.file_bytes
+                pixels, file_bytes, upright = place.own_pixels(env), place.file_bytes, place.upright
             except (ValueError, OSError) as error:
                 yield ImagePool.unusable(place.name, f"{error}")
                 continue
-            yield Picture(place.name, pixels, file_bytes, place.view, tuple(env[index] for index in indices))
+            asked = tuple(env[index] for index in indices)
+            yield Picture(place.name, pixels, file_bytes, place.view, asked, upright)
 
 
 def config_env(run: Path) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class ImagePool:
     """IoU of the best choice for each question about the image that shows something true."""
     bad: str | None = None
     """Why the image could not be used; None where it could."""
+    upright: bool | None = None
+    """Whether masks lie on the photo turned upright by EXIF; None where nothing is turned."""
 
     @classmethod
     def of(
@@ -174,7 +176,8 @@ class PoolFile:
         for place, one in enumerate(self._used()):
             image = {"id": place + 1, "file_name": one.file_name, "height": one.height, "width": one.width}
             beside = {} if one.file_bytes is None else {"file_bytes": one.file_bytes}
-            file.write(f"{',' if place else ''}\n{json.dumps(image | beside)}")
+            turned = {} if one.upright is None else {"upright": one.upright}
+            file.write(f"{',' if place else ''}\n{json.dumps(image | beside | turned)}")
         file.write('],\n"annotations": [')
         number = 0
         for place, one in enumerate(self._used()):

@@ -16,10 +16,10 @@ from envs.shown import Shown, ShownFiles, box_of, point_of
 
 MASKS = np.zeros((3, 6, 8), np.bool_)
 MASKS[0, 1:3, 1:4], MASKS[1, 0:2, 5:8], MASKS[2, 4:6, 2:7] = True, True, True
-NAME = "scene.jpg"
+NAME = Path("photos/scene.jpg")
 
 
-def coco(path: Path, masks: np.ndarray = MASKS, name: str = NAME) -> Path:
+def coco(path: Path, masks: np.ndarray = MASKS, name: str = NAME.name) -> Path:
     """A file of two images; the other one has a mask too."""
     segments = [{"size": [6, 8], "counts": rle_from_mask(mask)} for mask in masks]
     annotations = [{"id": k, "image_id": 7, "segmentation": one} for k, one in enumerate(segments)]
@@ -71,10 +71,13 @@ def test_what_is_no_mask_of_the_image_is_told_in_a_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"has masks of 6 x 8 pixels .*, and the image has 8 x 6; give masks in"):
             masks_from_file(files[name], NAME, 8, 6)
     for name in ("sam.json", "coco.json"):
-        with pytest.raises(ValueError, match=r"mask 0 has a size of \[6, 8\], and the image \[8, 6\]"):
+        with pytest.raises(
+            ValueError,
+            match=r"mask 0 has a size of \[6, 8\], and the image, turned .* shows it, \[8, 6\]; give its own",
+        ):
             masks_from_file(files[name], NAME, 8, 6)
-    with pytest.raises(ValueError, match=r"has 2 images, and none is called third\.jpg; give the file of this image"):
-        masks_from_file(files["coco.json"], "third.jpg", 6, 8)
+    with pytest.raises(ValueError, match=r"has 2 images, and none is third\.jpg; give the file of this image"):
+        masks_from_file(files["coco.json"], Path("third.jpg"), 6, 8)
     with pytest.raises(ValueError, match=r"masks\.tiff does not end in \.png, \.json, \.npz, \.npy"):
         masks_from_file(tmp_path / "masks.tiff", NAME, 6, 8)
     with pytest.raises(FileNotFoundError, match=r"gone\.png: no such file"):
@@ -99,6 +102,33 @@ def test_what_is_no_mask_of_the_image_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(files["labels.png"].read_bytes()[:40])
     with pytest.raises(ValueError, match=r"torn\.png is cut off, damaged or no image"):
         masks_from_file(tmp_path / "torn.png", NAME, 6, 8)
+
+
+def test_images_of_one_name_in_two_folders_are_told_apart_and_another_file_of_the_name_is_refused(
+    tmp_path: Path,
+) -> None:
+    counts = [{"size": [6, 8], "counts": rle_from_mask(mask)} for mask in MASKS[:2]]
+    annotations = [{"id": k, "image_id": k, "segmentation": one} for k, one in enumerate(counts)]
+    images = [{"id": 0, "file_name": "train/a.jpg"}, {"id": 1, "file_name": "val/a.jpg", "file_bytes": 5}]
+    pools = tmp_path / "pools.json"
+    pools.write_text(json.dumps({"images": images, "annotations": annotations}))
+    for k, folder in enumerate(("train", "val")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpg").write_bytes(b"12345")
+        assert np.array_equal(ShownFiles(pools).read(tmp_path / folder / "a.jpg", 6, 8).candidates, MASKS[k][None])
+    with pytest.raises(ValueError, match=r"has 2 images, and none is test/a\.jpg"):
+        masks_from_file(pools, Path("test/a.jpg"), 6, 8)
+    (tmp_path / "val/a.jpg").write_bytes(b"123456")
+    with pytest.raises(
+        ValueError, match=r"the masks of val/a\.jpg were made for a file of 5 bytes, and .* has 6; it is"
+    ):
+        masks_from_file(pools, tmp_path / "val/a.jpg", 6, 8)
+    images[1]["file_name"] = "x/a.jpg"
+    pools.write_text(json.dumps({"images": [*images, {"id": 2, "file_name": "y/x/a.jpg"}], "annotations": annotations}))
+    assert masks_from_file(pools, Path("z/x/a.jpg"), 6, 8).shape == (1, 6, 8)
+    pools.write_text(json.dumps({"images": [{"id": k, "file_name": f"{k}/a.jpg"} for k in (0, 1)], "annotations": []}))
+    with pytest.raises(ValueError, match=r"has 2 images, and none is .*a\.jpg"):
+        masks_from_file(pools, Path("a.jpg"), 6, 8)
 
 
 def test_scores_in_place_of_masks_are_refused(tmp_path: Path) -> None:

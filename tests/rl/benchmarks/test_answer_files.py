@@ -93,8 +93,8 @@ class CountingPool(LocalPool):
 def test_a_benchmark_goes_on_and_asks_no_example_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("rl.benchmark", "rl.benchmarks.answers"):
         monkeypatch.setattr(f"{module}.CHUNK", 2)
-    monkeypatch.setattr("rl.benchmark.WorkerPool", CountingPool)
-    monkeypatch.setattr("rl.benchmark.cluster", SimpleNamespace(start=lambda *_: None, stop=lambda: None))
+    monkeypatch.setattr("rl.run.workers.WorkerPool", CountingPool)
+    monkeypatch.setattr("rl.run.workers.cluster", SimpleNamespace(start=lambda *_: None, stop=lambda: None))
     monkeypatch.setattr(CountingPool, "asked_about", [])
     shards = prepared(tmp_path, "--image-side", "64", "--square")
     sets = benchmark_sets([f"mine={shards}:train"], None, tmp_path / "out", QUIET)

@@ -14,7 +14,7 @@ from made_coco import annotation, small_set
 from made_run import group_of, make_run, scored
 from made_sam import tiny_sam
 from omegaconf import OmegaConf
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Console
 
 from envs.datasets.coco import Env as CocoEnv
@@ -22,9 +22,12 @@ from envs.datasets.shards import Env
 from envs.geometry.contours import mask_from_rings, rings_from_mask
 from envs.geometry.pools import PoolRule, oracle, pairwise_iou
 from envs.geometry.rle import mask_from_rle
+from envs.images import read_image
 from envs.mask_files import masks_from_file
+from envs.shown import ShownFiles
 from policies.labellers.automatic_masks import AutomaticMasks
 from rl.benchmarks.models import benchmark_model
+from rl.run import workers
 from rl.run.parts import run_parts
 from rl.sources import candidates
 from rl.sources.candidates import Answering, Drawing, draw
@@ -79,9 +82,9 @@ def test_a_folder_of_images_has_pools_without_copies_and_bad_images_are_named(sa
         assert (pairwise_iou(masks) - np.eye(len(masks)) < 0.9).all() and masks.any(axis=(1, 2)).all()
     assert told["copies"] > 0
     # What `predict --candidates` reads is the pool of that image.
-    assert np.array_equal(masks_from_file(out, "1.png", 41, 60), found["1.png"])
+    assert np.array_equal(masks_from_file(out, folder / "1.png", 41, 60), found["1.png"])
     with pytest.raises(ValueError, match=r"has a size of .*, and the image"):
-        masks_from_file(out, "1.png", 40, 60)
+        masks_from_file(out, folder / "1.png", 40, 60)
     # The limit keeps the surest, and says how many it left out.
     few = json.loads(by_sam(folder, sam, tmp_path / "few.json", "--json", "--most", 2).stdout)
     assert few["masks"] == 6 and few["over_limit"] == told["masks"] - 6
@@ -210,11 +213,98 @@ def test_photos_without_a_pool_or_with_another_s_are_left_out_and_told(sam: Path
     done = prepared("other_size", other_size)
     assert done.status == 0 and "questions about photos of another size than their candidates (1)" in done.stdout
 
+    def ambiguous(held: dict[str, Any]) -> None:
+        held["images"][1]["file_name"] = "2.png"
+        held["images"].append(held["images"][1] | {"id": 99, "file_name": "./2.png"})
+
+    done = prepared("ambiguous", ambiguous)
+    assert done.status == 0 and "photos whose name several images of the pools have" in done.stdout, done.stdout
+    assert "has 2.png and ./2.png" in " ".join(done.stdout.split())
+
     def none(held: dict[str, Any]) -> None:
         held["images"] = []
 
     done = prepared("none", none)
     assert done.status == 2 and "has no example that can be used" in done.stderr and "pools do not have" in done.stderr
+
+
+def turned(path: Path, height: int, width: int) -> Path:
+    """A photo stored with height x width pixels, which its EXIF turns by a quarter."""
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+def test_candidates_of_a_photo_that_exif_turns_lie_on_it_as_it_is_turned_or_are_refused_in_a_line(
+    sam: Path, tmp_path: Path
+) -> None:
+    folder, viewed, stored = tmp_path / "photos", tmp_path / "viewed.json", tmp_path / "stored.json"
+    flat, square = turned(folder / "flat.png", 40, 60), turned(folder / "square.png", 48, 48)
+    assert by_sam(folder, sam, viewed).status == 0
+    found = masks_of(viewed)
+    assert found["flat.png"].shape[1:] == (60, 40)
+    for photo in (flat, square):
+        picture = read_image(photo)
+        candidates = ShownFiles(viewed).read(photo, picture.height, picture.width).candidates
+        assert np.array_equal(candidates, found[photo.name]) and len(candidates)
+    # Outlines of a data set, and so its pools, may lie on photos as they are stored.
+    sizes = {"flat.png": (40, 60), "square.png": (48, 48)}
+    images = [
+        {"id": k, "file_name": name, "height": h, "width": w} for k, (name, (h, w)) in enumerate(sizes.items(), 1)
+    ]
+    outlines = [annotation(k, k, [[2, 2, 30, 2, 30, 30, 2, 30]]) for k in (1, 2)]
+    held = {"images": images, "annotations": outlines, "categories": [{"id": 1, "name": "cup"}]}
+    source = tmp_path / "instances.json"
+    source.write_text(json.dumps(held))
+    beside = ("--images", folder)
+    done = by_sam(source, sam, stored, *beside)
+    assert done.status == 0, done.stderr
+    assert {name: masks.shape[1:] for name, masks in masks_of(stored).items()} == {
+        f"photos/{name}": size for name, size in sizes.items()
+    }
+    for photo in (flat, square):
+        with pytest.raises(
+            ValueError, match=r"\.png lie on the photo as it is stored, and here it is turned upright as"
+        ):
+            ShownFiles(stored).read(photo, *read_image(photo).size[::-1])
+
+    def prepared(pools: Path, out: str) -> Told:
+        given = (source, *beside, "--pools", pools, "--out", tmp_path / out, "--processes", 1)
+        return here("data", "prepare", *given)
+
+    done = prepared(stored, "right")
+    assert done.status == 0, done.stderr
+    env = Env("train", str(tmp_path / "right"))
+    of_photo = {Path(env[k].image.key).name: env[k].candidates for k in range(2)}
+    for name, masks in masks_of(stored).items():
+        assert np.array_equal(of_photo[Path(name).name], masks)
+    done = prepared(viewed, "wrong")
+    assert done.status == 2 and "photos of another size than their candidates (1)" in done.stderr
+    assert "EXIF turns, and their candidates not alike (1)" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_photo_that_cannot_be_opened_is_left_out_of_an_env_with_pools_and_told(sam: Path, tmp_path: Path) -> None:
+    source, shards, pools = coco(tmp_path), tmp_path / "shards", tmp_path / "pools.json"
+    assert here("data", "prepare", source, "--out", shards, "--processes", 1).status == 0
+    assert by_sam(shards, sam, pools).status == 0
+
+    def pooled(out: str) -> Told:
+        env = f"env={{name: shards, folder: {shards}}}"
+        return here("data", "prepare", "tiny", env, "--pools", pools, "--out", tmp_path / out, "--split", "train")
+
+    (source / "images/2.png").write_bytes(b"no photo")
+    done = pooled("one")
+    assert done.status == 0, done.stderr
+    kept = Env("train", str(tmp_path / "one"))
+    assert len(Env("train", str(shards))) == 3 and len(kept) == 2 and kept.num_lost == 1
+    assert all(kept[k].candidates is not None for k in range(2))
+    assert "train: left out 1 photos that cannot be opened" in done.stdout and "2.png is cut off" in done.stdout
+    (source / "images/1.png").write_bytes(b"no photo")
+    done = pooled("none")
+    assert done.status == 2 and done.stderr.count("\n") == 1 and "photos that cannot be opened" in done.stderr
 
 
 def test_the_answers_of_an_archive_are_pools_of_what_most_agree_on(tmp_path: Path) -> None:
@@ -276,13 +366,13 @@ def test_a_policy_is_asked_each_question_and_all_its_objects_are_in_the_pool(
     config = replace(model.config, policy=model.config.policy | {"checkpoint": model.checkpoint})
     local: list[LocalPool] = []
 
-    def workers(*_: Any) -> LocalPool:
+    def one_here(*_: Any) -> LocalPool:
         asked, _ = candidates._asking(config, splits, "validation")
         local.append(LocalPool(asked, run_parts(asked)))
         return local[0]
 
-    monkeypatch.setattr(candidates, "WorkerPool", workers)
-    monkeypatch.setattr(candidates, "cluster", SimpleNamespace(start=lambda *_: None, stop=lambda: None))
+    monkeypatch.setattr(workers, "WorkerPool", one_here)
+    monkeypatch.setattr(workers, "cluster", SimpleNamespace(start=lambda *_: None, stop=lambda: None))
     file = PoolFile(tmp_path / "pools.json", {"a": 1})
     draw(Drawing(config, splits, Answering(3, 1.0), rule, limit=4), file, Console(quiet=True))
     report, pools = file.finish(), masks_of(tmp_path / "pools.json")
