@@ -1,6 +1,6 @@
 """Settings of labelling: where the images are, the stages in their order, and what becomes of the labels."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,9 @@ class StageSettings:
     """Of stages that ask a policy: a run (its best policy), a Hugging Face folder, or the name of an embedded one."""
     config: str | None = None
     """YAML by which a policy that is no run is asked (codec, view, longest answer); null: the demo's."""
+
+
+_BESIDE = tuple(part.name for part in fields(StageSettings))
 
 
 @dataclass
@@ -85,7 +88,7 @@ def stage_entry(entry: dict[str, Any], place: int) -> StageEntry:
     """The stage at a place; raises ValueError or FileNotFoundError for a wrong one."""
     where = f"stages[{place}]"
     plugin = plugin_from_settings(_STAGES, "Labeller", entry, where, ["policy"], StageSettings)
-    beside = {key: entry[key] for key in entry if key in vars(StageSettings())}
+    beside = {key: entry[key] for key in entry if key in _BESIDE}
     settings, asks = StageSettings(**beside), plugin.takes("policy")
     if asks and settings.checkpoint is None:
         raise ValueError(f"{where} is {plugin.name}, which asks a policy; set {where}.checkpoint.")

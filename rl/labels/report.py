@@ -4,7 +4,7 @@ are verified, where the truth is known."""
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -180,7 +180,7 @@ class LabelReport:
             "kept_share": self.kept_share,
             "funnel": [{"stage": one.stage, "refused": one.refused, "left": one.left} for one in self.funnel()],
             "mean_iou": {"before": before, "after": after} if self.is_judged else None,
-            "curve": {name: [vars(one) for one in self.curve(name)] for name in self.verifiers}
+            "curve": {name: [asdict(one) for one in self.curve(name)] for name in self.verifiers}
             if self.is_judged
             else None,
             "by_size": [

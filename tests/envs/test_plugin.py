@@ -133,6 +133,8 @@ def test_only_a_near_name_is_proposed():
         ("envs.codecs", "Codec"),
         ("rl.algorithms", "Algorithm"),
         ("rollout.engines", "Engine"),
+        ("rollout.label.images", "Images"),
+        ("rollout.label.stages", "Labeller"),
     ],
 )
 def test_every_plugin_file_of_the_repository_defines_a_dataclass_with_a_docstring(package, class_name):
