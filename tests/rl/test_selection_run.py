@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from in_process import LocalPool, apart, run_here, settings
+from mask_policies import CHOOSING, POOLS
 from ranks import free_port
 from rich.console import Console
 
@@ -26,12 +27,9 @@ from rl.sft import run_sft
 from rollout.archive.archive import RolloutArchive
 from rollout.archive.schema import answer_from_row
 
-POOLS = ["env.image_size=32", "env.candidates=8", "env.several_share=0.3", "env.max_scale=0.45"]
-
 
 def overrides(folder: Path, *more: str) -> list[str]:
-    chooses = ["codec={name: mask_group}", "policy.name=mask_selection", "pool.engine={name: direct}"]
-    return [*POOLS, *chooses, f"policy.checkpoint={folder}", *more]
+    return [*CHOOSING, f"policy.checkpoint={folder}", *more]
 
 
 def numbers_of_steps(run: Path) -> list[dict[str, float]]:

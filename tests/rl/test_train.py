@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import SMALL, numbers, polytrace, shards, train
+from mask_policies import run_settings
 
 from rl.config.load import load_settings
 from rl.config.run import RunConfig
@@ -90,20 +91,29 @@ def test_a_run_may_go_on_with_another_number_of_ranks_but_not_at_another_zero_st
         RunFolder(tmp_path).begin(other, NO_DATA, resume=True)
 
 
+LONG_CHOOSES, LONG_DRAWS = (pytest.param(name, marks=pytest.mark.long) for name in ("chooses", "draws"))
+
+
+@pytest.fixture(scope="module", params=["writes", LONG_CHOOSES, LONG_DRAWS])
+def policy(request: pytest.FixtureRequest, tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of a policy that writes outlines, chooses among masks, or draws them in boxes."""
+    return run_settings(request.param, tiny_untrained, tmp_path_factory.mktemp(request.param))
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(policy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    train(folder, "steps=4", "pool.workers=2")
+    train(folder, *policy, "steps=4", "pool.workers=2")
     return folder
 
 
 @pytest.mark.long
 def test_a_run_stopped_after_step_2_and_resumed_in_a_new_process_is_the_uninterrupted_run(
-    uninterrupted: Path, tmp_path: Path
+    uninterrupted: Path, policy: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    train(folder, "steps=2", "pool.workers=1")
-    train(folder, "steps=4", "pool.workers=1", "--resume")
+    train(folder, *policy, "steps=2", "pool.workers=1")
+    train(folder, *policy, "steps=4", "pool.workers=1", "--resume")
     assert shards(folder) == shards(uninterrupted)
     resumed, expected = numbers(folder), numbers(uninterrupted)
     assert [row for row in resumed if row["step"] >= 2] == [row for row in expected if row["step"] >= 2]
@@ -142,11 +152,11 @@ def test_a_run_whose_losses_are_not_finite_stops_after_three_steps_and_their_bat
 
 @pytest.mark.slow
 def test_a_run_killed_after_its_last_checkpoint_sets_aside_what_came_later_and_goes_on(
-    uninterrupted: Path, tmp_path: Path
+    uninterrupted: Path, policy: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     # One worker where the uninterrupted run has two: their number changes nothing.
-    command = polytrace("train", "tiny", f"run={folder}", *SMALL, "steps=1000", "pool.workers=1")
+    command = polytrace("train", "tiny", f"run={folder}", *SMALL, *policy, "steps=1000", "pool.workers=1")
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 300
     while not (folder / "archive/rollouts/step-00000003.parquet").exists():
@@ -154,19 +164,36 @@ def test_a_run_killed_after_its_last_checkpoint_sets_aside_what_came_later_and_g
         time.sleep(0.05)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    train(folder, "steps=4", "pool.workers=1", "--resume")
+    train(folder, *policy, "steps=4", "pool.workers=1", "--resume")
     assert shards(folder) == shards(uninterrupted)
     resumed, expected = numbers(folder), numbers(uninterrupted)
     assert [row for row in resumed if row["step"] >= 2] == [row for row in expected if row["step"] >= 2]
     assert any("learner/loss" in row and row["learner/grad_norm"] > 0 for row in resumed if row["step"] == 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chooses", "draws"])
+def test_a_run_of_masks_that_samples_ahead_is_the_same_with_any_number_of_workers(
+    name: str, tiny_untrained: Path, tmp_path: Path
+) -> None:
+    policy = run_settings(name, tiny_untrained, tmp_path / "policy")
+    ahead = ["pool.staleness=1", "save_every=3", "steps=3", "learner.lr=1.0e-3", "learner.warmup_steps=1"]
+    one, two = tmp_path / "one/run", tmp_path / "two/run"
+    for workers, folder in enumerate((one, two), 1):
+        train(folder, *policy, *ahead, f"pool.workers={workers}")
+    assert shards(one) == shards(two) and len(shards(one)) == 6 and numbers(one) == numbers(two)
+    learned = [row for row in numbers(one) if "learner/loss" in row]
+    assert [row["rollout/staleness"] for row in learned] == [0, 1, 1]
+    assert learned[0]["learner/sampler_logprob_difference"] < 1e-4 < learned[2]["learner/sampler_logprob_difference"]
+    assert all(row["learner/grad_norm"] > 0 for row in learned)
+
+
 @pytest.mark.long
 def test_a_run_that_samples_ahead_is_the_same_with_any_number_of_workers_and_when_stopped_and_resumed(
-    tmp_path: Path,
+    policy: list[str], tmp_path: Path
 ) -> None:
     through, stopped = tmp_path / "through/run", tmp_path / "stopped/run"
-    ahead = ["pool.staleness=1", "save_every=3", "sampling.temperature_schedule=[[1, 1.0], [5, 0.6]]"]
+    ahead = [*policy, "pool.staleness=1", "save_every=3", "sampling.temperature_schedule=[[1, 1.0], [5, 0.6]]"]
     train(through, *ahead, "steps=6", "pool.workers=3")
     train(stopped, *ahead, "steps=3", "pool.workers=1")
     train(stopped, *ahead, "steps=6", "pool.workers=2", "--resume")

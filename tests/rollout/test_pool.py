@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from mask_policies import run_settings
 
 from policies.weights import Bucket
 from rl.config.load import load_settings
@@ -117,6 +118,19 @@ def judged(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     pool.close()
 
 
+@pytest.fixture(scope="module", params=["writes", "chooses", "draws"])
+def any_pool(
+    request: pytest.FixtureRequest, tiny_untrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WorkerPool]:
+    """A pool whose policy writes outlines, chooses among masks, or draws them in boxes."""
+    if request.param == "writes":
+        yield request.getfixturevalue("pool")
+        return
+    pool = started(*run_settings(request.param, tiny_untrained, tmp_path_factory.mktemp(request.param)))
+    yield pool
+    pool.close()
+
+
 def units(num: int, first: int = 0, step: int = 5) -> list[Unit]:
     return [
         Unit("train", step, (2 * k, 2 * k + 1), (2 * k, 2 * k + 1), group_size=8, sampling=Sampling(1.0, 48))
@@ -198,8 +212,9 @@ def test_what_is_asked_ahead_is_answered_with_the_weights_of_its_time_whatever_i
 
 
 def test_a_worker_killed_in_mid_step_costs_no_answer_and_serves_again_only_with_current_weights(
-    pool: WorkerPool, caplog: pytest.LogCaptureFixture
+    any_pool: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    pool = any_pool
     expected = answers(pool.answer(units(24)))
     before = pool.process_ids()
     assert {os.getpriority(os.PRIO_PROCESS, process) for process in before} == {os.nice(0)}

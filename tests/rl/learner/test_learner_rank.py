@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mask_policies import chooser
 from ranks import (
     ALGORITHM,
     CHOOSES,
@@ -131,13 +132,7 @@ def checkpoint(kind: Kind, tiny_untrained: Path, tmp_path_factory: pytest.TempPa
     """Of a policy that chooses one with a classifier that is not 0, below which nothing would have a gradient."""
     if kind is not CHOOSES:
         return tiny_untrained
-    policy, made = kind.plugin(tiny_untrained).build(), tmp_path_factory.mktemp("chooser")
-    with torch.no_grad():
-        policy.model.selection.classifier.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(5))
-    policy.save(made)
-    policy.processor.save(made)
-    policy.processor.save_config(made, "float32", tied=True)
-    return made
+    return chooser(tiny_untrained, tmp_path_factory.mktemp("chooser"), kind)
 
 
 @pytest.fixture(scope="module")
