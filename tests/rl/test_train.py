@@ -177,7 +177,7 @@ def test_a_run_of_masks_that_samples_ahead_is_the_same_with_any_number_of_worker
     name: str, tiny_untrained: Path, tmp_path: Path
 ) -> None:
     policy = run_settings(name, tiny_untrained, tmp_path / "policy")
-    ahead = ["pool.staleness=1", "save_every=3", "steps=3", "learner.lr=1.0e-3", "learner.warmup_steps=1"]
+    ahead = ["pool.staleness=1", "save_every=3", "steps=3", "learner.lr=2.0e-4", "learner.warmup_steps=1"]
     one, two = tmp_path / "one/run", tmp_path / "two/run"
     for workers, folder in enumerate((one, two), 1):
         train(folder, *policy, *ahead, f"pool.workers={workers}")
