@@ -26,8 +26,9 @@ from rollout.archive.shards import polytrace_version
 from rollout.label.asking import AskedPolicy
 from rollout.label.images.base import Images
 from rollout.label.objects import AT_THE_END
-from rollout.label.pipeline import Labelled, Pipeline, Stage, StagePlace, labelled, labelled_here
+from rollout.label.pipeline import LabelledBlock, Pipeline, Stage, StagePlace, labelled, labelled_here
 from rollout.label.stages.base import ChecksEarly, TellsWeights
+from rollout.label.timings import Timings
 from rollout.label.writer import LabelWriter, Progress, Written
 
 _OBJECT_STORE = 2**30
@@ -83,13 +84,13 @@ def _run(config: LabelConfig, plan: _Plan, writer: LabelWriter, console: Console
 
 
 def _write(
-    blocks: Iterator[list[Labelled]], config: LabelConfig, last: int, writer: LabelWriter, console: Console
+    blocks: Iterator[LabelledBlock], config: LabelConfig, last: int, writer: LabelWriter, console: Console
 ) -> None:
     with StepProgress(console, "images", last, writer.progress.images) as progress:
         for block in blocks:
             writer.add(block)
             _refuse_empty(writer.progress, config.empty_images)
-            progress.update(writer.progress.images, _told(writer.progress))
+            progress.update(writer.progress.images, _told(writer.progress, writer.timings))
 
 
 def _places(pipeline: Pipeline) -> int:
@@ -97,9 +98,12 @@ def _places(pipeline: Pipeline) -> int:
     return int(pipeline.places) + max(1, torch.get_num_threads())
 
 
-def _told(progress: Progress) -> str:
+def _told(progress: Progress, timings: Timings) -> str:
     refused = ", ".join(f"{stage} {count:,}" for stage, count in progress.refused.items())
-    return f"found {progress.found:,}, kept {progress.kept:,}" + (f" (refused: {refused})" if refused else "")
+    told = f"found {progress.found:,}, kept {progress.kept:,}" + (f" (refused: {refused})" if refused else "")
+    if slowest := timings.slowest():
+        told += f", slowest {slowest[0]}: {slowest[1]:.3g} images a second and worker"
+    return told
 
 
 def _refuse_empty(progress: Progress, most: int) -> None:

@@ -22,8 +22,9 @@ from envs.shards.rows import png_of
 from rollout.label.images.base import Images
 from rollout.label.judged import judged
 from rollout.label.looks import look_of
-from rollout.label.record import LabelImage, Shown, from_block, records_of, to_block
+from rollout.label.record import DECODED, LabelImage, Shown, from_block, records_of, to_block
 from rollout.label.stages.base import Labeller
+from rollout.label.timings import Spent, spent_of, timed
 
 
 @dataclass
@@ -62,6 +63,11 @@ class Pipeline:
     """Whether images are hashed for near-duplicates."""
 
     @property
+    def steps(self) -> list[str]:
+        """Names of all that happens to an image: it is opened, goes through the stages, and is made ready to write."""
+        return [DECODED, *(stage.name for stage in self.stages), "encode"]
+
+    @property
     def places(self) -> float:
         """Cores that its readers and the workers of its models are counted for."""
         return self.readers + sum(one.place.workers * one.place.cpus for one in self.stages if _has_model(one))
@@ -81,7 +87,16 @@ class Labelled:
     """Its pixels, where it has no file and has some."""
 
 
-def labelled(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Labelled]]:
+@dataclass(frozen=True)
+class LabelledBlock:
+    """The images of a block at the end, in their order."""
+
+    images: list[Labelled]
+    spent: dict[str, Spent]
+    """What each stage took for them; the opening of images is a stage before, their writing one behind."""
+
+
+def labelled(pipeline: Pipeline, first: int, last: int) -> Iterator[LabelledBlock]:
     """The images from number `first`, which begins a block, up to `last`, by blocks and in order; Ray must run.
 
     Raises ValueError, in a line, where a stage fails.
@@ -96,12 +111,12 @@ def labelled(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Labelle
     data = _mapped(data, _Ended, {})
     try:
         for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-            yield _ended(block)
+            yield _ended(pipeline, block)
     except RayError as error:
         raise ValueError(f"a stage failed: {_cause(error)}") from error
 
 
-def labelled_here(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Labelled]]:
+def labelled_here(pipeline: Pipeline, first: int, last: int) -> Iterator[LabelledBlock]:
     """The same images and blocks, one after the other in this process, without Ray."""
     read = _Read(pipeline, first, last)
     steps: list[Callable[[pa.Table], pa.Table]] = [*(_Labelled(stage.plugin) for stage in pipeline.stages), _Ended()]
@@ -109,12 +124,16 @@ def labelled_here(pipeline: Pipeline, first: int, last: int) -> Iterator[list[La
         block = read(pa.table({"id": [number]}))
         for step in steps:
             block = step(block)
-        yield _ended(block)
+        yield _ended(pipeline, block)
 
 
-def _ended(block: pa.Table) -> list[Labelled]:
+def _ended(pipeline: Pipeline, block: pa.Table) -> LabelledBlock:
     pngs = [cell.as_py() or None for cell in block.column("pixels")]
-    return [Labelled(image, png) for image, png in zip(records_of(block), pngs, strict=True)]
+    images = [Labelled(image, png) for image, png in zip(records_of(block), pngs, strict=True)]
+    spent: dict[str, Spent] = {}
+    for name, one in zip(pipeline.steps, spent_of(block), strict=True):
+        spent[name] = spent.get(name, Spent()) + one
+    return LabelledBlock(images, spent)
 
 
 def _be_quiet() -> None:
@@ -154,6 +173,9 @@ class _Read:
         self._images: Images = pipeline.images.build()
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
+        return timed(self._read, numbers)
+
+    def _read(self, numbers: pa.Table) -> pa.Table:
         size, shown = self._pipeline.block_images, list[Shown]()
         for number in numbers.column("id").to_pylist():
             begin = self._first + number * size
@@ -170,6 +192,9 @@ class _Labelled:
         self._stage: Labeller = plugin.build()
 
     def __call__(self, images: pa.Table) -> pa.Table:
+        return timed(self._labelled, images)
+
+    def _labelled(self, images: pa.Table) -> pa.Table:
         shown = from_block(images)
         labelled = self._stage.label(shown)
         return to_block([replace(one, image=image) for one, image in zip(shown, labelled, strict=True)])
@@ -179,6 +204,10 @@ class _Ended:
     """Images are judged by what is hidden of them, and their pixels become what the shards hold."""
 
     def __call__(self, images: pa.Table) -> pa.Table:
+        return timed(self._ended, images)
+
+    @staticmethod
+    def _ended(images: pa.Table) -> pa.Table:
         shown = from_block(images)
         block = to_block([replace(one, image=judged(one.image)) for one in shown], with_pixels=False)
         held = [png_of(one.pixels) if one.image.is_open and one.image.origin.file is None else b"" for one in shown]

@@ -3,6 +3,7 @@
 OUT/train/...                       shards of the split (envs/shards/files.py)
 OUT/objects/objects-00000.parquet   what was found in the images of a shard, kept or refused (rollout/label/objects.py)
 OUT/progress-00000.json             how far the labels are after a shard
+OUT/timings.jsonl                   what each stage took for the images of a shard (rollout/label/timings.py)
 
 Shards end at ends of blocks and by what is in them alone, so that they are the same however often the work was stopped.
 """
@@ -25,8 +26,9 @@ from envs.shards.rows import Scene, example_row
 from rollout.disk import replace_text, whole_file, writing
 from rollout.label.looks import Looks
 from rollout.label.objects import SCHEMA, object_rows, objects_path
-from rollout.label.pipeline import Labelled
+from rollout.label.pipeline import LabelledBlock
 from rollout.label.record import LabelImage, LabelObject
+from rollout.label.timings import Timings
 from rollout.photo_shards import next_fingerprint
 from rollout.shard_writer import About, ShardWriter
 
@@ -83,6 +85,9 @@ class LabelWriter:
         provenance = {**provenance, "images_sha256": fingerprint, **asdict(written)}
         self._shards = ShardWriter(out / written.split, provenance, None)
         self.progress = Progress()
+        self.timings = Timings()
+        """What the stages took since this job began or went on."""
+        self._shard_timings = Timings()
         self._rows: list[dict[str, Any]] = []
         self._words, self._since_shard = set[str](), 0
         self._looks = None if written.near_bits is None else Looks(written.near_bits)
@@ -109,9 +114,11 @@ class LabelWriter:
                     self._looks.add(key, look)
         self.progress = Progress(**held["progress"])
 
-    def add(self, block: list[Labelled]) -> None:
+    def add(self, block: LabelledBlock) -> None:
         """Write a block of images; a shard ends behind it where it is full."""
-        for one in block:
+        for timings in (self.timings, self._shard_timings):
+            timings.add(len(block.images), block.spent)
+        for one in block.images:
             image = self._without_duplicate(one.image)
             self._add_image(image, one.png)
         if self._shards.is_full or self._since_shard >= SHARD_IMAGES:
@@ -200,8 +207,9 @@ class LabelWriter:
             pq.write_table(pa.Table.from_pylist(self._rows, SCHEMA), partial, compression="zstd")
         beside = {"progress": asdict(self.progress), "words": sorted(self._words), "looks": self._seen}
         replace_text(self._progress_path(part), json.dumps(beside))
+        self._shard_timings.append(self.out, part)
         self._shards.write_shard()
-        self._rows, self._since_shard, self._seen = [], 0, []
+        self._rows, self._since_shard, self._seen, self._shard_timings = [], 0, [], Timings()
 
     def finish(self) -> Card:
         """Write what is left and, last, the card; every image must have been added."""
