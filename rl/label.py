@@ -149,7 +149,8 @@ def _stage(entry: StageEntry) -> Stage:
     if entry.asks_policy:
         plugin = plugin.with_settings(policy=asked_policy(entry.settings))
     settings = entry.settings
-    stage = Stage(plugin.name, plugin, StagePlace(settings.workers, settings.gpus, settings.cpus))
+    name = str(plugin.settings.get("called", plugin.name))
+    stage = Stage(name, plugin, StagePlace(settings.workers, settings.gpus, settings.cpus))
     built = plugin.build()
     if isinstance(built, ChecksEarly):
         built.check()

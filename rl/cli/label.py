@@ -62,7 +62,7 @@ def report(out: Labels, as_json: AsJson = False) -> None:
 
     Writes OUT/labels.html.
     """
-    from rl.labels.report import LabelReport, table_of
+    from rl.labels.report import LabelReport, table_of, times_of
 
     found = LabelReport(out)
     if as_json:
@@ -73,6 +73,8 @@ def report(out: Labels, as_json: AsJson = False) -> None:
     from rl.labels.page import write_label_page
 
     console.print(table_of(found))
+    if found.times():
+        console.print(times_of(found))
     if found.is_judged:
         before, after = found.before_and_after()
         console.print(f"mean IoU with the truth: {before:.3f} before verification, {after:.3f} of the labels")

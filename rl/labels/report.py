@@ -19,6 +19,7 @@ from envs.shards.files import CARD
 from rollout.label.judged import TRUE_IOU
 from rollout.label.objects import AT_THE_END, read_objects
 from rollout.label.record import DECODED
+from rollout.label.timings import Timings, read_timings
 
 VERIFIERS = ("found_again", "agreement")
 """Stages that verify labels."""
@@ -50,6 +51,26 @@ class CurvePoint:
     """Share of those that it saw."""
     mean_iou: float
     """Their mean IoU with the truth; NaN of none."""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What a stage took."""
+
+    stage: str
+    core: float
+    """Seconds of cores, of all its workers together."""
+    wall: float
+    """Seconds by the clock."""
+    share: float
+    """Share of the core seconds of all stages."""
+    images_a_core_second: float
+
+    @property
+    def rate(self) -> str:
+        """Images a core second, for a person."""
+        rate = self.images_a_core_second
+        return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"
 
 
 class LabelReport:
@@ -161,6 +182,20 @@ class LabelReport:
                 found.append((one, other, len(both), float(np.mean([a == b for a, b in both])) if both else np.nan))
         return found
 
+    @cached_property
+    def timings(self) -> Timings:
+        """What the stages took; of no images where that was not kept."""
+        return read_timings(self.out)
+
+    def times(self) -> list[StageTime]:
+        """Where the time went, stage by stage."""
+        stages = self.timings.stages
+        total = sum(one.core for one in stages.values())
+        return [
+            StageTime(name, one.core, one.wall, one.core / max(total, 1e-9), self.timings.images / max(one.core, 1e-9))
+            for name, one in stages.items()
+        ]
+
     def words(self) -> list[int]:
         """Words of the phrase of each label."""
         return [len((row["phrase"] or "").split()) for row in self.kept]
@@ -186,6 +221,7 @@ class LabelReport:
             "by_size": [
                 dict(zip(("share", "objects", "mean_iou", "kept"), one, strict=True)) for one in self.by_size()
             ],
+            "times": [asdict(one) for one in self.times()],
             "agreement": [
                 dict(zip(("one", "other", "objects", "share"), one, strict=True)) for one in self.agreement()
             ],
@@ -219,4 +255,15 @@ def table_of(report: LabelReport) -> Table:
     for step in report.funnel():
         why = ", ".join(f"{reason} ({count:,})" for reason, count in step.refused.items())
         table.add_row(escape(step.stage), f"{sum(step.refused.values()):,}", f"{step.left:,}", escape(why))
+    return table
+
+
+def times_of(report: LabelReport) -> Table:
+    """Where the time went, for a person."""
+    title = f"{report.timings.images:,} images"
+    table = Table("stage", "core seconds", "share", "images a core second", title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in report.times():
+        table.add_row(escape(one.stage), f"{one.core:,.1f}", f"{one.share:.1%}", one.rate)
     return table

@@ -10,6 +10,7 @@ Shards end at ends of blocks and by what is in them alone, so that they are the 
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from rollout.label.looks import Looks
 from rollout.label.objects import SCHEMA, object_rows, objects_path
 from rollout.label.pipeline import LabelledBlock
 from rollout.label.record import LabelImage, LabelObject
-from rollout.label.timings import Timings
+from rollout.label.timings import Spent, Timings
 from rollout.photo_shards import next_fingerprint
 from rollout.shard_writer import About, ShardWriter
 
@@ -116,13 +117,18 @@ class LabelWriter:
 
     def add(self, block: LabelledBlock) -> None:
         """Write a block of images; a shard ends behind it where it is full."""
-        for timings in (self.timings, self._shard_timings):
-            timings.add(len(block.images), block.spent)
+        began = time.perf_counter(), time.process_time()
+        self._take(len(block.images), block.spent)
         for one in block.images:
             image = self._without_duplicate(one.image)
             self._add_image(image, one.png)
         if self._shards.is_full or self._since_shard >= SHARD_IMAGES:
             self._end_shard()
+        self._take(0, {"write": Spent(time.perf_counter() - began[0], time.process_time() - began[1])})
+
+    def _take(self, images: int, spent: Mapping[str, Spent]) -> None:
+        for timings in (self.timings, self._shard_timings):
+            timings.add(images, spent)
 
     def _without_duplicate(self, image: LabelImage) -> LabelImage:
         """The image refused, with all its objects, where it is like an earlier one."""
