@@ -65,7 +65,7 @@ def refused(what: str, path: Path, reason: str | None, number: int | None = None
     """An error for the user; reason and number: of the error that the system gave, where it gave any."""
     text = (
         f"{what} was not written: {reason or 'the disk refuses'}, {free_gib(path):.3f} GiB are free there. What was "
-        "whole before is whole still: make room, then go on by --resume"
+        "whole before is whole still: make room, then give the command again (to `train` with --resume)"
     )
     return OSError(number or errno.EIO, text, str(path))
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-TIMINGS = "timings.jsonl"
-"""A line for each shard; no part of the labels, which are the same however long they took."""
+from rollout.disk import replace_text
+
+_TIMINGS = "timings"
+"""A file for each shard; no part of the labels, which are the same however long they took."""
 _SPENT = "spent"
 
 
@@ -68,22 +70,16 @@ class Timings:
         name, spent = max(self.stages.items(), key=lambda item: item[1].wall)
         return name, self.images / spent.wall if spent.wall else float("inf")
 
-    def append(self, out: Path, part: int) -> None:
-        """Write a line about the shard of this number to a folder of labels."""
-        line = {"part": part, "images": self.images, "stages": {name: asdict(one) for name, one in self.stages.items()}}
-        with (out / TIMINGS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def write(self, out: Path, part: int) -> None:
+        """Write what the images of the shard of this number took to a folder of labels."""
+        held = {"images": self.images, "stages": {name: asdict(one) for name, one in self.stages.items()}}
+        replace_text(out / f"{_TIMINGS}-{part:05d}.json", json.dumps(held))
 
 
 def read_timings(out: Path) -> Timings:
-    """What all shards of a folder took; of a shard that was written twice, behind a stop, the last time. Nothing where
-    no timings are."""
-    path, parts, total = out / TIMINGS, dict[int, dict[str, object]](), Timings()
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            held = json.loads(line)
-            parts[held["part"]] = held
-    for held in parts.values():
-        stages: dict[str, dict[str, float]] = held["stages"]  # type: ignore[assignment]  # as `append` wrote it
-        total.add(int(held["images"]), {name: Spent(**one) for name, one in stages.items()})  # type: ignore[call-overload]
+    """What all shards of a folder took; nothing where no timings are."""
+    total = Timings()
+    for path in sorted(out.glob(f"{_TIMINGS}-*.json")):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        total.add(held["images"], {name: Spent(**one) for name, one in held["stages"].items()})
     return total

@@ -3,7 +3,7 @@
 OUT/train/...                       shards of the split (envs/shards/files.py)
 OUT/objects/objects-00000.parquet   what was found in the images of a shard, kept or refused (rollout/label/objects.py)
 OUT/progress-00000.json             how far the labels are after a shard
-OUT/timings.jsonl                   what each stage took for the images of a shard (rollout/label/timings.py)
+OUT/timings-00000.json              what each stage took for the images of a shard (rollout/label/timings.py)
 
 Shards end at ends of blocks and by what is in them alone, so that they are the same however often the work was stopped.
 """
@@ -213,7 +213,7 @@ class LabelWriter:
             pq.write_table(pa.Table.from_pylist(self._rows, SCHEMA), partial, compression="zstd")
         beside = {"progress": asdict(self.progress), "words": sorted(self._words), "looks": self._seen}
         replace_text(self._progress_path(part), json.dumps(beside))
-        self._shard_timings.append(self.out, part)
+        self._shard_timings.write(self.out, part)
         self._shards.write_shard()
         self._rows, self._since_shard, self._seen, self._shard_timings = [], 0, [], Timings()
 

@@ -1,17 +1,14 @@
 """A disk that is really full: the run ends with one line, and goes on bit for bit once there is room."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from commands import SMALL, polytrace
+from full_disk import fill, small_disk
 from in_process import apart, run_here, settings
 from test_driver_killed import outcome
 
@@ -19,30 +16,6 @@ from rl.run.parts import run_parts
 from rl.run.preflight import checkpoint_bytes, refuse_full_disk, weight_bytes
 
 STEPS = ["steps=3"]
-
-
-@contextmanager
-def small_disk(at: Path, mebibytes: int) -> Iterator[Path]:
-    """A file system of its own at a new folder."""
-    at.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(at)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mounting is not permitted here")
-    try:
-        yield at
-    finally:
-        subprocess.run(["umount", "-l", str(at)], check=True)
-
-
-def fill(disk: Path, room: int) -> None:
-    """Leave `room` bytes, whole pages, on the disk, though others may write to it meanwhile."""
-    ballast = disk / "ballast"
-    try:
-        ballast.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - room)))
-    except OSError:
-        os.truncate(ballast, max(0, ballast.stat().st_size - room))
 
 
 def error_of(folder: Path, port: int, out: Path) -> None:

@@ -11,7 +11,7 @@ from made_labels import QUIET, STAGES, config
 from rl import label as verb
 from rl.labels.report import LabelReport
 from rollout.label import writer as label_writer
-from rollout.label.timings import TIMINGS, Spent, Timings, read_timings, spent_of, timed
+from rollout.label.timings import Spent, Timings, read_timings, spent_of, timed
 
 
 def test_seconds_travel_with_blocks_that_are_cut_and_joined() -> None:
@@ -39,7 +39,7 @@ def test_the_slowest_stage_is_that_of_most_seconds_by_the_clock() -> None:
 
 def test_a_shard_that_was_written_again_counts_once(tmp_path: Path) -> None:
     for part, seconds in ((0, 1.0), (1, 2.0), (1, 3.0)):
-        Timings(10, {"find": Spent(seconds, seconds)}).append(tmp_path, part)
+        Timings(10, {"find": Spent(seconds, seconds)}).write(tmp_path, part)
     assert read_timings(tmp_path) == Timings(20, {"find": Spent(4.0, 4.0)})
     assert read_timings(tmp_path / "none") == Timings()
 
@@ -49,8 +49,8 @@ def test_a_report_says_where_the_time_went(tmp_path: Path, monkeypatch: pytest.M
     began = time.process_time()
     verb.label(config(tmp_path / "out", num=16, stages=STAGES[:4]), QUIET)
     took = time.process_time() - began
-    lines = [json.loads(line) for line in (tmp_path / "out" / TIMINGS).read_text().splitlines()]
-    assert [line["images"] for line in lines] == [8, 8]
+    held = [json.loads((tmp_path / "out" / f"timings-0000{k}.json").read_text()) for k in range(2)]
+    assert [one["images"] for one in held] == [8, 8]
     times = LabelReport(tmp_path / "out").times()
     # What the last block took to be written is known after its shard is.
     names = ["decode", "policy_boxes", "grabcut", "clean", "templates", "encode", "write"]
