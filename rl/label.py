@@ -21,6 +21,7 @@ from rl.config.label import LabelConfig, StageEntry, StageSettings, images_plugi
 from rl.config.plugins import codec_plugin, policy_plugin
 from rl.pages.progress import StepProgress
 from rl.predict import find_source
+from rl.sources.leaks import HeldOut
 from rollout import cluster
 from rollout.archive.shards import polytrace_version
 from rollout.label.asking import AskedPolicy
@@ -130,18 +131,34 @@ def _plan(config: LabelConfig) -> _Plan:
     stages = tuple(_stage(entry) for entry in entries)
     told = [_provenance(dict(entry), stage) for entry, stage in zip(config.stages, stages, strict=True)]
     source = cast(Images, images.build())
-    pipeline = Pipeline(images, stages, config.block_images, config.readers, looks=config.near_duplicates is not None)
-    if config.near_duplicates is not None:
+    held_out = _held_out(config, source)
+    looks = config.near_duplicates is not None
+    pipeline = Pipeline(images, stages, config.block_images, config.readers, looks, held_out)
+    if looks:
         refuse_no_hashes()
     num = len(source) if config.limit is None else min(config.limit, len(source))
+    against = {"against_sha256": held_out.fingerprint} if held_out else {}
     provenance = {
         "images": dict(config.images),
+        **against,
         "stages": told,
         "block_images": config.block_images,
         "num_images": num,
         "polytrace": polytrace_version(),
     }
     return _Plan(pipeline, num, source.fingerprint, provenance)
+
+
+def _held_out(config: LabelConfig, source: Images) -> HeldOut | None:
+    """The photos that are not labelled; raises ValueError or FileNotFoundError where they cannot be known."""
+    if not config.against:
+        return None
+    if len(source) and source.read(0).image.origin.file is None:
+        raise ValueError(
+            f"against is {', '.join(config.against)}, but the images are no files, by which held-out photos are known; "
+            "write them to a folder, or leave against out."
+        )
+    return HeldOut.of([Path(path) for path in config.against])
 
 
 def _stage(entry: StageEntry) -> Stage:

@@ -172,7 +172,8 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit status 2 where anything is left out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What files of a data set are, how much they hold, and what of it cannot be used, before anything is trained.
+    """What files of a data set, or prepared examples, are, how much they hold, and what of it cannot be used, before
+    anything is trained.
 
     Exit status 0: clean, 1: something was left out, 2: unusable.
     """
@@ -180,17 +181,21 @@ def check(
     from rl.sources.check import check_source, report_tables, unreadable_json
     from rl.sources.leaks import HeldOut
     from rl.sources.prepare import chosen_splits
+    from rl.sources.prepared import check_prepared, is_prepared
     from rl.sources.source import source_of
 
     held_out, status, reports = HeldOut.of(against or []), 0, []
     errors = Console(stderr=True, emoji=False)
     for path in paths:
         try:
-            source = source_of(path, format, images, setting or [])
-            if not as_json:
-                _tell_others(source)
-            quiet = errors if as_json else console
-            report = check_source(source, chosen_splits(source, split or []), held_out, processes, quick, quiet)
+            if format is None and is_prepared(path):
+                report = check_prepared(path, split or [], held_out)
+            else:
+                source = source_of(path, format, images, setting or [])
+                if not as_json:
+                    _tell_others(source)
+                quiet = errors if as_json else console
+                report = check_source(source, chosen_splits(source, split or []), held_out, processes, quick, quiet)
         except (ValueError, OSError) as error:  # the others are worth a look all the same
             errors.print(f"[red]polytrace:[/red] {escape(str(error))}", soft_wrap=True)
             status = 2

@@ -52,6 +52,9 @@ class LabelConfig:
     near_duplicates: Annotated[int | None, between(0, 32)] = None
     """Bits of 64 in which the perceptual hashes of two images of the same picture may differ, such as 4; of such images
     the first is labelled. null keeps all."""
+    against: list[str] = field(default_factory=list)
+    """Data sets, as files or prepared, whose held-out photos are not labelled: those that the model will be judged by.
+    Known by COCO's number in their name, or by their bytes. Of images that are files."""
     block_images: Annotated[int, at_least(1)] = 64
     """Images that go through a stage together: what bounds the memory, and what a stop costs."""
     readers: Annotated[int, at_least(1)] = 1

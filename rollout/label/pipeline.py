@@ -8,7 +8,8 @@ tasks, those with one in workers of their own.
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Protocol
 
 import pyarrow as pa
 import ray
@@ -19,12 +20,24 @@ from ray.exceptions import RayError
 from envs.plugin import Plugin
 from envs.ranges import at_least
 from envs.shards.rows import png_of
+from rollout.label.images._opened import NO_PIXELS
 from rollout.label.images.base import Images
 from rollout.label.judged import judged
 from rollout.label.looks import look_of
 from rollout.label.record import DECODED, LabelImage, Shown, from_block, records_of, to_block
 from rollout.label.stages.base import Labeller
 from rollout.label.timings import Spent, spent_of, timed
+
+HELD_OUT = "held_out"
+"""What stands for the stage that refuses photos which a model will be judged by."""
+
+
+class KnownPhotos(Protocol):
+    """Photos that are known wherever they lie."""
+
+    def where(self, photo: Path) -> str | None:
+        """Where else a photo is, and by what it was known; None for one that is unknown."""
+        ...
 
 
 @dataclass
@@ -61,6 +74,8 @@ class Pipeline:
     """Workers that open images."""
     looks: bool = False
     """Whether images are hashed for near-duplicates."""
+    held_out: KnownPhotos | None = None
+    """Photos that are not labelled."""
 
     @property
     def steps(self) -> list[str]:
@@ -179,10 +194,18 @@ class _Read:
         size, shown = self._pipeline.block_images, list[Shown]()
         for number in numbers.column("id").to_pylist():
             begin = self._first + number * size
-            shown += [self._images.read(index) for index in range(begin, min(begin + size, self._last))]
+            shown += [self._opened(index) for index in range(begin, min(begin + size, self._last))]
         if self._pipeline.looks:
             shown = [replace(one, image=look_of(one)) for one in shown]
         return to_block(shown)
+
+    def _opened(self, index: int) -> Shown:
+        shown, held_out = self._images.read(index), self._pipeline.held_out
+        file = shown.image.origin.file
+        if held_out is None or file is None or (where := held_out.where(Path(file))) is None:
+            return shown
+        image = shown.image.refuse(HELD_OUT, "a photo that is held out elsewhere", where)
+        return replace(shown, image=image, pixels=NO_PIXELS)
 
 
 class _Labelled:
