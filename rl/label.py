@@ -6,7 +6,7 @@ that was found or refused beside them (rollout/label).
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +26,18 @@ from rollout import cluster
 from rollout.archive.shards import polytrace_version
 from rollout.label.asking import AskedPolicy
 from rollout.label.images.base import Images
+from rollout.label.looks import LOOKS_IMAGES, Look, Looks, looks_path, read_looks, write_looks
 from rollout.label.objects import AT_THE_END
-from rollout.label.pipeline import LabelledBlock, Pipeline, Stage, StagePlace, labelled, labelled_here
+from rollout.label.pipeline import (
+    LabelledBlock,
+    Pipeline,
+    Stage,
+    StagePlace,
+    labelled,
+    labelled_here,
+    looked,
+    looked_here,
+)
 from rollout.label.stages.base import ChecksEarly, TellsWeights
 from rollout.label.timings import Timings
 from rollout.label.writer import LabelWriter, Progress, Written
@@ -54,7 +64,7 @@ def label(config: LabelConfig, console: Console) -> Card:
     known.
     """
     plan = _plan(config)
-    written = Written(config.split, config.data_set, config.candidates, config.near_duplicates)
+    written = Written(config.split, config.data_set, config.candidates)
     writer = LabelWriter(Path(config.out), written, plan.provenance, plan.fingerprint)
     if not writer.is_whole:
         first = writer.progress.images
@@ -69,19 +79,39 @@ def label(config: LabelConfig, console: Console) -> Card:
 
 
 def _run(config: LabelConfig, plan: _Plan, writer: LabelWriter, console: Console) -> None:
-    first, last = writer.progress.images, plan.num_images
+    first, last, pipeline = writer.progress.images, plan.num_images, plan.pipeline
     if config.in_process:
-        _write(labelled_here(plan.pipeline, first, last), config, last, writer, console)
+        pipeline = _without_copies(config, pipeline, last, console)
+        _write(labelled_here(pipeline, first, last), config, last, writer, console)
         return
-    pipeline = plan.pipeline
     with console.status("starting Ray"):
         store = config.ray.object_store_gb
         num_bytes = _OBJECT_STORE if store is None else int(store * 2**30)
         cluster.start(config.ray.address, _places(pipeline), pipeline.gpus, num_bytes)
     try:
+        pipeline = _without_copies(config, pipeline, last, console)
         _write(labelled(pipeline, first, last), config, last, writer, console)
     finally:
         cluster.stop()
+
+
+def _without_copies(config: LabelConfig, pipeline: Pipeline, num: int, console: Console) -> Pipeline:
+    """The pipeline, told which images are like earlier ones; hashes are kept, and found again where a job goes on."""
+    if config.near_duplicates is None:
+        return pipeline
+    seen = Looks(config.near_duplicates)
+    with StepProgress(console, "looking for near-duplicates", num) as progress:
+        for part, first in enumerate(range(0, num, LOOKS_IMAGES)):
+            path, last = looks_path(Path(config.out), part), min(first + LOOKS_IMAGES, num)
+            if not path.exists():
+                held: list[Look] = []
+                for block in (looked_here if config.in_process else looked)(pipeline, first, last):
+                    held += block
+                    progress.update(first + len(held))
+                write_looks(path, held)
+            seen.take(read_looks(path))
+            progress.update(last, f"{len(seen.copies):,} found")
+    return replace(pipeline, copies=seen.copies)
 
 
 def _write(
@@ -132,9 +162,8 @@ def _plan(config: LabelConfig) -> _Plan:
     told = [_provenance(dict(entry), stage) for entry, stage in zip(config.stages, stages, strict=True)]
     source = cast(Images, images.build())
     held_out = _held_out(config, source)
-    looks = config.near_duplicates is not None
-    pipeline = Pipeline(images, stages, config.block_images, config.readers, looks, held_out)
-    if looks:
+    pipeline = Pipeline(images, stages, config.block_images, config.readers, held_out)
+    if config.near_duplicates is not None:
         refuse_no_hashes()
     num = len(source) if config.limit is None else min(config.limit, len(source))
     against = {"against_sha256": held_out.fingerprint} if held_out else {}
@@ -143,6 +172,7 @@ def _plan(config: LabelConfig) -> _Plan:
         **against,
         "stages": told,
         "block_images": config.block_images,
+        "near_duplicates": config.near_duplicates,
         "num_images": num,
         "polytrace": polytrace_version(),
     }

@@ -111,14 +111,14 @@ class LabelReport:
     def stages(self) -> list[str]:
         """Stages in their order, by the names that refusals have."""
         order = [DECODED, *(entry.get("called", entry["name"]) for entry in self.provenance["stages"])]
-        return [*order, "near_duplicates", AT_THE_END]
+        return [*order, AT_THE_END]
 
     def funnel(self) -> list[FunnelStep]:
         """Each stage that refused an object, with how many are left behind it."""
         left, steps = len(self.objects), []
         for stage in dict.fromkeys(self.stages):
             refused = Counter(row["reason"] for row in self.objects if row["stage"] == stage)
-            if refused or stage in self.stages[1:-2]:
+            if refused or stage in self.stages[1:-1]:
                 left -= refused.total()
                 steps.append(FunnelStep(stage, dict(refused.most_common()), left))
         return steps

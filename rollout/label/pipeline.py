@@ -6,8 +6,8 @@ tasks, those with one in workers of their own.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -23,7 +23,7 @@ from envs.shards.rows import png_of
 from rollout.label.images._opened import NO_PIXELS
 from rollout.label.images.base import Images
 from rollout.label.judged import judged
-from rollout.label.looks import look_of
+from rollout.label.looks import NEAR_DUPLICATE, NEAR_DUPLICATES, Look, look_of
 from rollout.label.record import DECODED, LabelImage, Shown, from_block, records_of, to_block
 from rollout.label.stages.base import Labeller
 from rollout.label.timings import Spent, spent_of, timed
@@ -72,10 +72,10 @@ class Pipeline:
     """Images of a block: what a stage is given at once, and what is done again after a stop."""
     readers: int = 1
     """Workers that open images."""
-    looks: bool = False
-    """Whether images are hashed for near-duplicates."""
     held_out: KnownPhotos | None = None
     """Photos that are not labelled."""
+    copies: Mapping[int, str] = field(default_factory=dict)
+    """Of images that are not labelled since an earlier one is like them, by number: the key of that."""
 
     @property
     def steps(self) -> list[str]:
@@ -142,6 +142,33 @@ def labelled_here(pipeline: Pipeline, first: int, last: int) -> Iterator[Labelle
         yield _ended(pipeline, block)
 
 
+def looked(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Look]]:
+    """Key and hash of the images from number `first` up to `last`, by blocks and in order; Ray must run.
+
+    Raises ValueError, in a line, where an image source fails.
+    """
+    numbers = range(first, last, pipeline.block_images)
+    _be_quiet()
+    data = ray.data.range(len(numbers), override_num_blocks=len(numbers))
+    data = _mapped(data, _Look, {"pipeline": pipeline, "first": first, "last": last}, StagePlace(pipeline.readers))
+    try:
+        for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            yield _looks(block)
+    except RayError as error:
+        raise ValueError(f"the images cannot be read: {_cause(error)}") from error
+
+
+def looked_here(pipeline: Pipeline, first: int, last: int) -> Iterator[list[Look]]:
+    """The same in this process, without Ray."""
+    look = _Look(pipeline, first, last)
+    for number in range(len(range(first, last, pipeline.block_images))):
+        yield _looks(look(pa.table({"id": [number]})))
+
+
+def _looks(block: pa.Table) -> list[Look]:
+    return list(zip(block.column("key").to_pylist(), block.column("look").to_pylist(), strict=True))
+
+
 def _ended(pipeline: Pipeline, block: pa.Table) -> LabelledBlock:
     pngs = [cell.as_py() or None for cell in block.column("pixels")]
     images = [Labelled(image, png) for image, png in zip(records_of(block), pngs, strict=True)]
@@ -180,28 +207,42 @@ def _mapped(data: Any, function: type, settings: dict[str, Any], place: StagePla
     )
 
 
-class _Read:
-    """Numbers of blocks become images."""
+class _Numbered:
+    """Numbers of blocks become those of their images."""
 
     def __init__(self, pipeline: Pipeline, first: int, last: int) -> None:
         self._pipeline, self._first, self._last = pipeline, first, last
         self._images: Images = pipeline.images.build()
 
+    def _indices(self, numbers: pa.Table) -> Iterator[int]:
+        size = self._pipeline.block_images
+        for number in numbers.column("id").to_pylist():
+            begin = self._first + number * size
+            yield from range(begin, min(begin + size, self._last))
+
+
+class _Look(_Numbered):
+    """Images become their hashes."""
+
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        looks = [look_of(self._images.read(index)) for index in self._indices(numbers)]
+        return pa.table({"key": [key for key, _ in looks], "look": [look for _, look in looks]})
+
+
+class _Read(_Numbered):
+    """Images are opened; those that are not to be labelled are refused."""
+
     def __call__(self, numbers: pa.Table) -> pa.Table:
         return timed(self._read, numbers)
 
     def _read(self, numbers: pa.Table) -> pa.Table:
-        size, shown = self._pipeline.block_images, list[Shown]()
-        for number in numbers.column("id").to_pylist():
-            begin = self._first + number * size
-            shown += [self._opened(index) for index in range(begin, min(begin + size, self._last))]
-        if self._pipeline.looks:
-            shown = [replace(one, image=look_of(one)) for one in shown]
-        return to_block(shown)
+        return to_block([self._opened(index) for index in self._indices(numbers)])
 
     def _opened(self, index: int) -> Shown:
         shown, held_out = self._images.read(index), self._pipeline.held_out
         file = shown.image.origin.file
+        if (like := self._pipeline.copies.get(index)) is not None:
+            return replace(shown, image=shown.image.refuse(NEAR_DUPLICATES, NEAR_DUPLICATE, like), pixels=NO_PIXELS)
         if held_out is None or file is None or (where := held_out.where(Path(file))) is None:
             return shown
         image = shown.image.refuse(HELD_OUT, "a photo that is held out elsewhere", where)

@@ -112,8 +112,6 @@ class LabelImage:
     width: int = 0
     sha256: str = ""
     """Hash of size and pixels (envs.example.image_sha256)."""
-    look: str = ""
-    """Perceptual hash, 16 hex digits, near-duplicates of which differ in few bits; "" where nobody asked for it."""
     objects: tuple[LabelObject, ...] = ()
     """Objects that are still kept, in the order of their numbers."""
     groups: tuple[Group, ...] = ()

@@ -25,7 +25,6 @@ from envs.images import ShownFile, View
 from envs.shards.files import Card
 from envs.shards.rows import Scene, example_row
 from rollout.disk import replace_text, whole_file, writing
-from rollout.label.looks import Looks
 from rollout.label.objects import SCHEMA, object_rows, objects_path
 from rollout.label.pipeline import LabelledBlock
 from rollout.label.record import LabelImage, LabelObject
@@ -35,8 +34,6 @@ from rollout.shard_writer import About, ShardWriter
 
 SHARD_IMAGES = 8192
 """Images after which a shard ends, however few labels there are."""
-NEAR_DUPLICATE = "an image like an earlier one"
-_LOOKS = "near_duplicates"
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,6 @@ class Written:
     """First part of the examples' ids."""
     candidates: bool = False
     """Whether the objects of an image go with each question as masks to choose from."""
-    near_bits: int | None = None
-    """Bits in which the hashes of near-duplicates differ at most; None looks for none."""
 
 
 @dataclass
@@ -91,8 +86,6 @@ class LabelWriter:
         self._shard_timings = Timings()
         self._rows: list[dict[str, Any]] = []
         self._words, self._since_shard = set[str](), 0
-        self._looks = None if written.near_bits is None else Looks(written.near_bits)
-        self._seen: list[tuple[str, str]] = []
         if self._shards.num_shards:
             self._go_on()
 
@@ -110,9 +103,6 @@ class LabelWriter:
         for part in range(last + 1):
             beside = json.loads(self._progress_path(part).read_text(encoding="utf-8"))
             self._words |= set(beside["words"])
-            for key, look in beside["looks"]:
-                if self._looks is not None:
-                    self._looks.add(key, look)
         self.progress = Progress(**held["progress"])
 
     def add(self, block: LabelledBlock) -> None:
@@ -120,8 +110,7 @@ class LabelWriter:
         began = time.perf_counter(), time.process_time()
         self._take(len(block.images), block.spent)
         for one in block.images:
-            image = self._without_duplicate(one.image)
-            self._add_image(image, one.png)
+            self._add_image(one.image, one.png)
         if self._shards.is_full or self._since_shard >= SHARD_IMAGES:
             self._end_shard()
         self._take(0, {"write": Spent(time.perf_counter() - began[0], time.process_time() - began[1])})
@@ -129,18 +118,6 @@ class LabelWriter:
     def _take(self, images: int, spent: Mapping[str, Spent]) -> None:
         for timings in (self.timings, self._shard_timings):
             timings.add(images, spent)
-
-    def _without_duplicate(self, image: LabelImage) -> LabelImage:
-        """The image refused, with all its objects, where it is like an earlier one."""
-        if self._looks is None or not image.look:
-            return image
-        key = image.origin.key
-        like = self._looks.first_like(image.look)
-        if like is None:
-            self._looks.add(key, image.look)
-            self._seen.append((key, image.look))
-            return image
-        return image.refuse(_LOOKS, NEAR_DUPLICATE, like)
 
     def _add_image(self, image: LabelImage, png: bytes | None) -> None:
         examples = list(self._examples(image)) if image.is_open else []
@@ -211,11 +188,11 @@ class LabelWriter:
         path = objects_path(self.out, part)
         with writing(path.name, path), whole_file(path) as partial:
             pq.write_table(pa.Table.from_pylist(self._rows, SCHEMA), partial, compression="zstd")
-        beside = {"progress": asdict(self.progress), "words": sorted(self._words), "looks": self._seen}
+        beside = {"progress": asdict(self.progress), "words": sorted(self._words)}
         replace_text(self._progress_path(part), json.dumps(beside))
         self._shard_timings.write(self.out, part)
         self._shards.write_shard()
-        self._rows, self._since_shard, self._seen, self._shard_timings = [], 0, [], Timings()
+        self._rows, self._since_shard, self._shard_timings = [], 0, Timings()
 
     def finish(self) -> Card:
         """Write what is left and, last, the card; every image must have been added."""

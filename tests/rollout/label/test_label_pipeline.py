@@ -21,8 +21,8 @@ from rl import label as verb
 from rl.labels.report import LabelReport, curve_of
 from rollout.label import writer as label_writer
 from rollout.label.judged import TRUE_IOU
+from rollout.label.looks import NEAR_DUPLICATE, Looks, looks_path
 from rollout.label.objects import read_objects
-from rollout.label.writer import NEAR_DUPLICATE
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -124,8 +124,38 @@ def test_of_images_of_one_picture_the_first_is_labelled(tmp_path: Path) -> None:
     assert {Path(row["image_key"]).name for row in refused} == {"9.jpg"}
     assert {row["reason"] for row in refused} == {NEAR_DUPLICATE}
     assert {Path(row["detail"]).name for row in refused} == {"1.png"}
+    assert [row["number"] for row in refused] == [None]  # no stage saw it
     report = LabelReport(tmp_path / "out")
-    assert report.refused_images == {("near_duplicates", NEAR_DUPLICATE): 1}
+    assert report.refused_images == {("near_duplicates", NEAR_DUPLICATE): 1} and len(report.objects) == 3
+
+
+def test_hashes_are_kept_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = with_boxes(photos(tmp_path / "photos"), tmp_path / "out", {"0.png": [12.0, 12.0, 36.0, 36.0]})
+    job.near_duplicates = 6
+    monkeypatch.setattr(verb, "LOOKS_IMAGES", 3)
+    real, asked = verb.looked_here, list[tuple[int, int]]()
+
+    def stopping(pipeline: Any, first: int, last: int) -> Iterator[Any]:
+        asked.append((first, last))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        yield from real(pipeline, first, last)
+
+    monkeypatch.setattr(verb, "looked_here", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        verb.label(job, QUIET)
+    assert looks_path(tmp_path / "out", 0).exists() and not looks_path(tmp_path / "out", 1).exists()
+    verb.label(job, QUIET)
+    assert asked == [(0, 3), (3, 4), (3, 4)]
+    assert LabelReport(tmp_path / "out").refused_images == {("near_duplicates", NEAR_DUPLICATE): 1}
+
+
+def test_copies_by_hand() -> None:
+    seen = Looks(most_bits=2)
+    seen.take([("a", "0" * 16), ("b", "f" * 16), ("closed", ""), ("c", "0" * 15 + "3")])
+    seen.take([("d", "0" * 15 + "7"), ("e", "7" + "f" * 15), ("f", "0" * 15 + "7")])
+    # 3 has two bits and 7 has three; what is a copy itself has no copies.
+    assert seen.copies == {3: "a", 5: "b", 6: "d"} and seen.num_images == 7
 
 
 def test_labels_of_files_refer_to_them_and_open_by_themselves(tmp_path: Path) -> None:
@@ -170,14 +200,15 @@ def test_wrong_settings_are_told_before_anything_starts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ray_gives_the_same_files_killed_in_the_middle_or_not(tmp_path: Path) -> None:
     """A real process, killed by SIGKILL once a shard is there, and begun again."""
-    verb.label(config(tmp_path / "whole", stages=STAGES[:4]), QUIET)
+    verb.label(config(tmp_path / "whole", stages=STAGES[:4], near_duplicates=12), QUIET)
+    assert LabelReport(tmp_path / "whole").refused_images  # so wide that some scenes count as copies
     out = tmp_path / "by_ray"
     script = (
         "import sys; from pathlib import Path; from rich.console import Console\n"
         "from rollout.label import writer; from rl.label import label\n"
         "from made_labels import STAGES, config\n"
         "writer.SHARD_IMAGES = 8\n"
-        "label(config(Path(sys.argv[1]), in_process=False, stages=STAGES[:4]), Console())\n"
+        "label(config(Path(sys.argv[1]), in_process=False, stages=STAGES[:4], near_duplicates=12), Console())\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_ADDRESS": ""}
     command = [sys.executable, "-c", script, str(out)]
