@@ -173,7 +173,7 @@ def _ended(pipeline: Pipeline, block: pa.Table) -> LabelledBlock:
     pngs = [cell.as_py() or None for cell in block.column("pixels")]
     images = [Labelled(image, png) for image, png in zip(records_of(block), pngs, strict=True)]
     spent: dict[str, Spent] = {}
-    for name, one in zip(pipeline.steps, spent_of(block), strict=True):
+    for name, one in zip(pipeline.steps, spent_of(block), strict=bool(images)):
         spent[name] = spent.get(name, Spent()) + one
     return LabelledBlock(images, spent)
 
