@@ -669,7 +669,7 @@ def test_a_prompt_that_enters_late_is_answered_as_if_it_had_been_alone(policy: P
             together.replace(torch.tensor([0]), policy.encode(first.groups(0, 1)))
             cache = PromptCache(policy.encode(first.groups(0, 1)), 3, 4)
         found = policy.decode(together, tokens.expand(2, -1), 1.0)[:3]
-        torch.testing.assert_close(found, policy.decode(cache, tokens, 1.0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found, policy.decode(cache, tokens, 1.0), atol=4e-5, rtol=0)
         tokens = tokens + 2
 
 

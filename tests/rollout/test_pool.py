@@ -158,7 +158,7 @@ def in_background(pool: WorkerPool, asked: list[Unit]) -> tuple[threading.Thread
     collected: list[Group] = []
     thread = threading.Thread(target=lambda: collected.extend(pool.answer(asked)))
     thread.start()
-    time.sleep(0.4)
+    time.sleep(0.2)
     assert thread.is_alive()
     return thread, collected
 
@@ -215,10 +215,10 @@ def test_a_worker_killed_in_mid_step_costs_no_answer_and_serves_again_only_with_
     any_pool: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = any_pool
-    expected = answers(pool.answer(units(24)))
+    expected = answers(pool.answer(units(72)))
     before = pool.process_ids()
     assert {os.getpriority(os.PRIO_PROCESS, process) for process in before} == {os.nice(0)}
-    waiting, collected = in_background(pool, units(24))
+    waiting, collected = in_background(pool, units(72))
     os.kill(before[0], signal.SIGKILL)
     waiting.join(timeout=240)
     assert not waiting.is_alive()
@@ -233,10 +233,10 @@ def test_a_worker_killed_in_mid_step_costs_no_answer_and_serves_again_only_with_
     assert {rollout.policy_version for group in collected for rollout in group.rollouts} == {7}
 
     pool.set_weights(pool.weights, version=7)  # waits for the worker that restarts
-    assert answers(pool.answer(units(24))) == expected
+    assert answers(pool.answer(units(72))) == expected
     after = pool.process_ids()
     assert after[0] != before[0] and after[1] == before[1]
-    assert versions(pool.answer(units(24))) == {7}
+    assert versions(pool.answer(units(72))) == {7}
 
 
 def test_weights_that_twice_do_not_arrive_as_sent_are_refused_by_name(

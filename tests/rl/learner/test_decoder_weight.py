@@ -202,7 +202,7 @@ def test_a_step_is_that_of_plain_torch_at_every_stage_also_where_a_rank_has_noth
     for outcome in found:
         for weights, right in zip(outcome.weights, expected.weights, strict=True):
             assert np.abs(weights - right)[~own].max() < 5e-5 and np.abs(weights - right)[own].mean() < 2e-6
-            assert np.abs(weights - right)[own].max() < 0.1 * RATE
+            assert np.abs(weights - right)[own].max() < 0.2 * RATE
         for logged, right in zip(outcome.stats, expected.stats, strict=True):
             assert logged["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
             assert logged["decoder_loss"] == pytest.approx(right["decoder_loss"], rel=1e-4)

@@ -200,7 +200,7 @@ def test_wrong_settings_are_told_before_anything_starts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ray_gives_the_same_files_killed_in_the_middle_or_not(tmp_path: Path) -> None:
     """A real process, killed by SIGKILL once a shard is there, and begun again."""
-    verb.label(config(tmp_path / "whole", stages=STAGES[:4], near_duplicates=12), QUIET)
+    verb.label(config(tmp_path / "whole", stages=STAGES[:4], near_duplicates=20), QUIET)
     assert LabelReport(tmp_path / "whole").refused_images  # so wide that some scenes count as copies
     out = tmp_path / "by_ray"
     script = (
@@ -208,7 +208,7 @@ def test_ray_gives_the_same_files_killed_in_the_middle_or_not(tmp_path: Path) ->
         "from rollout.label import writer; from rl.label import label\n"
         "from made_labels import STAGES, config\n"
         "writer.SHARD_IMAGES = 8\n"
-        "label(config(Path(sys.argv[1]), in_process=False, stages=STAGES[:4], near_duplicates=12), Console())\n"
+        "label(config(Path(sys.argv[1]), in_process=False, stages=STAGES[:4], near_duplicates=20), Console())\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_ADDRESS": ""}
     command = [sys.executable, "-c", script, str(out)]

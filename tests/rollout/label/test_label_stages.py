@@ -240,7 +240,7 @@ def test_a_record_keeps_everything_through_a_block():
 
     mask = rectangle(2, 2, 12, 12)
     origin = Origin("k", tags=("a", "b"), truths=(HiddenTruth("cat", rle_from_mask(mask)),), licence="CC0-1.0")
-    image = LabelImage(3, origin, SIZE, SIZE, "f" * 64, "0" * 16, (named(0, "cat", mask),), next_number=1)
+    image = LabelImage(3, origin, SIZE, SIZE, "f" * 64, (named(0, "cat", mask),), next_number=1)
     image = replace(image, groups=(Group("all cat", (0,), "category"),)).refuse("clean", "why", "detail")
     held = Shown(replace(image, refused=()), np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8))
     closed = Shown(image, np.zeros((0, 0, 3), np.uint8))
