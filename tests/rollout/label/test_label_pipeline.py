@@ -1,6 +1,7 @@
 """Labelling as a whole: the same shards by Ray and without it, stopped or not; everything refused is kept beside."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -220,6 +221,8 @@ def test_ray_gives_the_same_files_killed_in_the_middle_or_not(tmp_path: Path) ->
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     subprocess.run(command, env=environment, check=True, timeout=500)
-    rows = objects_of(out)
-    assert rows == objects_of(tmp_path / "whole") and all(TRUE_IOU in one["numbers"] for one in rows if one["mask"])
+    rows, expected = objects_of(out), objects_of(tmp_path / "whole")
+    for one in (*rows, *expected):  # two processes may round a policy's log-probabilities otherwise
+        one["numbers"] = {key: round(value, 5) for key, value in json.loads(one["numbers"] or "{}").items()}
+    assert rows == expected and all(TRUE_IOU in one["numbers"] for one in rows if one["mask"])
     assert Env("train", folder=str(out)).fingerprint == Env("train", folder=str(tmp_path / "whole")).fingerprint
