@@ -1,7 +1,7 @@
 """Two families by the same file: a tiny Qwen3-VL and a tiny Qwen2.5-VL (grouped queries, windows, merged patches)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -657,8 +657,20 @@ def test_answers_that_stay_in_the_cache_do_not_notice_those_that_left(policy: Po
         torch.testing.assert_close(found, expected.flatten(0, 1), atol=1e-5, rtol=0)
 
 
+@pytest.fixture
+def exactness(policy: Policy) -> Iterator[float]:
+    """By how much equal log-probabilities of the policy may differ, its weights held in 64 bits meanwhile, so that this
+    is the rounding of the answers alone; torch multiplies those of experts in 32 bits at most."""
+    if any("experts" in name for name, _ in policy.model.named_modules()):
+        yield 1e-5
+        return
+    policy.model.double()
+    yield 4e-6
+    policy.model.float()
+
+
 @torch.no_grad()
-def test_a_prompt_that_enters_late_is_answered_as_if_it_had_been_alone(policy: Policy) -> None:
+def test_a_prompt_that_enters_late_is_answered_as_if_it_had_been_alone(policy: Policy, exactness: float) -> None:
     first = questions(policy, images(2), PHRASES)
     cache = PromptCache(policy.encode(first.groups(0, 1)), 3, 4)
     together = PromptCache(policy.encode(first), 3, 4)
@@ -669,7 +681,7 @@ def test_a_prompt_that_enters_late_is_answered_as_if_it_had_been_alone(policy: P
             together.replace(torch.tensor([0]), policy.encode(first.groups(0, 1)))
             cache = PromptCache(policy.encode(first.groups(0, 1)), 3, 4)
         found = policy.decode(together, tokens.expand(2, -1), 1.0)[:3]
-        torch.testing.assert_close(found, policy.decode(cache, tokens, 1.0), atol=4e-5, rtol=0)
+        torch.testing.assert_close(found, policy.decode(cache, tokens, 1.0), atol=exactness, rtol=0)
         tokens = tokens + 2
 
 

@@ -107,15 +107,16 @@ def answer_losses(policy: Any, env: Any, whole: Batch, example: Example, b: int)
     return torch.stack(found)
 
 
-def by_plain_torch(checkpoint: Path, batches: list[Batch]) -> tuple[Outcome, list[float]]:
-    """Weights and statistics of two updates a step, and the decoder's norms: rewards and masks in passes apart."""
+def by_plain_torch(checkpoint: Path, batches: list[Batch]) -> tuple[Outcome, list[float], np.ndarray]:
+    """Weights and statistics of two updates a step, the decoder's norms, and the smallest gradient that each of its
+    weights had: rewards and masks in passes apart."""
     policy, env = KIND.plugin(checkpoint).build(), KIND.env.build(split="train")
     decoder = [p for name, p in policy.named_parameters() if "mask_decoder" in name]
     rest = [p for name, p in policy.named_parameters() if "mask_decoder" not in name]
     optimizer = torch.optim.AdamW(
         [{"params": rest, "lr": LEARNER.lr}, {"params": decoder, "lr": RATE}], betas=(0.9, 0.95), weight_decay=0.0
     )
-    weights, stats, shares = [flat(policy)], [], []
+    weights, stats, shares, felt = [flat(policy)], [], [], []
     for whole in batches:
         norms, masks, losses = [], 0.0, 0.0
         parts = [[0, 1], [2, 3]]
@@ -134,11 +135,16 @@ def by_plain_torch(checkpoint: Path, batches: list[Batch]) -> tuple[Outcome, lis
             drawn = np.repeat([len(env[k].truth.masks) for k in part], GROUP) * (each.detach() > 0).numpy()
             masks, losses = masks + drawn.sum(), losses + float((each.detach().numpy() * drawn).sum())
             shares.append(float(torch.nn.utils.get_total_norm([p.grad for p in decoder if p.grad is not None])))
+            felt.append(
+                np.concatenate(
+                    [np.zeros(p.numel()) if p.grad is None else p.grad.flatten().abs().numpy() for p in decoder]
+                )
+            )
             norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), LEARNER.grad_clip).item())
             optimizer.step()
         weights.append(flat(policy))
         stats.append({"grad_norm": sum(norms) / 2, "decoder_loss": losses / masks})
-    return Outcome(weights, stats), shares
+    return Outcome(weights, stats), shares, np.min(felt, axis=0)
 
 
 def rows_of(policy: Any, env: Any, part: Batch) -> Any:
@@ -187,7 +193,10 @@ def test_the_term_by_hand() -> None:
 def test_a_step_is_that_of_plain_torch_at_every_stage_also_where_a_rank_has_nothing_to_draw(
     tiny_untrained: Path, batches: list[Batch]
 ) -> None:
-    (expected, norms), own = by_plain_torch(tiny_untrained, batches), decoder_places(tiny_untrained)
+    (expected, norms, felt), own = by_plain_torch(tiny_untrained, batches), decoder_places(tiny_untrained)
+    # Where a gradient is nothing but rounding, AdamW makes a step of it, another one where sums are in another order.
+    sure = felt > 1e-6
+    assert sure.mean() > 0.9
     assert min(norms) > 0.02 and np.abs(expected.weights[1] - expected.weights[0])[own].max() > RATE
     whole = replace(ALONG, zero_stage=3, deepspeed=SHARED_OUT)
     counts = [len(masks) for masks in batches[0].truths or ()]
@@ -202,7 +211,7 @@ def test_a_step_is_that_of_plain_torch_at_every_stage_also_where_a_rank_has_noth
     for outcome in found:
         for weights, right in zip(outcome.weights, expected.weights, strict=True):
             assert np.abs(weights - right)[~own].max() < 5e-5 and np.abs(weights - right)[own].mean() < 2e-6
-            assert np.abs(weights - right)[own].max() < 0.2 * RATE
+            assert np.abs(weights - right)[own][sure].max() < 5e-3 * RATE
         for logged, right in zip(outcome.stats, expected.stats, strict=True):
             assert logged["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
             assert logged["decoder_loss"] == pytest.approx(right["decoder_loss"], rel=1e-4)
