@@ -219,8 +219,8 @@ def asked_policy(settings: StageSettings) -> AskedPolicy:
 
 
 def _provenance(entry: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """What is kept of a stage: its settings, not where it ran, and the checksums of its models."""
-    told = {key: value for key, value in entry.items() if key not in ("workers", "gpus", "cpus")}
+    """What is kept of a stage: its settings, its models' threads and checksums, not where it ran."""
+    told = {key: value for key, value in entry.items() if key not in ("workers", "gpus")}
     built = stage.plugin.build()
     if isinstance(built, TellsWeights):
         told["weights_sha256"] = [weights_sha256(Path(folder)) for folder in built.model_folders]

@@ -15,7 +15,7 @@ CROWDS = ("ignore", "objects")
 """What iscrowd 1 says: a group, which counts neither way; or nothing, as tools write it on masks of one object."""
 UNKNOWN_CLASS = "annotations of a class that is not in the file"
 _OF_OTHER_TASKS = re.compile(r"(captions|person_keypoints|panoptic|stuff|image_info)_.*")
-_LISTS = ('"images"', '"annotations"', '"categories"')
+_LIST = re.compile(r'"(images|annotations|categories)"\s*:\s*\[')
 _BY_DATUMARO = re.compile(r'\{\s*"licenses":\s*\[\s*\{\s*"name":\s*"",\s*"id":\s*0,\s*"url":\s*""\s*\}')
 
 
@@ -24,7 +24,7 @@ def is_in_coco_form(path: Path) -> bool:
     if path.suffix.lower() != ".json" or _OF_OTHER_TASKS.fullmatch(path.stem):
         return False
     seen = head(path)
-    return seen.lstrip().startswith("{") and any(key in seen for key in _LISTS) and '"segments_info"' not in seen
+    return seen.lstrip().startswith("{") and _LIST.search(seen) is not None and '"segments_info"' not in seen
 
 
 def is_by_datumaro(path: Path) -> bool:

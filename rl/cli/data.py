@@ -181,7 +181,7 @@ def check(
     from rl.sources.check import check_source, report_tables, unreadable_json
     from rl.sources.leaks import HeldOut
     from rl.sources.prepare import chosen_splits
-    from rl.sources.prepared import check_prepared, is_prepared
+    from rl.sources.prepared import check_prepared, is_prepared, refuse_reader_options
     from rl.sources.source import source_of
 
     held_out, status, reports = HeldOut.of(against or []), 0, []
@@ -189,6 +189,7 @@ def check(
     for path in paths:
         try:
             if format is None and is_prepared(path):
+                refuse_reader_options(path, images, setting or [])
                 report = check_prepared(path, split or [], held_out)
             else:
                 source = source_of(path, format, images, setting or [])

@@ -21,7 +21,7 @@ class StageSettings:
     gpus: Annotated[float, at_least(0)] = 0.0
     """GPUs of each of them, such as 0.5 where two stages share one."""
     cpus: Annotated[float, at_least(0)] = 1.0
-    """Cores that Ray counts for each of them."""
+    """Cores that Ray counts for each of them, and threads of its model, one at least."""
     checkpoint: str | None = None
     """Of stages that ask a policy: a run (its best policy), a Hugging Face folder, or the name of an embedded one."""
     config: str | None = None

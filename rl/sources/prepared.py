@@ -21,6 +21,16 @@ def is_prepared(path: Path) -> bool:
     return any(path.glob(f"*/{CARD}"))
 
 
+def refuse_reader_options(path: Path, images: str | None, settings: Sequence[str]) -> None:
+    """Raise ValueError for options of `data check` that mean something to the files of a data set alone."""
+    given = [f"--images {images}"] * (images is not None) + [f"--set {setting}" for setting in settings]
+    if given:
+        raise ValueError(
+            f"{path} holds prepared examples, which name their photos, and {given[0]} is for files of a data set; "
+            "leave it out, or name the format of such files by --format."
+        )
+
+
 def check_prepared(path: Path, asked: Sequence[str], held_out: HeldOut) -> Report:
     """Count what is prepared in a folder, look for its photos, and for those that are held out elsewhere.
 

@@ -26,7 +26,7 @@ _UNKNOWN = Truth(np.zeros((0, 1, 1), np.bool_))
 
 @dataclass(frozen=True)
 class AskedPolicy:
-    """A policy that writes outlines, and how it is asked; small, and sent to workers."""
+    """A policy that draws what a phrase means, and how it is asked; small, and sent to workers."""
 
     plugin: Plugin
     """Recipe of the policy, its checkpoint and codec in it."""

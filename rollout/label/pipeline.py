@@ -7,6 +7,7 @@ tasks, those with one in workers of their own.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Protocol
 import pyarrow as pa
 import ray
 import ray.data
+import torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
@@ -49,7 +51,7 @@ class StagePlace:
     gpus: Annotated[float, at_least(0)] = 0.0
     """GPUs of a worker, such as 0.5 where two stages share one."""
     cpus: Annotated[float, at_least(0)] = 1.0
-    """Cores that Ray counts for a worker."""
+    """Cores that Ray counts for a worker, and threads that its model has, one at least."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def labelled(pipeline: Pipeline, first: int, last: int) -> Iterator[LabelledBloc
     data = ray.data.range(len(numbers), override_num_blocks=len(numbers))
     data = _mapped(data, _Read, {"pipeline": pipeline, "first": first, "last": last}, StagePlace(pipeline.readers))
     for stage in pipeline.stages:
-        data = _mapped(data, _Labelled, {"plugin": stage.plugin}, stage.place if _has_model(stage) else None)
+        data = _mapped(data, _Labelled, {"stage": stage}, stage.place if _has_model(stage) else None)
     data = _mapped(data, _Ended, {})
     try:
         for block in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
@@ -134,7 +136,7 @@ def labelled(pipeline: Pipeline, first: int, last: int) -> Iterator[LabelledBloc
 def labelled_here(pipeline: Pipeline, first: int, last: int) -> Iterator[LabelledBlock]:
     """The same images and blocks, one after the other in this process, without Ray."""
     read = _Read(pipeline, first, last)
-    steps: list[Callable[[pa.Table], pa.Table]] = [*(_Labelled(stage.plugin) for stage in pipeline.stages), _Ended()]
+    steps: list[Callable[[pa.Table], pa.Table]] = [*(_Labelled(stage) for stage in pipeline.stages), _Ended()]
     for number in range(len(range(first, last, pipeline.block_images))):
         block = read(pa.table({"id": [number]}))
         for step in steps:
@@ -173,7 +175,7 @@ def _ended(pipeline: Pipeline, block: pa.Table) -> LabelledBlock:
     pngs = [cell.as_py() or None for cell in block.column("pixels")]
     images = [Labelled(image, png) for image, png in zip(records_of(block), pngs, strict=True)]
     spent: dict[str, Spent] = {}
-    for name, one in zip(pipeline.steps, spent_of(block), strict=bool(images)):
+    for name, one in zip(pipeline.steps, spent_of(block), strict=bool(images)):  # a block of nothing took nothing
         spent[name] = spent.get(name, Spent()) + one
     return LabelledBlock(images, spent)
 
@@ -249,18 +251,32 @@ class _Read(_Numbered):
         return replace(shown, image=image, pixels=NO_PIXELS)
 
 
+@contextmanager
+def _threads(num: int) -> Iterator[None]:
+    """Torch has `num` threads in here, whatever the machine has: their number decides the last bits of what a model
+    says."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Labelled:
     """Images go through a stage."""
 
-    def __init__(self, plugin: Plugin) -> None:
-        self._stage: Labeller = plugin.build()
+    def __init__(self, stage: Stage) -> None:
+        self._stage: Labeller = stage.plugin.build()
+        self._threads = max(1, int(stage.place.cpus))
 
     def __call__(self, images: pa.Table) -> pa.Table:
         return timed(self._labelled, images)
 
     def _labelled(self, images: pa.Table) -> pa.Table:
         shown = from_block(images)
-        labelled = self._stage.label(shown)
+        with _threads(self._threads):
+            labelled = self._stage.label(shown)
         return to_block([replace(one, image=image) for one, image in zip(shown, labelled, strict=True)])
 
 

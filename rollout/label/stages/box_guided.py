@@ -1,16 +1,19 @@
 """Stage: the mask of each box by a policy of ours that decodes masks behind boxes (policies/families/box_decoder.py).
 
-It is asked for the object by its name, and its decoder draws as if it had said the box itself.
+It is asked for the object by its phrase, or its name before it has one, and its decoder draws as if it had said the
+box itself.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Annotated, ClassVar
 
 from envs.ranges import at_least, between
 from rollout.label.asking import AskedPolicy, Asker
-from rollout.label.record import LabelImage, LabelObject, Refusal, Shown, kept, with_mask
+from rollout.label.record import LabelImage, Shown
+from rollout.label.stages._foretold import Foretold
 
 UNSURE = "a mask that the policy's decoder is not sure of"
 NOTHING = "the policy's decoder draws nothing in the box"
@@ -54,17 +57,8 @@ class Labeller:
             for found in one.image.objects
         ]
         drawn = iter(self._asker.drawn_in(asked) if asked else [])
-        labelled = []
-        for one in images:
-            masked, refused = list[LabelObject](), list[Refusal]()
-            for found in one.image.objects if one.image.is_open else ():
-                mask, quality = next(drawn)
-                measured = found.with_numbers(_STAGE, predicted_iou=quality)
-                if not mask.any():
-                    refused.append(Refusal(_STAGE, NOTHING, measured))
-                elif quality < self.least_quality:
-                    refused.append(Refusal(_STAGE, UNSURE, with_mask(measured, mask)))
-                else:
-                    masked.append(with_mask(measured, mask))
-            labelled.append(kept(one.image, masked, refused) if one.image.is_open else one.image)
-        return labelled
+        rule = Foretold(_STAGE, self.least_quality, UNSURE, NOTHING)
+        return [
+            rule.masked(one.image, list(islice(drawn, len(one.image.objects)))) if one.image.is_open else one.image
+            for one in images
+        ]

@@ -10,7 +10,8 @@ import numpy as np
 
 from envs.ranges import at_least, between
 from policies.labellers.prompted_masks import PromptedMasks, PromptRule, refuse_no_prompted_sam
-from rollout.label.record import LabelImage, LabelObject, Refusal, Shown, kept, with_mask
+from rollout.label.record import LabelImage, Shown
+from rollout.label.stages._foretold import Foretold
 
 UNSURE = "a mask that the segmenter is not sure of"
 NOTHING = "the segmenter finds nothing in the box"
@@ -59,13 +60,5 @@ class Labeller:
             masks, qualities = self._segmenter.at_points(shown.pixels, (boxes[:, :2] + boxes[:, 2:]) / 2)
         else:
             masks, qualities = self._segmenter.masks(shown.pixels, boxes)
-        masked, refused = list[LabelObject](), list[Refusal]()
-        for found, mask, quality in zip(objects, masks, qualities.tolist(), strict=True):
-            measured = found.with_numbers(_STAGE, predicted_iou=quality)
-            if not mask.any():
-                refused.append(Refusal(_STAGE, NOTHING, measured))
-            elif quality < self.least_quality:
-                refused.append(Refusal(_STAGE, UNSURE, with_mask(measured, mask)))
-            else:
-                masked.append(with_mask(measured, mask))
-        return kept(shown.image, masked, refused)
+        rule = Foretold(_STAGE, self.least_quality, UNSURE, NOTHING)
+        return rule.masked(shown.image, zip(masks, qualities.tolist(), strict=True))

@@ -14,7 +14,8 @@ from rl import label as verb
 from rl.labels.report import LabelReport
 from rl.sources.check import Report
 from rl.sources.leaks import LEAK, HeldOut
-from rl.sources.prepared import EMBEDDED, GONE, check_prepared
+from rl.sources.prepared import EMBEDDED, GONE, check_prepared, refuse_reader_options
+from rl.sources.source import recognised
 
 BOX = [12.0, 12.0, 36.0, 36.0]
 
@@ -87,3 +88,12 @@ def test_of_images_without_files_only_names_can_tell(tmp_path: Path) -> None:
     assert report.exit_status == 0 and report.findings.noted[EMBEDDED].count == report.splits["train"].photos > 0
     with pytest.raises(ValueError, match="the images are no files, by which held-out photos are known"):
         verb.label(config(tmp_path / "other", num=8, against=[str(judged)]), QUIET)
+
+
+def test_options_of_readers_are_refused_and_labels_that_are_not_finished_are_no_data_set(tmp_path: Path) -> None:
+    for images, settings, named in (("elsewhere", [], "--images elsewhere"), (None, ["ask=name"], "--set ask=name")):
+        with pytest.raises(ValueError, match=f"holds prepared examples.*{named} is for files of a data set"):
+            refuse_reader_options(tmp_path, images, settings)
+    verb.label(config(tmp_path / "out", num=8), QUIET)
+    (tmp_path / "out" / "train" / "split.json").unlink()
+    assert (tmp_path / "out" / "progress-00000.json").exists() and recognised(tmp_path / "out") == []
